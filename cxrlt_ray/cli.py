@@ -1,0 +1,76 @@
+"""The console script `cxrlt-ray COMMAND ...`; each COMMAND is also `python -m cxrlt_ray.COMMAND`.
+
+A command is the function `main` of its module, read by typer. Modules are imported only when
+their command is asked for, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from cxrlt_ray.errors import CxrltError
+
+COMMANDS = {
+    "phantom": "write a cohort of procedural chest X-rays in the CXR-LT 2024 layout",
+    "cohort": "summarise a data directory: counts, missing files, leaks, refusals",
+    "prepare": "resize originals to shards, once",
+    "sweep": "train many trials",
+    "trials": "list runs and trials",
+    "ensemble": "select and weigh trials, score the test images, write the submission",
+    "predict": "score new images with an ensemble",
+    "evaluate": "score a submission",
+}
+
+
+def run(name: str, argv: list[str] | None = None) -> NoReturn:
+    """Run command `name` with `argv` (default: the process's) and exit: 0 good, 1 failed, 2 wrong usage."""
+    import typer
+
+    function = importlib.import_module(f"cxrlt_ray.{name}").main
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(_one_sentence(function))
+    app(args=sys.argv[1:] if argv is None else argv, prog_name=f"python -m cxrlt_ray.{name}")
+    raise SystemExit(0)
+
+
+def main() -> None:
+    """The console script: dispatch to a command's module."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("usage: cxrlt-ray COMMAND [options]    (COMMAND --help for its options)\n")
+        print("\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items()))
+        return
+    if name == "--version":
+        from cxrlt_ray import __version__
+
+        print(f"cxrlt-ray {__version__}")
+        return
+    if name not in COMMANDS:
+        print(f"cxrlt-ray: no command '{name}'; there are: {', '.join(COMMANDS)}.", file=sys.stderr)
+        raise SystemExit(2)
+    run(name, sys.argv[2:])
+
+
+def _one_sentence(function: Callable[..., None]) -> Callable[..., None]:
+    """`function`, with our own errors told in one sentence and turned into the exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        try:
+            function(*args, **kwargs)
+        except CxrltError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("stopped.", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    main()

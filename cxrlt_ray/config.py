@@ -1,0 +1,80 @@
+"""Configuration files: found by name, read safely, validated with every mistake told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cxrlt_ray.errors import UsageError
+
+PACKAGE = Path(__file__).parent
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def names(folder: str) -> list[str]:
+    """The names that `find(folder, NAME)` knows, sorted."""
+    return sorted({path.stem for place in _places(folder) for path in place.glob("*.yaml")})
+
+
+def find(folder: str, name: str) -> Path:
+    """The file behind `name`: a path, else NAME.yaml in ./FOLDER, else the copy shipped with the package.
+
+    Raises UsageError when there is none.
+    """
+    if (path := Path(name)).is_file():
+        return path
+    for place in _places(folder):
+        if (path := place / f"{name}.yaml").is_file():
+            return path
+    raise UsageError(
+        f"no {folder} file '{name}': it is neither a path nor one of {', '.join(names(folder))} "
+        f"(looked in {', '.join(map(str, _places(folder)))})."
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UsageError, naming the file, if there is none."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
+    return content
+
+
+def validate(model: type[Model], content: dict[str, Any], source: Path | str) -> Model:
+    """`content` as a `model`. Raises UsageError naming `source` and, for each mistake, key, given and allowed."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        mistakes = "; ".join(_mistake(model, item) for item in error.errors())
+        raise UsageError(f"{source}: {mistakes}.") from None
+
+
+def _places(folder: str) -> list[Path]:
+    # an installed wheel carries the folder inside the package, a checkout beside it
+    return [Path(folder), PACKAGE / folder, PACKAGE.parent / folder]
+
+
+def _mistake(model: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "the file"
+    if item["type"] == "extra_forbidden":
+        parent = ".".join(str(part) for part in item["loc"][:-1])
+        allowed = f"; allowed at the top: {', '.join(model.model_fields)}" if not parent else ""
+        return f"unknown key '{key}'{allowed}"
+    if item["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"key '{key}': given {item['input']!r}: {message}"

@@ -1,0 +1,15 @@
+"""The one error style: a sentence on what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+
+class CxrltError(Exception):
+    """Something failed (exit code 1); the message is the whole sentence the user reads."""
+
+    exit_code = 1
+
+
+class UsageError(CxrltError):
+    """The command, a file the user wrote or the combination of both is wrong (exit code 2)."""
+
+    exit_code = 2

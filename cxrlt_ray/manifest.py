@@ -1,0 +1,98 @@
+"""The manifest: one row an image, the one table that everything after the readers works on.
+
+Columns: META (strings, age float32; what is unknown is null), then one nullable int8 column per
+finding: 1, 0 or null (not labelled). Stored as Parquet, with schema version, source, root and a
+content fingerprint in its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxrlt_ray.errors import CxrltError
+
+SCHEMA_VERSION = 1
+META = ("image_id", "study_id", "subject_id", "view", "path", "split", "sex", "age", "race", "report")
+VIEWS = ("PA", "AP", "LATERAL", "OTHER", "UNKNOWN")
+FRONTAL = ("PA", "AP")
+# development: images of the release's development set while its labels are withheld
+SPLITS = ("train", "val", "test", "development")
+_KEY = b"cxrlt_ray"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A cohort.
+
+    table: META columns, then `findings` as pandas Int8 (1, 0, <NA>), RangeIndex, in a fixed order.
+    source: the reader's name. root: directory or URI that `path` is relative to.
+    """
+
+    table: pd.DataFrame
+    findings: tuple[str, ...]
+    source: str
+    root: str
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over ids, splits, paths and labels: predictions of another cohort are told by it."""
+        columns = ["image_id", "study_id", "subject_id", "path", "split"]
+        digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, *self.findings]).encode())
+        digest.update(pd.util.hash_pandas_object(self.table[columns].astype(str), index=False).to_numpy().tobytes())
+        digest.update(self.targets().tobytes())
+        return digest.hexdigest()[:16]
+
+    def targets(self, findings: tuple[str, ...] | None = None) -> np.ndarray:
+        """int8 [N, C]: 1, 0 or -1 where not labelled; a finding the manifest lacks is -1 throughout."""
+        findings = self.findings if findings is None else findings
+        columns = [
+            self.table[name].fillna(-1).to_numpy(np.int8)
+            if name in self.table
+            else np.full(len(self.table), -1, np.int8)
+            for name in findings
+        ]
+        return np.column_stack(columns) if columns else np.empty((len(self.table), 0), np.int8)
+
+    def where(self, rows: np.ndarray | pd.Series) -> Manifest:
+        """The manifest of the rows for which the boolean mask `rows` [N] holds."""
+        return replace(self, table=self.table[np.asarray(rows, bool)].reset_index(drop=True))
+
+    def of_split(self, *splits: str) -> Manifest:
+        """The manifest of the images of `splits`."""
+        return self.where(self.table["split"].isin(splits))
+
+    def write(self, path: Path | str) -> None:
+        """Write as Parquet: whole or not at all."""
+        arrow = pa.Table.from_pandas(self.table, preserve_index=False)
+        about = {
+            "schema_version": SCHEMA_VERSION,
+            "source": self.source,
+            "root": self.root,
+            "findings": self.findings,
+            "fingerprint": self.fingerprint,
+        }
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: json.dumps(about).encode()})
+        part = f"{path}.part"
+        pq.write_table(arrow, part)
+        os.replace(part, path)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Manifest:
+        """Read what `write` wrote. Raises CxrltError for a file that is none or of another version."""
+        try:
+            arrow = pq.read_table(path)
+            about = json.loads((arrow.schema.metadata or {})[_KEY])
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise CxrltError(f"{path} is not a manifest of cxrlt_ray ({error}).") from None
+        if about["schema_version"] != SCHEMA_VERSION:
+            raise CxrltError(f"{path} is a manifest of version {about['schema_version']}; this is {SCHEMA_VERSION}.")
+        return cls(arrow.to_pandas(), tuple(about["findings"]), about["source"], about["root"])
