@@ -1,0 +1,30 @@
+# `make demo` and `make test`, each from nothing; the environment is made once and reused.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test slow lint clean
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"cxrlt_ray needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}. Give another: make PYTHON=python3.11 ...")'
+	@echo "Making .venv (about 6.5 GB, a minute or two)"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -e .
+	@touch $@
+
+demo: .venv/.ready
+	$(PY) -m cxrlt_ray.sweep task1
+	$(PY) -m cxrlt_ray.ensemble --select greedy
+
+test: .venv/.ready
+	$(PY) -m pytest
+
+slow: .venv/.ready
+	$(PY) -m pytest -m slow
+
+lint: .venv/.ready
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy cxrlt_ray
+
+clean:
+	rm -rf .venv

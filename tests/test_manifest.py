@@ -1,0 +1,39 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.manifest import META, Manifest
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    rows = {name: ["a", "b", "c"] for name in META}
+    table = pd.DataFrame({**rows, "split": ["train", "val", "test"], "age": np.float32([40, np.nan, 60])})
+    table["Mass"] = pd.array([1, 0, None], dtype="Int8")
+    return Manifest(table, ("Mass",), "table", "/data")
+
+
+def test_a_manifest_comes_back_as_written(manifest, tmp_path):
+    manifest.write(tmp_path / "manifest.parquet")
+    back = Manifest.read(tmp_path / "manifest.parquet")
+    assert back.fingerprint == manifest.fingerprint
+    assert back.targets().tolist() == [[1], [0], [-1]]
+    assert (back.findings, back.source, back.root) == (("Mass",), "table", "/data")
+
+
+def test_the_fingerprint_tells_a_changed_label_or_split(manifest):
+    for column, value in {"Mass": 1, "split": "train"}.items():
+        table = manifest.table.copy()
+        table.loc[1, column] = value
+        assert Manifest(table, manifest.findings, "table", "/data").fingerprint != manifest.fingerprint
+
+
+def test_a_finding_the_manifest_lacks_is_not_labelled(manifest):
+    assert manifest.targets(("Hernia", "Mass")).tolist() == [[-1, 1], [-1, 0], [-1, -1]]
+
+
+def test_a_file_that_is_no_manifest_is_named(tmp_path):
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(CxrltError, match=r"x\.parquet is not a manifest"):
+        Manifest.read(tmp_path / "x.parquet")
