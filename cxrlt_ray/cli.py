@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cxrlt_ray.errors import CxrltError
 
@@ -53,6 +53,20 @@ def main() -> None:
         print(f"cxrlt-ray: no command '{name}'; there are: {', '.join(COMMANDS)}.", file=sys.stderr)
         raise SystemExit(2)
     run(name, sys.argv[2:])
+
+
+def option(help: str, *names: str) -> Any:
+    """A typer option, told in `help`."""
+    import typer
+
+    return typer.Option(*names, help=help, show_default=True)
+
+
+def argument(help: str) -> Any:
+    """A typer argument, told in `help`."""
+    import typer
+
+    return typer.Argument(help=help)
 
 
 def _one_sentence(function: Callable[..., None]) -> Callable[..., None]:

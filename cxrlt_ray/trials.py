@@ -1,0 +1,258 @@
+"""The trial store: what a sweep leaves behind, readable with pandas and json alone.
+
+    RUN/run.json                     task, data, space, seed, resources; the fingerprint of the manifest
+    RUN/manifest.parquet             the cohort as split for this run (and `fold`, with --folds)
+    RUN/optuna.db                    the search's state, for optuna-dashboard
+    RUN/trials/T0001/trial.json      state, parameters, metrics by epoch, environment, reason of a failure
+                    /fold-0/         the kept checkpoint: model.safetensors, model.json
+                    /predictions/val.parquet    image_id, then one float32 probability per finding
+
+Predictions are those of the kept checkpoint; their file carries findings, split and fingerprint in
+its metadata, and is refused where they do not fit the run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray import cli
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.manifest import Manifest
+from cxrlt_ray.storage import Store
+from cxrlt_ray.tasks import Task
+
+RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+DEFAULT_STORAGE = "runs"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a run: its directory and what its trial.json says."""
+
+    store: Store
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """T0000, T0001 ... after the search's own number."""
+        return self.about["name"]
+
+    @property
+    def state(self) -> str:
+        """The trial's state: running, finished, pruned or failed."""
+        return self.about["state"]
+
+    @property
+    def val_map(self) -> float:
+        """Validation mAP of the kept predictions; nan where there are none."""
+        value = self.about.get("val_map")
+        return float("nan") if value is None else value
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names of the kept checkpoints below the trial, one a fold; [] once dropped."""
+        return [name for name in self.store.list() if name.startswith("fold-")]
+
+    def has_predictions(self, split: str = "val") -> bool:
+        """Whether the predictions of `split` were stored."""
+        return self.store.exists(f"predictions/{split}.parquet")
+
+    def predictions(self, split: str = "val") -> pd.DataFrame:
+        """Probabilities in [0, 1]: float32, index image_id, one column per finding of the run's task.
+
+        Raises CxrltError, naming the file, where it is of other findings, split or manifest.
+        """
+        return read_predictions(
+            self.store, f"predictions/{split}.parquet", self.about["findings"], split, self.about["fingerprint"]
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sweep's directory."""
+
+    store: Store
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.about["name"]
+
+    @property
+    def task(self) -> Task:
+        """The task the run was trained for."""
+        return Task(**{**self.about["task"], "findings": tuple(self.about["task"]["findings"])})
+
+    def manifest(self) -> Manifest:
+        """The cohort as split for this run."""
+        with self.store.fetched("manifest.parquet") as path:
+            return Manifest.read(path)
+
+    def trials(self) -> list[Trial]:
+        """All trials that left a trial.json, by name."""
+        folder = self.store / "trials"
+        return [read_trial(folder / name) for name in folder.list() if (folder / name).exists("trial.json")]
+
+
+def read_trial(store: Store) -> Trial:
+    """The trial in directory `store`."""
+    return Trial(store, store.read_json("trial.json"))
+
+
+def create_run(storage: str, name: str, about: dict[str, Any], manifest: Manifest) -> Run:
+    """Make RUN/ with run.json and manifest.parquet. Raises UsageError if the name is taken."""
+    store = Store(storage) / name
+    if store.exists("run.json"):
+        raise UsageError(
+            f"run '{name}' already exists in {storage}: give --resume to continue it, or another --name to start one."
+        )
+    with store.place("manifest.parquet") as path:
+        manifest.write(path)
+    about = {**about, "name": name, "created": now(), "fingerprint": manifest.fingerprint}
+    store.write_json("run.json", about)
+    return Run(store, about)
+
+
+def load_run(storage: str = DEFAULT_STORAGE, name: str | None = None) -> Run:
+    """The run `name`, or the latest. Raises UsageError, naming those there are."""
+    names = runs(storage)
+    if name is None:
+        if not names:
+            raise UsageError(f"no run in {storage}: start one with `python -m cxrlt_ray.sweep task1`.")
+        loaded = [Run(Store(storage) / each, (Store(storage) / each).read_json("run.json")) for each in names]
+        return max(loaded, key=lambda run: run.about["created"])
+    if name not in names:
+        raise UsageError(f"no run '{name}' in {storage}; there are: {', '.join(names) or 'none'}.")
+    store = Store(storage) / name
+    return Run(store, store.read_json("run.json"))
+
+
+def runs(storage: str) -> list[str]:
+    """The names of the runs in `storage`, sorted."""
+    store = Store(storage)
+    return [name for name in store.list() if store.exists(f"{name}/run.json")]
+
+
+def write_predictions(
+    store: Store,
+    name: str,
+    image_ids: np.ndarray | list[str],
+    probabilities: np.ndarray,
+    findings: tuple[str, ...],
+    split: str,
+    fingerprint: str,
+) -> None:
+    """Write probabilities [N, C] in [0, 1] of `image_ids` [N] as Parquet, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"image_id": pa.array(list(image_ids), pa.string())}
+    columns |= {name: pa.array(probabilities[:, c], pa.float32()) for c, name in enumerate(findings)}
+    about = {"findings": list(findings), "split": split, "fingerprint": fingerprint}
+    table = pa.table(columns).replace_schema_metadata({b"cxrlt_ray": json.dumps(about).encode()})
+    with store.place(name) as path:
+        pq.write_table(table, path)
+
+
+def read_predictions(
+    store: Store, name: str, findings: list[str] | tuple[str, ...], split: str, fingerprint: str
+) -> pd.DataFrame:
+    """Read and check what `write_predictions` wrote. Raises CxrltError naming the file that does not fit."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    where = f"{store.uri}/{name}"
+    try:
+        table = pq.read_table(io.BytesIO(store.read(name)))
+        about = json.loads((table.schema.metadata or {})[b"cxrlt_ray"])
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        raise CxrltError(f"{where} is not a file of predictions ({error}).") from None
+    expected = {"findings": list(findings), "split": split, "fingerprint": fingerprint}
+    for key, value in expected.items():
+        if about.get(key) != value:
+            raise CxrltError(
+                f"{where} does not fit this run: its {key} is {_short(about.get(key))}, the run's {_short(value)}; "
+                "it was made on another cohort or task."
+            )
+    return table.to_pandas().set_index("image_id")
+
+
+def now() -> str:
+    """The present moment, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def main(
+    run: Annotated[str | None, cli.argument("the run whose trials to list; without it, the runs")] = None,
+    storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE,
+) -> None:
+    """List runs, or the trials of one.
+
+    python -m cxrlt_ray.trials
+    python -m cxrlt_ray.trials RUN
+    """
+    from rich.console import Console
+
+    console = Console()
+    if run is None:
+        if not runs(storage):
+            raise UsageError(f"no run in {storage}: start one with `python -m cxrlt_ray.sweep task1`.")
+        console.print(runs_table(storage))
+    else:
+        console.print(trials_table(load_run(storage, run).trials()))
+
+
+def runs_table(storage: str) -> Any:
+    """A rich table of the runs in `storage`."""
+    from rich.table import Table
+
+    table = Table("run", "task", "created", "data", "trials", "best val mAP")
+    for name in runs(storage):
+        run = load_run(storage, name)
+        trials = run.trials()
+        best = max((t.val_map for t in trials if t.val_map == t.val_map), default=float("nan"))
+        states = ", ".join(
+            f"{count} {state}" for state, count in pd.Series([t.state for t in trials]).value_counts().items()
+        )
+        table.add_row(name, run.task.name, run.about["created"][:16], str(run.about["data"]), states, f"{best:.4f}")
+    return table
+
+
+def trials_table(trials: list[Trial]) -> Any:
+    """A rich table of trials, best first."""
+    from rich.table import Table
+
+    table = Table("trial", "state", "val mAP", "epochs", "backbone", "px", "loss", "lr", "images/s", "note")
+    for trial in sorted(trials, key=lambda t: -t.val_map if t.val_map == t.val_map else 1):
+        config = trial.about["config"]
+        speed = trial.about.get("images_per_second")
+        table.add_row(
+            trial.name,
+            trial.state,
+            f"{trial.val_map:.4f}",
+            str(len(trial.about.get("epochs", []))),
+            config["backbone"],
+            str(config["resolution"]),
+            config["loss"],
+            f"{config['lr']:.1e}",
+            f"{speed:.0f}" if speed else "",
+            _short(trial.about.get("reason") or ""),
+        )
+    return table
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+if __name__ == "__main__":
+    cli.run("trials")
