@@ -1,0 +1,365 @@
+"""One trial: the loop that runs in Ray Train, on one device or on several, with the same code.
+
+AdamW, linear warm-up and cosine decay by step, clipped gradients, accumulation, an exponential moving
+average of the weights, bfloat16 where the device has it. After each epoch the validation images are
+scored; predictions and checkpoint of the best epoch are kept, so that a trial that is stopped early
+leaves what it had. Loss that is not finite is skipped; MAX_SKIPPED steps in a row end the trial.
+
+With K folds a trial trains K models on the same folds as every other trial: its validation
+predictions are out-of-fold over train. Fold 0 reports each epoch to the scheduler; the others follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cxrlt_ray import metrics
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.manifest import FRONTAL, Manifest
+from cxrlt_ray.prepare import Shards
+from cxrlt_ray.search import TrialConfig
+from cxrlt_ray.storage import Store
+from cxrlt_ray.trials import FINISHED, RUNNING, write_predictions
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SKIPPED = 10
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a run share. `findings`: the task's; `folds` 0 or 1: the val split validates."""
+
+    run: Store
+    shards: Shards
+    findings: tuple[str, ...]
+    fingerprint: str
+    views: str = "all"
+    folds: int = 0
+    seed: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one role, in manifest order: image_id [N], targets int8 [N, C]."""
+
+    image_id: np.ndarray
+    targets: np.ndarray
+
+
+def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], report: Report) -> None:
+    """Train trial `name`, write what it leaves to RUN/trials/NAME and report after each epoch.
+
+    Raises CxrltError when the loss stays non-finite, and what torch raises (out of memory) as it is.
+    """
+    import torch
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    store = job.run / "trials" / name
+    about = {
+        "name": name,
+        "state": RUNNING,
+        "params": params,
+        "config": dataclasses.asdict(config),
+        "findings": list(job.findings),
+        "fingerprint": job.fingerprint,
+        "environment": _environment(),
+        "epochs": [],
+        "val_map": None,
+    }
+    rank, _, _ = _place()
+    keep = store if rank == 0 else None
+    if keep:
+        keep.write_json("trial.json", about)
+    with job.run.fetched("manifest.parquet") as path:
+        manifest = Manifest.read(path)
+    found: list[tuple[Part, np.ndarray]] = []
+    for fold in range(max(job.folds, 1)):
+        training, validation = parts(manifest, job, fold)
+        first = fold == 0
+        scores = _fit(job, config, fold, training, validation, keep, about, report if first else lambda _: None)
+        found.append((validation, scores))
+    about["val_map"] = _keep_predictions(job, keep, found, about)
+    about["state"] = FINISHED
+    if keep:
+        keep.write_json("trial.json", about)
+    if job.folds > 1:
+        last = about["epochs"][-1]
+        report(
+            {"val_map": about["val_map"], "epoch": last["epoch"] + 1, "images_per_second": last["images_per_second"]}
+        )
+
+
+def parts(manifest: Manifest, job: Job, fold: int) -> tuple[Part, Part]:
+    """Training and validation images of `fold`. The views option limits training only."""
+    from cxrlt_ray.splits import assign_folds
+
+    table = manifest.table
+    training = (table["split"] == "train").to_numpy()
+    validation = (table["split"] == "val").to_numpy()
+    targets = manifest.targets(job.findings)
+    if job.folds > 1:
+        rows = np.flatnonzero(training)
+        of = assign_folds(targets[rows], table["subject_id"].to_numpy()[rows], job.folds, job.seed)
+        validation, training = np.zeros(len(table), bool), training.copy()
+        validation[rows[of == fold]] = True
+        training[rows[of == fold]] = False
+    if job.views == "frontal":
+        training = training & table["view"].isin(FRONTAL).to_numpy()
+    ids = table["image_id"].to_numpy()
+    return Part(ids[training], targets[training]), Part(ids[validation], targets[validation])
+
+
+def _fit(
+    job: Job,
+    config: TrialConfig,
+    fold: int,
+    training: Part,
+    validation: Part,
+    store: Store | None,
+    about: dict[str, Any],
+    report: Report,
+) -> np.ndarray:
+    """Train one model; returns its best epoch's probabilities [N, C] for `validation`."""
+    import torch
+
+    from cxrlt_ray import losses, models
+    from cxrlt_ray.stream import batches
+
+    torch.manual_seed(config.seed)
+    rank, world, device = _place()
+    spec = config.spec()
+    model = models.build(spec, len(job.findings)).to(device)
+    if config.frozen_backbone:
+        model.backbone.requires_grad_(False)
+    trained = _wrap(model, world, device)
+    loss_of = losses.from_config(config, _class_weights(config, training.targets, device))
+    steps = math.ceil(math.ceil(len(training.image_id) / (config.batch_size * world)) / config.accumulation)
+    optimizer, schedule = _optimizer(model, config, steps * config.epochs)
+    average = _average(model, config)
+    row_of = {image_id: row for row, image_id in enumerate(training.image_id)}
+    targets = torch.from_numpy(training.targets.astype(np.float32))
+    amp = _autocast(config, device)
+    best, best_scores = -math.inf, np.full(validation.targets.shape, np.nan, np.float32)
+    for epoch in range(config.epochs):
+        started, images, losses_seen, skipped = time.monotonic(), 0, [], 0
+        trained.train()
+        if config.frozen_backbone:
+            model.backbone.eval()
+        stream = batches(
+            job.shards,
+            training.image_id,
+            spec.resolution,
+            config.batch_size,
+            seed=config.seed + 1000 * fold,
+            epoch=epoch,
+            augment=config.augment,
+            rank=rank,
+            world=world,
+        )
+        for number, batch in enumerate(stream, 1):
+            wanted = targets[[row_of[i] for i in batch.image_id]].to(device, non_blocking=True)
+            with amp():
+                logits = trained(torch.from_numpy(batch.images).to(device, non_blocking=True))
+            loss = loss_of(logits.float(), wanted)
+            images += len(batch.image_id) * world
+            value = float(loss.detach())
+            if math.isfinite(value):
+                (loss / config.accumulation).backward()
+                losses_seen.append(value)
+                skipped = 0
+            else:
+                skipped += 1
+                optimizer.zero_grad(set_to_none=True)
+                if skipped >= MAX_SKIPPED:
+                    raise CxrltError(f"the loss was not finite {MAX_SKIPPED} steps in a row (epoch {epoch}); lower lr")
+                continue
+            if number % config.accumulation == 0:
+                _step(model, optimizer, schedule, config, average)
+        if number % config.accumulation:
+            _step(model, optimizer, schedule, config, average)
+        speed = images / (time.monotonic() - started)
+        judged = average.module if average is not None else model
+        scores = predict_part(judged, job.shards, validation.image_id, spec.resolution, config.batch_size * 2, amp)
+        value = metrics.macro(metrics.per_finding(validation.targets, scores)["ap"])
+        about["epochs"].append(
+            {
+                "fold": fold,
+                "epoch": epoch,
+                "val_map": value,
+                "loss": float(np.mean(losses_seen)) if losses_seen else None,
+                "images_per_second": round(speed, 1),
+            }
+        )
+        if value > best or epoch == 0:
+            best, best_scores = value, scores
+            if store:
+                with store.place(f"fold-{fold}") as folder:
+                    folder.mkdir()
+                    models.save(judged, spec, job.findings, folder)
+        if store and job.folds <= 1:
+            about["val_map"], about["best_epoch"] = best, int(np.argmax([e["val_map"] for e in about["epochs"]]))
+            about["images_per_second"] = round(speed, 1)
+            if best_scores is scores:
+                _keep_predictions(job, store, [(validation, scores)], about)
+            store.write_json("trial.json", about)
+        report({"val_map": best, "epoch": epoch + 1, "images_per_second": speed})
+    about["images_per_second"] = round(speed, 1)
+    return best_scores
+
+
+def predict_part(
+    model: torch.nn.Module,
+    shards: Shards,
+    image_ids: np.ndarray,
+    resolution: int,
+    batch_size: int,
+    amp: Callable[[], Any],
+) -> np.ndarray:
+    """Probabilities float32 [N, C] of `image_ids`, in their order; nan where an image is in quarantine."""
+    import torch
+
+    from cxrlt_ray.stream import batches
+
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    device = next(model.parameters()).device
+    model.eval()
+    scores: np.ndarray | None = None
+    with torch.inference_mode():
+        for batch in batches(shards, image_ids, resolution, batch_size):
+            with amp():
+                logits = model(torch.from_numpy(batch.images).to(device, non_blocking=True))
+            found = logits.float().sigmoid().cpu().numpy()
+            if scores is None:
+                scores = np.full((len(image_ids), found.shape[1]), np.nan, np.float32)
+            scores[[row_of[i] for i in batch.image_id]] = found
+    if scores is None:
+        raise CxrltError("none of the images to score could be decoded: see quarantine.parquet beside the shards.")
+    return scores
+
+
+def _keep_predictions(
+    job: Job, store: Store | None, found: list[tuple[Part, np.ndarray]], about: dict[str, Any]
+) -> float:
+    """Store the validation predictions of all folds together; returns their macro mAP."""
+    ids = np.concatenate([part.image_id for part, _ in found])
+    targets = np.concatenate([part.targets for part, _ in found])
+    scores = np.concatenate([scores for _, scores in found])
+    seen = ~np.isnan(scores).any(axis=1)  # images in quarantine have none
+    if store:
+        write_predictions(
+            store, "predictions/val.parquet", ids[seen], scores[seen], job.findings, "val", job.fingerprint
+        )
+    return metrics.macro(metrics.per_finding(targets[seen], scores[seen])["ap"])
+
+
+def _class_weights(config: TrialConfig, targets: np.ndarray, device: torch.device) -> torch.Tensor:
+    from cxrlt_ray import losses
+
+    weights = losses.class_weights((targets == 1).sum(0), (targets >= 0).sum(0), config.class_weight_exponent)
+    import torch
+
+    return torch.as_tensor(np.asarray(weights), dtype=torch.float32, device=device)
+
+
+def _optimizer(model: torch.nn.Module, config: TrialConfig, steps: int) -> tuple[Any, Any]:
+    import torch
+
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # norms and biases
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    warm = max(1, round(config.warmup_fraction * steps))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _step(model: torch.nn.Module, optimizer: Any, schedule: Any, config: TrialConfig, average: Any) -> None:
+    import torch
+
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    if average is not None:
+        average.update(model)
+
+
+def _average(model: torch.nn.Module, config: TrialConfig) -> Any:
+    if not config.ema_decay:
+        return None
+    from timm.utils import ModelEmaV3
+
+    # warm-up of the decay: short runs would otherwise keep their random start
+    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
+
+
+def _autocast(config: TrialConfig, device: torch.device) -> Callable[[], Any]:
+    import torch
+
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if config.precision == "bf16" and device.type == "cuda" and not capable:
+        raise CxrltError("precision bf16 was asked for, but this GPU has none: use precision: auto.")
+    on = config.precision == "bf16" or (config.precision == "auto" and capable)
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+
+
+def _place() -> tuple[int, int, torch.device]:
+    """(rank, world size, device), in a Train worker group, in local mode or outside of Ray."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from ray.train.torch import get_device
+
+        return torch.distributed.get_rank(), torch.distributed.get_world_size(), get_device()
+    return 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _wrap(model: torch.nn.Module, world: int, device: torch.device) -> torch.nn.Module:
+    if world == 1:
+        return model
+    import torch
+
+    if device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ids = [device.index] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def _environment() -> dict[str, Any]:
+    import timm
+    import torch
+
+    from cxrlt_ray import __version__
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "cxrlt_ray": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "device": device,
+    }
+
+
+def epochs_of(about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The epochs of the first fold, which the scheduler saw."""
+    return (epoch for epoch in about["epochs"] if epoch["fold"] == 0)
