@@ -36,6 +36,15 @@ class Store:
         """The store of a directory below."""
         return Store(f"{self.uri.rstrip('/')}/{name}")
 
+    def absolute(self) -> Store:
+        """The same store, whatever a process's working directory."""
+        return self if self.local is None else Store(str(self.local.resolve()))
+
+    def remove(self) -> None:
+        """Delete the directory with all that is below it."""
+        filesystem, root = self._open()
+        filesystem.delete_dir(root)
+
     def exists(self, name: str) -> bool:
         """Whether a file or directory of that name is there."""
         filesystem, root = self._open()

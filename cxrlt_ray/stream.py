@@ -89,6 +89,7 @@ def _blocks(
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _read_decode_augment,
         batch_size=1,
+        num_cpus=0.5,
         fn_kwargs={"shards": shards, "resolution": resolution, "augment": augment, "seed": seed},
     )
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=2):

@@ -1,0 +1,258 @@
+"""Trials through Ray Tune, suggested by Optuna, told truly and resumable from what is on disk.
+
+Resuming never opens Tune's pickles: trials that were running are told FAIL and their parameters
+enqueued again on the same Optuna study, and a new Tuner runs what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import time
+import warnings
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.search import Space
+from cxrlt_ray.train import Job, epochs_of, train
+from cxrlt_ray.trials import FAILED, FINISHED, PRUNED, RUNNING, Run, read_trial
+
+METRIC = "val_map"
+
+
+def tune_trials(
+    run: Run, job: Job, space: Space, resources: Any, trials: int, missing: int, budget: float | None, seed: int
+) -> bool:
+    """Run `missing` trials; False if it was stopped (Ctrl-C) before all were done."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="optuna|ray")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    search = Search(run, space, seed)
+    steps = space.epochs + (job.folds > 1)
+    workers = max(resources.workers_per_trial, 1)
+    bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    # the trial itself needs nothing where its worker group has the resources
+    own = bundle if workers == 1 else {"CPU": 0}
+    trainable = tune.with_resources(tune.with_parameters(_trial, job=job, space=space, plan=resources), own)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                search_alg=search,
+                scheduler=ASHAScheduler(max_t=steps, grace_period=max(1, min(2, steps - 1)), reduction_factor=3),
+                num_samples=missing,
+                max_concurrent_trials=resources.max_concurrent,
+                time_budget_s=budget,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=folder, name="tune", verbose=0, callbacks=[Progress(run, trials, missing)]
+            ),
+        )
+        tuner.fit()
+    out_of_time = budget is not None and time.monotonic() - started >= budget
+    return missing_trials(run, trials) == 0 or out_of_time
+
+
+def missing_trials(run: Run, trials: int) -> int:
+    """How many of `trials` are not done yet."""
+    return max(0, trials - sum(trial.state != RUNNING for trial in run.trials()))
+
+
+class Search(OptunaSearch):
+    """Optuna's search on the run's own study; says PRUNED where the stock class says COMPLETE."""
+
+    def __init__(self, run: Run, space: Space, seed: int) -> None:
+        self.run = run
+        storage = _storage(run)
+        sampler = optuna.samplers.TPESampler(
+            multivariate=True, group=True, constant_liar=True, n_startup_trials=4, seed=seed + len(run.trials())
+        )
+        fresh = run.name not in {s.study_name for s in optuna.get_all_study_summaries(storage)}
+        super().__init__(
+            space.define,
+            metric=METRIC,
+            mode="max",
+            sampler=sampler,
+            storage=storage,
+            study_name=run.name,
+            points_to_evaluate=list(space.start) if fresh else None,
+        )
+        if not fresh:
+            self._requeue()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next point, with the number that names the trial."""
+        params = super().suggest(trial_id)
+        return None if params is None else {"params": params, "number": self._ot_trials[trial_id].number}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Write the trial's last state to the store first, then tell the study."""
+        if trial_id in self._completed_trials:
+            return
+        number = self._ot_trials[trial_id].number
+        state = settle(self.run, number, error)
+        value = (result or {}).get(METRIC)
+        if state == FAILED or value is None or value != value:
+            self._ot_study.tell(number, state=optuna.trial.TrialState.FAIL)
+        elif state == PRUNED:
+            self._ot_study.tell(number, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self._ot_study.tell(number, value)
+        self._completed_trials.add(trial_id)
+
+    def _requeue(self) -> None:
+        for trial in self._ot_study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            self._ot_study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            name = trial_name(trial.number)
+            store = self.run.store / "trials" / name
+            done = store.exists("trial.json") and read_trial(store).state != RUNNING
+            if not done:
+                self._ot_study.enqueue_trial(trial.params)
+                if store.exists("trial.json"):
+                    store.remove()  # its parameters run again under a new number
+
+
+def settle(run: Run, number: int, error: bool) -> str:
+    """The last state of a trial that Tune has ended, written to its trial.json."""
+    store = run.store / "trials" / trial_name(number)
+    if not store.exists("trial.json"):
+        return FAILED
+    about = read_trial(store).about
+    if about["state"] == RUNNING:
+        early = len(list(epochs_of(about))) > 0 and about["val_map"] is not None
+        about["state"] = PRUNED if early and not error else FAILED
+        if about["state"] == FAILED:
+            about.setdefault("reason", "its process ended before an epoch was done (out of memory, or killed)")
+        store.write_json("trial.json", about)
+    return about["state"]
+
+
+def trial_name(number: int) -> str:
+    """The name of the search's trial `number`."""
+    return f"T{number:04d}"
+
+
+def _storage(run: Run) -> optuna.storages.BaseStorage:
+    local = run.store.local
+    if local is None:
+        raise CxrltError(f"the search's state needs a local directory for its database, and {run.store.uri} is none.")
+    return optuna.storages.RDBStorage(f"sqlite:///{local / 'optuna.db'}")
+
+
+def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
+    """Tune's function: one trial in this process, or in a group of Train workers."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    _bound_data(ray, plan)
+    name = trial_name(point["number"])
+    config = space.to_config(point["params"])
+    params = point["params"]
+    if plan.workers_per_trial <= 1:
+        loop = lambda: _told_failure(job, name, config, params, tune.report)  # noqa: E731
+        TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0, use_gpu=plan.gpus_per_trial > 0)).fit()
+        return
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    def worker() -> None:
+        import ray.train
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        _bound_data(ray, plan)
+        _told_failure(job, name, config, params, ray.train.report)
+
+    scaling = ScalingConfig(
+        num_workers=plan.workers_per_trial,
+        use_gpu=plan.gpus_per_trial > 0,
+        resources_per_worker={"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])
+        TorchTrainer(worker, scaling_config=scaling, run_config=run_config).fit()
+
+
+def _told_failure(job: Job, name: str, config: Any, params: dict[str, Any], report: Any) -> None:
+    """Train; a failure is written to the trial's own record before it goes up."""
+    try:
+        train(job, name, config, params, report)
+    except Exception as error:
+        store = job.run / "trials" / name
+        about = store.read_json("trial.json") if store.exists("trial.json") else {"name": name}
+        memory = "out of memory" in str(error).lower()
+        reason = "out of memory" if memory else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        if isinstance(error, CxrltError):
+            reason = str(error)
+        store.write_json("trial.json", {**about, "state": FAILED, "reason": reason})
+        if memory:
+            import torch
+
+            torch.cuda.empty_cache()
+        raise
+
+
+def _bound_data(ray: Any, plan: Any) -> None:
+    """Each trial's Ray Data gets its share of the CPUs that trials leave, so that none starves."""
+    from ray.data import ExecutionResources
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    share = max(0.5, plan.cpus_for_data / plan.max_concurrent / max(plan.workers_per_trial, 1))
+    context.execution_options.resource_limits = ExecutionResources(cpu=share)
+
+
+@dataclasses.dataclass
+class Progress(tune.Callback):
+    """One line a finished trial: how it did, the best so far, images/s, time left."""
+
+    run: Run
+    trials: int
+    missing: int
+
+    def __post_init__(self) -> None:
+        self.started, self.done = time.monotonic(), 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial that finished or was pruned."""
+        self._tell(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial that failed."""
+        self._tell(trial)
+
+    def _tell(self, trial: Any) -> None:
+        self.done += 1
+        left = (time.monotonic() - self.started) / self.done * (self.missing - self.done)
+        name = trial_name(trial.config["number"])
+        everyone = {each.name: each for each in self.run.trials()}
+        this = everyone.get(name)
+        judged = [each for each in everyone.values() if each.val_map == each.val_map]
+        best = max(judged, key=lambda each: each.val_map, default=None)
+        if this is None:
+            line = f"{name} failed before it began"
+        elif this.state == FAILED:
+            line = f"{name} failed: {this.about.get('reason')}"
+        else:
+            config = this.about["config"]
+            line = (
+                f"{name} {this.state:8} val mAP {this.val_map:.4f}  {len(this.about['epochs'])} epochs  "
+                f"{this.about.get('images_per_second', 0):.0f} images/s  "
+                f"{config['backbone']} {config['resolution']} px {config['loss']}"
+            )
+        told = f"best {best.val_map:.4f} ({best.name})" if best else "none yet"
+        total = self.trials - self.missing + self.done
+        print(f"[{total}/{self.trials}] {line} | {told} | {left / 60:.1f} min left", flush=True)
+
+
+__all__ = ["FINISHED", "Progress", "Search", "missing_trials", "settle", "tune_trials"]
