@@ -77,23 +77,34 @@ def _steps(plan: list[list[tuple[str, np.ndarray]]], batch_size: int, world: int
 def _blocks(
     shards: Shards, share: list[tuple[str, np.ndarray]], resolution: int, augment: float, seed: list[int]
 ) -> Iterator[Batch]:
-    import ray
-
     if not share:
         return
+    dataset = block_dataset(shards, share, resolution, augment, seed)
+    for block in dataset.iter_batches(batch_size=None, prefetch_batches=2):
+        yield Batch(block["image_id"], block["image"])
+
+
+def block_dataset(
+    shards: Shards,
+    share: list[tuple[str, np.ndarray]],
+    resolution: int,
+    augment: float = 0.0,
+    seed: list[int] | None = None,
+) -> Any:
+    """A Ray Dataset of `image_id` and uint8 `image` [H, W]; one block for each (file, rows) of `share`, in order."""
+    import ray
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True  # determinism by seed
-    items = [{"file": name, "rows": rows.tolist(), "number": k} for k, (name, rows) in enumerate(share)]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    items = [{"file": name, "rows": rows.tolist()} for name, rows in share]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _read_decode_augment,
         batch_size=1,
         num_cpus=0.5,
-        fn_kwargs={"shards": shards, "resolution": resolution, "augment": augment, "seed": seed},
+        fn_kwargs={"shards": shards, "resolution": resolution, "augment": augment, "seed": seed or [0]},
     )
-    for block in dataset.iter_batches(batch_size=None, prefetch_batches=2):
-        yield Batch(block["image_id"], block["image"])
 
 
 def _read_decode_augment(

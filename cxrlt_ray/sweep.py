@@ -74,9 +74,10 @@ def plan_resources(
     if concurrent < 1:
         raise UsageError(f"--max-concurrent must be at least 1, not {concurrent}.")
     if fit_gpu is not None and concurrent > fit_gpu:
+        asked = concurrent * per_gpu * workers
         raise UsageError(
-            f"--max-concurrent {concurrent} trials of {per_gpu * workers:g} GPU ask for {concurrent * per_gpu * workers:g} "
-            f"GPU; there are {gpus:g}: at most {fit_gpu} trials at a time."
+            f"--max-concurrent {concurrent} trials of {per_gpu * workers:g} GPU ask for {asked:g} GPU; "
+            f"there are {gpus:g}: at most {fit_gpu} trials at a time."
         )
     if cpus_per_trial is None:
         share = (cpus - DATA_CPUS) / (concurrent * workers)
@@ -84,8 +85,8 @@ def plan_resources(
     if cpus_per_trial <= 0 or cpus - concurrent * workers * cpus_per_trial < DATA_CPUS:
         asked = concurrent * workers * cpus_per_trial
         raise UsageError(
-            f"{concurrent} trial(s) x {workers} worker(s) x {cpus_per_trial:g} CPU ask for {asked:g} of {cpus:g} CPU, and "
-            f"{DATA_CPUS:g} must stay free to stream images: lower --max-concurrent, --cpus-per-trial or "
+            f"{concurrent} trial(s) x {workers} worker(s) x {cpus_per_trial:g} CPU ask for {asked:g} of {cpus:g} CPU, "
+            f"and {DATA_CPUS:g} must stay free to stream images: lower --max-concurrent, --cpus-per-trial or "
             "--workers-per-trial."
         )
     return Resources(cpus, gpus, cpus_per_trial, per_gpu, workers_per_trial, concurrent)
@@ -121,7 +122,8 @@ def main(
     python -m cxrlt_ray.sweep auto --data DIR --space laptop --trials 12
     python -m cxrlt_ray.sweep task1 --data /data/mimic --space task1 --trials 60 --address auto
     """
-    from cxrlt_ray import models, trials as store
+    from cxrlt_ray import models
+    from cxrlt_ray import trials as store
     from cxrlt_ray.cohort import read_cohort
     from cxrlt_ray.prepare import prepare
     from cxrlt_ray.search import load_space
