@@ -1,0 +1,51 @@
+"""Backbones: any name that timm knows, with or without a tag, at any resolution it allows."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from cxrlt_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    from cxrlt_ray.models import ModelSpec
+
+# pixel normalisation where it is not what timm says of the architecture: (x - 127) / 128 on 0..255
+NORMALISATION = {"tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
+
+
+def known(name: str) -> bool:
+    """Whether timm has this backbone; hf-hub: names are taken on trust."""
+    import timm
+
+    return name.startswith("hf-hub:") or timm.is_model(name)
+
+
+def suggestions(name: str) -> list[str]:
+    """The names nearest to an unknown one."""
+    import timm
+
+    return get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+
+
+def make_backbone(spec: ModelSpec) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+    """The backbone without weights, and its mean and std for pixels in 0..1.
+
+    Raises UsageError where timm cannot build it at that resolution.
+    """
+    import timm
+
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.in_chans, "pretrained": False}
+    if spec.drop_path:
+        options["drop_path_rate"] = spec.drop_path
+    try:
+        try:
+            # transformers fix their grid when they are built
+            backbone = timm.create_model(spec.backbone, img_size=spec.resolution, **options)
+        except TypeError:
+            backbone = timm.create_model(spec.backbone, **options)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise UsageError(f"backbone '{spec.backbone}' cannot be built at {spec.resolution} px: {error}") from None
+    data = timm.data.resolve_model_data_config(backbone)
+    mean, std = NORMALISATION.get(spec.backbone.split(".")[0], (data["mean"], data["std"]))
+    return backbone, tuple(mean), tuple(std)
