@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +102,11 @@ def weighted_asl(
     return _mean(_asl(logits, targets, gamma_neg, gamma_pos, clip) * _of_positives(targets, weights), targets)
 
 
-def from_config(config: Any, weights: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The loss that a trial's config names, with its settings, as a function of (logits, targets)."""
-    chosen = {name: getattr(config, name) for name in settings(config.loss)}
-    return lambda logits, targets: LOSSES[config.loss](logits, targets, weights, **chosen)
+def bound(
+    name: str, chosen: dict[str, float], weights: torch.Tensor
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Loss `name` with its `chosen` settings and class weights [C], as a function of (logits, targets)."""
+    return lambda logits, targets: LOSSES[name](logits, targets, weights, **chosen)
 
 
 def _bce(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

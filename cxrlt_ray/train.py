@@ -11,7 +11,6 @@ predictions are out-of-fold over train. Fold 0 reports each epoch to the schedul
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import platform
 import time
@@ -72,7 +71,7 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         "name": name,
         "state": RUNNING,
         "params": params,
-        "config": dataclasses.asdict(config),
+        "config": config.model_dump(),
         "findings": list(job.findings),
         "fingerprint": job.fingerprint,
         "environment": _environment(),
@@ -145,7 +144,7 @@ def _fit(
     if config.frozen_backbone:
         model.backbone.requires_grad_(False)
     trained = _wrap(model, world, device)
-    loss_of = losses.from_config(config, _class_weights(config, training.targets, device))
+    loss_of = losses.bound(config.loss, config.loss_settings, _class_weights(config, training.targets, device))
     steps = math.ceil(math.ceil(len(training.image_id) / (config.batch_size * world)) / config.accumulation)
     optimizer, schedule = _optimizer(model, config, steps * config.epochs)
     average = _average(model, config)

@@ -158,7 +158,7 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     _bound_data(ray, plan)
     name = trial_name(point["number"])
-    config = space.to_config(point["params"])
+    config = space.to_config(point["params"], job.seed)
     params = point["params"]
     if plan.workers_per_trial <= 1:
         loop = lambda: _told_failure(job, name, config, params, tune.report)  # noqa: E731
