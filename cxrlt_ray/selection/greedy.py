@@ -1,0 +1,33 @@
+"""Greedy forward selection with replacement (Caruana et al. 2004), for each finding by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cxrlt_ray.selection.inputs import register_selector
+
+
+@register_selector("greedy")
+def greedy(
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    rounds: int = 50,
+    together: bool = False,
+    seed: int = 0,
+) -> np.ndarray:
+    """Weights [M, C]: start from the best member, add the one that helps AP most, keep the best prefix of `rounds`.
+
+    Shapes as in the package's docstring. Among members equal to within 1e-12 the first is taken, so the
+    result needs no seed. A finding without positives gets equal weights; the tail guard replaces them.
+    """
+    from cxrlt_ray.selection import exact
+
+    findings = predictions.shape[2]
+    if together:
+        counts = np.repeat(exact.greedy_together(predictions, targets, rounds)[:, None], findings, axis=1)
+    else:
+        counts = exact.greedy_each(predictions, targets, rounds)
+    counts[:, counts.sum(axis=0) == 0] = 1
+    return counts / counts.sum(axis=0)
