@@ -88,9 +88,7 @@ def _distribute(positives: np.ndarray, sizes: np.ndarray, shares: np.ndarray, se
     return part
 
 
-def _spread(
-    positives: np.ndarray, sizes: np.ndarray, part: np.ndarray, holders: np.ndarray, room: np.ndarray
-) -> None:
+def _spread(positives: np.ndarray, sizes: np.ndarray, part: np.ndarray, holders: np.ndarray, room: np.ndarray) -> None:
     """Move single subjects, in place, to parts without a finding, where no other finding loses a part by it."""
     has = positives > 0
     for finding in np.argsort(holders.sum(axis=0), kind="stable"):

@@ -1,0 +1,99 @@
+"""Readers: a data directory in somebody's format -> rows of the manifest. One file a format, found on its own.
+
+    files.py     looking into a directory or URI
+    columns.py   CSV columns -> ids, views, ages, labels
+    mimic.py     what the two CXR-LT releases share: the MIMIC-CXR-JPG tree and its side tables
+    the others   a format each
+
+To add one: a module here with `@register_reader(name, looks_for, recognise)` on its read function.
+Readers are asked in the order of their names, and the first that recognises the directory reads it;
+no reader opens or stats images.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.storage import Store
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read.
+
+    data: the directory, absolute. task: its name. findings: those wanted, None for every one there is.
+    uncertain: what CheXpert's -1 becomes: null, zero or one. labelled: False if labels may be missing.
+    """
+
+    data: Store
+    task: str = "auto"
+    findings: tuple[str, ...] | None = None
+    uncertain: str = "null"
+    labelled: bool = True
+
+
+@dataclass
+class Raw:
+    """What a reader found.
+
+    table: META columns as far as known, `split` missing where the format has none, findings as Int8, and
+    `file` and `row` (from 1), where each image is named. findings: those of the request that the source
+    has, in its order. root: what `path` is relative to. notes: sentences for the user. problems: sentences
+    on what is wrong with single rows, for which the data is refused.
+    """
+
+    table: pd.DataFrame
+    findings: tuple[str, ...]
+    root: str
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+Recognise = Callable[[Store, bool], str | None]
+Read = Callable[[Request], Raw]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format. looks_for: what it is known by, as told to the user. recognise(data, labelled): what it found."""
+
+    name: str
+    looks_for: str
+    recognise: Recognise
+    read: Read
+
+
+READERS: dict[str, Reader] = {}
+
+
+def register_reader(name: str, looks_for: str, recognise: Recognise) -> Callable[[Read], Read]:
+    """Make a read function known as format `name` to --format, to detection and to the tests of all readers."""
+
+    def register(read: Read) -> Read:
+        READERS[name] = Reader(name, looks_for, recognise, read)
+        return read
+
+    return register
+
+
+def choose_reader(data: Store, format: str | None, labelled: bool) -> tuple[Reader, str]:
+    """The reader for `data` and, in words, what it was chosen by. Raises UsageError where there is none."""
+    if format is not None:
+        if format not in READERS:
+            raise UsageError(f"no format '{format}'; there are: {', '.join(READERS)}.")
+        return READERS[format], "as --format says"
+    for reader in READERS.values():
+        if found := reader.recognise(data, labelled):
+            return reader, f"found {found}"
+    looked = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in READERS.values())
+    raise UsageError(f"{data.uri} holds no format that is known. Looked for {looked}. Name one with --format.")
+
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")

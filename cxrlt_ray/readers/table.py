@@ -1,0 +1,115 @@
+"""A plain labels.csv: image_id, path, subject_id, and what else is known of META, then columns of 1, 0 or empty.
+
+Missing columns: study_id is the image's own, view UNKNOWN. Without `split` the images are divided by
+subject, or, where no labels are asked for, all of them are to be scored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.manifest import META
+from cxrlt_ray.readers import Raw, Request, register_reader
+from cxrlt_ray.readers.columns import (
+    SPLIT_NAMES,
+    Sheet,
+    ages,
+    quoted,
+    read_sheet,
+    row_of,
+    sexes,
+    views,
+    whole_ids,
+)
+from cxrlt_ray.readers.files import header
+from cxrlt_ray.storage import Store
+
+FILE = "labels.csv"
+REQUIRED = ("image_id", "path", "subject_id")
+
+
+def recognise(data: Store, labelled: bool) -> str | None:
+    """labels.csv, if it is not that of a CXR-LT release."""
+    columns = header(data, FILE)
+    return FILE if columns and "dicom_id" not in columns else None
+
+
+@register_reader("table", f"{FILE} with columns {', '.join(REQUIRED)}, split and one per finding", recognise)
+def read(request: Request) -> Raw:
+    """The table's rows."""
+    sheet = read_sheet(request.data, FILE, META)
+    problems: list[str] = []
+    sheet.need(*(REQUIRED if request.labelled else REQUIRED[:2]))
+    table = _meta(sheet, request.labelled, problems)
+    notes = []
+    if request.findings is None:
+        findings, ignored = _binary_columns(sheet)
+        if ignored:
+            notes.append(f"Ignored columns of {FILE}, which hold more than 1, 0 or empty: {', '.join(ignored)}.")
+    else:
+        findings = tuple(name for name in sheet.columns if name in request.findings)
+    table = table.assign(**sheet.findings(findings, problems))
+    return Raw(table, findings, request.data.uri, notes, problems)
+
+
+def _meta(sheet: Sheet, labelled: bool, problems: list[str]) -> pd.DataFrame:
+    image = sheet.filled("image_id", problems)
+    study = _studies(sheet)
+    table = pd.DataFrame(
+        {
+            "image_id": image,
+            "study_id": study.where(study != "", image),
+            "subject_id": whole_ids(sheet.filled("subject_id", problems)) if "subject_id" in sheet.columns else image,
+            "view": views(sheet.text("view")),
+            "path": sheet.filled("path", problems),
+            "sex": sexes(sheet.text("sex")),
+            "age": ages(sheet.text("age")),
+            "file": sheet.file,
+            "row": np.arange(1, sheet.table.num_rows + 1),
+        }
+    )
+    for name in ("race", "report"):
+        cells = sheet.text(name)
+        table[name] = cells.where(cells != "")
+    if "split" in sheet.columns:
+        table["split"] = _splits(sheet, problems)
+    elif not labelled:
+        table["split"] = "test"
+    return table
+
+
+def _studies(sheet: Sheet) -> pd.Series:
+    """Study ids as they stand, but MIMIC's alike where some have their s and some have not."""
+    study = whole_ids(sheet.text("study_id"))
+    with_s, bare = study.str.fullmatch(r"s\d+"), study.str.fullmatch(r"\d+")
+    return ("s" + study).where(bare, study) if with_s.any() and bare.any() else study
+
+
+def _splits(sheet: Sheet, problems: list[str]) -> pd.Series:
+    cells = sheet.text("split")
+    meaning = {cell: SPLIT_NAMES.get(cell.lower()) for cell in cells.unique()}
+    splits = cells.map(meaning)
+    wrong = np.flatnonzero(splits.isna())
+    if len(wrong):
+        problems.append(
+            f"{sheet.file}: column 'split', {row_of(wrong[0])} holds {cells.iloc[wrong[0]]!r}: a split is one of "
+            f"{quoted(sorted(set(SPLIT_NAMES.values())))}."
+        )
+    return splits
+
+
+def _binary_columns(sheet: Sheet) -> tuple[tuple[str, ...], list[str]]:
+    """Columns outside META that hold only 1, 0 or empty; and the others, each with its first other cell."""
+    findings, ignored = [], []
+    for name in sheet.columns:
+        if name in META:
+            continue
+        labels = sheet.labels(name)
+        if labels.bad:
+            ignored.append(f"{name} ({labels.first_bad()})")
+        elif not labels.known.any():
+            ignored.append(f"{name} (empty)")
+        else:
+            findings.append(name)
+    return tuple(findings), ignored
