@@ -201,7 +201,7 @@ def main(
             "holdout": holdout,
             "views": views,
             "seed": seed,
-            "shards": {"uri": shards.store.uri, "size": shards.size},
+            "shards": {"name": shards.store.uri.rpartition("/")[2], "size": shards.size},
         }
         run = store.create_run(storage, name or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}", about, manifest)
     job = Job(

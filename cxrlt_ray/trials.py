@@ -17,7 +17,7 @@ import datetime
 import io
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import Task
+
+if TYPE_CHECKING:
+    from cxrlt_ray.prepare import Shards
 
 RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
 DEFAULT_STORAGE = "runs"
@@ -90,6 +93,14 @@ class Run:
     def task(self) -> Task:
         """The task the run was trained for."""
         return Task(**{**self.about["task"], "findings": tuple(self.about["task"]["findings"])})
+
+    def shards(self) -> Shards:
+        """The prepared images that the run's trials were trained on; they lie beside the run."""
+        from cxrlt_ray.prepare import Shards
+
+        storage = Store(self.store.absolute().uri.rpartition("/")[0])
+        about = self.about["shards"]
+        return Shards(storage / "shards" / about["name"], about["size"], {})
 
     def manifest(self) -> Manifest:
         """The cohort as split for this run."""

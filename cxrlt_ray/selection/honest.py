@@ -76,9 +76,7 @@ def own_share(targets: np.ndarray, groups: np.ndarray, guard: float) -> np.ndarr
     return np.where(subjects > 0, subjects / np.maximum(subjects + guard, 1e-300), 0.0)
 
 
-def _guarded(
-    method: Method, predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int
-) -> np.ndarray:
+def _guarded(method: Method, predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     own = own_share(targets, groups, method.guard)
     weights = _bagged(method, predictions, targets, groups, seed, together=False)
     if (own == 1).all():

@@ -1,0 +1,442 @@
+"""`python -m cxrlt_ray.ensemble --select greedy`: the best of a run's trials, stacked.
+
+The story: an ensembles/ file -> the trials' validation predictions -> weights per finding -> how good,
+honestly -> test images scored by the chosen members only -> RUN/ensembles/NAME/:
+
+    weights.csv            a row a member, a column a finding
+    predictions.parquet    image_id, one float32 score per finding
+    submission.csv         as the challenge wants it (and .zip)
+    ensemble.json          members, weights, fingerprints, scores; written last: the rest is whole
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from cxrlt_ray import cli, metrics
+from cxrlt_ray.config import Config, find, read_yaml, validate
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.manifest import Manifest
+from cxrlt_ray.selection import SELECTORS, spaces
+from cxrlt_ray.selection import settings as settings_of
+from cxrlt_ray.selection.honest import Method, choose, combine, cross_fit
+from cxrlt_ray.storage import Store
+from cxrlt_ray.tasks import GROUPS, rarity
+from cxrlt_ray.trials import DEFAULT_STORAGE, Run, Trial, load_run, write_predictions
+
+VERSION = 1
+
+
+class EnsembleFile(Config):
+    """The keys of an ensembles/ file; see selection.honest.Method for what they mean."""
+
+    selector: str
+    settings: dict[str, int | float | str | bool] = Field({})
+    space: Literal["probability", "logit", "rank"] = "probability"
+    bags: Annotated[int, Field(ge=1)] = 1
+    bag_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    guard: Annotated[float, Field(ge=0)] = 0.0
+    members: Annotated[int, Field(ge=1)] | None = None
+    folds: Annotated[int, Field(ge=2)] = 5
+
+    def method(self) -> Method:
+        """What selection.honest needs."""
+        return Method(self.selector, dict(self.settings), self.bags, self.bag_fraction, self.guard, self.members)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What there is to choose from: M trials' predictions float32 [M, N, C] of the same N validation images."""
+
+    trials: list[Trial]
+    image_id: np.ndarray
+    predictions: np.ndarray
+    targets: np.ndarray
+    groups: np.ndarray
+
+    @property
+    def names(self) -> list[str]:
+        """The trials' names."""
+        return [trial.name for trial in self.trials]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a system's scores [N, C] on validation, optimistic and cross-fitted, and on test."""
+
+    title: str
+    optimistic: np.ndarray
+    crossed: np.ndarray
+    weights: np.ndarray
+
+
+def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
+    """The name and content of an ensembles/ file. Raises UsageError naming file and key."""
+    path = find("ensembles", name)
+    content = validate(EnsembleFile, read_yaml(path), path)
+    if content.selector not in SELECTORS:
+        raise UsageError(
+            f"{path}: key 'selector': given '{content.selector}': there is no such selector; there are "
+            f"{', '.join(SELECTORS)}."
+        )
+    known = settings_of(content.selector)
+    if unknown := set(content.settings) - set(known):
+        raise UsageError(
+            f"{path}: unknown key 'settings.{sorted(unknown)[0]}'; selector {content.selector} has "
+            f"{', '.join(known) or 'none'}."
+        )
+    return path.stem, content
+
+
+def candidates(run: Run, split: str | None, say: Any = print) -> list[Trial]:
+    """Trials that can be chosen: with validation predictions, and able to score `split` or having done so.
+
+    Raises CxrltError where there is none.
+    """
+    judged = [trial for trial in run.trials() if trial.has_predictions()]
+    able = [t for t in judged if split is None or t.checkpoints or t.has_predictions(split)]
+    if len(able) < len(judged):
+        say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
+    if not able:
+        raise CxrltError(
+            f"run {run.name} has no finished trial to choose from: `python -m cxrlt_ray.trials {run.name}` says why; "
+            f"continue it with `python -m cxrlt_ray.sweep {run.about['task_argument']} --resume --name {run.name}`."
+        )
+    return able
+
+
+def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) -> Pool:
+    """The trials' validation predictions side by side; a trial whose file does not fit is named and left out."""
+    kept, frames = [], []
+    for trial in trials:
+        try:
+            frames.append(trial.predictions())
+            kept.append(trial)
+        except CxrltError as error:
+            say(f"Left out {trial.name}: {error}")
+    if not kept:
+        raise CxrltError(f"none of the {len(trials)} trials of run {run.name} has predictions that fit it.")
+    shared = frames[0].index
+    for frame in frames[1:]:
+        shared = shared.intersection(frame.index)
+    table = manifest.table.set_index("image_id")
+    rows = pd.Index(table.index).get_indexer(shared)
+    return Pool(
+        kept,
+        shared.to_numpy(),
+        np.stack([frame.loc[shared, list(run.task.findings)].to_numpy(np.float32) for frame in frames]),
+        manifest.targets(run.task.findings)[rows],
+        table["subject_id"].to_numpy()[rows],
+    )
+
+
+def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
+    """The best single trial, the plain mean and the ensemble of `file`, on validation."""
+    rows = []
+    systems = (("best", EnsembleFile(selector="best")), ("mean", EnsembleFile(selector="mean")), (title, file))
+    folds = min(file.folds, len(np.unique(pool.groups)))
+    for name, each in systems:
+        values = spaces.into(each.space, pool.predictions, pool.predictions)
+        weights = choose(each.method(), values, pool.targets, pool.groups, seed)
+        optimistic = combine(values, weights)
+        crossed = cross_fit(each.method(), values, pool.targets, pool.groups, folds, seed) if folds > 1 else optimistic
+        of = pool.names[int(weights[:, 0].argmax())] if name == "best" else f"{len(pool.trials)} trials"
+        label = {"best": f"best single trial, {of}", "mean": f"plain mean of {of}"}.get(name, f"{name} ensemble")
+        if each is file:
+            label = f"{title} ensemble"
+        rows.append(Row(label, spaces.out_of(each.space, optimistic), spaces.out_of(each.space, crossed), weights))
+    return rows
+
+
+def score_split(run: Run, pool: Pool, members: np.ndarray, image_ids: np.ndarray, split: str, address: str | None):
+    """Predictions float32 [M, N, C] of `split` by `members` (a mask [M]); nan for the others and for bad images."""
+    from cxrlt_ray.score import score_trials
+
+    chosen = [trial for trial, member in zip(pool.trials, members, strict=True) if member]
+    if any(not trial.has_predictions(split) for trial in chosen):
+        from cxrlt_ray.stream import start_ray
+
+        start_ray(address)
+        score_trials(run.store.absolute(), run.shards(), chosen, image_ids, split)
+    findings = list(run.task.findings)
+    found = np.full((len(pool.trials), len(image_ids), len(findings)), np.nan, np.float32)
+    for m, trial in enumerate(pool.trials):
+        if members[m]:
+            found[m] = trial.predictions(split).reindex(image_ids)[findings].to_numpy(np.float32)
+    return found
+
+
+def applied(space: str, predictions: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """An ensemble's scores float64 [N, C] in [0, 1] of predictions [M, N, C]; nan where a needed one is missing."""
+    used = weights.sum(axis=1) > 0
+    values = spaces.into(space, predictions[used], reference[used])
+    return spaces.out_of(space, combine(values, weights[used]))
+
+
+def main(
+    select: Annotated[str, cli.option("greedy, mean, best or the path of a YAML file")] = "greedy",
+    run: Annotated[str | None, cli.option("the run; the latest without it")] = None,
+    storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE,
+    split: Annotated[str | None, cli.option("the split to submit; the task's scored one without it")] = None,
+    score_all: Annotated[bool, cli.option("score the test images with every trial, to compare", "--score-all")] = False,
+    zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False,
+    rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000,
+    seed: Annotated[int, cli.option("seed of bags, folds and bootstrap")] = 0,
+    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
+) -> None:
+    """Choose and weigh a run's trials, score the test images with them, write the submission.
+
+    python -m cxrlt_ray.ensemble --select greedy
+    python -m cxrlt_ray.ensemble --select my.yaml --run task1-20261125-101500 --zip
+    """
+    name, file = load_ensemble(select)
+    loaded = load_run(storage, run)
+    task, manifest = loaded.task, loaded.manifest()
+    split = split or task.scored_split
+    scored = manifest.of_split(split)
+    if not len(scored.table):
+        print(f"The data has no {split} images: weights are made, no submission")
+    pool = gather(loaded, manifest, candidates(loaded, split if len(scored.table) else None))
+    print(f"Run {loaded.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")
+    if len(pool.trials) == 1:
+        print("There is one trial: the ensemble is that trial")
+    rows = compare(file, name, pool, seed)
+    weights = rows[-1].weights
+    store = loaded.store / "ensembles" / name
+    compared = [rows[0].weights, *([rows[1].weights] if score_all else []), weights]
+    needed = np.sum(compared, axis=0).sum(axis=1) > 0
+    parts = {}
+    for part in dict.fromkeys(["holdout", split]):
+        images = manifest.of_split(part)
+        if len(images.table):
+            ids = images.table["image_id"].to_numpy()
+            predictions = score_split(loaded, pool, needed, ids, part, address)
+            found = [_or_none(file if r is rows[-1] else None, predictions, pool, r.weights, needed) for r in rows]
+            parts[part] = (images, found)
+    report = judge(loaded, pool, rows, parts, manifest, rounds, seed)
+    _show(report, name)
+    _write(store, loaded, file, name, pool, weights, parts.get(split), report, zip)
+    _next(loaded, store, split, parts.get(split))
+
+
+def _or_none(
+    file: EnsembleFile | None, predictions: np.ndarray, pool: Pool, weights: np.ndarray, scored: np.ndarray
+) -> np.ndarray | None:
+    """A system's scores, where every member that it needs has scored."""
+    if ((weights.sum(axis=1) > 0) & ~scored).any():
+        return None
+    return applied(file.space if file else "probability", predictions, pool.predictions, weights)
+
+
+def judge(
+    run: Run,
+    pool: Pool,
+    rows: list[Row],
+    parts: dict[str, tuple[Manifest, list[np.ndarray | None]]],
+    manifest: Manifest,
+    rounds: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Scores of every system: {system: {set: {map, low, high, head, medium, tail}}}, and paired gains over the best.
+
+    Sets: `optimistic` and `cross_fitted` (validation), and each split with labels. Intervals: 95 %, bootstrap
+    by subject; gains are of the same resampled subjects.
+    """
+    findings = run.task.findings
+    kinds = rarity(manifest.of_split("train").targets(findings))
+    sets: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray | None]]] = {
+        "optimistic": (pool.targets, pool.groups, [row.optimistic for row in rows]),
+        "cross_fitted": (pool.targets, pool.groups, [row.crossed for row in rows]),
+    }
+    for part, (images, found) in parts.items():
+        targets = images.targets(findings)
+        if (targets == 1).any():
+            sets[part] = (targets, images.table["subject_id"].to_numpy(), found)
+    report: dict[str, Any] = {"systems": {row.title: {} for row in rows}, "gains": {}, "prevalence": {}}
+    for where, (targets, groups, found) in sets.items():
+        there = [k for k, scores in enumerate(found) if scores is not None]
+        good = np.all([np.isfinite(found[k]).all(axis=1) for k in there], axis=0)
+        stacked = [found[k][good] for k in there]  # type: ignore[index]
+        targets, groups = targets[good], groups[good]
+        samples = metrics.bootstrap_map(targets, stacked, groups, rounds=rounds, seed=seed)
+        labelled = np.maximum((targets >= 0).sum(axis=0), 1)
+        seen = (targets == 1).any(axis=0)
+        report["prevalence"][where] = float(((targets == 1).sum(axis=0) / labelled)[seen].mean())
+        for k, scores, sample in zip(there, stacked, samples, strict=True):
+            ap = metrics.per_finding(targets, scores, which=("ap",))["ap"]
+            low, high = metrics.interval(sample)
+            report["systems"][rows[k].title][where] = {
+                "map": metrics.macro(ap),
+                "low": low,
+                "high": high,
+                **metrics.by_rarity(ap, kinds),
+                "ap": dict(zip(findings, ap.tolist(), strict=True)),
+            }
+        gain = samples[-1] - samples[0]
+        low, high = metrics.interval(gain)
+        best, last = (report["systems"][rows[k].title][where]["map"] for k in (there[0], there[-1]))
+        report["gains"][where] = {"map": last - best, "low": low, "high": high}
+        report.setdefault("images", {})[where] = int(good.sum())
+    return report
+
+
+def _show(report: dict[str, Any], name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("mAP", title="Chosen and scored on the same images (optimistic), and honestly")
+    for where in report["images"]:
+        table.add_column(f"{_named(where)}\n{report['images'][where]:,} images", no_wrap=True)
+    for title, scores in report["systems"].items():
+        cells = [_cell(scores[where], where) if where in scores else "not scored" for where in report["images"]]
+        table.add_row(title, *cells)
+    table.add_row("prevalence (chance)", *(f"{report['prevalence'][where]:.3f}" for where in report["images"]))
+    console.print(table)
+    groups = Table("head / medium / tail")
+    shown = [where for where in report["images"] if where != "optimistic"]
+    for where in shown:
+        groups.add_column(_named(where), no_wrap=True)
+    for title, scores in report["systems"].items():
+        groups.add_row(title, *(_groups(scores[where]) if where in scores else "not scored" for where in shown))
+    console.print(groups)
+    for where in shown:
+        gain = report["gains"][where]
+        verdict = "no difference that this sample can show" if gain["low"] <= 0 <= gain["high"] else "a real difference"
+        console.print(
+            f"{name} ensemble - best single trial, {_named(where)}: {gain['map']:+.3f} "
+            f"[{gain['low']:+.3f}, {gain['high']:+.3f}]: {verdict}",
+            highlight=False,
+        )
+    console.print(
+        "Cross-fitting undoes the selector's optimism only: epoch choice, ASHA and the search have seen all "
+        "validation subjects (sweep --holdout F keeps some from everything).",
+        highlight=False,
+    )
+
+
+def _named(where: str) -> str:
+    return {"optimistic": "validation, optimistic", "cross_fitted": "validation, cross-fitted"}.get(where, where)
+
+
+def _cell(score: dict[str, float], where: str) -> str:
+    if where == "optimistic":
+        return f"{score['map']:.3f}"
+    return f"{score['map']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _groups(score: dict[str, float]) -> str:
+    return " / ".join("-" if score[group] != score[group] else f"{score[group]:.3f}" for group in GROUPS)
+
+
+def _write(
+    store: Store,
+    run: Run,
+    file: EnsembleFile,
+    name: str,
+    pool: Pool,
+    weights: np.ndarray,
+    part: tuple[Manifest, list[np.ndarray | None]] | None,
+    report: dict[str, Any],
+    zip: bool,
+) -> None:
+    """Leave the ensemble's files; each is whole or not there, ensemble.json comes last."""
+    from cxrlt_ray import submission
+
+    findings = run.task.findings
+    used = np.flatnonzero(weights.sum(axis=1) > 0)
+    with store.place("weights.csv") as path:
+        weights_table(pool, weights, findings).to_csv(path, index=False)
+    if part is not None:
+        images, scores = part[0], part[1][-1]
+        assert scores is not None
+        ids = images.table["image_id"].to_numpy()
+        scores = filled(scores)
+        write_predictions(
+            store, "predictions.parquet", ids, scores, findings, images.table["split"].iloc[0], run.about["fingerprint"]
+        )
+        frame = submission.build(ids, scores, findings)
+        submission.write(store, frame, run.task, ids, zip=zip)
+    store.write_json(
+        "ensemble.json",
+        {
+            "version": VERSION,
+            "name": name,
+            "task": run.about["task"],
+            "run": run.store.absolute().uri,
+            "fingerprint": run.about["fingerprint"],
+            "size": run.about["shards"]["size"],
+            **file.model_dump(),
+            "members": [_member(pool.trials[m], weights[m], findings) for m in used],
+            "scores": _finite(report),
+        },
+    )
+
+
+def filled(scores: np.ndarray, say: Any = print) -> np.ndarray:
+    """Scores [N, C] where images that could not be decoded get each finding's mean: a submission needs every row."""
+    bad = ~np.isfinite(scores).all(axis=1)
+    if bad.any():
+        say(f"{bad.sum()} image(s) could not be decoded: they get each finding's mean score (see quarantine.parquet)")
+        scores = np.where(bad[:, None], np.nanmean(scores, axis=0), scores)
+    return scores
+
+
+def weights_table(pool: Pool, weights: np.ndarray, findings: tuple[str, ...]) -> pd.DataFrame:
+    """A row a member, heaviest first: trial, backbone, px, val mAP, its mean weight, then its weight per finding."""
+    rows = [
+        {
+            "trial": trial.name,
+            "backbone": trial.about["config"]["backbone"],
+            "resolution": trial.about["config"]["resolution"],
+            "loss": trial.about["config"]["loss"],
+            "val_map": round(trial.val_map, 4),
+            "mean_weight": round(float(weight.mean()), 4),
+            **dict(zip(findings, weight.round(4).tolist(), strict=True)),
+        }
+        for trial, weight in zip(pool.trials, weights, strict=True)
+        if weight.sum() > 0
+    ]
+    return pd.DataFrame(rows).sort_values("mean_weight", ascending=False, kind="stable")
+
+
+def _member(trial: Trial, weights: np.ndarray, findings: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "trial": trial.name,
+        "resolution": trial.about["config"]["resolution"],
+        "checkpoints": {name: fingerprint(trial.store, name) for name in trial.checkpoints},
+        "weights": dict(zip(findings, weights.tolist(), strict=True)),
+    }
+
+
+def fingerprint(store: Store, checkpoint: str) -> str:
+    """16 hex digits of a checkpoint's weights."""
+    return hashlib.sha256(store.read(f"{checkpoint}/model.safetensors")).hexdigest()[:16]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan: null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _next(run: Run, store: Store, split: str, part: Any) -> None:
+    print(
+        f"Left in {store.uri}: ensemble.json, weights.csv" + (", predictions.parquet, submission.csv" if part else "")
+    )
+    if part:
+        print(
+            f"Next: python -m cxrlt_ray.evaluate {store.uri}/submission.csv --task {run.about['task_argument']} "
+            f"--data {run.about['data']}" + ("" if split == run.task.scored_split else f" --split {split}")
+        )
+
+
+if __name__ == "__main__":
+    cli.run("ensemble")

