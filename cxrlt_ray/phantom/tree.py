@@ -74,10 +74,10 @@ def _ids(cohort: PhantomCohort) -> tuple[list[int], list[int]]:
 
 
 def _write_release(folder: Path, cohort: PhantomCohort, paths: list[str]) -> Iterator[str]:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     study = cohort.images["study"].to_numpy()
     split = cohort.studies["split"].to_numpy()[study]
-    views = [("" if v is None else v) for v in cohort.images["view"]]
+    views = cohort.images["view"].fillna("").tolist()
     prefixes = np.array(
         [
             f"{d},{p},s{s},{v},{VIEW_CODES.get(v, '')},{f}"
@@ -127,9 +127,7 @@ def _write_labels(
         )
 
 
-def _write_mimic(
-    root: Path, cohort: PhantomCohort, paths: list[str], size: int, rng: np.random.Generator
-) -> None:
+def _write_mimic(root: Path, cohort: PhantomCohort, paths: list[str], size: int, rng: np.random.Generator) -> None:
     study = cohort.images["study"].to_numpy()
     subject_id, study_id = (np.asarray(column) for column in _ids(cohort))
     order = np.lexsort((cohort.images["dicom_id"].to_numpy().astype("S44"), study_id, subject_id))

@@ -1,0 +1,247 @@
+"""The built-in cohort: procedural chest X-rays in exactly the layout of CXR-LT 2024 over MIMIC-CXR-JPG.
+
+    labels.py    who has what: subjects, studies, images, findings, what reports mention
+    tree.py      the CSVs
+    anatomy.py   a chest without findings      signs/   the 45 findings as drawn signs      brush.py  the tools
+    pictures.py  one picture                   reports.py  one report
+
+    python -m cxrlt_ray.phantom DIR --images 2400 --size 128 --seed 0
+
+The same arguments give the same bytes, whatever the number of processes. `phantom.json`, written last,
+says that a tree is whole; until then `phantom.unfinished.json` says what it is to become, and a second
+call goes on where the first was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cxrlt_ray import cli
+from cxrlt_ray.errors import CxrltError, UsageError
+
+if TYPE_CHECKING:
+    from cxrlt_ray.phantom.labels import PhantomCohort
+
+VERSION = 1  # of what the same arguments draw: raise it with every change of a picture, a label or a report
+MARKER, UNFINISHED = "phantom.json", "phantom.unfinished.json"
+MIN_IMAGES, MIN_SIZE, MAX_SIZE = 200, 32, 4096
+STUDIES_A_JOB = 40
+FEW_JOBS = 4  # below, a process's start (0.7 s) would cost more than it saves
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a process needs to write a study: its report, and its images as (dicom_id, path, lateral, portable)."""
+
+    subject_id: int
+    study_id: int
+    report: str
+    images: tuple[tuple[str, str, bool, bool], ...]
+    findings: dict[str, tuple[float, int]]
+    mention: tuple[int, ...]
+    strength: tuple[float, ...]
+    side: tuple[int, ...]
+
+
+def write_phantom(
+    folder: str | Path,
+    images: int = 2400,
+    size: int = 128,
+    seed: int = 0,
+    *,
+    pictures: bool = True,
+    say: Callable[[str], Any] = print,
+    processes: int | None = None,
+) -> None:
+    """Write a cohort of `images` pictures of `size` x `size` pixels under `folder`; without `pictures` only the tables.
+
+    Returns at once where that very cohort is there already. `processes` defaults to the machine's cores.
+    Raises UsageError for arguments out of range and for a folder that holds something else.
+    """
+    root = Path(folder)
+    wanted = {"images": images, "size": size, "seed": seed, "pictures": pictures, "version": VERSION}
+    _check(images, size, seed, processes)
+    if _is_whole(root, wanted):
+        return
+    try:
+        _write(root, wanted, say, processes or _cores())
+    except OSError as error:
+        raise CxrltError(f"the phantom cohort cannot be written to {root}: {error.strerror or error}.") from None
+
+
+def main(
+    folder: Annotated[Path, cli.argument("where to write the tree")],
+    images: Annotated[int, cli.option("number of images")] = 2400,
+    size: Annotated[int, cli.option("edge of an image, pixels")] = 128,
+    seed: Annotated[int, cli.option("another seed is another cohort")] = 0,
+    pictures: Annotated[bool, cli.option("draw pictures and write reports, or only tables")] = True,
+    processes: Annotated[int | None, cli.option("how many draw at a time; all cores without it")] = None,
+) -> None:
+    """Write a cohort of procedural chest X-rays in the CXR-LT 2024 layout.
+
+    python -m cxrlt_ray.phantom phantom --images 2400 --size 128 --seed 0
+
+    python -m cxrlt_ray.phantom tables --images 377110 --no-pictures
+    """
+    write_phantom(folder, images, size, seed, pictures=pictures, processes=processes)
+    print(f"{folder}: a phantom cohort of {images:,} images. Next: python -m cxrlt_ray.sweep task1 --data {folder}")
+
+
+def _check(images: int, size: int, seed: int, processes: int | None) -> None:
+    if images < MIN_IMAGES:
+        raise UsageError(
+            f"--images {images} is too few for every finding to stand in each split: give {MIN_IMAGES} or more."
+        )
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise UsageError(f"--size {size} is out of range: give {MIN_SIZE} to {MAX_SIZE} pixels.")
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is negative: give 0 or more.")
+    if processes is not None and processes < 1:
+        raise UsageError(f"--processes {processes} is too few: give 1 or more.")
+
+
+def _is_whole(root: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the wanted tree is there. Raises UsageError if `root` holds anything but a part of it."""
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file: give a new or empty folder for the phantom cohort.")
+    if not root.is_dir() or not any(root.iterdir()):
+        return False
+    for name in (MARKER, UNFINISHED):
+        if (root / name).is_file():
+            found = _read(root / name)
+            if found == wanted:
+                return name == MARKER
+            raise UsageError(
+                f"{root} holds another phantom cohort ({_told(found)}; asked for {_told(wanted)}): "
+                "give another folder, or delete that one."
+            )
+    raise UsageError(f"{root} holds other files than a phantom cohort's: give a new or empty folder.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _told(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in arguments.items()) or "unreadable"
+
+
+def _write(root: Path, wanted: dict[str, Any], say: Callable[[str], Any], processes: int) -> None:
+    from cxrlt_ray.phantom.labels import draw_cohort
+    from cxrlt_ray.phantom.tree import write_tables
+
+    root.mkdir(parents=True, exist_ok=True)
+    (root / UNFINISHED).write_text(json.dumps(wanted))
+    started = time.monotonic()
+    cohort = draw_cohort(wanted["images"], wanted["seed"])
+    for _ in write_tables(root, cohort, wanted["size"], wanted["seed"]):
+        pass
+    say(f"  tables of {wanted['images']:,} images written in {time.monotonic() - started:.1f} s")
+    if wanted["pictures"]:
+        _write_studies(root, list(_studies(cohort)), wanted, say, processes)
+    # the new name only when all is there: the marker never lies
+    os.replace(root / UNFINISHED, root / MARKER)
+
+
+def _studies(cohort: PhantomCohort) -> Iterator[Study]:
+    """The cohort study by study, as plain values that a process can be sent."""
+    import numpy as np
+
+    from cxrlt_ray.phantom.tree import image_paths, report_paths
+    from cxrlt_ray.tasks import ALL_FINDINGS
+
+    paths, reports = image_paths(cohort), report_paths(cohort)
+    dicoms, lateral = cohort.images["dicom_id"].tolist(), cohort.images["lateral"].tolist()
+    portable = (cohort.images["view"] == "AP").tolist()
+    bounds = np.searchsorted(cohort.images["study"], np.arange(len(cohort.studies) + 1)).tolist()
+    subjects = cohort.subjects["subject_id"].to_numpy()[cohort.studies["subject"]].tolist()
+    for k, study_id in enumerate(cohort.studies["study_id"].tolist()):
+        strength, side = cohort.strength[k].tolist(), cohort.side[k].tolist()
+        yield Study(
+            subject_id=subjects[k],
+            study_id=study_id,
+            report=reports[k],
+            images=tuple((dicoms[i], paths[i], lateral[i], portable[i]) for i in range(bounds[k], bounds[k + 1])),
+            findings={ALL_FINDINGS[f]: (strength[f], side[f]) for f in np.flatnonzero(cohort.truth[k]).tolist()},
+            mention=tuple(cohort.mention[k].tolist()),
+            strength=tuple(strength),
+            side=tuple(side),
+        )
+
+
+def _write_studies(
+    root: Path, studies: list[Study], wanted: dict[str, Any], say: Callable[[str], Any], processes: int
+) -> None:
+    """Draw all images and write all reports, over several processes, telling how far it is."""
+    jobs = [studies[k : k + STUDIES_A_JOB] for k in range(0, len(studies), STUDIES_A_JOB)]
+    started = said = time.monotonic()
+    done = 0
+    for count in _done_jobs(jobs, root, wanted["size"], wanted["seed"], processes):
+        done += count
+        now = time.monotonic()
+        if now - said > 5 or done == wanted["images"]:
+            said, rate = now, done / (now - started)
+            left = (wanted["images"] - done) / rate
+            say(f"  {done:,} of {wanted['images']:,} images drawn, {rate:,.0f} images/s, {left:,.0f} s left")
+
+
+def _done_jobs(jobs: list[list[Study]], root: Path, size: int, seed: int, processes: int) -> Iterator[int]:
+    """Run the jobs; yields the number of images of each as it is done."""
+    if processes == 1 or len(jobs) < FEW_JOBS:
+        yield from (_write_job(job, root, size, seed) for job in jobs)
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    # spawned, not forked: the caller may be running threads (Ray, torch)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
+        futures = [pool.submit(_write_job, job, root, size, seed) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _write_job(job: list[Study], root: Path, size: int, seed: int) -> int:
+    """Write some studies' reports and those of their images that are not there; returns the number of images."""
+    from cxrlt_ray.phantom.pictures import Picture, draw_picture, encode
+    from cxrlt_ray.phantom.reports import write_report
+
+    for study in job:
+        report = write_report(study.mention, study.strength, study.side, study.study_id, seed)
+        _write_file(root / study.report, report.encode())
+        for dicom_id, path, lateral, portable in study.images:
+            if not (root / path).exists():
+                picture = Picture(study.subject_id, study.study_id, dicom_id, lateral, portable, study.findings)
+                _write_file(root / path, encode(draw_picture(picture, size, seed)))
+    return sum(len(study.images) for study in job)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    """Whole or not there, since what is there is not written again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

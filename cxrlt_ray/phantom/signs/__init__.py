@@ -1,0 +1,76 @@
+"""The 45 findings as drawn signs, each in its own place: registries that the files here fill.
+
+    heart.py     heart, great vessels, mediastinum, hila
+    airspace.py  what makes a lung whiter, and what makes it darker
+    pleura.py    pleura, free air and fluid
+    bones.py     fractures, spine, devices
+
+A sign either changes the anatomy before it is painted (`@changes`: a wide heart) or is painted onto it
+(`@paints`: a nodule), or both. Its details are drawn from the study's own random numbers, so that all
+images of a study show the same nodule; `strength` grades how plain it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxrlt_ray.phantom.anatomy import Anatomy, Scene
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A finding as it is in one study: strength in (0, 1], side 0 the patient's right, 1 left, a seed of its own."""
+
+    finding: str
+    strength: float
+    side: int
+    seed: tuple[int, ...]
+
+    def rng(self) -> np.random.Generator:
+        """The sign's random numbers, the same at every call."""
+        return np.random.default_rng(self.seed)
+
+    def grade(self, faint: float, plain: float) -> float:
+        """A quantity that is `faint` at strength 0 and `plain` at 1."""
+        return faint + (plain - faint) * self.strength
+
+
+Change = Callable[[Anatomy, Sign], None]
+Paint = Callable[[Scene, Sign], None]
+CHANGES: dict[str, Change] = {}
+PAINTS: dict[str, Paint] = {}
+# a finding that only says in general what another says precisely is not drawn beside it
+GENERAL = {"Fracture": ("Rib Fracture", "Clavicle Fracture"), "Cardiomegaly": ("Cardiomyopathy",)}
+
+
+def changes(finding: str) -> Callable[[Change], Change]:
+    """Register how a finding changes the anatomy."""
+
+    def add(function: Change) -> Change:
+        CHANGES[finding] = function
+        return function
+
+    return add
+
+
+def paints(finding: str) -> Callable[[Paint], Paint]:
+    """Register how a finding is painted."""
+
+    def add(function: Paint) -> Paint:
+        PAINTS[finding] = function
+        return function
+
+    return add
+
+
+def drawn(signs: list[Sign]) -> list[Sign]:
+    """The signs to draw: without those that another says more precisely."""
+    present = {sign.finding for sign in signs}
+    return [sign for sign in signs if not present.intersection(GENERAL.get(sign.finding, ()))]
+
+
+# the files fill the registries; at the end, since they import the names above
+from cxrlt_ray.phantom.signs import airspace, bones, heart, pleura  # noqa: E402, F401
