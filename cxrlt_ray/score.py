@@ -104,7 +104,8 @@ class Scorer:
             for uri in folders:
                 parent, _, name = uri.rpartition("/")
                 with Store(parent).fetched(name) as folder:
-                    loaded.append(models.load(folder)[0].to(self.device).eval())
+                    model = models.load(folder)[0].to(self.device, memory_format=torch.channels_last)
+                    loaded.append(model.eval())
             self.members.append(loaded)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sqlite3
 import tempfile
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -21,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.search import Space
 from cxrlt_ray.train import Job, epochs_of, train
-from cxrlt_ray.trials import FAILED, FINISHED, PRUNED, RUNNING, Run, read_trial
+from cxrlt_ray.trials import FAILED, PRUNED, RUNNING, Run, read_trial
 
 METRIC = "val_map"
 
@@ -73,7 +75,8 @@ class Search(OptunaSearch):
 
     def __init__(self, run: Run, space: Space, seed: int) -> None:
         self.run = run
-        storage = _storage(run)
+        self.database = _database(run)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{self.database}")
         sampler = optuna.samplers.TPESampler(
             multivariate=True, group=True, constant_liar=True, n_startup_trials=4, seed=seed + len(run.trials())
         )
@@ -109,6 +112,7 @@ class Search(OptunaSearch):
         else:
             self._ot_study.tell(number, value)
         self._completed_trials.add(trial_id)
+        _keep_database(self.run, self.database)
 
     def _requeue(self) -> None:
         for trial in self._ot_study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
@@ -142,11 +146,21 @@ def trial_name(number: int) -> str:
     return f"T{number:04d}"
 
 
-def _storage(run: Run) -> optuna.storages.BaseStorage:
-    local = run.store.local
-    if local is None:
-        raise CxrltError(f"the search's state needs a local directory for its database, and {run.store.uri} is none.")
-    return optuna.storages.RDBStorage(f"sqlite:///{local / 'optuna.db'}")
+def _database(run: Run) -> Path:
+    """The study's SQLite file: in the run, or for a run on an object store a local copy of what is there."""
+    if run.store.local is not None:
+        return run.store.local / "optuna.db"
+    path = Path(tempfile.mkdtemp(prefix="cxrlt_ray-")) / "optuna.db"
+    if run.store.exists("optuna.db"):
+        path.write_bytes(run.store.read("optuna.db"))
+    return path
+
+
+def _keep_database(run: Run, path: Path) -> None:
+    """Put a consistent copy of a local study beside a run on an object store, after every trial."""
+    if run.store.local is None:
+        with run.store.place("optuna.db") as place, sqlite3.connect(path) as live, sqlite3.connect(place) as copy:
+            live.backup(copy)
 
 
 def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
@@ -253,6 +267,3 @@ class Progress(tune.Callback):
         told = f"best {best.val_map:.4f} ({best.name})" if best else "none yet"
         total = self.trials - self.missing + self.done
         print(f"[{total}/{self.trials}] {line} | {told} | {left / 60:.1f} min left", flush=True)
-
-
-__all__ = ["FINISHED", "Progress", "Search", "missing_trials", "settle", "tune_trials"]

@@ -44,7 +44,8 @@ class Classifier(nn.Module):
     def __init__(self, spec: ModelSpec, findings: int) -> None:
         super().__init__()
         self.backbone, mean, std = make_backbone(spec)
-        self.head = HEADS[spec.head](self.backbone.num_features, findings, spec.drop_rate)
+        features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)  # what forward_head gives
+        self.head = HEADS[spec.head](features, findings, spec.drop_rate)
         if spec.in_chans == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
@@ -93,12 +94,13 @@ def load(folder: Path) -> tuple[Classifier, ModelSpec, tuple[str, ...]]:
 
 
 def check_weights(specs: list[ModelSpec]) -> None:
-    """Make sure that every pretrained backbone's weights can be had. Raises CxrltError naming the first that cannot."""
+    """Make sure that every model can be built and its pretrained weights be had; raises naming the first that cannot."""
     from cxrlt_ray.models.weights import load_pretrained
 
     seen: set[tuple[str, str | None, int]] = set()
     for spec in specs:
+        backbone = make_backbone(spec)[0]
         key = (spec.backbone, spec.checkpoint, spec.in_chans)
         if spec.pretrained and key not in seen:
             seen.add(key)
-            load_pretrained(make_backbone(spec)[0], spec)
+            load_pretrained(backbone, spec)
