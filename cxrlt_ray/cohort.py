@@ -7,16 +7,20 @@ would refuse it, where the sweep stops at the first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
 
 from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.manifest import META, Manifest
+from cxrlt_ray.manifest import META, SPLITS, VIEWS, Manifest
 from cxrlt_ray.splits import holdout
 from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Column, Table
 
 UNCERTAIN = ("null", "zero", "one")
 
@@ -87,6 +91,8 @@ def examine(
     wanted = None if task == "auto" else load_task(task).findings
     reader, why = choose_reader(store, format, labelled)
     raw = reader.read(Request(store, task, wanted, uncertain, labelled))
+    if raw.table.empty:
+        raise CxrltError(f"{data}, read as {reader.name}, has no images.")
     if labelled:
         _check_findings(raw.findings, wanted, task, reader.name)
     problems = list(raw.problems)
@@ -112,7 +118,8 @@ def _check_findings(there: tuple[str, ...], wanted: tuple[str, ...] | None, task
     if lacking:
         raise UsageError(
             f"the data (read as {reader}) has no column for {len(lacking)} of the {len(wanted or ())} findings of "
-            f"{task}: {', '.join(lacking)}. It has {', '.join(there)}; task auto takes every finding there is."
+            f"{task}: {', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}. Task auto takes every finding "
+            "there is."
         )
 
 
@@ -206,15 +213,111 @@ def _carve(
 def main(
     data: Annotated[str, cli.argument("the data's directory or URI")],
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
-    task: Annotated[str, cli.option("task1, task2, task3, auto or a YAML file")] = "auto",
+    task: Annotated[str, cli.option("task1, task2, task3, auto (every finding of the data) or a YAML file")] = "auto",
+    uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
+    files: Annotated[bool, cli.option("compare the table with the image files that are there")] = True,
 ) -> None:
-    """Summarise a data directory.
+    """Summarise a data directory: counts, missing files, leaks, and all for which a sweep would refuse it.
 
     python -m cxrlt_ray.cohort /data/mimic
+
+    python -m cxrlt_ray.cohort /data/chexpert --uncertain one --no-files
     """
-    cohort, problems = examine(data, format=format, task=task)
-    print("\n".join([*cohort.notes, *problems]))
-    raise SystemExit(bool(problems))
+    from rich.console import Console
+
+    cohort, problems = examine(data, format=format, task=task, uncertain=uncertain)
+    console = Console(highlight=False)
+    for note in cohort.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(_splits_table(cohort.manifest), _findings_table(cohort.manifest))
+    for line in _remarks(cohort.manifest):
+        console.print(line, markup=False, soft_wrap=True)
+    if files:
+        problems += _tell_files(cohort.manifest, console)
+    if problems:
+        told = [f"\nA sweep would refuse this data, {len(problems)} reason(s):", *problems]
+        console.print("\n- ".join(told), markup=False, soft_wrap=True)
+        raise SystemExit(1)
+    console.print(f"Usable. Next: python -m cxrlt_ray.sweep {task} --data {data}", markup=False, soft_wrap=True)
+
+
+def _splits_table(manifest: Manifest) -> Table:
+    """Images, studies, subjects and views of each split."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table("split", *map(_right, ("images", "studies", "subjects", *VIEWS)), box=box.SIMPLE_HEAD)
+    for split in [*_splits(manifest), "all"]:
+        part = manifest.table if split == "all" else manifest.table[manifest.table["split"] == split]
+        views = part["view"].value_counts()
+        counts = [len(part), part["study_id"].nunique(), part["subject_id"].nunique()]
+        counts += [int(views.get(view, 0)) for view in VIEWS]
+        shown.add_row(split, *(f"{count:,}" for count in counts))
+    return shown
+
+
+def _findings_table(manifest: Manifest) -> Table:
+    """Positives of each finding in each split, '-' where it is nowhere labelled, and its share of train."""
+    from rich import box
+    from rich.table import Table
+
+    from cxrlt_ray.tasks import rarity
+
+    splits = _splits(manifest)
+    targets = {split: manifest.of_split(split).targets() for split in splits}
+    train = targets.get("train", np.empty((0, len(manifest.findings)), np.int8))
+    shown = Table("finding", "group", *map(_right, (*splits, "% train", "null")), box=box.SIMPLE_HEAD)
+    for column, (finding, group) in enumerate(zip(manifest.findings, rarity(train), strict=True)):
+        here = {split: values[:, column] for split, values in targets.items()}
+        counts = [f"{(v == 1).sum():,}" if (v >= 0).any() else "-" for v in here.values()]
+        known = train[:, column] >= 0
+        share = f"{100 * (train[known, column] == 1).mean():.2f}" if known.any() else "-"
+        null = sum(int((v < 0).sum()) for v in here.values())
+        shown.add_row(finding, group if known.any() else "-", *counts, share, f"{null:,}" if null else "")
+    return shown
+
+
+def _remarks(manifest: Manifest) -> list[str]:
+    """Images a study, which of META is known, and findings without positives in a split."""
+    table = manifest.table
+    sizes = table.groupby("study_id").size().value_counts().sort_index()
+    lines = ["Studies by number of images: " + ", ".join(f"{size}: {count:,}" for size, count in sizes.items())]
+    known = table[["sex", "age", "race", "report"]].notna().mean()
+    lines.append("Known of the images: " + ", ".join(f"{name} {share:.1%}" for name, share in known.items()))
+    for split in _splits(manifest):
+        targets = manifest.of_split(split).targets()
+        none = (targets >= 0).any(axis=0) & ~(targets == 1).any(axis=0)
+        if none.any():
+            lines.append(f"Without positives in {split}: {', '.join(np.array(manifest.findings)[none])}")
+    return lines
+
+
+def _tell_files(manifest: Manifest, console: Console) -> list[str]:
+    """Print how table and disk differ; returns the reason to refuse the data, if too much is missing."""
+    from cxrlt_ray.prepare import MAX_BAD
+    from cxrlt_ray.readers.files import compare_with_disk
+
+    disk, images = compare_with_disk(manifest.table["path"], manifest.root), len(manifest.table)
+    for count, what in ((disk.missing, "images not on disk"), (disk.unnamed, "image files that no row names")):
+        names = f": {', '.join(count[:3])}{' ...' if len(count) > 3 else ''}" if count else ""
+        console.print(f"{len(count):,} {what}{names}", markup=False, soft_wrap=True)
+    if len(disk.missing) <= MAX_BAD * images:
+        return []
+    return [
+        f"{len(disk.missing):,} of {images:,} images are not below {manifest.root}, more than the allowed share "
+        f"{MAX_BAD:g} (--max-bad): the first is {disk.missing[0]}."
+    ]
+
+
+def _splits(manifest: Manifest) -> list[str]:
+    there = set(manifest.table["split"].dropna())
+    return [split for split in SPLITS if split in there]
+
+
+def _right(name: str) -> Column:
+    from rich.table import Column
+
+    return Column(name, justify="right")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ SPLIT_NAMES = {
     "development": "development",
 }
 MAX_AGE = 120  # NIH's table has ages up to 414
-_NONE, _BAD = -2, -3
+NO_LABEL, BAD_LABEL = -2, -3
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,14 @@ class Sheet:
         """A column of labels."""
         column = self.table[name]
         if pa.types.is_null(column.type):
-            return Labels(np.full(len(column), _NONE, np.int8), ())
+            return Labels(np.full(len(column), NO_LABEL, np.int8), ())
         encoded = column.combine_chunks().dictionary_encode()
         values = encoded.dictionary.to_pylist()
-        meanings = np.array([*(_meaning(value, allowed) for value in values), _NONE], np.int8)
+        meanings = np.array([*(_meaning(value, allowed) for value in values), NO_LABEL], np.int8)
         which = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
-        return Labels(meanings[which], tuple(values[which[row]] for row in np.flatnonzero(meanings[which] == _BAD)[:1]))
+        return Labels(
+            meanings[which], tuple(values[which[row]] for row in np.flatnonzero(meanings[which] == BAD_LABEL)[:1])
+        )
 
     def findings(self, names: tuple[str, ...], problems: list[str]) -> dict[str, pd.api.extensions.ExtensionArray]:
         """Columns of labels 0, 1 or empty as Int8, with a problem noted for each column that holds another value."""
@@ -102,7 +104,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Labels:
-    """codes: int8 [N], the value, or _NONE, or _BAD. bad: the first value that is no label, if there is one."""
+    """codes: int8 [N], the value, or NO_LABEL, or BAD_LABEL. bad: the first value that is no label, if there is one."""
 
     codes: np.ndarray
     bad: tuple[Any, ...]
@@ -110,11 +112,11 @@ class Labels:
     @property
     def known(self) -> np.ndarray:
         """Where there is a label: bool [N]."""
-        return self.codes > _NONE
+        return self.codes > NO_LABEL
 
     def first_bad(self) -> str:
         """'row 3 (line 4) holds 'text''."""
-        rows = np.flatnonzero(self.codes == _BAD)
+        rows = np.flatnonzero(self.codes == BAD_LABEL)
         return f"{row_of(rows[0])} holds {self.bad[0]!r}{and_more(len(rows) - 1)}"
 
     def nullable(self) -> pd.api.extensions.ExtensionArray:
@@ -196,9 +198,9 @@ _SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F"}
 
 def _meaning(value: Any, allowed: tuple[int, ...]) -> int:
     if value is None or (isinstance(value, str) and not value.strip()):
-        return _NONE
+        return NO_LABEL
     try:
         number = float(value)
     except (TypeError, ValueError):
-        return _BAD
-    return int(number) if number in allowed else _BAD
+        return BAD_LABEL
+    return int(number) if number in allowed else BAD_LABEL

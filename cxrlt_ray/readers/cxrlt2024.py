@@ -12,7 +12,7 @@ import pandas as pd
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.readers import Raw, Request, register_reader
-from cxrlt_ray.readers.columns import Sheet, read_sheet
+from cxrlt_ray.readers.columns import read_sheet
 from cxrlt_ray.readers.files import first_with, places
 from cxrlt_ray.readers.mimic import TEXT, add_side_tables, find_root, release_rows
 from cxrlt_ray.storage import Store
@@ -40,11 +40,12 @@ def read(request: Request) -> Raw:
     found = first_with(near, *MARKS)
     if not found:
         raise CxrltError(f"{request.data.uri} holds no CXR-LT 2024 release: none of {', '.join(MARKS)} is there.")
-    release, problems, notes = found[0], [], []
+    release = found[0]
+    problems: list[str] = []
+    notes: list[str] = []
     wanted = _wanted(request)
-    parts = [_train(release, wanted, request.labelled, problems)]
-    parts.append(_scored(release, request, wanted, "development", "val", problems, notes))
-    parts.append(_scored(release, request, wanted, "test", "test", problems, notes))
+    parts = [_train(release, wanted, problems)]
+    parts += [_scored(release, request, wanted, split, problems, notes) for split in ("val", "test")]
     parts = [part for part in parts if part is not None]
     if not parts:
         raise CxrltError(f"{release.uri} has no rows for {request.task}: neither training nor scored images.")
@@ -66,65 +67,61 @@ def _wanted(request: Request) -> tuple[str, ...]:
     return tuple(name for name in ALL_FINDINGS if name in request.findings)
 
 
-def _train(release: Store, wanted: tuple[str, ...], labelled: bool, problems: list[str]) -> pd.DataFrame | None:
+def _train(release: Store, wanted: tuple[str, ...], problems: list[str]) -> pd.DataFrame | None:
     if not release.exists(TRAIN):
         return None
     sheet = read_sheet(release, TRAIN, TEXT)
-    names = tuple(name for name in wanted if name in TASK1)
-    if labelled:
-        sheet.need(*names)
-    return release_rows(sheet, "fpath", "train", _there(sheet, names), problems)
+    findings = tuple(name for name in wanted if name in TASK1)
+    sheet.need(*findings)
+    return release_rows(sheet, "fpath", "train", findings, problems)
 
 
 def _scored(
-    release: Store,
-    request: Request,
-    wanted: tuple[str, ...],
-    stem: str,
-    split: str,
-    problems: list[str],
-    notes: list[str],
+    release: Store, request: Request, wanted: tuple[str, ...], split: str, problems: list[str], notes: list[str]
 ) -> pd.DataFrame | None:
-    """The rows of the development or test set: from the task's file, labels.csv, or the list without labels."""
+    """The rows of val or test: from the task's file, from labels.csv, or from the list without labels."""
     number = {"task2": 2, "task3": 3}.get(request.task, 1)
-    # images as the task's file has them; other findings of the same images from the other files
-    names = [
-        name for n in (number, *({1, 3} - {number} if number != 2 else ())) if (name := f"{stem}_labeled_task{n}.csv")
-    ]
-    own = names[0]
+    stem = "development" if split == "val" else "test"
+    own, unlabelled = f"{stem}_labeled_task{number}.csv", f"{stem}_task{number}.csv"
+    if split == "val":
+        unlabelled = "development.csv"
+    gold = number == 2 and split == "test"
     if release.exists(own):
-        table = None
-        for name in names:
-            lacking = tuple(c for c in wanted if table is None or c not in table)
-            if table is None or (lacking and release.exists(name)):
-                table = _joined(table, read_sheet(release, name, TEXT), split, lacking, problems)
-        if number == 2 and split == "test":
+        table = _from_task_files(release, stem, number, wanted, split, problems)
+        if gold:
             notes.append(f"Task 2 is scored on its {len(table):,} gold images ({own}).")
         return table
-    if release.exists("labels.csv") and not (number == 2 and split == "test"):
-        sheet = read_sheet(release, "labels.csv", TEXT)
-        sheet.need("split")
-        table = release_rows(sheet, "fpath", sheet.text("split"), _there(sheet, wanted), problems)
+    if release.exists("labels.csv") and not gold:
         notes.append(f"Labels of {split} come from labels.csv: {own} is not there.")
+        sheet = read_sheet(release, "labels.csv", TEXT)
+        sheet.need("split", *wanted)
+        table = release_rows(sheet, "fpath", sheet.text("split"), wanted, problems)
         return table[table["split"] == split]
-    unlabelled = "development.csv" if split == "val" else f"test_task{number}.csv"
     if release.exists(unlabelled):
         notes.append(f"{unlabelled} is without labels: its images can be scored by a submission only.")
-        split = "development" if split == "val" else split
-        return release_rows(read_sheet(release, unlabelled, TEXT), "fpath", split, (), problems)
+        name = "development" if split == "val" else split
+        return release_rows(read_sheet(release, unlabelled, TEXT), "fpath", name, (), problems)
     return None
 
 
-def _joined(
-    table: pd.DataFrame | None, sheet: Sheet, split: str, names: tuple[str, ...], problems: list[str]
+def _from_task_files(
+    release: Store, stem: str, number: int, wanted: tuple[str, ...], split: str, problems: list[str]
 ) -> pd.DataFrame:
-    """`table` with the columns `names` that `sheet` has, or the rows of `sheet`."""
-    rows = release_rows(sheet, "fpath", split, _there(sheet, names), problems)
-    if table is None:
-        return rows
-    columns = rows.drop_duplicates("image_id").set_index("image_id")[list(_there(sheet, names))]
-    return table.join(columns, on="image_id")
-
-
-def _there(sheet: Sheet, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in names if name in sheet.columns)
+    """The images of task `number`, with its findings and those that another task's file gives the same images."""
+    table = None
+    for other in (number, *({1, 3} - {number})):
+        findings = tuple(
+            name for name in TASK_FINDINGS[other] if name in wanted and (table is None or name not in table)
+        )
+        file = f"{stem}_labeled_task{other}.csv"
+        if table is not None and not (findings and release.exists(file)):
+            continue
+        sheet = read_sheet(release, file, TEXT)
+        sheet.need(*findings)
+        rows = release_rows(sheet, "fpath", split, findings, problems)
+        if table is None:
+            table = rows
+        else:
+            more = rows.drop_duplicates("image_id").set_index("image_id")[list(findings)]
+            table = table.join(more, on="image_id")
+    return table

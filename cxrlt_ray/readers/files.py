@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -72,7 +71,8 @@ class Disk:
 def compare_with_disk(paths: pd.Series, root: str) -> Disk:
     """Which of `paths` are not below `root`, and which images beside them no row names."""
     store, wanted = Store(root), pd.Index(paths)
-    tops = sorted({PurePosixPath(path).parts[0] if "/" in path else "" for path in paths})
+    parted = paths.str.partition("/")
+    tops = sorted(parted[0].where(parted[1] != "", "").unique())
     there = [path for top in tops for path in image_files(store, top, recursive=top != "")]
     here = pd.Index(np.array(there, object)).astype("str")
     return Disk(sorted(wanted.difference(here)), sorted(here.difference(wanted)))

@@ -27,12 +27,17 @@ REPORT_FOLDERS = ("", "mimic-cxr-reports/")
 
 def find_root(data: Store, release: Store) -> Store:
     """The directory that holds `files/`: `data`, one in it, or the one around it or the release; else a guess."""
-    above = Store(data.uri.rstrip("/").rsplit("/", 1)[0] or "/")
-    near = [data, *(data / name for name in folders(data)), above]
-    found = first_with(near, "files")
+    above = _above(data)
+    found = first_with([data, *(data / name for name in folders(data)), *above], "files")
     if found:
         return found[0]
-    return above if release.uri == data.uri else data
+    return above[0] if above and release.uri == data.uri else data
+
+
+def _above(data: Store) -> list[Store]:
+    """The directory around `data`; none where that is a file system's root or a bucket's outside."""
+    upper = data.uri.rstrip("/").rpartition("/")[0]
+    return [] if upper == "" or upper.endswith("/") else [Store(upper)]
 
 
 def release_rows(
