@@ -3,10 +3,11 @@
 Iterative stratification (Sechidis, Tsoumakas, Vlahavas: On the stratification of multi-label data,
 ECML 2011) over subjects instead of images: a subject brings the summed positives of its images. The
 finding with the fewest subjects left goes first; each of its subjects, those with most positives
-before the others, goes to the part that lacks most of that finding. A last pass moves single subjects
-to parts that were left without a finding. Greedy, so not the best balance there is, but 45,480
-subjects x 40 findings take about a second; a finding cannot be spread at all where its subjects are
-tied to rarer ones (three findings that pairwise share three subjects, two folds).
+before the others, goes to the part that lacks most of that finding. Then single subjects move as long
+as that helps (`_polish`). Local search, so not the best balance there is; a finding may be impossible
+to spread where its subjects are tied to others (three findings that pairwise share three subjects, two
+folds). 45,480 subjects x 40 findings take about 4 s, and 5 folds hold each finding's positives to
+within 0.1 % on average; 143 subjects x 40 findings, 20 %.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from __future__ import annotations
 import numpy as np
 
 from cxrlt_ray.errors import CxrltError
+
+SIZE_WEIGHT = 3.0  # of the images in the misfit, where a finding weighs 1
+SWEEPS, FEW = 10, 0.001  # looks at each subject; the share of subjects moved at which to stop
 
 
 def assign_folds(targets: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -84,24 +88,39 @@ def _distribute(positives: np.ndarray, sizes: np.ndarray, shares: np.ndarray, se
             put(subject, int(best[np.argmax(room[best])]))
     for subject in waiting[np.argsort(-sizes[waiting], kind="stable")]:
         put(subject, int(np.argmax(room)))
-    _spread(positives, sizes, part, holders, room)
+    _polish(positives, sizes, part, shares, order)
     return part
 
 
-def _spread(positives: np.ndarray, sizes: np.ndarray, part: np.ndarray, holders: np.ndarray, room: np.ndarray) -> None:
-    """Move single subjects, in place, to parts without a finding, where no other finding loses a part by it."""
+def _polish(positives: np.ndarray, sizes: np.ndarray, part: np.ndarray, shares: np.ndarray, order: np.ndarray) -> None:
+    """Move single subjects, in place, as long as that fills more empty places or lowers the misfit.
+
+    An empty place is a part without a finding; the misfit is chi-square, (have - wanted)^2 / wanted, over
+    the findings and the images.
+    """
+    loads = np.column_stack([positives, sizes]).astype(float)
+    wanted = np.outer(shares, loads.sum(axis=0))
+    weight = 1 / np.maximum(wanted, 1e-9)
+    weight[:, -1] *= SIZE_WEIGHT
+    excess = np.array([loads[part == k].sum(axis=0) for k in range(len(shares))]) - wanted
     has = positives > 0
-    for finding in np.argsort(holders.sum(axis=0), kind="stable"):
-        if holders[:, finding].sum() < len(holders):
-            continue
-        for k in np.flatnonzero(holders[:, finding] == 0):
-            members = np.flatnonzero(has[:, finding])
-            spare = (holders[part[members]] > 1) | ~has[members]
-            movable = members[spare.all(axis=1)]
-            if len(movable):
-                subject = movable[np.argmin(sizes[movable])]
-                holders[part[subject]] -= has[subject]
-                holders[k] += has[subject]
-                room[part[subject]] += sizes[subject]
-                room[k] -= sizes[subject]
-                part[subject] = k
+    holders = np.array([has[part == k].sum(axis=0) for k in range(len(shares))])
+    for _ in range(SWEEPS):
+        moved = 0
+        for subject in order:
+            load, mine, now = loads[subject], has[subject], part[subject]
+            enter = (weight * load * (load + 2 * excess)).sum(axis=1)
+            leave = (weight[now] * load * (load - 2 * excess[now])).sum()
+            filled = (holders[:, mine] == 0).sum(axis=1) - (holders[now, mine] == 1).sum()
+            filled[now], enter[now] = 0, -leave
+            best = np.lexsort((enter, -filled))[0]
+            if best == now or (filled[best] == 0 and enter[best] + leave > -1e-9):
+                continue
+            part[subject] = best
+            moved += 1
+            excess[now] -= load
+            excess[best] += load
+            holders[now] -= mine
+            holders[best] += mine
+        if moved <= FEW * len(order):
+            break

@@ -179,7 +179,8 @@ def sexes(cells: pd.Series) -> pd.Series:
 def ages(cells: pd.Series) -> pd.Series:
     """Years as float32, from 58, 58.0, 058Y, 013M, 020D; null where unknown or beyond MAX_AGE."""
     parts = cells.str.extract(r"^(\d+(?:\.\d+)?)\s*([YMWDymwd]?)$")
-    years = pd.to_numeric(parts[0]) / parts[1].fillna("").str.upper().map({"": 1, "Y": 1, "M": 12, "W": 52, "D": 365})
+    per_year = parts[1].fillna("").str.upper().map({"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}).astype(float)
+    years = pd.to_numeric(parts[0]).astype(float) / per_year
     return years.where(years <= MAX_AGE).astype("float32")
 
 

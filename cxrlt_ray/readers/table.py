@@ -43,9 +43,10 @@ def read(request: Request) -> Raw:
     sheet.need(*(REQUIRED if request.labelled else REQUIRED[:2]))
     table = _meta(sheet, request.labelled, problems)
     notes = []
-    if request.findings is None:
+    if request.findings is None or not request.labelled:
         findings, ignored = _binary_columns(sheet)
-        if ignored:
+        findings = tuple(name for name in findings if request.findings is None or name in request.findings)
+        if ignored and request.findings is None:
             notes.append(f"Ignored columns of {FILE}, which hold more than 1, 0 or empty: {', '.join(ignored)}.")
     else:
         findings = tuple(name for name in sheet.columns if name in request.findings)

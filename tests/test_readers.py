@@ -1,0 +1,542 @@
+"""Readers, each on a tree in its exact format made on the spot."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrlt_ray.cohort import Cohort, read_cohort
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.manifest import META, VIEWS
+from cxrlt_ray.phantom import labels, tree
+from cxrlt_ray.readers import READERS
+from cxrlt_ray.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
+
+RELEASE = tree.RELEASE
+
+
+def write_cxrlt2024(root: Path, images: int = 1200) -> None:
+    """The phantom's tables: the release's and MIMIC's own formats, without images or reports."""
+    root.mkdir(parents=True, exist_ok=True)
+    for _ in tree.write_tables(root, labels.draw_cohort(images, 0), 64, 0):
+        pass
+
+
+def write_cxrlt2023(root: Path) -> None:
+    """The 2024 tables as the 2023 release had them."""
+    write_cxrlt2024(root / "all")
+    (root / "cxr-lt-2023").mkdir()
+    (root / "all" / "patients.csv.gz").rename(root / "patients.csv.gz")
+    files = {"train_labeled": "train", "development_labeled_task2": "development", "test_labeled_task2": "test"}
+    for old, new in files.items():
+        table = pd.read_csv(root / "all" / RELEASE / f"{old}.csv", dtype={"study_id": str}, keep_default_na=False)
+        table = table[[*tree.ID_COLUMNS, *TASK2]].rename(columns={"fpath": "path", "Normal": "No Finding"})
+        table.to_csv(root / "cxr-lt-2023" / f"{new}.csv", index=False)
+    for file in (root / "all").rglob("*.csv*"):
+        file.unlink()
+
+
+def write_nih(root: Path) -> None:
+    """The 2017 table with its comma at the ends of lines and ages such as 058Y; twelve folders cut to two."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+        "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+    ]
+    names = ["Mass", "Pleural_Thickening|Mass", "No Finding", "Hernia"]
+    for k in range(40):
+        lines.append(
+            f"{k:08d}_000.png,{names[k % 4]},{k % 2},{k // 2},{40 + k % 30:03d}Y,{'MF'[k % 2]},PA,2682,2749,0.1,0.1,"
+        )
+    (root / "Data_Entry_2017.csv").write_text("\n".join(lines) + "\n")
+    (root / "train_val_list.txt").write_text("\n".join(f"{k:08d}_000.png" for k in range(30)))
+    (root / "test_list.txt").write_text("\n".join(f"{k:08d}_000.png" for k in range(30, 38)))
+    for folder, numbers in (("images_001/images", range(20)), ("images_002/images", range(20, 38))):
+        (root / folder).mkdir(parents=True)
+        for k in numbers:
+            (root / folder / f"{k:08d}_000.png").touch()
+
+
+def write_chexpert(root: Path) -> None:
+    """CheXpert-v1.0-small with -1, empty cells, laterals; valid has no uncertain cell."""
+    release = root / "CheXpert-v1.0-small"
+    release.mkdir(parents=True, exist_ok=True)
+    header = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"]
+    findings = ["No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Pleural Effusion"]
+    rows = []
+    for k in range(1, 41):
+        where = f"patient{k:05d}/study1"
+        values = [["1.0", "", "", ""], ["", "1.0", "-1.0", "0.0"], ["", "0.0", "1.0", "1.0"]][k % 3]
+        rows.append(
+            [f"CheXpert-v1.0-small/train/{where}/view1_frontal.jpg", "Female", 60 + k % 9, "Frontal", "AP", *values]
+        )
+        if k % 4 == 0:
+            rows.append([f"CheXpert-v1.0-small/train/{where}/view2_lateral.jpg", "Female", 60, "Lateral", "", *values])
+    pd.DataFrame(rows, columns=[*header, *findings]).to_csv(release / "train.csv", index=False)
+    valid = [
+        [
+            f"CheXpert-v1.0-small/valid/patient{k}/study1/view1_frontal.jpg",
+            "Unknown",
+            0,
+            "Frontal",
+            "PA",
+            0.0,
+            1.0,
+            0.0,
+            1.0,
+        ]
+        for k in (64541, 64542)
+    ]
+    pd.DataFrame(valid, columns=[*header, *findings]).to_csv(release / "valid.csv", index=False)
+
+
+def write_table(root: Path, count: int = 60) -> None:
+    """A plain labels.csv with all optional columns, one that is no finding, and cells that are not labelled."""
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "image_id": [f"i{k:03d}" for k in range(count)],
+            "path": [f"{k:03d}.jpg" for k in range(count)],
+            "subject_id": [f"{k // 2:04d}" for k in range(count)],
+            "study_id": [f"t{k // 2}" for k in range(count)],
+            "view": ["PA", "ll"] * (count // 2),
+            "sex": ["f", "M"] * (count // 2),
+            "age": 50,
+            "scanner": "GE",
+            "Mass": rng.integers(0, 2, count),
+            "Nodule": pd.array(rng.integers(0, 2, count), "Int8"),
+            "split": np.repeat(["train", "valid", "test"], count // 3),
+        }
+    )
+    table.loc[:9, "Nodule"] = pd.NA
+    table.to_csv(root / "labels.csv", index=False)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "cxrlt2024": write_cxrlt2024,
+    "cxrlt2023": write_cxrlt2023,
+    "nih": write_nih,
+    "chexpert": write_chexpert,
+    "table": write_table,
+}
+
+
+def _read(root: Path, **options) -> Cohort:
+    return read_cohort(str(root), **{"task": "auto"} | options)
+
+
+def _edit(file: Path, change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> None:
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    changed = change(table)
+    (table if changed is None else changed).to_csv(file, index=False)
+
+
+def test_every_reader_of_tables_has_a_tree_here():
+    assert {*WRITERS, "images"} == set(READERS)
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_a_tree_is_recognised_and_becomes_a_whole_manifest(tmp_path, format):
+    WRITERS[format](tmp_path)
+    cohort = _read(tmp_path)
+    manifest, table = cohort.manifest, cohort.manifest.table
+    assert manifest.source == format
+    assert format in cohort.notes[0]
+    assert list(table.columns) == [*META, *manifest.findings]
+    assert {str(table[name].dtype) for name in manifest.findings} == {"Int8"}
+    assert table["age"].dtype == "float32"
+    assert table[["image_id", "study_id", "subject_id", "view", "path", "split"]].notna().all(axis=None)
+    assert set(table["view"]) <= set(VIEWS)
+    assert set(table["split"]) == {"train", "val", "test"}
+    assert table["image_id"].is_unique
+    assert list(table.index) == list(range(len(table)))
+    assert table.groupby("subject_id")["split"].nunique().max() == 1
+    assert manifest.fingerprint == _read(tmp_path, format=format).manifest.fingerprint
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_a_manifest_comes_back_from_its_file_with_the_same_fingerprint(tmp_path, format):
+    WRITERS[format](tmp_path)
+    manifest = _read(tmp_path).manifest
+    manifest.write(tmp_path / "manifest.parquet")
+    assert type(manifest).read(tmp_path / "manifest.parquet").fingerprint == manifest.fingerprint
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_a_uri_reads_as_the_directory_does(tmp_path, format):
+    WRITERS[format](tmp_path)
+    assert read_cohort(f"file://{tmp_path}", task="auto").manifest.fingerprint == _read(tmp_path).manifest.fingerprint
+
+
+def test_directories_without_a_known_format_are_told_what_was_looked_for(tmp_path):
+    with pytest.raises(UsageError, match=r"train_labeled.csv.*Data_Entry_2017.*labels.csv.*--format"):
+        _read(tmp_path)
+    with pytest.raises(UsageError, match="no format 'nhi'; there are: chexpert, cxrlt2023"):
+        _read(tmp_path, format="nhi")
+    with pytest.raises(UsageError, match="no directory"):
+        _read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_a_format_that_is_not_there_is_refused_in_a_sentence(tmp_path, format):
+    with pytest.raises(CxrltError, match=r"^.*(holds no|cannot be read)"):
+        _read(tmp_path, format=format)
+
+
+# CXR-LT 2024
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory) -> Path:
+    """A small CXR-LT 2024 tree; not to be changed."""
+    root = tmp_path_factory.mktemp("cxrlt2024")
+    write_cxrlt2024(root)
+    return root
+
+
+@pytest.fixture
+def own_release(tmp_path) -> Path:
+    """A small CXR-LT 2024 tree to change."""
+    write_cxrlt2024(tmp_path)
+    return tmp_path
+
+
+def test_task1_reads_each_label_of_each_split_from_the_release(release):
+    manifest = _read(release, task="task1").manifest
+    assert manifest.findings == TASK1
+    truth = pd.read_csv(release / RELEASE / "labels.csv").set_index("dicom_id")
+    there = manifest.table.set_index("image_id")
+    assert there["split"].to_dict() == truth["split"].to_dict()
+    assert (there[list(TASK1)].astype(int) == truth.loc[there.index, list(TASK1)]).all(axis=None)
+    assert there["path"].to_dict() == truth["fpath"].to_dict()
+    assert manifest.root == str(release)
+
+
+def test_task2_is_tested_on_the_gold_rows_only(release):
+    cohort = _read(release, task="task2")
+    gold = pd.read_csv(release / RELEASE / "test_labeled_task2.csv")
+    test = cohort.manifest.of_split("test").table.set_index("image_id")
+    assert set(test.index) == set(gold["dicom_id"])
+    gold = gold.set_index("dicom_id").loc[test.index]
+    assert (test[list(TASK2)].astype(int) == gold[list(TASK2)]).all(axis=None)
+    assert set(cohort.manifest.findings) == set(TASK2)
+    assert any(f"{len(gold)} gold images" in note for note in cohort.notes)
+
+
+def test_task3_is_not_labelled_in_train_and_known_in_val_and_test(release):
+    manifest = _read(release, task="task3").manifest
+    assert manifest.findings == ALL_FINDINGS
+    unseen = manifest.targets(TASK3)
+    train = (manifest.table["split"] == "train").to_numpy()
+    assert (unseen[train] == -1).all()
+    assert (unseen[~train] >= 0).all()
+    assert (manifest.targets(TASK1) >= 0).all()
+
+
+def test_auto_takes_the_findings_of_training(release):
+    assert _read(release, task="auto").manifest.findings == TASK1
+
+
+def test_a_task_from_a_file_takes_findings_of_both_task_files(release, tmp_path):
+    (tmp_path / "mine.yaml").write_text("findings: [Scoliosis, Mass]")
+    manifest = _read(release, task=str(tmp_path / "mine.yaml")).manifest
+    assert manifest.findings == ("Mass", "Scoliosis")
+    assert (manifest.of_split("test").targets() >= 0).all()
+
+
+def test_without_the_task_files_labels_csv_gives_the_scored_labels(own_release):
+    whole = _read(own_release, task="task1").manifest
+    for file in (own_release / RELEASE).glob("*_labeled_task1.csv"):
+        file.unlink()
+    cohort = _read(own_release, task="task1")
+    assert cohort.manifest.fingerprint == whole.fingerprint
+    assert any("come from labels.csv" in note for note in cohort.notes)
+
+
+def test_without_development_labels_validation_is_carved_from_train_by_subject(own_release):
+    folder = own_release / RELEASE
+    ids = pd.read_csv(folder / "development_labeled_task1.csv")[list(tree.ID_COLUMNS)]
+    ids.to_csv(folder / "development.csv", index=False)
+    pd.read_csv(folder / "test_labeled_task1.csv")[list(tree.ID_COLUMNS)].to_csv(folder / "test_task1.csv", index=False)
+    for file in [*folder.glob("*_labeled_task*.csv"), folder / "labels.csv"]:
+        file.unlink()
+    cohort = _read(own_release, task="task1", validation=0.2)
+    manifest = cohort.manifest
+    assert (manifest.of_split("development", "test").targets() == -1).all()
+    assert set(manifest.of_split("development").table["image_id"]) == set(ids["dicom_id"])
+    val, train = (len(manifest.of_split(name).table) for name in ("val", "train"))
+    assert val / (val + train) == pytest.approx(0.2, abs=0.03)
+    assert (manifest.of_split("val").targets() == 1).any(axis=0).all()
+    assert manifest.table.groupby("subject_id")["split"].nunique().max() == 1
+    assert any("carved from train" in note for note in cohort.notes)
+    assert any("test_task1.csv is without labels" in note for note in cohort.notes)
+
+
+def test_study_ids_read_alike_with_and_without_their_s(own_release):
+    with_s = _read(own_release, task="task1").manifest
+    _edit(own_release / RELEASE / "train_labeled.csv", lambda t: t.assign(study_id=t["study_id"].str[1:]))
+    assert _read(own_release, task="task1").manifest.fingerprint == with_s.fingerprint
+    assert with_s.table["study_id"].str.fullmatch(r"s\d+").all()
+
+
+def test_task_columns_are_found_by_name_whatever_their_order(own_release):
+    before = _read(own_release, task="task2").manifest
+    for name in ("train_labeled", "development_labeled_task2", "test_labeled_task2"):
+        _edit(own_release / RELEASE / f"{name}.csv", lambda t: t[t.columns[::-1]])
+    assert _read(own_release, task="task2").manifest.fingerprint == before.fingerprint
+
+
+def test_views_are_the_releases_and_fall_back_on_mimics_metadata(own_release):
+    file = own_release / RELEASE / "train_labeled.csv"
+    table = pd.read_csv(file, keep_default_na=False)
+    table["ViewPosition"] = np.where(table["ViewPosition"] == "PA", "", table["ViewPosition"])
+    table["ViewCodeSequence_CodeMeaning"] = ""
+    table.to_csv(file, index=False)
+    before = _read(own_release, task="task1").manifest.of_split("train").table["view"]
+    assert (before == "PA").any()
+    assert (before == "LATERAL").any()
+    (own_release / "mimic-cxr-2.0.0-metadata.csv.gz").unlink()
+    after = _read(own_release, task="task1").manifest.of_split("train").table["view"]
+    assert (after[before == "PA"] == "UNKNOWN").all()
+
+
+def test_demographics_come_from_mimic_iv_and_are_null_without(own_release):
+    table = _read(own_release).manifest.table
+    patients = pd.read_csv(own_release / "patients.csv.gz", dtype={"subject_id": str}).set_index("subject_id")
+    assert (table["sex"] == table["subject_id"].map(patients["gender"])).all()
+    assert (table["age"] == table["subject_id"].map(patients["anchor_age"])).all()
+    assert 0.5 < table["race"].notna().mean() < 1
+    for name in ("patients", "admissions"):
+        (own_release / f"{name}.csv.gz").unlink()
+    assert _read(own_release).manifest.table[["sex", "age", "race"]].isna().all(axis=None)
+
+
+def test_reports_are_named_where_the_first_is_there(own_release):
+    table = _read(own_release).manifest.table
+    assert table["report"].isna().all()
+    for path in table["path"]:
+        report = own_release / f"{path.rsplit('/', 1)[0]}.txt"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.touch()
+    reports = _read(own_release).manifest.table["report"]
+    assert all((own_release / name).is_file() for name in reports)
+
+
+def test_images_in_mimics_own_training_split_are_told(release):
+    own = pd.read_csv(release / "mimic-cxr-2.0.0-split.csv.gz")
+    test = pd.read_csv(release / RELEASE / "test_labeled_task1.csv")["dicom_id"]
+    seen = test.isin(own.loc[own["split"] == "train", "dicom_id"]).sum()
+    assert any(f"{seen} of the {len(test)} test images" in note for note in _read(release).notes)
+
+
+@pytest.mark.parametrize("layout", ["tree", "release", "beside"])
+def test_the_release_is_found_in_a_tree_on_its_own_and_beside_it(tmp_path, layout):
+    tree_root = tmp_path / "mimic"
+    write_cxrlt2024(tree_root)
+    (tree_root / "files").mkdir()
+    if layout == "beside":
+        (tree_root / RELEASE).rename(tmp_path / "labels-of-mine")
+    data = {"tree": tree_root, "release": tree_root / RELEASE, "beside": tmp_path}[layout]
+    assert _read(data).manifest.root == str(tree_root)
+
+
+def test_no_image_and_no_report_is_touched(release, monkeypatch):
+    from cxrlt_ray.storage import Store
+
+    asked = []
+    exists = Store.exists
+    monkeypatch.setattr(Store, "exists", lambda self, name: asked.append(name) or exists(self, name))
+    _read(release, task="task1")
+    assert not [name for name in asked if name.endswith(".jpg")]
+    assert len([name for name in asked if name.endswith(".txt")]) <= 2
+
+
+# the others
+
+
+def test_2023_calls_no_finding_normal_and_may_lack_labels(tmp_path):
+    write_cxrlt2023(tmp_path)
+    manifest = _read(tmp_path, task="task2").manifest
+    assert set(manifest.findings) == set(TASK2)
+    with pytest.raises(UsageError, match="no column for 14 of the 40 findings of task1: Adenopathy"):
+        _read(tmp_path, task="task1")
+    for name in ("development", "test"):
+        _edit(tmp_path / "cxr-lt-2023" / f"{name}.csv", lambda t: t[t.columns[:6]])
+    cohort = _read(tmp_path)
+    assert set(cohort.manifest.table["split"]) == {"train", "val", "test", "development"}
+    assert (cohort.manifest.of_split("test", "development").targets() == -1).all()
+    assert cohort.manifest.table["sex"].notna().all()
+
+
+def test_nih_reads_its_labels_lists_folders_and_ages(tmp_path):
+    write_nih(tmp_path)
+    cohort = _read(tmp_path)
+    table = cohort.manifest.table.set_index("image_id")
+    assert len(table) == 38
+    assert any("2 images are left out" in note for note in cohort.notes)
+    row = table.loc["00000021_000"]
+    assert row[["Mass", "Pleural Thickening", "Hernia", "No Finding"]].tolist() == [1, 1, 0, 0]
+    assert (row["path"], row["age"], row["sex"], row["view"]) == ("images_002/images/00000021_000.png", 61, "F", "PA")
+    assert set(table.index[table["split"] == "test"]) == {f"{k:08d}_000" for k in range(30, 38)}
+    assert all((tmp_path / path).is_file() for path in table["path"])
+
+
+def test_nih_without_its_lists_is_divided_by_subject(tmp_path):
+    write_nih(tmp_path)
+    (tmp_path / "test_list.txt").unlink()
+    cohort = _read(tmp_path)
+    assert sum("carved from train" in note for note in cohort.notes) == 2
+    assert set(_read(tmp_path, labelled=False).manifest.table["split"]) == {"test"}
+
+
+def test_nih_names_a_label_that_it_does_not_know(tmp_path):
+    write_nih(tmp_path)
+    file = tmp_path / "Data_Entry_2017.csv"
+    file.write_text(file.read_text().replace("Hernia", "Hernai", 1))
+    with pytest.raises(CxrltError, match=r"'Finding Labels', row 4 \(line 5\) holds 'Hernai'"):
+        _read(tmp_path)
+
+
+@pytest.mark.parametrize(("uncertain", "value"), [("null", -1), ("zero", 0), ("one", 1)])
+def test_chexperts_uncertain_cells_become_what_is_asked_and_blanks_0(tmp_path, uncertain, value):
+    write_chexpert(tmp_path)
+    manifest = _read(tmp_path, uncertain=uncertain).manifest
+    rows = (manifest.table["image_id"] == "patient00001_study1_view1_frontal").to_numpy()
+    assert manifest.targets(("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly"))[rows].tolist() == [
+        [0, 1, value]
+    ]
+    assert (manifest.targets() == -1).any() == (uncertain == "null")
+
+
+def test_chexpert_is_scored_on_valid_and_keeps_its_paths_wherever_it_lies(tmp_path):
+    write_chexpert(tmp_path)
+    image = "train/patient00004/study1/view2_lateral.jpg"
+    cohort = _read(tmp_path)
+    assert set(cohort.manifest.of_split("test").table["subject_id"]) == {"patient64541", "patient64542"}
+    assert any("valid.csv" in note for note in cohort.notes)
+    row = cohort.manifest.table.set_index("image_id").loc["patient00004_study1_view2_lateral"]
+    assert (row["path"], row["view"], row["sex"]) == (image, "LATERAL", "F")
+    assert cohort.manifest.root == str(tmp_path / "CheXpert-v1.0-small")
+    (tmp_path / "CheXpert-v1.0-small").rename(tmp_path / "mine")
+    assert _read(tmp_path / "mine").manifest.fingerprint == cohort.manifest.fingerprint
+
+
+def test_chexperts_labelled_test_set_replaces_valid(tmp_path):
+    write_chexpert(tmp_path)
+    release = tmp_path / "CheXpert-v1.0-small"
+    test = pd.read_csv(release / "valid.csv").head(1)
+    test["Path"] = "CheXpert-v1.0-small/test/patient70000/study1/view1_frontal.jpg"
+    test.to_csv(release / "test.csv", index=False)
+    assert set(_read(tmp_path).manifest.of_split("test").table["subject_id"]) == {"patient70000"}
+    test[["Path"]].to_csv(release / "test.csv", index=False)
+    assert len(_read(tmp_path).manifest.of_split("test").table) == 2
+    assert set(_read(tmp_path, labelled=False).manifest.of_split("test").table["subject_id"]) == {"patient70000"}
+
+
+def test_a_plain_table_names_the_columns_it_ignores(tmp_path):
+    write_table(tmp_path)
+    cohort = _read(tmp_path)
+    assert cohort.manifest.findings == ("Mass", "Nodule")
+    assert any("scanner (row 1 (line 2) holds 'GE'" in note for note in cohort.notes)
+    table = cohort.manifest.table
+    assert table["Nodule"].isna().sum() == 10
+    assert set(table["view"]) == {"PA", "LATERAL"}
+    assert set(table["sex"]) == {"M", "F"}
+    assert table["subject_id"].iloc[0] == "0000"
+
+
+def test_a_plain_table_does_with_its_three_columns_and_findings(tmp_path):
+    write_table(tmp_path)
+    _edit(tmp_path / "labels.csv", lambda t: t[["image_id", "path", "subject_id", "Mass"]])
+    cohort = _read(tmp_path)
+    table = cohort.manifest.table
+    assert (table["study_id"] == table["image_id"]).all()
+    assert set(table["view"]) == {"UNKNOWN"}
+    assert set(table["split"]) == {"train", "val", "test"}
+    assert sum("carved from train" in note for note in cohort.notes) == 2
+    assert table.groupby("subject_id")["split"].nunique().max() == 1
+
+
+def test_studies_of_a_plain_table_are_told_apart_as_mimics_are(tmp_path):
+    write_table(tmp_path)
+    _edit(tmp_path / "labels.csv", lambda t: t.assign(study_id=[f"{'s' * (k % 2)}{k // 2}" for k in range(len(t))]))
+    assert _read(tmp_path).manifest.table["study_id"].nunique() == 30
+
+
+def test_unlabelled_tables_and_bare_images_can_be_read_to_be_scored(tmp_path):
+    write_table(tmp_path / "t")
+    _edit(tmp_path / "t" / "labels.csv", lambda t: t[["image_id", "path"]])
+    cohort = _read(tmp_path / "t", task="task1", labelled=False)
+    assert cohort.manifest.findings == ()
+    assert set(cohort.manifest.table["split"]) == {"test"}
+    for name in ("a/1.jpg", "a/2.PNG", "3.jpeg", "notes.txt", "a/.hidden.jpg.part"):
+        path = tmp_path / "i" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    images = _read(tmp_path / "i", labelled=False).manifest
+    assert images.table["path"].tolist() == ["a/1.jpg", "a/2.PNG", "3.jpeg"]
+    assert images.table["image_id"].tolist() == ["1", "2", "3"]
+    assert images.source == "images"
+    (tmp_path / "i" / "1.jpg").touch()
+    assert set(_read(tmp_path / "i", labelled=False).manifest.table["image_id"]) == {"1", "a/1", "a/2", "3"}
+    with pytest.raises(CxrltError, match="can be scored"):
+        _read(tmp_path / "i", format="images")
+
+
+def test_the_challenges_unlabelled_files_can_be_read_to_be_scored(own_release):
+    folder = own_release / RELEASE
+    pd.read_csv(folder / "test_labeled_task1.csv")[list(tree.ID_COLUMNS)].to_csv(folder / "test_task1.csv", index=False)
+    for file in [*folder.glob("*labeled*.csv"), folder / "labels.csv"]:
+        file.unlink()
+    manifest = _read(own_release, task="task1", labelled=False).manifest
+    assert set(manifest.table["split"]) == {"test"}
+    assert (manifest.targets() == -1).all()
+
+
+@pytest.mark.parametrize("name", ["nih64", "nih384"])
+def test_real_chest_x_rays_in_a_plain_table(shared_data, name):
+    manifest = _read(shared_data / name).manifest
+    truth = pd.read_csv(shared_data / name / "labels.csv").set_index("image_id")
+    there = manifest.table.set_index("image_id")
+    assert manifest.findings == tuple(truth.columns[7:])
+    assert (there[list(manifest.findings)].astype(int) == truth.loc[there.index, truth.columns[7:]]).all(axis=None)
+    assert there["age"].notna().all()
+
+
+def test_a_real_label_table_at_scale_keeps_its_nulls(shared_data, tmp_path):
+    table = pd.read_parquet(shared_data / "labels" / "nih_cxr_lt.parquet").assign(path=lambda t: t["image_id"])
+    table["split"] = table["split"].replace("train_14_only", "train")
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    manifest = _read(tmp_path).manifest
+    tail = ("Pneumoperitoneum", "Pneumomediastinum", "Subcutaneous Emphysema", "Tortuous Aorta")
+    assert len(manifest.table) == 112_120
+    assert len(manifest.findings) == 20
+    assert (manifest.of_split("train").targets(tail) == -1).all()
+    assert (manifest.of_split("val", "test").targets(tail) >= 0).all()
+
+
+def test_compressed_tables_are_read(own_release):
+    before = _read(own_release).manifest.fingerprint
+    plain = own_release / "patients.csv"
+    plain.write_bytes(gzip.decompress((own_release / "patients.csv.gz").read_bytes()))
+    (own_release / "patients.csv.gz").unlink()
+    assert _read(own_release).manifest.fingerprint == before
+
+
+def test_images_are_found_by_prepare_where_the_manifest_says(tmp_path):
+    from cxrlt_ray.prepare import decode
+    from cxrlt_ray.storage import Store
+
+    write_table(tmp_path)
+    for k in range(60):
+        cv2.imwrite(str(tmp_path / f"{k:03d}.jpg"), np.full((8, 8), k, np.uint8))
+    manifest = _read(tmp_path).manifest
+    image, _ = decode(Store(manifest.root).read(manifest.table["path"].iloc[7]))
+    assert image.mean() == pytest.approx(7, abs=1)
