@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -11,6 +12,8 @@ def augmentation(strength: float, seed: int) -> Any:
     At strength 1: flip with probability .5, rotation up to 15 degrees, shift up to 8 %, zoom up to
     15 %, brightness and contrast up to 20 %; ranges that CXR-LT's teams used, kept label-preserving.
     """
+    # its optional part for tensors, which we don't use, would import torch: 3 to 6 s in every data process
+    sys.modules.setdefault("albumentations.pytorch", None)  # type: ignore[arg-type]
     import albumentations as A
 
     s = strength

@@ -126,6 +126,7 @@ def _write_shards(manifest: Manifest, store: Store, size: int, say: Any) -> None
     say(f"Preparing {images:,} images at {size} px from {manifest.root} (once; later runs reuse the shards)")
     started, finished = time.monotonic(), 0
     if missing:
+        ray.data.DataContext.get_current().enable_progress_bars = False
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
             _write_shard, fn_kwargs={"store": store, "root": manifest.root, "size": size}
         )

@@ -18,6 +18,15 @@ import numpy as np
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.prepare import Shards, decode, resize
 
+ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # its lines for every epoch of every trial would flood ours
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray ends idle processes after a second; a data task's costs 5 to 15 s of imports to start again
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_num_workers_soft_limit": "8",
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would look for a newer version on the internet
+}
 MIX = 8  # shards in the shuffle buffer: 2,048 images, 33 MB at 128 px
 
 
@@ -162,16 +171,17 @@ def _rebatch(blocks: Iterator[Batch], batch_size: int, rng: np.random.Generator 
 
 def start_ray(address: str | None = None) -> Any:
     """Start Ray here, or join the cluster at `address` ('auto' from its head). Raises UsageError for ray://."""
-    import ray
-
     if address is not None and address.startswith("ray://"):
         raise UsageError(
             "--address ray://... is not supported: run the command on the cluster's head with --address auto "
             "(`ray attach cluster.yaml`, or `ray exec cluster.yaml 'python -m cxrlt_ray.sweep ... --address auto'`)."
         )
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+
     if ray.is_initialized():
         return ray
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options |= {"include_dashboard": False}
@@ -179,5 +189,4 @@ def start_ray(address: str | None = None) -> Any:
         ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError) as error:
         raise UsageError(f"no Ray cluster answers at --address {address}: {error}") from None
-    ray.data.DataContext.get_current().enable_progress_bars = False
     return ray

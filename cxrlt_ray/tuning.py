@@ -23,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.search import Space
 from cxrlt_ray.train import Job, epochs_of, train
-from cxrlt_ray.trials import FAILED, PRUNED, RUNNING, Run, read_trial
+from cxrlt_ray.trials import FAILED, FINISHED, PRUNED, RUNNING, Run, read_trial
 
 METRIC = "val_map"
 
@@ -133,8 +133,11 @@ def settle(run: Run, number: int, error: bool) -> str:
         return FAILED
     about = read_trial(store).about
     if about["state"] == RUNNING:
-        early = len(list(epochs_of(about))) > 0 and about["val_map"] is not None
-        about["state"] = PRUNED if early and not error else FAILED
+        epochs = len(list(epochs_of(about)))
+        judged = epochs > 0 and about["val_map"] is not None and not error
+        # Tune stops a trial at its last report, before its own last word
+        whole = judged and epochs == about["config"]["epochs"] and run.about["folds"] <= 1
+        about["state"] = FINISHED if whole else PRUNED if judged else FAILED
         if about["state"] == FAILED:
             about.setdefault("reason", "its process ended before an epoch was done (out of memory, or killed)")
         store.write_json("trial.json", about)

@@ -27,9 +27,9 @@ class Anatomy:
     top: float = 0.12
     base: list[float] = field(default_factory=lambda: [0.80, 0.82])  # the costophrenic angles
     dome: list[float] = field(default_factory=lambda: [0.11, 0.10])  # how high the diaphragm rises above them
-    heart_width: float = 0.125
-    heart_height: float = 0.125
-    heart_shift: float = 0.04
+    heart_width: float = 0.138
+    heart_height: float = 0.13
+    heart_shift: float = 0.05
     roundness: float = 0.0  # 0 an oblique heart, 1 a globe
     mediastinum: float = 0.052
     knob: float = 0.034
@@ -40,7 +40,7 @@ class Anatomy:
     bend: float = 0.0  # of the spine, sideways
     bone: float = 1.0
     air: float = 0.17  # opacity of a lung
-    vessels: float = 0.085
+    vessels: float = 0.075
     reach: float = 1.0  # how far vessels can be followed
     tissue: float = 0.50
     broken_clavicle: list[float] = field(default_factory=lambda: [0.0, 0.0])
@@ -74,20 +74,20 @@ class Scene:
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """A subject's own healthy build."""
     body = Anatomy()
-    body.width += 0.017 * rng.standard_normal()
+    body.width += 0.02 * rng.standard_normal()
     body.top += 0.014 * rng.standard_normal()
-    body.base = [b + d for b, d in zip(body.base, rng.normal(0, 0.018) + 0.007 * rng.standard_normal(2), strict=True)]
-    body.dome = [d * s for d, s in zip(body.dome, rng.uniform(0.75, 1.25, 2), strict=True)]
-    body.heart_width *= rng.uniform(0.88, 1.1)
+    body.base = [b + d for b, d in zip(body.base, rng.normal(0, 0.03) + 0.007 * rng.standard_normal(2), strict=True)]
+    body.dome = [d * s for d, s in zip(body.dome, rng.uniform(0.65, 1.35, 2), strict=True)]
+    body.heart_width *= rng.uniform(0.84, 1.14)
     body.heart_height *= rng.uniform(0.9, 1.1)
     body.heart_shift += 0.008 * rng.standard_normal()
-    body.mediastinum *= rng.uniform(0.88, 1.12)
+    body.mediastinum *= rng.uniform(0.82, 1.18)
     body.knob *= rng.uniform(0.85, 1.15)
     body.hila = [h * s for h, s in zip(body.hila, rng.uniform(0.85, 1.15, 2), strict=True)]
     body.bow *= rng.uniform(0.7, 1.3)
     body.bend = 0.006 * rng.standard_normal()
     body.bone = rng.uniform(0.85, 1.15)
-    body.air += 0.015 * rng.standard_normal()
+    body.air += 0.025 * rng.standard_normal()
     body.vessels *= rng.uniform(0.8, 1.2)
     body.tissue += 0.03 * rng.standard_normal()
     return body
@@ -147,11 +147,11 @@ def clavicle(body: Anatomy, side: int) -> Points:
 
 def heart_outline(body: Anatomy, lateral: bool) -> Points:
     """The heart's outline."""
-    y = 0.5 * sum(body.base) - 0.2 + 0.35 * (body.heart_height - 0.125)
+    y = 0.5 * sum(body.base) - 0.2 + 0.35 * (body.heart_height - 0.13)
     if lateral:
-        return brush.ellipse((0.37 + 0.3 * (body.heart_width - 0.125), y), (body.heart_width, body.heart_height), 0.5)
+        return brush.ellipse((0.37 + 0.3 * (body.heart_width - 0.138), y), (body.heart_width, body.heart_height), 0.5)
     angle = 0.55 * (1 - body.roundness)
-    shift = body.heart_shift + 0.35 * (body.heart_width - 0.125)
+    shift = body.heart_shift + 0.35 * (body.heart_width - 0.138)
     return brush.ellipse((0.5 + shift, y), (1.15 * body.heart_width, body.heart_height), angle)
 
 
@@ -232,11 +232,14 @@ def _lung_outline(body: Anatomy, side: int) -> Points:
 def _lung_outline_lateral(body: Anatomy) -> Points:
     low = body.base[LEFT] - body.dome[LEFT]
     y = np.linspace(body.top, low, 24)
-    back = np.linspace(body.top, body.base[LEFT] + 0.02, 24)
+    back = np.linspace(body.top + 0.02, body.base[LEFT] + 0.02, 24)
     x = np.linspace(float(back_wall(body, back[-1])), 0.2, 24)
     base = low + 0.25 * (x - 0.38) ** 2 + 1.4 * np.maximum(x - 0.5, 0) ** 2
-    rows = [np.stack([back_wall(body, back), back], 1), np.stack([x, base], 1), np.stack([front_wall(y), y], 1)[::-1]]
-    return np.concatenate(rows)
+    # the apex is a dome: both walls lean together above
+    lean = 0.13 * np.exp(-np.linspace(0, 14, 24))
+    rear = np.stack([back_wall(body, back) - 0.6 * lean, back], 1)
+    front = np.stack([front_wall(y) + lean, y], 1)[::-1]
+    return np.concatenate([rear, np.stack([x, base], 1), front])
 
 
 def _paint_vessels(scene: Scene, side: int, hilum: tuple[float, float], rng: np.random.Generator) -> None:
@@ -259,9 +262,19 @@ def _paint_mediastinum(scene: Scene) -> None:
     body, canvas = scene.body, scene.canvas
     level, half = body.tissue + 0.12, body.mediastinum
     low = 0.5 * sum(body.base)
-    right = [(0.5 - 0.75 * half, 0), (0.5 - 0.8 * half, body.top), (0.5 - half, body.top + 0.15), (0.5 - half, low)]
-    left = [(0.5 + half, low), (0.5 + half, body.top + 0.3), (0.5 + 0.8 * half, body.top), (0.5 + 0.75 * half, 0)]
-    brush.cover(canvas, np.array(right + left), level, soft=0.006)
+    right = [
+        (0.5 - 0.5 * half, body.top - 0.06),
+        (0.5 - 0.8 * half, body.top),
+        (0.5 - half, body.top + 0.15),
+        (0.5 - half, low),
+    ]
+    left = [
+        (0.5 + half, low),
+        (0.5 + half, body.top + 0.3),
+        (0.5 + 0.8 * half, body.top),
+        (0.5 + 0.5 * half, body.top - 0.06),
+    ]
+    brush.cover(canvas, np.array(right + left), level, soft=0.008)
     brush.cover(canvas, brush.ellipse(knob_place(body, False), (body.knob, body.knob)), level, soft=0.005)
     trunk = (0.5 + half + 0.3 * body.pulmonary, body.top + 0.265)
     brush.cover(canvas, brush.ellipse(trunk, (body.pulmonary * 1.6, 0.045)), level - 0.03, soft=0.006)

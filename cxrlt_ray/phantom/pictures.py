@@ -69,9 +69,9 @@ def encode(image: np.ndarray) -> bytes:
 def _pose(gray: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """The patient a little turned, nearer or aside; then brought to `size`."""
     edge = gray.shape[0]
-    turn = cv2.getRotationMatrix2D((edge / 2, edge / 2), 3.0 * rng.standard_normal(), rng.uniform(0.92, 1.08))
-    turn[0, 2] += edge * 0.022 * rng.standard_normal()
-    turn[1, 2] += edge * 0.022 * rng.standard_normal()
+    turn = cv2.getRotationMatrix2D((edge / 2, edge / 2), 4.5 * rng.standard_normal(), rng.uniform(0.93, 1.18))
+    turn[0, 2] += edge * 0.03 * rng.standard_normal()
+    turn[1, 2] += edge * 0.03 * rng.standard_normal()
     posed = cv2.warpAffine(gray, turn, (edge, edge), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return posed if edge == size else cv2.resize(posed, (size, size), interpolation=cv2.INTER_AREA)
 
@@ -79,14 +79,16 @@ def _pose(gray: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
 def _expose(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Opacity to gray levels: uneven beam, kilovoltage (contrast), dose (grain), post-processing (gamma)."""
     size = gray.shape[0]
-    tilt = 0.05 * rng.standard_normal(2)
+    tilt = 0.08 * rng.standard_normal(2)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     gray = gray + np.float32(tilt[0]) * ramp + np.float32(tilt[1]) * ramp[:, None]
     # scatter washes out what is fine
     gray = gray + np.float32(rng.uniform(-0.1, 0.15)) * (soften(gray, 0.06 * size) - gray)
     grain = rng.standard_normal((size, size), np.float32) * np.float32(GRAIN * rng.uniform(0.6, 1.4))
-    gray = np.clip((gray + grain) * np.float32(rng.uniform(0.95, 1.25)) + np.float32(rng.normal(0, 0.03)), 0, 1)
-    gray = gray ** np.float32(rng.uniform(0.8, 1.3))
+    # the film's shoulder: what is dense already gains little
+    gray = np.minimum(gray, 0.68 + 0.4 * (gray - 0.68))
+    gray = np.clip((gray + grain) * np.float32(rng.uniform(0.85, 1.25)) + np.float32(rng.normal(0, 0.04)), 0, 1)
+    gray = gray ** np.float32(rng.uniform(0.7, 1.4))
     image = np.round(gray * 255).astype(np.uint8)
     if rng.random() < 0.7:
         _mark_side(image, rng)

@@ -52,7 +52,7 @@ def paint_haze(scene: Scene, sign: Sign) -> None:
     rng = sign.rng()
     place = scene.at(sign.side, rng.uniform(0.4, 0.7), rng.uniform(0.25, 0.85), rng.uniform(0.3, 0.8))
     radii = (rng.uniform(0.11, 0.15), rng.uniform(0.12, 0.17))
-    brush.blob(scene.canvas, place, radii, sign.grade(0.07, 0.18), edge=0.9, within=scene.lungs[sign.side])
+    brush.blob(scene.canvas, place, radii, sign.grade(0.05, 0.14), edge=0.9, within=scene.lungs[sign.side])
 
 
 @paints("Edema")
@@ -62,7 +62,7 @@ def paint_edema(scene: Scene, sign: Sign) -> None:
     for side in (RIGHT, LEFT):
         within = scene.lungs[side]
         place = scene.at(side, 0.3, 0.55, 0.52)
-        brush.blob(scene.canvas, place, (0.13, 0.17), sign.grade(0.06, 0.17), edge=0.9, within=within)
+        brush.blob(scene.canvas, place, (0.11, 0.15), sign.grade(0.02, 0.08), edge=0.9, within=within)
         lines = []
         for down in np.linspace(0.7, 1.0, int(sign.grade(3, 8))):
             y = down + 0.01 * rng.standard_normal()

@@ -18,7 +18,7 @@ def bend_spine(body: Anatomy, sign: Sign) -> None:
 @changes("Kyphosis")
 def bow_spine(body: Anatomy, sign: Sign) -> None:
     """The spine bows backwards; from in front the lungs are short and the chin hangs before their tops."""
-    body.bow += sign.grade(0.03, 0.1)
+    body.bow += sign.grade(0.025, 0.075)
     body.top += sign.grade(0.015, 0.05)
 
 
@@ -27,7 +27,7 @@ def paint_chin(scene: Scene, sign: Sign) -> None:
     """From in front the jaw covers the top of the chest."""
     if not scene.lateral:
         jaw = brush.curve((0.36, -0.05), (0.5, sign.grade(0.16, 0.3)), (0.64, -0.05))
-        brush.fill(scene.canvas, jaw, sign.grade(0.1, 0.2), soft=0.006)
+        brush.fill(scene.canvas, jaw, sign.grade(0.05, 0.12), soft=0.006)
 
 
 @changes("Osteopenia")
@@ -100,7 +100,7 @@ def _paint_breathing_tube(scene: Scene, sign: Sign, rng: np.random.Generator) ->
     x = 0.51 if scene.lateral else 0.5
     line = brush.curve((x - 0.01, -0.02), (x, 0.08), (x + 0.005, low))
     sides = [line + np.array([d, 0]) for d in (-0.009, 0.009)]
-    brush.stroke(scene.canvas, sides, 0.005, sign.grade(0.2, 0.4))
+    brush.stroke(scene.canvas, sides, 0.005, sign.grade(0.08, 0.3))
 
 
 def _paint_central_line(scene: Scene, sign: Sign, rng: np.random.Generator) -> None:
@@ -110,7 +110,7 @@ def _paint_central_line(scene: Scene, sign: Sign, rng: np.random.Generator) -> N
         line = brush.curve((0.35, 0.06), (0.5, 0.12), (0.49, end))
     else:
         line = brush.curve((0.5 + toward * 0.33, 0.10), (0.5 + toward * 0.1, 0.12), (0.455, 0.2), (0.455, end))
-    brush.stroke(scene.canvas, [line], 0.008, sign.grade(0.2, 0.45))
+    brush.stroke(scene.canvas, [line], 0.008, sign.grade(0.1, 0.34))
 
 
 def _paint_feeding_tube(scene: Scene, sign: Sign, rng: np.random.Generator) -> None:
@@ -119,7 +119,7 @@ def _paint_feeding_tube(scene: Scene, sign: Sign, rng: np.random.Generator) -> N
         line = brush.curve((0.55, -0.02), (0.6, 0.4), (0.5, low))
     else:
         line = brush.curve((0.515, -0.02), (0.5, 0.3), (0.52, 0.65), (0.62, low))
-    brush.stroke(scene.canvas, [line], 0.009, sign.grade(0.18, 0.4))
+    brush.stroke(scene.canvas, [line], 0.009, sign.grade(0.08, 0.32))
 
 
 def _paint_pacemaker(scene: Scene, sign: Sign, rng: np.random.Generator) -> None:
@@ -131,5 +131,5 @@ def _paint_pacemaker(scene: Scene, sign: Sign, rng: np.random.Generator) -> None
         x, y, corner = 0.5 + toward * rng.uniform(0.24, 0.29), scene.body.top + rng.uniform(0.08, 0.13), 0.045
         lead = brush.curve((x, y), (0.5 + toward * 0.05, 0.17), (0.46, 0.45), (0.58, 0.68))
     box = brush.ellipse((x, y), (corner, 0.04), count=16)
-    brush.fill(scene.canvas, box, sign.grade(0.4, 0.7))
-    brush.stroke(scene.canvas, [lead], 0.007, sign.grade(0.22, 0.45))
+    brush.fill(scene.canvas, box, sign.grade(0.2, 0.6))
+    brush.stroke(scene.canvas, [lead], 0.007, sign.grade(0.1, 0.36))

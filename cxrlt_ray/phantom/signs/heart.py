@@ -12,8 +12,8 @@ from cxrlt_ray.phantom.signs import Sign, changes, paints
 @changes("Cardiomegaly")
 def widen_heart(body: Anatomy, sign: Sign) -> None:
     """The heart takes more than half of the chest's width."""
-    body.heart_width *= sign.grade(1.1, 1.5)
-    body.heart_height *= sign.grade(1.0, 1.12)
+    body.heart_width *= sign.grade(1.08, 1.4)
+    body.heart_height *= sign.grade(1.0, 1.1)
 
 
 @changes("Cardiomyopathy")
@@ -27,7 +27,7 @@ def make_globe(body: Anatomy, sign: Sign) -> None:
 @changes("Enlarged Cardiomediastinum")
 def widen_mediastinum(body: Anatomy, sign: Sign) -> None:
     """A broad shadow above the heart."""
-    body.mediastinum *= sign.grade(1.15, 1.75)
+    body.mediastinum *= sign.grade(1.15, 1.6)
 
 
 @changes("Tortuous Aorta")

@@ -12,7 +12,7 @@ from cxrlt_ray.phantom.signs import Sign, paints
 @paints("Pleural Effusion")
 def paint_effusion(scene: Scene, sign: Sign) -> None:
     """Fluid at the base, its upper edge rising to the wall (the meniscus)."""
-    side, level = sign.side, sign.grade(0.98, 0.66)
+    side, level = sign.side, sign.grade(1.04, 0.78)
     top = scene.line(side, [(0.1, level + 0.06, 0.1), (0.7, level, 0.65), (1.08, level - 0.14, 1.0)])
     brush.cover(scene.canvas, _down_to_base(scene, side, top), scene.body.tissue + 0.1, soft=0.006)
 
@@ -20,12 +20,12 @@ def paint_effusion(scene: Scene, sign: Sign) -> None:
 @paints("Hydropneumothorax")
 def paint_air_fluid_level(scene: Scene, sign: Sign) -> None:
     """Fluid with a dead level surface from wall to wall, and black air above it."""
-    side, level, within = sign.side, sign.grade(0.85, 0.6), scene.lungs[sign.side]
-    x0, y = scene.at(side, 0.12, level, 0.0)
+    side, level, within = sign.side, sign.grade(0.96, 0.74), scene.lungs[sign.side]
+    x0, y = scene.at(side, 0.12, level, -0.15)
     x1, _ = scene.at(side, 1.05, level, 1.0)
     surface = np.linspace((x0, y), (x1, y), 8)
     brush.cover(scene.canvas, _down_to_base(scene, side, surface), scene.body.tissue + 0.08)
-    air = np.array([(x0, y), (x1, y), scene.at(side, 1.05, level - 0.3, 0.9), scene.at(side, 0.5, level - 0.3, 0.3)])
+    air = np.array([(x0, y), (x1, y), scene.at(side, 1.05, level - 0.22, 0.9), scene.at(side, 0.5, level - 0.22, 0.3)])
     brush.fill(scene.canvas, air, -sign.grade(0.06, 0.13), within=within)
 
 
@@ -33,14 +33,20 @@ def paint_air_fluid_level(scene: Scene, sign: Sign) -> None:
 def paint_pneumothorax(scene: Scene, sign: Sign) -> None:
     """Black emptiness between the wall and a thin white line, widest at the apex."""
     side, within = sign.side, scene.lungs[sign.side]
-    down = np.linspace(0.0, 0.85, 20)
-    gap = sign.grade(0.1, 0.4) * (1 - down) ** 0.7 + 0.02
-    inner = [scene.at(side, 1 - g, d + 0.5 * g * (1 - d), 0.9 - g) for g, d in zip(gap, down, strict=True)]
-    apex = scene.at(side, 0.0, gap[0] * 0.5 + 0.02, 0.2)
-    line = np.array([apex, *inner])
-    wall = np.array([scene.at(side, 1.1, d, 1.1) for d in down[::-1]] + [scene.at(side, 0.3, -0.1, 0.5)])
-    brush.fill(scene.canvas, np.concatenate([line, wall]), -sign.grade(0.06, 0.13), within=within)
-    brush.stroke(scene.canvas, [line], 0.006, sign.grade(0.16, 0.34), within=within)
+    down = np.linspace(0.7, 0.0, 14)
+    if scene.lateral:
+        wall = [scene.at(side, 0.5, d, 0.0) for d in down] + [scene.at(side, 0.5, d, 1.0) for d in down[::-1]]
+        free = np.concatenate([1 - down, 1 - down[::-1]])
+    else:
+        wall = [scene.at(side, 0.02, 0.06, 0.5)] + [scene.at(side, 1.0, d, 0.5) for d in 1.3 * down[::-1]]
+        free = np.concatenate([[1.0], 1 - down[::-1]])
+    # the lung has shrunk towards its root, and most where nothing holds it
+    root = np.array(scene.at(side, 0.1, 0.6, 0.52))
+    edge = root + (np.array(wall) - root) * (1 - sign.grade(0.05, 0.34) * np.sqrt(free))[:, None]
+    beyond = root + (np.array(wall) - root) * 1.15
+    outline = np.concatenate([edge, beyond[::-1]])
+    brush.fill(scene.canvas, outline, -sign.grade(0.06, 0.13), within=within)
+    brush.stroke(scene.canvas, [edge], 0.006, sign.grade(0.14, 0.32), within=within)
 
 
 @paints("Pleural Thickening")
@@ -119,5 +125,8 @@ def paint_streaks(scene: Scene, sign: Sign) -> None:
 
 def _down_to_base(scene: Scene, side: int, top: np.ndarray) -> np.ndarray:
     """The outline of what fills a lung below the line `top`, which runs outwards (on a lateral view backwards)."""
-    low = scene.body.base[side] + 0.03
-    return np.concatenate([top, [(top[-1][0], low), (top[0][0], low)]])
+    body = scene.body
+    low = body.base[side] + 0.03
+    start = (top[-1][1] - body.top) / (body.base[side] - body.dome[side] - body.top)
+    wall = [scene.at(side, 1.04, down, 1.04) for down in np.linspace(start, 1.35, 8)]
+    return np.concatenate([top, wall, [(top[0][0], low)]])
