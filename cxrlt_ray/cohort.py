@@ -15,14 +15,19 @@ import pandas as pd
 from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import META, SPLITS, VIEWS, Manifest
+from cxrlt_ray.readers import Request, choose_reader
+from cxrlt_ray.readers.columns import counted
+from cxrlt_ray.readers.files import compare_with_disk
 from cxrlt_ray.splits import holdout
 from cxrlt_ray.storage import Store
+from cxrlt_ray.tasks import load_task, rarity
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
 
 UNCERTAIN = ("null", "zero", "one")
+VALIDATION = 0.15
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def read_cohort(
     task: str = "task1",
     uncertain: str = "null",
     seed: int = 0,
-    validation: float = 0.15,
+    validation: float = VALIDATION,
     labelled: bool = True,
     training: bool = True,
 ) -> Cohort:
@@ -48,7 +53,7 @@ def read_cohort(
 
     format: a reader's name; found by looking without it. task: its findings are read. uncertain: what
     CheXpert's -1 becomes. validation: share of the training subjects that becomes split `val` where the
-    data has none, drawn with `seed`. labelled: False if labels and a training split may be missing.
+    data has none, drawn with `seed`; 0: none is carved. labelled: False if labels and a training split may be missing.
     training: False if the training split may be missing, to evaluate only.
     Raises CxrltError with the first of the reasons to refuse it, UsageError for arguments that do not fit.
     """
@@ -75,14 +80,11 @@ def examine(
     task: str = "task1",
     uncertain: str = "null",
     seed: int = 0,
-    validation: float = 0.15,
+    validation: float = VALIDATION,
     labelled: bool = True,
     training: bool = True,
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
-    from cxrlt_ray.readers import Request, choose_reader
-    from cxrlt_ray.tasks import load_task
-
     if uncertain not in UNCERTAIN:
         raise UsageError(f"--uncertain is one of {', '.join(UNCERTAIN)}, not '{uncertain}'.")
     store = Store(data).absolute()
@@ -95,7 +97,7 @@ def examine(
         raise CxrltError(f"{data}, read as {reader.name}, has no images.")
     if labelled:
         _check_findings(raw.findings, wanted, task, reader.name)
-    problems = list(raw.problems)
+    problems = list(dict.fromkeys(raw.problems))
     table = _without_duplicates(_complete(raw.table, raw.findings), problems)
     notes = [f"Data: format {reader.name} ({why}), {len(table):,} images, paths from {raw.root}.", *raw.notes]
     if labelled:
@@ -141,7 +143,7 @@ def _without_duplicates(table: pd.DataFrame, problems: list[str]) -> pd.DataFram
     problems.append(
         f"image '{second['image_id']}' stands twice, in {first['file']} row {first['row']} and in "
         f"{second['file']} row {second['row']}"
-        + (f", and {again.sum() - 1:,} more rows repeat an image" if again.sum() > 1 else "")
+        + (f" ({counted(again.sum() - 1, 'more repetition')})" if again.sum() > 1 else "")
         + ": each image may have one row."
     )
     return table[~again]
@@ -156,8 +158,8 @@ def _check_leaks(table: pd.DataFrame, problems: list[str]) -> None:
     counts = table.loc[table["subject_id"] == subject, "split"].value_counts().sort_index()
     problems.append(
         f"subject '{subject}' stands in {len(counts)} splits, "
-        + " and ".join(f"{name} ({count} images)" for name, count in counts.items())
-        + (f", and so do {len(leaking) - 1:,} more subjects" if len(leaking) > 1 else "")
+        + " and ".join(f"{name} ({counted(count, 'image')})" for name, count in counts.items())
+        + (f", as do {counted(len(leaking) - 1, 'more subject')}" if len(leaking) > 1 else "")
         + ": put all images of a subject into one split."
     )
 
@@ -172,10 +174,10 @@ def _with_all_splits(
 ) -> pd.DataFrame:
     """`table` with splits test (where there is none at all) and val (where it has no labels) carved from train."""
     if table["split"].isna().all():
-        table = _carve(table.assign(split="train"), findings, "test", share, seed, notes, problems)
+        table = _carve(table.assign(split="train"), findings, "test", share or VALIDATION, seed, notes, problems)
     if not (table["split"] == "train").any():
         problems.append("the data has no images of split train.")
-    elif not (table["split"] == "val").any():
+    elif share and not (table["split"] == "val").any():
         table = _carve(table, findings, "val", share, seed, notes, problems)
     if not (table["split"] == "test").any():
         notes.append("There is no test split: trials can be trained and chosen, but nothing is scored at the end.")
@@ -235,7 +237,7 @@ def main(
     if files:
         problems += _tell_files(cohort.manifest, console)
     if problems:
-        told = [f"\nA sweep would refuse this data, {len(problems)} reason(s):", *problems]
+        told = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
         console.print("\n- ".join(told), markup=False, soft_wrap=True)
         raise SystemExit(1)
     console.print(f"Usable. Next: python -m cxrlt_ray.sweep {task} --data {data}", markup=False, soft_wrap=True)
@@ -246,7 +248,9 @@ def _splits_table(manifest: Manifest) -> Table:
     from rich import box
     from rich.table import Table
 
-    shown = Table("split", *map(_right, ("images", "studies", "subjects", *VIEWS)), box=box.SIMPLE_HEAD)
+    shown = Table(
+        "split", *map(_right, ("images", "studies", "subjects", *VIEWS)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for split in [*_splits(manifest), "all"]:
         part = manifest.table if split == "all" else manifest.table[manifest.table["split"] == split]
         views = part["view"].value_counts()
@@ -261,12 +265,12 @@ def _findings_table(manifest: Manifest) -> Table:
     from rich import box
     from rich.table import Table
 
-    from cxrlt_ray.tasks import rarity
-
     splits = _splits(manifest)
     targets = {split: manifest.of_split(split).targets() for split in splits}
     train = targets.get("train", np.empty((0, len(manifest.findings)), np.int8))
-    shown = Table("finding", "group", *map(_right, (*splits, "% train", "null")), box=box.SIMPLE_HEAD)
+    shown = Table(
+        "finding", "group", *map(_right, (*splits, "% train", "null")), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for column, (finding, group) in enumerate(zip(manifest.findings, rarity(train), strict=True)):
         here = {split: values[:, column] for split, values in targets.items()}
         counts = [f"{(v == 1).sum():,}" if (v >= 0).any() else "-" for v in here.values()]
@@ -295,7 +299,6 @@ def _remarks(manifest: Manifest) -> list[str]:
 def _tell_files(manifest: Manifest, console: Console) -> list[str]:
     """Print how table and disk differ; returns the reason to refuse the data, if too much is missing."""
     from cxrlt_ray.prepare import MAX_BAD
-    from cxrlt_ray.readers.files import compare_with_disk
 
     disk, images = compare_with_disk(manifest.table["path"], manifest.root), len(manifest.table)
     for count, what in ((disk.missing, "images not on disk"), (disk.unnamed, "image files that no row names")):

@@ -39,7 +39,8 @@ def assign_folds(targets: np.ndarray, subjects: np.ndarray, folds: int, seed: in
 def holdout(targets: np.ndarray, subjects: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which images to keep apart: bool [N], about `share` of them and of each finding's positives.
 
-    Arguments as of `assign_folds`. A finding of two positive subjects has one on each side.
+    Arguments as of `assign_folds`. A finding of two positive subjects has one on each side,
+    unless other findings tie the two together.
     """
     positives, sizes, of = _by_subject(targets, subjects)
     return _distribute(positives, sizes, np.array([1 - share, share]), seed)[of] == 1

@@ -73,11 +73,11 @@ BAD_TABLES: dict[str, tuple[Change, str]] = {
     ),
     "a subject in two splits": (
         _set(0, "split", "test"),
-        r"subject '0' stands in 2 splits, test \(1 images\) and train \(1 images\)",
+        r"subject '0' stands in 2 splits, test \(1 image\) and train \(1 image\)",
     ),
     "more subjects in two splits": (
         lambda t: _set(0, "split", "test")(_set(2, "split", "val")(t)),
-        r"subject '0' .* and so do 1 more subjects",
+        r"subject '0' .* as do 1 more subject",
     ),
     "an unknown split": (_set(5, "split", "training"), r"column 'split', row 6 \(line 7\) holds 'training'"),
     "an empty id": (_set(4, "image_id", ""), r"column 'image_id' is empty in row 5 \(line 6\)"),
@@ -212,7 +212,7 @@ def test_the_summary_of_bad_data_still_counts_lists_all_and_exits_1(tmp_path, ca
     _write(tmp_path, lambda t: _set(0, "split", "test")(_set(3, "Mass", "yes")(t)))
     code, said = _summary(capsys, str(tmp_path), "--task", task, "--no-files")
     assert code == 1
-    assert "2 reason(s)" in said
+    assert "2 reasons" in said
     assert "holds 'yes'" in said
     assert "subject '0' stands in 2 splits" in said
     assert "Nodule" in said

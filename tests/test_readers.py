@@ -16,6 +16,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import META, VIEWS
 from cxrlt_ray.phantom import labels, tree
 from cxrlt_ray.readers import READERS
+from cxrlt_ray.readers.columns import ages, views
 from cxrlt_ray.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
 
 RELEASE = tree.RELEASE
@@ -136,6 +137,28 @@ def _edit(file: Path, change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> 
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     changed = change(table)
     (table if changed is None else changed).to_csv(file, index=False)
+
+
+@pytest.mark.parametrize(
+    ("position", "code", "view"),
+    [
+        ("PA", "", "PA"),
+        ("ap", "", "AP"),
+        ("LL", "left lateral", "LATERAL"),
+        ("XTABLE LATERAL", "", "LATERAL"),
+        ("PA LLD", "postero-anterior", "OTHER"),
+        ("LAO", "", "OTHER"),
+        ("", "postero-anterior", "PA"),
+        ("", "", "UNKNOWN"),
+    ],
+)
+def test_view_positions_are_normalised(position, code, view):
+    assert views(pd.Series([position]), pd.Series([code])).tolist() == [view]
+
+
+def test_ages_are_years_however_they_are_written():
+    written = pd.Series(["58", "58.0", "058Y", "006M", "", "414Y", "old"])
+    assert ages(written).fillna(-1).tolist() == [58, 58, 58, 0.5, -1, -1, -1]
 
 
 def test_every_reader_of_tables_has_a_tree_here():
@@ -396,6 +419,14 @@ def test_nih_without_its_lists_is_divided_by_subject(tmp_path):
     assert set(_read(tmp_path, labelled=False).manifest.table["split"]) == {"test"}
 
 
+def test_nih_images_may_lie_in_one_folder(tmp_path):
+    write_nih(tmp_path)
+    (tmp_path / "images_001" / "images").rename(tmp_path / "images")
+    paths = _read(tmp_path).manifest.table["path"]
+    assert paths.tolist()[0] == "images/00000000_000.png"
+    assert all((tmp_path / path).is_file() for path in paths)
+
+
 def test_nih_names_a_label_that_it_does_not_know(tmp_path):
     write_nih(tmp_path)
     file = tmp_path / "Data_Entry_2017.csv"
@@ -476,7 +507,7 @@ def test_unlabelled_tables_and_bare_images_can_be_read_to_be_scored(tmp_path):
     cohort = _read(tmp_path / "t", task="task1", labelled=False)
     assert cohort.manifest.findings == ()
     assert set(cohort.manifest.table["split"]) == {"test"}
-    for name in ("a/1.jpg", "a/2.PNG", "3.jpeg", "notes.txt", "a/.hidden.jpg.part"):
+    for name in ("a/1.jpg", "a/2.PNG", "3.jpeg", "notes.txt", "a/._1.jpg"):
         path = tmp_path / "i" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -6,6 +6,7 @@ Parsing is pyarrow's (377,110 rows x 51 columns in about a second). Only the emp
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,7 @@ class Labels:
     def first_bad(self) -> str:
         """'row 3 (line 4) holds 'text''."""
         rows = np.flatnonzero(self.codes == BAD_LABEL)
-        return f"{row_of(rows[0])} holds {self.bad[0]!r}{and_more(len(rows) - 1)}"
+        return f"{row_of(rows[0])} holds {reprlib.repr(self.bad[0])}{and_more(len(rows) - 1)}"
 
     def nullable(self) -> pd.api.extensions.ExtensionArray:
         """As pandas Int8; what is no label is null."""
@@ -152,8 +153,13 @@ def row_of(index: int) -> str:
 
 
 def and_more(count: int) -> str:
-    """', and so do 3 more rows' or nothing."""
-    return f" (and {count:,} more {'row' if count == 1 else 'rows'})" if count else ""
+    """' (and 3 more rows)' or nothing."""
+    return f" (and {counted(count, 'more row')})" if count else ""
+
+
+def counted(count: int, what: str) -> str:
+    """'1 image', '3,000 images'."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def quoted(names: list[str] | tuple[str, ...]) -> str:

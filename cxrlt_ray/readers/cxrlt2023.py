@@ -49,6 +49,8 @@ def read(request: Request) -> Raw:
         if not names:
             notes.append(f"{file} is without labels: its images can be scored by a submission only.")
             split = "development" if split == "val" else split
+        else:
+            sheet.need(*findings)
         parts.append(release_rows(sheet, "path", split, names, problems))
         findings = findings or names
     root = find_root(request.data, release)

@@ -85,9 +85,11 @@ def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in entries:
+                if entry.name.startswith("."):
+                    continue  # a Mac's ._NAME.jpg is no image
                 if entry.name.lower().endswith(IMAGE_SUFFIXES):
                     images.append(prefix + entry.name)
-                elif not entry.name.startswith(".") and entry.is_dir():
+                elif entry.is_dir():
                     below.append(prefix + entry.name)
     except FileNotFoundError:
         pass
@@ -100,5 +102,6 @@ def _remote_images(data: Store, folder: str, recursive: bool) -> Iterator[str]:
     filesystem, root = fs.FileSystem.from_uri(data.uri)
     selector = fs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=recursive, allow_not_found=True)
     for found in filesystem.get_file_info(selector):
-        if found.type == fs.FileType.File and found.path.lower().endswith(IMAGE_SUFFIXES):
+        is_image = found.path.lower().endswith(IMAGE_SUFFIXES) and not found.base_name.startswith(".")
+        if is_image and found.type == fs.FileType.File:
             yield found.path[len(root) :].lstrip("/")
