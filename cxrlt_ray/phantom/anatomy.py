@@ -280,7 +280,7 @@ def _paint_mediastinum(scene: Scene) -> None:
     brush.cover(canvas, brush.ellipse(trunk, (body.pulmonary * 1.6, 0.045)), level - 0.03, soft=0.006)
     brush.cover(canvas, heart_outline(body, False), body.tissue + 0.15, soft=0.007)
     aorta = brush.curve(
-        (0.5 + 0.8 * half, body.top + 0.19), (0.5 + half + body.unfolding, body.top + 0.38), (0.52, low - 0.02)
+        (0.5 + 0.8 * half, body.top + 0.19), (0.5 + half + 1.4 * body.unfolding, body.top + 0.30), (0.52, low - 0.02)
     )
     brush.stroke(canvas, [aorta], 0.035, 0.05, soft=0.004)
     if body.unfolding:

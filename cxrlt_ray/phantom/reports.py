@@ -81,18 +81,19 @@ ORGANS = (
      "Pneumoperitoneum", "Subcutaneous Emphysema"),
     ("Fracture", "Rib Fracture", "Clavicle Fracture", "Kyphosis", "Scoliosis", "Osteopenia"),
 )  # fmt: skip
-_AFFIRM = ("There is {it}.", "{It} is seen.", "{It} is noted.", "Findings include {it}.", "{It} is again demonstrated.")
+# worded so that they fit one finding or several
+_AFFIRM = (
+    "Findings include {it}.", "{It}.", "Note is made of {it}.", "The film shows {it}.", "Again seen: {it}.",
+    "There is evidence of {it}.",
+)  # fmt: skip
 _HEDGE = (
-    "Possible {it}.", "{It} cannot be excluded.", "Findings may represent {it}.", "{It} is difficult to exclude.",
+    "Possible {it}.", "{It} cannot be excluded.", "Findings may represent {it}.", "It is difficult to exclude {it}.",
     "There is questionable {it}.", "Equivocal appearance for {it}.",
 )  # fmt: skip
 _DENY = (
-    "No {it}.",
-    "There is no {it}.",
-    "There is no evidence of {it}.",
-    "No {it} is identified.",
+    "No {it}.", "There is no evidence of {it}.", "No sign of {it}.", "No {it} identified.",
     "The study is without {it}.",
-)
+)  # fmt: skip
 _NORMAL = (
     "The lungs are clear. Heart size and mediastinal contours are within normal limits.",
     "Cardiac and mediastinal silhouettes are normal. The lungs are well expanded and clear.",
