@@ -20,7 +20,6 @@ from cxrlt_ray.readers.columns import counted
 from cxrlt_ray.readers.files import compare_with_disk
 from cxrlt_ray.splits import holdout
 from cxrlt_ray.storage import Store
-from cxrlt_ray.tasks import load_task, rarity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,6 +84,8 @@ def examine(
     training: bool = True,
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
+    from cxrlt_ray.tasks import load_task
+
     if uncertain not in UNCERTAIN:
         raise UsageError(f"--uncertain is one of {', '.join(UNCERTAIN)}, not '{uncertain}'.")
     store = Store(data).absolute()
@@ -264,6 +265,8 @@ def _findings_table(manifest: Manifest) -> Table:
     """Positives of each finding in each split, '-' where it is nowhere labelled, and its share of train."""
     from rich import box
     from rich.table import Table
+
+    from cxrlt_ray.tasks import rarity
 
     splits = _splits(manifest)
     targets = {split: manifest.of_split(split).targets() for split in splits}

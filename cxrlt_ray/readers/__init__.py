@@ -69,31 +69,35 @@ class Reader:
     read: Read
 
 
-READERS: dict[str, Reader] = {}
+_READERS: dict[str, Reader] = {}
 
 
 def register_reader(name: str, looks_for: str, recognise: Recognise) -> Callable[[Read], Read]:
     """Make a read function known as format `name` to --format, to detection and to the tests of all readers."""
 
     def register(read: Read) -> Read:
-        READERS[name] = Reader(name, looks_for, recognise, read)
+        _READERS[name] = Reader(name, looks_for, recognise, read)
         return read
 
     return register
 
 
+def all_readers() -> dict[str, Reader]:
+    """Every reader by name, in the order in which they are asked; imported on demand, for a quick --help."""
+    for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        importlib.import_module(f"{__name__}.{module}")
+    return dict(sorted(_READERS.items()))
+
+
 def choose_reader(data: Store, format: str | None, labelled: bool) -> tuple[Reader, str]:
     """The reader for `data` and, in words, what it was chosen by. Raises UsageError where there is none."""
+    readers = all_readers()
     if format is not None:
-        if format not in READERS:
-            raise UsageError(f"no format '{format}'; there are: {', '.join(READERS)}.")
-        return READERS[format], "as --format says"
-    for reader in READERS.values():
+        if format not in readers:
+            raise UsageError(f"no format '{format}'; there are: {', '.join(readers)}.")
+        return readers[format], "as --format says"
+    for reader in readers.values():
         if found := reader.recognise(data, labelled):
             return reader, f"found {found}"
-    looked = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in READERS.values())
+    looked = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in readers.values())
     raise UsageError(f"{data.uri} holds no format that is known. Looked for {looked}. Name one with --format.")
-
-
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_module}")
