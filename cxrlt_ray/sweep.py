@@ -124,33 +124,22 @@ def main(
     """
     from cxrlt_ray import models
     from cxrlt_ray import trials as store
-    from cxrlt_ray.cohort import read_cohort
     from cxrlt_ray.prepare import prepare
-    from cxrlt_ray.search import load_space
     from cxrlt_ray.storage import Store
     from cxrlt_ray.stream import start_ray
     from cxrlt_ray.train import Job
 
-    if views not in ("all", "frontal"):
-        raise UsageError(f"--views is all or frontal, not '{views}'.")
-    if not 0 <= holdout < 1:
-        raise UsageError(f"--holdout is a share from 0 to below 1, not {holdout:g}.")
-    if folds < 0 or folds == 1:
-        raise UsageError(f"--folds needs at least 2 folds, not {folds}.")
-    if task == "task3":
-        raise UsageError(
-            "task3's five findings are not labelled in training: its zero-shot models are not built yet. "
-            "Sweep task1 or task2."
-        )
+    _check_options(task, views, holdout, trials, folds)
     budget = _seconds(time_budget)
-    if not dry_run:
-        Store(storage).check_writable()
-    if resume:
-        run = store.load_run(storage, name)
+    run = _run_to_resume(storage, name, task) if resume else None
+    if run:
         about = run.about
-        task, data, format, seed = about["task_argument"], about["data"], about["format"], about["seed"]
-        space, folds, views = about["space"], about["folds"], about["views"]
+        folds, views, seed, max_bad = about["folds"], about["views"], about["seed"], about["max_bad"]
         trials, epochs = trials or about["trials"], epochs or about["epochs"]
+    elif not dry_run:
+        Store(storage).check_writable()
+        name = name or f"{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        store.check_free(storage, name)
     cpus, gpus = _machine(address)
     resources = plan_resources(
         cpus,
@@ -160,50 +149,43 @@ def main(
         gpus_per_trial=gpus_per_trial,
         workers_per_trial=workers_per_trial,
     )
-    if space is None:
-        space = "laptop" if not gpus else ("task2" if task == "task2" else "task1")
-        print(f"Search space: {space}" + (" (no GPU here)" if not gpus else ""))
-    searched = load_space(space, epochs=epochs)
+    searched, text = _space(space, run, task, gpus, epochs)
     trials = trials or searched.trials
-    for note in searched.notes:
-        print(note)
     print(f"Resources: {resources}")
     print(f"Plan: {trials} trials of up to {searched.epochs} epochs" + (f" x {folds} folds" if folds else ""))
-    if data is None:
-        data = _phantom(storage, seed, dry_run)
-    if dry_run and not Store(data).exists(""):
-        print("Dry run: nothing was started.")
-        return
-    cohort = read_cohort(data, format=format, task=task, uncertain=uncertain, seed=seed)
-    for note in cohort.notes:
-        print(note)
-    from cxrlt_ray.tasks import load_task
-
-    wanted = load_task(task, cohort.manifest.findings)
-    _check_task(wanted, cohort.manifest)
+    if run:
+        manifest, wanted = run.manifest(), run.task
+    else:
+        data = data or _phantom(storage, seed, dry_run)
+        if dry_run and not Store(data).exists(""):
+            print("Dry run: nothing was started.")
+            return
+        manifest, wanted = _cohort(data, format, task, uncertain, seed, folds, holdout)
     if dry_run:
         print("Dry run: nothing was started.")
         return
-    models.check_weights(searched.specs())
+    specs = searched.specs()
+    models.check_weights(specs)
     ray = start_ray(address)
-    shards = prepare(cohort.manifest, storage, max(spec.resolution for spec in searched.specs()), max_bad)
-    if not resume:
-        manifest = _with_holdout(cohort.manifest, wanted.findings, holdout, seed)
+    shards = prepare(manifest, storage, max(spec.resolution for spec in specs), max_bad)
+    if not run:
         about = {
             "task": dataclasses.asdict(wanted),
             "task_argument": task,
-            "data": str(Path(data).resolve()) if "://" not in data else data,
-            "format": cohort.manifest.source,
-            "space": space,
+            "data": str(data) if "://" in str(data) else str(Path(str(data)).resolve()),
+            "format": manifest.source,
+            "space": searched.name,
             "trials": trials,
             "epochs": searched.epochs,
             "folds": folds,
             "holdout": holdout,
             "views": views,
+            "uncertain": uncertain,
             "seed": seed,
+            "max_bad": max_bad,
             "shards": {"name": shards.store.uri.rpartition("/")[2], "size": shards.size},
         }
-        run = store.create_run(storage, name or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}", about, manifest)
+        run = store.create_run(storage, str(name), about, manifest, {"space.yaml": text})
     job = Job(
         run.store.absolute(),
         dataclasses.replace(shards, store=shards.store.absolute()),
@@ -214,13 +196,75 @@ def main(
         seed,
         threads=0 if gpus else max(1, int(cpus // resources.max_concurrent)),
     )
-    complete = _search(ray, run, job, searched, resources, trials, budget, seed)
+    complete = _search(run, job, searched, resources, trials, budget, seed)
+    ray.shutdown()
     _summary(run, complete, trials, storage)
 
 
-def _search(
-    ray: Any, run: Any, job: Any, space: Any, resources: Resources, trials: int, budget: float | None, seed: int
-) -> bool:
+def _check_options(task: str, views: str, holdout: float, trials: int | None, folds: int) -> None:
+    """Refuse what is wrong whatever the data."""
+    if views not in ("all", "frontal"):
+        raise UsageError(f"--views is all or frontal, not '{views}'.")
+    if not 0 <= holdout < 1:
+        raise UsageError(f"--holdout is a share from 0 to below 1, not {holdout:g}.")
+    if trials is not None and trials < 1:
+        raise UsageError(f"--trials must be at least 1, not {trials}.")
+    if folds < 0 or folds == 1:
+        raise UsageError(f"--folds needs at least 2 folds, not {folds}.")
+    if task == "task3":
+        raise UsageError(
+            "task3's five findings are not labelled in training: its zero-shot models are not built yet. "
+            "Sweep task1 or task2."
+        )
+
+
+def _run_to_resume(storage: str, name: str | None, task: str) -> Any:
+    """The run to continue. Raises UsageError where it is of another task than the one typed."""
+    from cxrlt_ray.trials import load_run
+
+    run = load_run(storage, name)
+    if run.about["task_argument"] != task:
+        raise UsageError(
+            f"run {run.name} is of {run.about['task_argument']}, not {task}: name the run to continue by --name."
+        )
+    return run
+
+
+def _space(space: str | None, run: Any, task: str, gpus: float, epochs: int | None) -> tuple[Any, bytes]:
+    """The search space and its file's text; a resumed run has kept its own."""
+    from cxrlt_ray import config
+    from cxrlt_ray.search import load_space
+
+    if run:
+        with run.store.fetched("space.yaml") as path:
+            return load_space(str(path), epochs), b""
+    if space is None:
+        space = "laptop" if not gpus else ("task2" if task == "task2" else "task1")
+        print(f"Search space: {space}" + (" (no GPU here)" if not gpus else ""))
+    searched = load_space(space, epochs)
+    for note in searched.notes:
+        print(note)
+    return searched, config.find("search_spaces", space).read_bytes()
+
+
+def _cohort(
+    data: str, format: str | None, task: str, uncertain: str, seed: int, folds: int, holdout: float
+) -> tuple[Any, Any]:
+    """The manifest as this run splits it, and the task; says what the reader had to tell."""
+    from cxrlt_ray.cohort import VALIDATION, read_cohort
+    from cxrlt_ray.tasks import load_task
+
+    # with folds every training image is validated on once: nothing need be carved
+    carved = 0.0 if folds else VALIDATION
+    cohort = read_cohort(data, format=format, task=task, uncertain=uncertain, seed=seed, validation=carved)
+    for note in cohort.notes:
+        print(note)
+    wanted = load_task(task, cohort.manifest.findings)
+    _check_task(wanted, cohort.manifest, ("train",) if folds else ("train", "val"))
+    return _with_holdout(cohort.manifest, wanted.findings, holdout, seed, folds), wanted
+
+
+def _search(run: Any, job: Any, space: Any, resources: Resources, trials: int, budget: float | None, seed: int) -> bool:
     """Run the trials that are missing; False if it was stopped before all were done."""
     from cxrlt_ray.tuning import missing_trials, tune_trials
 
@@ -274,20 +318,20 @@ def _phantom(storage: str, seed: int, dry_run: bool) -> str:
     return folder
 
 
-def _with_holdout(manifest: Any, findings: tuple[str, ...], share: float, seed: int) -> Any:
-    """The manifest with `share` of the validation subjects moved to split 'holdout'."""
+def _with_holdout(manifest: Any, findings: tuple[str, ...], share: float, seed: int, folds: int) -> Any:
+    """The manifest with `share` of the subjects that would validate (with folds: of train) moved to split 'holdout'."""
     if not share:
         return manifest
     from cxrlt_ray.splits import holdout
 
     table = manifest.table.copy()
-    rows = np.flatnonzero((table["split"] == "val").to_numpy())
+    rows = np.flatnonzero((table["split"] == ("train" if folds else "val")).to_numpy())
     kept = holdout(manifest.targets(findings)[rows], table["subject_id"].to_numpy()[rows], share, seed)
     table.loc[rows[kept], "split"] = "holdout"
     return dataclasses.replace(manifest, table=table)
 
 
-def _check_task(task: Any, manifest: Any) -> None:
+def _check_task(task: Any, manifest: Any, splits: tuple[str, ...]) -> None:
     """Refuse a task whose findings the data does not label; name findings without positives."""
     lacking = [finding for finding in task.findings if finding not in manifest.findings]
     if lacking or not task.findings:
@@ -295,7 +339,7 @@ def _check_task(task: Any, manifest: Any) -> None:
             f"the data has no column for {', '.join(lacking) or 'any finding'} of {task.name}; "
             f"it has {', '.join(manifest.findings) or 'none'}. Choose --task auto's findings with `sweep auto`."
         )
-    for split in ("train", "val"):
+    for split in splits:
         part = manifest.of_split(split)
         if not len(part.table):
             raise CxrltError(f"the data has no {split} images: `python -m cxrlt_ray.cohort` shows what it holds.")

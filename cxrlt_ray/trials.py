@@ -2,6 +2,7 @@
 
     RUN/run.json                     task, data, space, seed, resources; the fingerprint of the manifest
     RUN/manifest.parquet             the cohort as split for this run (and `fold`, with --folds)
+    RUN/space.yaml                   the search space as it was
     RUN/optuna.db                    the search's state, for optuna-dashboard
     RUN/trials/T0001/trial.json      state, parameters, metrics by epoch, environment, reason of a failure
                     /fold-0/         the kept checkpoint: model.safetensors, model.json
@@ -118,15 +119,24 @@ def read_trial(store: Store) -> Trial:
     return Trial(store, store.read_json("trial.json"))
 
 
-def create_run(storage: str, name: str, about: dict[str, Any], manifest: Manifest) -> Run:
-    """Make RUN/ with run.json and manifest.parquet. Raises UsageError if the name is taken."""
-    store = Store(storage) / name
-    if store.exists("run.json"):
+def check_free(storage: str, name: str) -> None:
+    """Raise UsageError if the run's name is taken, or is none."""
+    if not name or "/" in name or name.startswith("."):
+        raise UsageError(f"--name '{name}' cannot be a directory's name.")
+    if (Store(storage) / name).exists("run.json"):
         raise UsageError(
             f"run '{name}' already exists in {storage}: give --resume to continue it, or another --name to start one."
         )
+
+
+def create_run(storage: str, name: str, about: dict[str, Any], manifest: Manifest, files: dict[str, bytes]) -> Run:
+    """Make RUN/ with manifest.parquet, the `files` and, last, run.json. Raises UsageError if the name is taken."""
+    check_free(storage, name)
+    store = Store(storage) / name
     with store.place("manifest.parquet") as path:
         manifest.write(path)
+    for file, content in files.items():
+        store.write(file, content)
     about = {**about, "name": name, "created": now(), "fingerprint": manifest.fingerprint}
     store.write_json("run.json", about)
     return Run(store, about)
