@@ -69,6 +69,14 @@ def argument(help: str) -> Any:
     return typer.Argument(help=help)
 
 
+def console() -> Any:
+    """A rich console; into a file or a pipe it is as wide as our widest table, not 80 columns."""
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=120)
+
+
 def _one_sentence(function: Callable[..., None]) -> Callable[..., None]:
     """`function`, with our own errors told in one sentence and turned into the exit code."""
 

@@ -31,6 +31,7 @@ from cxrlt_ray.tasks import GROUPS, rarity
 from cxrlt_ray.trials import DEFAULT_STORAGE, Run, Trial, load_run, write_predictions
 
 VERSION = 1
+NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
 
 
 class EnsembleFile(Config):
@@ -146,10 +147,10 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
         weights = choose(each.method(), values, pool.targets, pool.groups, seed)
         optimistic = combine(values, weights)
         crossed = cross_fit(each.method(), values, pool.targets, pool.groups, folds, seed) if folds > 1 else optimistic
-        of = pool.names[int(weights[:, 0].argmax())] if name == "best" else f"{len(pool.trials)} trials"
-        label = {"best": f"best single trial, {of}", "mean": f"plain mean of {of}"}.get(name, f"{name} ensemble")
-        if each is file:
-            label = f"{title} ensemble"
+        label = f"{title} ensemble"
+        if each is not file:
+            best = pool.names[int(weights[:, 0].argmax())]
+            label = f"best trial {best}" if name == "best" else f"mean of {len(pool.trials)} trials"
         rows.append(Row(label, spaces.out_of(each.space, optimistic), spaces.out_of(each.space, crossed), weights))
     return rows
 
@@ -287,52 +288,52 @@ def judge(
 
 
 def _show(report: dict[str, Any], name: str) -> None:
-    from rich.console import Console
+    from rich import box
     from rich.table import Table
 
-    console = Console()
-    table = Table("mAP", title="Chosen and scored on the same images (optimistic), and honestly")
-    for where in report["images"]:
-        table.add_column(f"{_named(where)}\n{report['images'][where]:,} images", no_wrap=True)
+    console = cli.console()
+    table = Table("mAP", box=box.SIMPLE_HEAD)
+    for where, count in report["images"].items():
+        table.add_column(f"{NAMED.get(where, where)}\n{count:,} images", no_wrap=True)
     for title, scores in report["systems"].items():
-        cells = [_cell(scores[where], where) if where in scores else "not scored" for where in report["images"]]
-        table.add_row(title, *cells)
-    table.add_row("prevalence (chance)", *(f"{report['prevalence'][where]:.3f}" for where in report["images"]))
+        table.add_row(title, *(_cell(scores.get(where), where) for where in report["images"]))
+    table.add_row("prevalence (chance)", *(_short(report["prevalence"][where]) for where in report["images"]))
     console.print(table)
-    groups = Table("head / medium / tail")
-    shown = [where for where in report["images"] if where != "optimistic"]
-    for where in shown:
-        groups.add_column(_named(where), no_wrap=True)
+    honest = [where for where in report["images"] if where != "optimistic"]
+    groups = Table("head / medium / tail", box=box.SIMPLE_HEAD)
+    for where in honest:
+        groups.add_column(NAMED.get(where, where), no_wrap=True)
     for title, scores in report["systems"].items():
-        groups.add_row(title, *(_groups(scores[where]) if where in scores else "not scored" for where in shown))
+        groups.add_row(title, *(_groups(scores.get(where)) for where in honest))
     console.print(groups)
-    for where in shown:
+    for where in honest:
         gain = report["gains"][where]
-        verdict = "no difference that this sample can show" if gain["low"] <= 0 <= gain["high"] else "a real difference"
+        sure = gain["low"] > 0 or gain["high"] < 0
         console.print(
-            f"{name} ensemble - best single trial, {_named(where)}: {gain['map']:+.3f} "
-            f"[{gain['low']:+.3f}, {gain['high']:+.3f}]: {verdict}",
-            highlight=False,
+            f"{name} ensemble less best trial, {NAMED.get(where, where).replace(chr(10), ' ')}: {gain['map']:+.3f} "
+            f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            + (": a real difference" if sure else ": no difference that this sample can show")
         )
-    console.print(
-        "Cross-fitting undoes the selector's optimism only: epoch choice, ASHA and the search have seen all "
-        "validation subjects (sweep --holdout F keeps some from everything).",
-        highlight=False,
+    print("[ , ] are 95 % intervals, bootstrapped by subject. Optimistic: chosen and scored on the same images.")
+    print(
+        "Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice, ASHA"
     )
+    print("and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")
 
 
-def _named(where: str) -> str:
-    return {"optimistic": "validation, optimistic", "cross_fitted": "validation, cross-fitted"}.get(where, where)
+def _short(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}".removeprefix("0")
 
 
-def _cell(score: dict[str, float], where: str) -> str:
-    if where == "optimistic":
-        return f"{score['map']:.3f}"
-    return f"{score['map']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+def _cell(score: dict[str, float] | None, where: str) -> str:
+    if score is None:
+        return "not scored"
+    value = _short(score["map"])
+    return value if where == "optimistic" else f"{value} [{_short(score['low'])}, {_short(score['high'])}]"
 
 
-def _groups(score: dict[str, float]) -> str:
-    return " / ".join("-" if score[group] != score[group] else f"{score[group]:.3f}" for group in GROUPS)
+def _groups(score: dict[str, float] | None) -> str:
+    return "not scored" if score is None else " / ".join(_short(score[group]) for group in GROUPS)
 
 
 def _write(

@@ -201,7 +201,7 @@ def _write_parquet(store: Store, name: str, frame: pd.DataFrame) -> None:
 def main(
     data: Annotated[str, cli.argument("the data's directory or URI")],
     size: Annotated[int, cli.option("edge of the shards' images, pixels")] = 512,
-    task: Annotated[str, cli.option("task1, task2, task3, auto or a YAML file")] = "task1",
+    task: Annotated[str, cli.option("task1, task2, task3, auto or a YAML file")] = "auto",
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
     storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = "runs",
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD,

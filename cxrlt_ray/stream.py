@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",  # its lines for every epoch of every trial would flood ours
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # warnings of Ray's own core, on every actor pool
     # Ray ends idle processes after a second; a data task's costs 5 to 15 s of imports to start again
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "8",

@@ -277,12 +277,10 @@ def _search(run: Any, job: Any, space: Any, resources: Resources, trials: int, b
 
 
 def _summary(run: Any, complete: bool, trials: int, storage: str) -> None:
-    from rich.console import Console
-
     from cxrlt_ray.trials import FINISHED, PRUNED, trials_table
 
     done = run.trials()
-    Console().print(trials_table(done))
+    cli.console().print(trials_table(done))
     again = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
     if not complete:
         raise CxrltError(

@@ -220,9 +220,7 @@ def main(
     python -m cxrlt_ray.trials
     python -m cxrlt_ray.trials RUN
     """
-    from rich.console import Console
-
-    console = Console()
+    console = cli.console()
     if run is None:
         if not runs(storage):
             raise UsageError(f"no run in {storage}: start one with `python -m cxrlt_ray.sweep task1`.")
@@ -233,9 +231,10 @@ def main(
 
 def runs_table(storage: str) -> Any:
     """A rich table of the runs in `storage`."""
+    from rich import box
     from rich.table import Table
 
-    table = Table("run", "task", "created", "data", "trials", "best val mAP")
+    table = Table("run", "task", "created", "data", "trials", "best val mAP", box=box.SIMPLE_HEAD)
     for name in runs(storage):
         run = load_run(storage, name)
         trials = run.trials()
@@ -249,16 +248,20 @@ def runs_table(storage: str) -> Any:
 
 def trials_table(trials: list[Trial]) -> Any:
     """A rich table of trials, best first."""
+    from rich import box
     from rich.table import Table
 
-    table = Table("trial", "state", "val mAP", "epochs", "backbone", "px", "loss", "lr", "images/s", "note")
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("trial", "state", "val mAP", "epochs", "backbone", "px", "loss", "lr", "images/s"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("note")
     for trial in sorted(trials, key=lambda t: -t.val_map if t.val_map == t.val_map else 1):
         config = trial.about["config"]
         speed = trial.about.get("images_per_second")
         table.add_row(
             trial.name,
             trial.state,
-            f"{trial.val_map:.4f}",
+            f"{trial.val_map:.4f}" if trial.val_map == trial.val_map else "",
             str(len(trial.about.get("epochs", []))),
             config["backbone"],
             str(config["resolution"]),

@@ -79,57 +79,80 @@ def _greedy_one(scores, positive, rounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def greedy_each(predictions, targets, rounds):  # type: ignore[no-untyped-def]
-    """Counts float64 [M, C] for each finding by itself; zero where it has no positive. Findings in parallel."""
-    members, _, findings = predictions.shape
-    counts = np.zeros((members, findings))
+def _greedy_each(scores, targets, rounds):  # type: ignore[no-untyped-def]
+    findings, members, _ = scores.shape
+    counts = np.zeros((findings, members))
     for c in prange(findings):
-        rows = np.flatnonzero(targets[:, c] >= 0)
-        positive = targets[rows, c] == 1
-        if not positive.any():
-            continue
-        scores = np.empty((members, rows.size), np.float32)
-        for m in range(members):
-            for n in range(rows.size):
-                scores[m, n] = predictions[m, rows[n], c]
-        counts[:, c] = _greedy_one(scores, positive, rounds)
+        rows = np.flatnonzero(targets[c] >= 0)
+        positive = targets[c][rows] == 1
+        if positive.any():
+            counts[c] = _greedy_one(scores[c][:, rows], positive, rounds)
     return counts
 
 
+def greedy_each(predictions: np.ndarray, targets: np.ndarray, rounds: int) -> np.ndarray:
+    """Counts float64 [M, C] for each finding by itself; zero where it has no positive. Findings in parallel."""
+    return _greedy_each(*_by_finding(predictions, targets), rounds).T
+
+
+@njit(cache=True, nogil=True)
+def _precisions_of(total, scores, targets, ap):  # type: ignore[no-untyped-def]
+    """Fill ap [M] with the AP of total [N] plus each of scores [M, N] for one finding's targets [N]."""
+    rows = np.flatnonzero(targets >= 0)
+    positive = targets[rows] == 1
+    candidate = np.empty(rows.size)
+    for m in range(scores.shape[0]):
+        for n in range(rows.size):
+            candidate[n] = total[rows[n]] + scores[m, rows[n]]
+        ap[m] = average_precision(candidate, positive)
+
+
+@njit(cache=True, nogil=True)
+def _precisions_in_turn(total, scores, targets, ap):  # type: ignore[no-untyped-def]
+    for c in range(scores.shape[0]):
+        _precisions_of(total[c], scores[c], targets[c], ap[c])
+
+
 @njit(cache=True, parallel=True, nogil=True)
-def _precisions(total, predictions, targets, ap):  # type: ignore[no-untyped-def]
-    """Fill ap [M, C] with the AP of total [N, C] plus each member, per finding."""
-    members, _, findings = predictions.shape
-    for c in prange(findings):
-        rows = np.flatnonzero(targets[:, c] >= 0)
-        positive = targets[rows, c] == 1
-        candidate = np.empty(rows.size)
-        for m in range(members):
-            for n in range(rows.size):
-                candidate[n] = total[rows[n], c] + predictions[m, rows[n], c]
-            ap[m, c] = average_precision(candidate, positive)
+def _precisions_in_parallel(total, scores, targets, ap):  # type: ignore[no-untyped-def]
+    for c in prange(scores.shape[0]):
+        _precisions_of(total[c], scores[c], targets[c], ap[c])
+
+
+def _precisions(total: np.ndarray, scores: np.ndarray, targets: np.ndarray, ap: np.ndarray) -> None:
+    """Fill ap [C, M] with the AP of total [C, N] plus each member of scores [C, M, N]."""
+    # waking threads costs up to 3 ms on a busy machine, as much as 500,000 scores
+    fill = _precisions_in_turn if scores.size < 500_000 else _precisions_in_parallel
+    fill(total, scores, targets, ap)
 
 
 def precisions(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """AP float64 [M, C] of every member for every finding; nan where a finding has no positive."""
-    ap = np.empty((predictions.shape[0], predictions.shape[2]))
-    _precisions(np.zeros(targets.shape), predictions, targets, ap)
-    return ap
+    scores, columns = _by_finding(predictions, targets)
+    ap = np.empty(scores.shape[:2])
+    _precisions(np.zeros(columns.shape), scores, columns, ap)
+    return ap.T
 
 
 def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int) -> np.ndarray:
     """Counts float64 [M] of one ensemble for all findings, chosen on macro mAP."""
-    members, _, findings = predictions.shape
-    total, ap = np.zeros(targets.shape), np.empty((members, findings))
     scored = (targets == 1).any(axis=0)
+    members = len(predictions)
     if not scored.any():
         return np.ones(members)
+    scores, columns = _by_finding(predictions[:, :, scored], targets[:, scored])
+    total, ap = np.zeros(columns.shape), np.empty(scores.shape[:2])
     picked, reached = [], []
     for _ in range(rounds):
-        _precisions(total, predictions, targets, ap)
-        values = ap[:, scored].mean(axis=1)
+        _precisions(total, scores, columns, ap)
+        values = ap.mean(axis=0)
         picked.append(_first_best(values))
         reached.append(values[picked[-1]])
-        total += predictions[picked[-1]]
+        total += scores[:, picked[-1]]
     best = _first_best(np.array(reached))
     return np.bincount(picked[: best + 1], minlength=members).astype(float)
+
+
+def _by_finding(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Contiguous float32 [C, M, N] and int8 [C, N]."""
+    return np.ascontiguousarray(predictions.transpose(2, 0, 1)), np.ascontiguousarray(targets.T)

@@ -29,5 +29,5 @@ def greedy(
         counts = np.repeat(exact.greedy_together(predictions, targets, rounds)[:, None], findings, axis=1)
     else:
         counts = exact.greedy_each(predictions, targets, rounds)
-    counts[:, counts.sum(axis=0) == 0] = 1
+    counts = np.where(counts.sum(axis=0) == 0, 1.0, counts)
     return counts / counts.sum(axis=0)
