@@ -9,7 +9,9 @@ comes exactly once an epoch, over all ranks together. Images stay uint8 until th
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +172,21 @@ def _rebatch(blocks: Iterator[Batch], batch_size: int, rng: np.random.Generator 
         yield Batch(all_ids[take], all_images[take])
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep what Ray's core says to file descriptor 2 while it starts: that it heeds RAY_BACKEND_LOG_LEVEL."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silence, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(silence)
+        os.close(kept)
+
+
 def start_ray(address: str | None = None) -> Any:
     """Start Ray here, or join the cluster at `address` ('auto' from its head). Raises UsageError for ray://."""
     if address is not None and address.startswith("ray://"):
@@ -187,7 +204,8 @@ def start_ray(address: str | None = None) -> Any:
     if address is None:
         options |= {"include_dashboard": False}
     try:
-        ray.init(address=address or "local", **options)
+        with _unheard():
+            ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError) as error:
         raise UsageError(f"no Ray cluster answers at --address {address}: {error}") from None
     return ray
