@@ -90,7 +90,8 @@ def main(
     python -m cxrlt_ray.phantom tables --images 377110 --no-pictures
     """
     write_phantom(folder, images, size, seed, pictures=pictures, processes=processes)
-    print(f"{folder}: a phantom cohort of {images:,} images. Next: python -m cxrlt_ray.sweep task1 --data {folder}")
+    following = f"sweep task1 --data {folder}" if pictures else f"cohort {folder}"
+    print(f"{folder}: a phantom cohort of {images:,} images. Next: python -m cxrlt_ray.{following}")
 
 
 def _check(images: int, size: int, seed: int, processes: int | None) -> None:

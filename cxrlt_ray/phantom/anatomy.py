@@ -212,6 +212,22 @@ def paint_lateral(body: Anatomy, size: int, rng: np.random.Generator) -> Scene:
     return scene
 
 
+def paint_look_alikes(scene: Scene, rng: np.random.Generator) -> None:
+    """What every film may show and what means nothing: nipples, vessels seen end on, a fold of skin."""
+    for side in (RIGHT, LEFT):
+        if rng.random() < 0.35:
+            place = scene.at(side, rng.uniform(0.5, 0.7), rng.uniform(0.8, 1.0), 0.1)
+            brush.blob(scene.canvas, place, (0.018, 0.016), rng.uniform(0.03, 0.1), edge=0.4)
+        for _ in range(int(rng.integers(0, 4))):
+            place = scene.at(side, rng.uniform(0.2, 0.45), rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.65))
+            radius = rng.uniform(0.006, 0.01)
+            brush.blob(scene.canvas, place, (radius, radius), rng.uniform(0.08, 0.2), edge=0.4)
+        if rng.random() < 0.15:
+            start, stop = rng.uniform(0.05, 0.3), rng.uniform(0.6, 0.95)
+            fold = scene.line(side, [(0.5, start, 0.8), (0.7, (start + stop) / 2, 0.85), (0.75, stop, 0.85)])
+            brush.stroke(scene.canvas, [fold], 0.008, rng.uniform(0.03, 0.1), soft=0.003)
+
+
 def _torso() -> Points:
     right = [(0.41, -0.05), (0.40, 0.05), (0.30, 0.085), (0.12, 0.115), (0.03, 0.19), (-0.05, 0.35), (0.02, 0.5)]
     right += [(0.06, 0.75), (0.07, 1.05)]

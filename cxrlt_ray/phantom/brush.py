@@ -22,9 +22,10 @@ Points = np.ndarray  # float [n, 2]: x, y as fractions of the edge, x to the rig
 
 @dataclass
 class Canvas:
-    """A picture in the making: opacity float32 [size, size]."""
+    """A picture in the making: opacity float32 [size, size]. What is added to it is added `contrast` times."""
 
     gray: np.ndarray
+    contrast: float = 1.0
 
     @property
     def size(self) -> int:
@@ -82,7 +83,7 @@ def blob(
 ) -> None:
     """Add an ellipse whose rim fades over `edge` (share of its radius; 1: a fuzzy ball). Angle in radians."""
     window, mask = _ellipse(canvas.size, place, radii, angle, edge)
-    canvas.gray[window] += mask * np.float32(opacity) if within is None else mask * within[window] * opacity
+    _raise(canvas, window, mask, opacity, within)
 
 
 def cloud(
@@ -102,7 +103,7 @@ def cloud(
         return
     texture = cv2.resize(flecks, mask.shape[::-1], interpolation=cv2.INTER_CUBIC)
     mask = mask * np.clip(2.2 * texture - 0.3, 0, 1.5)
-    canvas.gray[window] += mask * np.float32(opacity) if within is None else mask * within[window] * opacity
+    _raise(canvas, window, mask, opacity, within)
 
 
 def ellipse(place: Sequence[float], radii: tuple[float, float], angle: float = 0.0, count: int = 40) -> Points:
@@ -143,7 +144,15 @@ def _add(
     within: np.ndarray | None,
 ) -> None:
     window, mask = _mask(canvas.size, lines, width, soft)
-    canvas.gray[window] += mask * np.float32(opacity) if within is None else mask * within[window] * opacity
+    _raise(canvas, window, mask, opacity, within)
+
+
+def _raise(
+    canvas: Canvas, window: tuple[slice, slice], mask: np.ndarray, opacity: float, within: np.ndarray | None
+) -> None:
+    if within is not None:
+        mask = mask * within[window]
+    canvas.gray[window] += mask * np.float32(opacity * canvas.contrast)
 
 
 def _mask(

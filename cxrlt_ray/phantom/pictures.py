@@ -14,14 +14,17 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cxrlt_ray.phantom.anatomy import draw_anatomy, paint_frontal, paint_lateral
+from cxrlt_ray.phantom.anatomy import draw_anatomy, paint_frontal, paint_lateral, paint_look_alikes
 from cxrlt_ray.phantom.brush import soften
 from cxrlt_ray.phantom.signs import CHANGES, PAINTS, Sign, drawn
 from cxrlt_ray.tasks import ALL_FINDINGS
 
 QUALITY = 92  # of the JPEG files
-GRAIN = 0.035
-_SUBJECT, _STUDY, _IMAGE, _VESSELS = 11, 12, 13, 14  # what a stream of random numbers is for
+# how hard it is; tuned at 128 px so that a pretrained network learns in minutes and pixels alone hardly do
+CONTRAST = 0.6  # of the painted signs
+GRAIN = 0.045  # of the detector, a standard deviation in opacity
+CLUTTER = 0.03  # of tissue folded over tissue: the same at every scale
+_SUBJECT, _STUDY, _IMAGE, _VESSELS, _LOOK_ALIKES = 11, 12, 13, 14, 15  # what a stream of random numbers is for
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def draw_picture(picture: Picture, size: int, seed: int) -> np.ndarray:
     paint = paint_lateral if picture.lateral else paint_frontal
     vessels = np.random.default_rng([seed, _VESSELS, picture.subject_id, picture.lateral])
     scene = paint(body, size if size >= 512 else 2 * size, vessels)
+    paint_look_alikes(scene, np.random.default_rng([seed, _LOOK_ALIKES, picture.study_id]))
+    scene.canvas.contrast = CONTRAST
     for sign in signs:
         if sign.finding in PAINTS:
             PAINTS[sign.finding](scene, sign)
@@ -85,6 +90,7 @@ def _expose(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     # scatter washes out what is fine
     gray = gray + np.float32(rng.uniform(-0.1, 0.15)) * (soften(gray, 0.06 * size) - gray)
     grain = rng.standard_normal((size, size), np.float32) * np.float32(GRAIN * rng.uniform(0.6, 1.4))
+    grain += _clutter(size, rng)
     # the film's shoulder: what is dense already gains little
     gray = np.minimum(gray, 0.68 + 0.4 * (gray - 0.68))
     gray = np.clip((gray + grain) * np.float32(rng.uniform(0.85, 1.25)) + np.float32(rng.normal(0, 0.04)), 0, 1)
@@ -93,6 +99,15 @@ def _expose(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.7:
         _mark_side(image, rng)
     return image
+
+
+def _clutter(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Soft mottle float32 [size, size] in octaves, the coarser the stronger, as anatomy is for who looks for signs."""
+    whole = np.zeros((size, size), np.float32)
+    for cells, share in ((4, 0.6), (9, 0.5), (19, 0.4), (37, 0.3)):
+        octave = rng.standard_normal((cells, cells), np.float32)
+        whole += np.float32(CLUTTER * share) * cv2.resize(octave, (size, size), interpolation=cv2.INTER_CUBIC)
+    return whole
 
 
 def _mark_side(image: np.ndarray, rng: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ from cxrlt_ray.phantom.signs import Sign, changes, paints
 @changes("Cardiomegaly")
 def widen_heart(body: Anatomy, sign: Sign) -> None:
     """The heart takes more than half of the chest's width."""
-    body.heart_width *= sign.grade(1.08, 1.4)
+    body.heart_width *= sign.grade(1.06, 1.36)
     body.heart_height *= sign.grade(1.0, 1.1)
 
 

@@ -12,7 +12,7 @@ from cxrlt_ray.phantom.signs import Sign, paints
 @paints("Pleural Effusion")
 def paint_effusion(scene: Scene, sign: Sign) -> None:
     """Fluid at the base, its upper edge rising to the wall (the meniscus)."""
-    side, level = sign.side, sign.grade(1.04, 0.78)
+    side, level = sign.side, sign.grade(1.06, 0.84)
     top = scene.line(side, [(0.1, level + 0.06, 0.1), (0.7, level, 0.65), (1.08, level - 0.14, 1.0)])
     brush.cover(scene.canvas, _down_to_base(scene, side, top), scene.body.tissue + 0.1, soft=0.006)
 
