@@ -226,10 +226,8 @@ def main(
 
     python -m cxrlt_ray.cohort /data/chexpert --uncertain one --no-files
     """
-    from rich.console import Console
-
     cohort, problems = examine(data, format=format, task=task, uncertain=uncertain)
-    console = Console(highlight=False)
+    console = cli.console()
     for note in cohort.notes:
         console.print(note, markup=False, soft_wrap=True)
     console.print(_splits_table(cohort.manifest), _findings_table(cohort.manifest))

@@ -146,12 +146,10 @@ def main(
 
     python -m cxrlt_ray.evaluate runs/RUN/ensembles/greedy/submission.csv --task task1 --data /data/mimic
     """
-    from rich.console import Console
-
     from cxrlt_ray.submission import read
 
     _check_arguments(out, rounds)
-    console = Console(highlight=False)
+    console = cli.console()
     frame = read(submission)
     manifest, notes = _read_cohort(data, format, task, uncertain, seed, split)
     for note in notes:

@@ -166,7 +166,7 @@ def main(
         return
     specs = searched.specs()
     models.check_weights(specs)
-    ray = start_ray(address)
+    start_ray(address)
     shards = prepare(manifest, storage, max(spec.resolution for spec in specs), max_bad)
     if not run:
         about = {
@@ -197,7 +197,6 @@ def main(
         threads=0 if gpus else max(1, int(cpus // resources.max_concurrent)),
     )
     complete = _search(run, job, searched, resources, trials, budget, seed)
-    ray.shutdown()
     _summary(run, complete, trials, storage)
 
 

@@ -23,7 +23,7 @@ from cxrlt_ray.models.heads import HEADS
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a classifier is made of. `pretrained`: start from weights (`checkpoint`, a path or URI, else the backbone's own)."""
+    """What a classifier is made of. pretrained: start from weights, `checkpoint`'s (a path or URI) or the backbone's own."""
 
     backbone: str
     resolution: int
@@ -94,7 +94,7 @@ def load(folder: Path) -> tuple[Classifier, ModelSpec, tuple[str, ...]]:
 
 
 def check_weights(specs: list[ModelSpec]) -> None:
-    """Make sure that every model can be built and its pretrained weights be had; raises naming the first that cannot."""
+    """Make sure that every model can be built and its weights be had; raises naming the first that cannot."""
     from cxrlt_ray.models.weights import load_pretrained
 
     seen: set[tuple[str, str | None, int]] = set()

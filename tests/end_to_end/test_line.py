@@ -1,0 +1,270 @@
+"""The whole line on a tiny phantom: sweep, ensemble, predict, evaluate, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from cxrlt_ray import ensemble, evaluate, predict, sweep, trials
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.tasks import TASK1
+
+
+@pytest.fixture(scope="module")
+def chosen(storage):
+    """The greedy ensemble of the run, as a directory."""
+    ensemble.main(select="greedy", storage=storage, zip=True, rounds=50)
+    return Path(storage) / "line" / "ensembles" / "greedy"
+
+
+def run_of(storage):
+    return trials.load_run(storage, "line")
+
+
+def test_every_trial_leaves_config_metrics_checkpoint_and_predictions(storage):
+    run = run_of(storage)
+    assert [trial.name for trial in run.trials()] == ["T0000", "T0001", "T0002"]
+    for trial in run.trials():
+        assert trial.state in ("finished", "pruned")
+        assert {"backbone", "resolution", "lr", "loss", "seed"} <= set(trial.about["config"])
+        assert trial.about["environment"]["torch"]
+        assert trial.checkpoints == ["fold-0"]
+        assert sorted(trial.store.list("fold-0")) == ["model.json", "model.safetensors"]
+
+
+def test_stored_predictions_are_readable_with_pandas_and_score_what_the_trial_says(storage):
+    run = run_of(storage)
+    table = run.manifest().of_split("val")
+    targets = pd.DataFrame(table.targets(TASK1), index=table.table["image_id"])
+    for trial in run.trials():
+        frame = pd.read_parquet(f"{trial.store.uri}/predictions/val.parquet").set_index("image_id")
+        assert list(frame.columns) == list(TASK1)
+        assert (frame.dtypes == "float32").all()
+        wanted = targets.loc[frame.index].to_numpy()
+        scored = [c for c in range(40) if (wanted[:, c] == 1).any()]
+        value = np.mean([average_precision_score(wanted[:, c], frame.iloc[:, c]) for c in scored])
+        assert value == pytest.approx(trial.val_map, abs=1e-9)
+        assert trial.val_map == max(epoch["val_map"] for epoch in trial.about["epochs"])
+
+
+def test_the_kept_checkpoint_is_the_one_that_made_the_predictions(storage):
+    import torch
+
+    from cxrlt_ray import models
+    from cxrlt_ray.train import predict_part
+
+    run = run_of(storage)
+    trial = run.trials()[0]
+    frame = trial.predictions()
+    model, spec, findings = models.load(Path(trial.store.uri) / "fold-0")
+    assert findings == TASK1
+    again = predict_part(model, run.shards(), frame.index.to_numpy(), spec.resolution, 32, torch.no_grad)
+    assert np.abs(again - frame.to_numpy()).max() < 1e-4
+
+
+def test_the_studys_database_opens_and_agrees_with_the_store(storage):
+    run = run_of(storage)
+    study = optuna.load_study(study_name="line", storage=f"sqlite:///{storage}/line/optuna.db")
+    assert len(study.trials) == 3
+    for trial, stored in zip(study.trials, run.trials(), strict=True):
+        assert trial.params == stored.about["params"]
+        assert trial.params["lr"] == pytest.approx(stored.about["config"]["lr"])
+
+
+def test_start_points_were_tried_first(storage):
+    first, second, _ = (trial.about["config"] for trial in run_of(storage).trials())
+    assert (first["backbone"], first["resolution"], first["lr"]) == ("test_convnext", 48, 4e-3)
+    assert (second["backbone"], second["resolution"]) == ("test_resnet", 32)
+
+
+def test_the_held_out_subjects_were_in_no_training_or_validation(storage):
+    table = run_of(storage).manifest().table
+    held = set(table.loc[table["split"] == "holdout", "subject_id"])
+    assert held
+    assert not held & set(table.loc[table["split"] != "holdout", "subject_id"])
+    seen = set(run_of(storage).trials()[0].predictions().index)
+    assert not seen & set(table.loc[table["split"] == "holdout", "image_id"])
+
+
+def test_a_finished_run_has_nothing_to_resume_and_can_be_given_more_trials(storage, phantom, space, capsys, tmp_path):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    before = {t.name: t.about for t in run_of(storage).trials()}
+    sweep.main("task1", storage=str(copy), resume=True, trials=4)
+    after = {t.name: t.about for t in run_of(str(copy)).trials()}
+    assert len(after) == 4
+    assert {name: after[name] for name in before} == before
+    assert "1 trials to go" in capsys.readouterr().out
+
+
+def test_a_killed_sweep_goes_on_with_the_interrupted_trials_own_parameters(storage, tmp_path):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    run = run_of(str(copy))
+    lost = run.trials()[2]
+    # as kill -9 leaves it: running in both stores
+    about = {**lost.about, "state": "running", "epochs": [], "val_map": None}
+    lost.store.write_json("trial.json", about)
+    shutil.rmtree(f"{lost.store.uri}/predictions")
+    import sqlite3
+
+    with sqlite3.connect(copy / "line" / "optuna.db") as database:
+        database.execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE number = 2")
+    with pytest.raises(UsageError, match="is of task1, not auto"):
+        sweep.main("auto", storage=str(copy), resume=True)
+    sweep.main("task1", storage=str(copy), resume=True)
+    found = run_of(str(copy)).trials()
+    assert [trial.name for trial in found] == ["T0000", "T0001", "T0003"]
+    assert found[2].about["params"] == lost.about["params"]
+    # the same point with the same seed: the same model, whatever was lost before
+    assert found[2].val_map == pytest.approx(lost.val_map, abs=0.02)
+
+
+def test_the_submission_has_the_tasks_columns_and_every_test_image(chosen, storage):
+    submission = pd.read_csv(chosen / "submission.csv")
+    assert list(submission.columns) == ["dicom_id", *TASK1]
+    wanted = run_of(storage).manifest().of_split("test").table["image_id"]
+    assert sorted(submission["dicom_id"]) == sorted(wanted)
+    values = submission[list(TASK1)].to_numpy()
+    assert np.isfinite(values).all()
+    assert ((values >= 0) & (values <= 1)).all()
+    import zipfile
+
+    assert zipfile.ZipFile(chosen / "submission.zip").namelist() == ["submission.csv"]
+
+
+def test_weights_of_every_finding_sum_to_one_and_make_the_predictions(chosen, storage):
+    about = json.loads((chosen / "ensemble.json").read_text())
+    weights = pd.DataFrame({member["trial"]: member["weights"] for member in about["members"]})
+    assert np.allclose(weights.sum(axis=1), 1)
+    run = run_of(storage)
+    made = pd.read_parquet(chosen / "predictions.parquet").set_index("image_id")
+    combined = 0.0
+    for trial in run.trials():
+        if trial.name in weights:
+            frame = trial.predictions("test").loc[made.index]
+            combined = combined + frame.to_numpy(float) * weights[trial.name].loc[list(frame.columns)].to_numpy()
+    assert np.abs(combined - made.to_numpy()).max() < 1e-6
+    readable = pd.read_csv(chosen / "weights.csv")
+    assert set(readable["trial"]) == set(weights)
+
+
+def test_the_report_holds_optimistic_cross_fitted_holdout_and_test_scores(chosen):
+    scores = json.loads((chosen / "ensemble.json").read_text())["scores"]
+    assert list(scores["images"]) == ["optimistic", "cross_fitted", "holdout", "test"]
+    for system in scores["systems"].values():
+        for where, score in system.items():
+            assert 0 < score["map"] < 1
+            assert score["low"] <= score["high"], where
+    assert len(scores["systems"]) == 3
+
+
+def test_choosing_again_scores_no_image_again(chosen, storage, capsys):
+    ensemble.main(select="greedy", storage=storage, rounds=10)
+    assert "Scoring" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("select", ["mean", "best"])
+def test_other_selections_leave_ensembles_of_their_own(storage, chosen, select):
+    ensemble.main(select=select, storage=storage, rounds=10)
+    about = json.loads((Path(storage) / "line" / "ensembles" / select / "ensemble.json").read_text())
+    assert len(about["members"]) == {"mean": 3, "best": 1}[select]
+    assert (Path(storage) / "line" / "ensembles" / select / "submission.csv").exists()
+
+
+@pytest.mark.parametrize("space_name", ["logit", "rank"])
+def test_an_ensemble_in_another_space_predicts_new_images_as_the_test_images(
+    storage, chosen, phantom, tmp_path, space_name
+):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"selector: greedy\nspace: {space_name}\nguard: 5\n")
+    ensemble.main(select=str(path), storage=storage, rounds=10)
+    folder = Path(storage) / "line" / "ensembles" / "mine"
+    out = str(tmp_path / "out")
+    predict.main(str(folder / "ensemble.json"), phantom, split="test", storage=str(tmp_path / "other"), out=out)
+    first, second = (
+        pd.read_parquet(f"{each}/predictions.parquet").set_index("image_id").sort_index() for each in (folder, out)
+    )
+    pd.testing.assert_frame_equal(first, second, atol=1e-6)
+
+
+def test_images_without_any_table_can_be_scored(storage, chosen, phantom, tmp_path):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for path in list(Path(phantom).rglob("*.jpg"))[:5]:
+        shutil.copy(path, folder)
+    predict.main(str(chosen / "ensemble.json"), str(folder), out=str(tmp_path / "out"), storage=str(tmp_path))
+    found = pd.read_csv(tmp_path / "out" / "submission.csv")
+    assert sorted(found["dicom_id"]) == sorted(path.stem for path in folder.iterdir())
+
+
+def test_evaluate_gives_the_test_score_that_the_ensemble_gave(chosen, phantom, tmp_path, capsys):
+    evaluate.main(str(chosen / "submission.csv"), task="task1", data=phantom, out=str(tmp_path / "scores.json"))
+    told = capsys.readouterr().out
+    scores = json.loads((chosen / "ensemble.json").read_text())["scores"]["systems"]["greedy ensemble"]["test"]
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"]["map"] == pytest.approx(scores["map"], abs=1e-6)
+    assert "phantom" in told
+
+
+def test_predictions_of_another_cohort_are_named_and_left_out(storage, tmp_path, capsys):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    run = run_of(str(copy))
+    victim = run.trials()[1]
+    frame = victim.predictions()
+    trials.write_predictions(
+        victim.store, "predictions/val.parquet", frame.index.to_numpy(), frame.to_numpy(), TASK1, "val", "0" * 16
+    )
+    ensemble.main(select="mean", storage=str(copy), rounds=10)
+    told = capsys.readouterr().out
+    assert "Left out T0001" in told
+    assert "made on another cohort" in told
+
+
+def test_trials_without_a_checkpoint_are_counted_and_not_chosen(storage, tmp_path, capsys):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    for path in (copy / "line" / "trials").glob("*/predictions/test.parquet"):
+        path.unlink()
+    shutil.rmtree(copy / "line" / "trials" / "T0002" / "fold-0")
+    ensemble.main(select="mean", storage=str(copy), rounds=10)
+    assert "1 trial(s) cannot be chosen" in capsys.readouterr().out
+    about = json.loads((copy / "line" / "ensembles" / "mean" / "ensemble.json").read_text())
+    assert [member["trial"] for member in about["members"]] == ["T0000", "T0001"]
+
+
+def test_a_changed_checkpoint_is_refused_by_predict(storage, chosen, phantom, tmp_path):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    about = json.loads((chosen / "ensemble.json").read_text())
+    path = copy / "line" / "ensembles" / "greedy" / "ensemble.json"
+    path.write_text(json.dumps({**about, "run": str(copy / "line")}))
+    model = copy / "line" / "trials" / about["members"][0]["trial"] / "fold-0" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(CxrltError, match="changed since"):
+        predict.main(str(path), phantom, out=str(tmp_path / "out"), storage=str(tmp_path))
+
+
+def test_a_run_without_a_finished_trial_is_told_with_the_way_on(storage, tmp_path):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    shutil.rmtree(copy / "line" / "trials")
+    with pytest.raises(CxrltError, match=r"no finished trial.*--resume"):
+        ensemble.main(storage=str(copy))
+
+
+def test_runs_and_trials_are_listed(storage, capsys):
+    trials.main(storage=storage)
+    assert "line" in capsys.readouterr().out
+    trials.main("line", storage=storage)
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("T0000", "T0001", "T0002", "test_convnext"))
+    with pytest.raises(UsageError, match=r"no run 'nope'.*line"):
+        trials.main("nope", storage=storage)

@@ -1,0 +1,116 @@
+"""Sweeps of other kinds: folds, several workers, failing trials, bad images, a store by URI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_images
+
+from cxrlt_ray import ensemble, sweep, trials
+from cxrlt_ray.errors import CxrltError
+
+TINY = """
+trials: 1
+epochs: {epochs}
+parameters:
+  backbone: {backbone}
+  pretrained: false
+  resolution: 32
+  batch_size: 8
+  lr: {{low: {low}, high: {high}}}
+"""
+
+
+def space(folder, backbone="test_convnext", epochs=1, low=1e-3, high=1e-2):
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.format(backbone=backbone, epochs=epochs, low=low, high=high))
+    return str(path)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """48 images of 48 subjects as a plain labels.csv."""
+    manifest = write_images(tmp_path / "images", 48)
+    frame = manifest.table[["image_id", "path", "subject_id", "study_id", "view", "split", "Mass", "Nodule"]]
+    frame.to_csv(tmp_path / "images" / "labels.csv", index=False)
+    return str(tmp_path / "images")
+
+
+def test_with_folds_every_training_image_is_predicted_out_of_fold(ray, table, tmp_path):
+    storage = str(tmp_path / "runs")
+    sweep.main("auto", data=table, space=space(tmp_path), folds=3, name="folds", storage=storage)
+    run = trials.load_run(storage, "folds")
+    trial = run.trials()[0]
+    assert trial.state == "finished"
+    assert trial.checkpoints == ["fold-0", "fold-1", "fold-2"]
+    wanted = run.manifest().of_split("train").table["image_id"]
+    assert sorted(trial.predictions().index) == sorted(wanted)
+    ensemble.main(select="best", storage=storage, rounds=10)
+    scored = pd.read_parquet(Path(storage) / "folds" / "ensembles" / "best" / "predictions.parquet")
+    assert len(scored) == 12
+
+
+def test_a_trial_that_diverges_fails_alone_with_its_reason(ray, table, tmp_path, monkeypatch, capsys):
+    storage = str(tmp_path / "runs")
+    path = Path(space(tmp_path))
+    # 1e300 makes every weight infinite after one step
+    path.write_text(path.read_text().replace("lr: {low: 0.001, high: 0.01}", "lr: {choices: [1e300, 1e-3]}") + START)
+    with_failures = {"trials": 2, "epochs": 6}
+    sweep.main("auto", data=table, space=str(path), name="bad", storage=storage, **with_failures)
+    first, second = trials.load_run(storage, "bad").trials()
+    assert first.state == "failed"
+    assert "not finite" in first.about["reason"]
+    assert second.state in ("finished", "pruned")
+    assert "failed: the loss was not finite" in capsys.readouterr().out
+
+
+START = "start:\n  - {lr: 1e300}\n  - {lr: 1e-3}\n"
+
+
+def test_bad_images_are_left_out_and_the_submission_still_has_them(ray, table, tmp_path, capsys):
+    storage = str(tmp_path / "runs")
+    (Path(table) / "003.jpg").write_text("not an image")  # test
+    (Path(table) / "002.jpg").unlink()  # validation
+    sweep.main("auto", data=table, space=space(tmp_path), name="gaps", storage=storage, max_bad=0.1)
+    assert len(trials.load_run(storage, "gaps").trials()[0].predictions()) == 11
+    ensemble.main(select="best", storage=storage, rounds=10)
+    assert "1 image(s) could not be decoded" in capsys.readouterr().out
+    found = pd.read_csv(Path(storage) / "gaps" / "ensembles" / "best" / "submission.csv")
+    assert len(found) == 12
+    assert np.isfinite(found[["Mass", "Nodule"]].to_numpy()).all()
+
+
+def test_weights_that_cannot_be_had_stop_the_run_before_any_trial(ray, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = tmp_path / "mine.yaml"
+    path.write_text("trials: 1\nepochs: 1\nparameters: {backbone: convnext_atto.d2_in1k, resolution: 32}\n")
+    with pytest.raises(CxrltError, match=r"backbone 'convnext_atto\.d2_in1k' cannot be had"):
+        sweep.main("auto", data=table, space=str(path), name="none", storage=str(tmp_path / "runs"))
+    assert trials.runs(str(tmp_path / "runs")) == []
+
+
+def test_a_run_in_a_store_given_by_uri_is_whole(ray, table, tmp_path):
+    storage = f"file://{tmp_path}/runs"
+    sweep.main("auto", data=table, space=space(tmp_path), name="far", storage=storage)
+    ensemble.main(select="mean", storage=storage, rounds=10)
+    assert (tmp_path / "runs" / "far" / "optuna.db").exists()
+    sweep.main("auto", storage=storage, resume=True, trials=2)
+    assert len(trials.load_run(storage, "far").trials()) == 2
+    assert (tmp_path / "runs" / "far" / "ensembles" / "mean" / "submission.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_model_that_one_trains(ray, table, tmp_path):
+    found = []
+    for workers in (1, 2):
+        storage = str(tmp_path / f"runs-{workers}")
+        path = space(tmp_path, backbone="test_convnext", epochs=2)
+        options = {"workers_per_trial": workers, "cpus_per_trial": 1 if workers == 1 else 0.25}
+        sweep.main("auto", data=table, space=path, name="w", storage=storage, **options)
+        found.append(trials.load_run(storage, "w").trials()[0])
+    one, two = found
+    assert two.state == "finished", two.about.get("reason")
+    assert sorted(one.predictions().index) == sorted(two.predictions().index)

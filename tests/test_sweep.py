@@ -1,0 +1,93 @@
+"""What a sweep refuses before it starts, and how it shares a machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxrlt_ray import sweep
+from cxrlt_ray.errors import CxrltError, UsageError
+
+
+@given(
+    st.integers(1, 64),
+    st.integers(0, 8),
+    st.none() | st.integers(1, 12),
+    st.none() | st.floats(0.1, 8),
+    st.integers(1, 4),
+)
+def test_a_plan_always_leaves_cpus_to_stream_images_or_is_refused_with_numbers(cpus, gpus, concurrent, each, workers):
+    asked = {"max_concurrent": concurrent, "cpus_per_trial": each, "workers_per_trial": workers}
+    try:
+        plan = sweep.plan_resources(cpus, gpus, **asked)
+    except UsageError:
+        with pytest.raises(UsageError, match="[0-9]"):
+            sweep.plan_resources(cpus, gpus, **asked)
+        return
+    assert plan.cpus_for_data >= sweep.DATA_CPUS
+    assert plan.cpus_per_trial > 0
+    assert plan.max_concurrent * plan.workers_per_trial * plan.gpus_per_trial <= gpus
+
+
+def test_more_than_the_machine_has_is_refused_with_what_there_is():
+    with pytest.raises(UsageError, match="there are 2: at most 2 trials"):
+        sweep.plan_resources(16, 2, max_concurrent=3)
+    with pytest.raises(UsageError, match=r"asks for 4 GPU; there are 2"):
+        sweep.plan_resources(16, 2, workers_per_trial=4)
+    with pytest.raises(UsageError, match=r"ask for 2 of 2 CPU, and 0.5 must stay free"):
+        sweep.plan_resources(2, 0, cpus_per_trial=2)
+
+
+def test_one_core_is_enough():
+    assert 0 < sweep.plan_resources(1, 0).cpus_per_trial <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"task": "task3"}, "task3's five findings are not labelled in training"),
+        ({"task": "task1", "views": "side"}, "--views is all or frontal"),
+        ({"task": "task1", "folds": 1}, "at least 2 folds"),
+        ({"task": "task1", "holdout": 1.5}, "--holdout"),
+        ({"task": "task1", "trials": 0}, "--trials must be at least 1"),
+        ({"task": "task1", "time_budget": "soon"}, "--time-budget"),
+        ({"task": "task1", "space": "nope", "dry_run": True}, "no search_spaces file 'nope'"),
+        ({"task": "task1", "address": "ray://head:10001"}, "--address auto"),
+        ({"task": "task1", "data": "/nowhere", "dry_run": False}, "no directory /nowhere"),
+        ({"task": "task1", "name": "a/b"}, "cannot be a directory's name"),
+        ({"task": "task1", "resume": True}, "no run in"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_starts(options, told, tmp_path):
+    with pytest.raises(UsageError, match=told):
+        sweep.main(**{"storage": str(tmp_path), **options})
+
+
+def test_a_storage_that_cannot_be_written_is_told_before_anything_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CxrltError, match="cannot be written"):
+        sweep.main("task1", storage=str(tmp_path / "file" / "below"))
+
+
+def test_a_name_already_taken_is_told_before_anything_starts(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text(json.dumps({"name": "mine"}))
+    with pytest.raises(UsageError, match=r"'mine' already exists.*--resume"):
+        sweep.main("task1", name="mine", storage=str(tmp_path))
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path, capsys):
+    sweep.main("task1", storage=str(tmp_path / "runs"), space="laptop", dry_run=True)
+    told = capsys.readouterr().out
+    assert "Resources: " in told
+    assert "trials of up to" in told
+    assert "nothing was started" in told
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [(None, None), ("90s", 90), ("30m", 1800), ("2h", 7200), ("45", 45)])
+def test_a_time_budget_is_read_with_its_unit(text, seconds):
+    assert sweep._seconds(text) == seconds
