@@ -152,9 +152,9 @@ def _fit(
     row_of = {image_id: row for row, image_id in enumerate(training.image_id)}
     targets = torch.from_numpy(training.targets.astype(np.float32))
     amp = _autocast(config, device)
-    best, best_scores = -math.inf, np.full(validation.targets.shape, np.nan, np.float32)
+    best, best_scores, skipped = -math.inf, np.full(validation.targets.shape, np.nan, np.float32), 0
     for epoch in range(config.epochs):
-        started, images, losses_seen, skipped = time.monotonic(), 0, [], 0
+        started, images, losses_seen = time.monotonic(), 0, []
         trained.train()
         if config.frozen_backbone:
             model.backbone.eval()
@@ -184,7 +184,7 @@ def _fit(
                 skipped += 1
                 optimizer.zero_grad(set_to_none=True)
                 if skipped >= MAX_SKIPPED:
-                    raise CxrltError(f"the loss was not finite {MAX_SKIPPED} steps in a row (epoch {epoch}); lower lr")
+                    raise CxrltError(f"diverged: the loss was not finite {MAX_SKIPPED} steps in a row (epoch {epoch}); lower lr")
                 continue
             if number % config.accumulation == 0:
                 _step(model, optimizer, schedule, config, average)
@@ -193,7 +193,7 @@ def _fit(
         speed = images / (time.monotonic() - started)
         judged = average.module if average is not None else model
         scores = predict_part(judged, job.shards, validation.image_id, spec.resolution, config.batch_size * 2, amp)
-        value = metrics.macro(metrics.per_finding(validation.targets, scores)["ap"])
+        value = _map(validation.targets, scores)
         about["epochs"].append(
             {
                 "fold": fold,
@@ -242,6 +242,8 @@ def predict_part(
             with amp():
                 logits = model(torch.from_numpy(batch.images).to(device, non_blocking=True))
             found = logits.float().sigmoid().cpu().numpy()
+            if not np.isfinite(found).all():
+                raise CxrltError("diverged: the model's predictions are not finite; lower lr")
             if scores is None:
                 scores = np.full((len(image_ids), found.shape[1]), np.nan, np.float32)
             scores[[row_of[i] for i in batch.image_id]] = found
@@ -257,12 +259,23 @@ def _keep_predictions(
     ids = np.concatenate([part.image_id for part, _ in found])
     targets = np.concatenate([part.targets for part, _ in found])
     scores = np.concatenate([scores for _, scores in found])
-    seen = ~np.isnan(scores).any(axis=1)  # images in quarantine have none
+    seen = _seen(scores)
     if store:
         write_predictions(
             store, "predictions/val.parquet", ids[seen], scores[seen], job.findings, "val", job.fingerprint
         )
-    return metrics.macro(metrics.per_finding(targets[seen], scores[seen])["ap"])
+    return _map(targets, scores)
+
+
+def _seen(scores: np.ndarray) -> np.ndarray:
+    """The rows [N] of images that were scored: those in quarantine have nan."""
+    return ~np.isnan(scores).any(axis=1)
+
+
+def _map(targets: np.ndarray, scores: np.ndarray) -> float:
+    """Macro mAP of the images that were scored."""
+    seen = _seen(scores)
+    return metrics.macro(metrics.per_finding(targets[seen], scores[seen], ("ap",))["ap"])
 
 
 def _class_weights(config: TrialConfig, targets: np.ndarray, device: torch.device) -> torch.Tensor:

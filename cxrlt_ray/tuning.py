@@ -32,7 +32,7 @@ def tune_trials(
     run: Run, job: Job, space: Space, resources: Any, trials: int, missing: int, budget: float | None, seed: int
 ) -> bool:
     """Run `missing` trials; False if it was stopped (Ctrl-C) before all were done."""
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's reason is told by Progress
     warnings.filterwarnings("ignore", module="optuna|ray")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = Search(run, space, seed)

@@ -23,7 +23,7 @@ from cxrlt_ray.models.heads import HEADS
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a classifier is made of. pretrained: start from weights, `checkpoint`'s (a path or URI) or the backbone's own."""
+    """What makes a classifier. pretrained: start from weights, `checkpoint`'s (a path or URI) or the backbone's own."""
 
     backbone: str
     resolution: int

@@ -28,22 +28,32 @@ def suggestions(name: str) -> list[str]:
     return get_close_matches(name.split(".")[0], timm.list_models(), n=3)
 
 
-def make_backbone(spec: ModelSpec) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-    """The backbone without weights, and its mean and std for pixels in 0..1.
-
-    Raises UsageError where timm cannot build it at that resolution.
-    """
+def create(spec: ModelSpec, pretrained: bool) -> Any:
+    """A model of timm without classifier, at the spec's resolution and channels, with timm's own weights or none."""
     import timm
 
-    options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.in_chans, "pretrained": False}
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.in_chans, "pretrained": pretrained}
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
     try:
-        try:
-            # transformers fix their grid when they are built
-            backbone = timm.create_model(spec.backbone, img_size=spec.resolution, **options)
-        except TypeError:
-            backbone = timm.create_model(spec.backbone, **options)
+        # transformers fix their grid when they are built, and timm fits position embeddings to it as it loads
+        return timm.create_model(spec.backbone, img_size=spec.resolution, **options)
+    except TypeError:
+        return timm.create_model(spec.backbone, **options)
+
+
+def make_backbone(spec: ModelSpec) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+    """The backbone without weights, and its mean and std for pixels in 0..1.
+
+    Raises UsageError where timm does not know it, or cannot build it at that resolution.
+    """
+    import timm
+
+    if not known(spec.backbone):
+        near = ", ".join(suggestions(spec.backbone)) or "none"
+        raise UsageError(f"timm has no backbone '{spec.backbone}'; near it are {near}.")
+    try:
+        backbone = create(spec, pretrained=False)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UsageError(f"backbone '{spec.backbone}' cannot be built at {spec.resolution} px: {error}") from None
     data = timm.data.resolve_model_data_config(backbone)

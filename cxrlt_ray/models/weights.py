@@ -8,7 +8,9 @@ is checked.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +67,30 @@ def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec) -> None:
 
 
 def _from_timm(spec: ModelSpec) -> dict[str, torch.Tensor]:
-    import timm
+    from cxrlt_ray.models.backbones import create
 
-    return timm.create_model(spec.backbone, pretrained=True, num_classes=0, in_chans=spec.in_chans).state_dict()
+    with _offline_where_the_hub_has_no_address():
+        return create(spec, pretrained=True).state_dict()
+
+
+@contextmanager
+def _offline_where_the_hub_has_no_address() -> Iterator[None]:
+    """Let the hub's client look into its cache only, where it would try for a minute before it gives up."""
+    from urllib.parse import urlparse
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not before and not getproxies():  # a proxy knows addresses that we do not
+        try:
+            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _read(uri: str) -> dict[str, torch.Tensor]:
@@ -92,15 +115,19 @@ def _read(uri: str) -> dict[str, torch.Tensor]:
 def _adapted(state: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec) -> dict[str, torch.Tensor]:
     """A file's tensors under the backbone's names: a `backbone.` or `module.` prefix and a classifier are dropped."""
     own = backbone.state_dict()
-    for prefix in ("backbone.", "module.", "model.", ""):
-        found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        if set(own) <= set(found):
-            return _checked({name: found[name] for name in own}, own, spec)
-    lacking = sorted(set(own) - set(state))
-    raise CxrltError(
-        f"{spec.checkpoint} does not hold the weights of backbone '{spec.backbone}': it lacks {lacking[0]} "
-        f"and {len(lacking) - 1} more of {len(own)} tensors."
-    )
+    renamed = [
+        {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for prefix in ("backbone.", "module.", "model.", "")
+    ]
+    found = min(renamed, key=lambda names: len(set(own) - set(names)))
+    lacking = [name for name in own if name not in found]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise CxrltError(
+            f"{spec.checkpoint} does not hold the weights of backbone '{spec.backbone}': it lacks {lacking[0]}{more} "
+            f"of {len(own)} tensors."
+        )
+    return _checked({name: found[name] for name in own}, own, spec)
 
 
 def _by_position(state: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec) -> dict[str, torch.Tensor]:

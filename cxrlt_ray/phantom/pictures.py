@@ -22,8 +22,8 @@ from cxrlt_ray.tasks import ALL_FINDINGS
 QUALITY = 92  # of the JPEG files
 # how hard it is; tuned at 128 px so that a pretrained network learns in minutes and pixels alone hardly do
 CONTRAST = 0.6  # of the painted signs
-GRAIN = 0.045  # of the detector, a standard deviation in opacity
-CLUTTER = 0.03  # of tissue folded over tissue: the same at every scale
+GRAIN = 0.03  # of the detector, a standard deviation in opacity
+CLUTTER = 0.045  # of tissue folded over tissue: the same at every scale
 _SUBJECT, _STUDY, _IMAGE, _VESSELS, _LOOK_ALIKES = 11, 12, 13, 14, 15  # what a stream of random numbers is for
 
 
@@ -104,7 +104,7 @@ def _expose(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _clutter(size: int, rng: np.random.Generator) -> np.ndarray:
     """Soft mottle float32 [size, size] in octaves, the coarser the stronger, as anatomy is for who looks for signs."""
     whole = np.zeros((size, size), np.float32)
-    for cells, share in ((4, 0.6), (9, 0.5), (19, 0.4), (37, 0.3)):
+    for cells, share in ((4, 0.8), (9, 0.55), (19, 0.35), (37, 0.2)):
         octave = rng.standard_normal((cells, cells), np.float32)
         whole += np.float32(CLUTTER * share) * cv2.resize(octave, (size, size), interpolation=cv2.INTER_CUBIC)
     return whole

@@ -116,7 +116,7 @@ def paint_streaks(scene: Scene, sign: Sign) -> None:
     rng, side, streaks = sign.rng(), sign.side, []
     for _ in range(int(sign.grade(10, 26))):
         y = rng.uniform(0.1, 0.75)
-        x = 0.5 + sign_of(side) * (0.30 + 0.2 * y + rng.uniform(0.02, 0.12))
+        x = 0.5 + sign_of(side) * (0.30 + 0.2 * y + rng.uniform(0.02, 0.09))
         if scene.lateral:
             x = rng.choice([0.17 + 0.03 * rng.random(), 0.84 + 0.05 * rng.random()])
         streaks.append(np.array([(x, y), (x + 0.01 * rng.standard_normal(), y + rng.uniform(0.03, 0.09))]))
