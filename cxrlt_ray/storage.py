@@ -96,8 +96,9 @@ class Store:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / Path(name).name
                 yield path
-                filesystem.create_dir(f"{root}/{name}".rsplit("/", 1)[0], recursive=True)
-                fs.copy_files(str(path), f"{root}/{name}", destination_filesystem=filesystem)
+                target = f"{root}/{name}"
+                filesystem.create_dir(target if path.is_dir() else target.rsplit("/", 1)[0], recursive=True)
+                fs.copy_files(str(path), target, destination_filesystem=filesystem)
         except OSError as error:
             raise CxrltError(f"{self.uri}/{name} cannot be written: {_reason(error)}.") from None
 
@@ -110,7 +111,10 @@ class Store:
         filesystem, root = self._open()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(name).name
-            fs.copy_files(f"{root}/{name}", str(path), source_filesystem=filesystem)
+            source = f"{root}/{name}"
+            if filesystem.get_file_info(source).type == fs.FileType.Directory:
+                path.mkdir()
+            fs.copy_files(source, str(path), source_filesystem=filesystem)
             yield path
 
     def check_writable(self) -> None:

@@ -16,6 +16,22 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert store.list("a") == ["b.txt"]
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_and_a_directory_come_back_as_written(tmp_path, scheme):
+    store = Store(f"{scheme}{tmp_path}")
+    store.write("a/b.txt", b"content")
+    with store.place("models/fold-0") as folder:
+        folder.mkdir()
+        (folder / "x.bin").write_bytes(b"weights")
+    assert store.read("a/b.txt") == b"content"
+    assert store.list("models") == ["fold-0"]
+    assert store.exists("models/fold-0/x.bin")
+    with store.fetched("models/fold-0") as folder:
+        assert (folder / "x.bin").read_bytes() == b"weights"
+    with store.fetched("a/b.txt") as path:
+        assert path.read_bytes() == b"content"
+
+
 def test_a_directory_is_replaced_as_a_whole(tmp_path):
     store = Store(str(tmp_path))
     for content in ("first", "second"):
