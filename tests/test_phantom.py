@@ -19,10 +19,11 @@ from cxrlt_ray.phantom.tree import report_paths
 from cxrlt_ray.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
 
 IDS = ["dicom_id", "subject_id", "study_id", "ViewPosition", "ViewCodeSequence_CodeMeaning", "fpath"]
-METADATA = (
-    "dicom_id subject_id study_id PerformedProcedureStepDescription ViewPosition Rows Columns StudyDate StudyTime "
-    "ProcedureCodeSequence_CodeMeaning ViewCodeSequence_CodeMeaning PatientOrientationCodeSequence_CodeMeaning"
-).split()
+METADATA = [
+    *("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns"),
+    *("StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning", "ViewCodeSequence_CodeMeaning"),
+    "PatientOrientationCodeSequence_CodeMeaning",
+]
 IMAGES, SIZE, SEED = 300, 32, 5
 DRAWN = [name for name in ALL_FINDINGS if name != "Normal"]
 
@@ -38,8 +39,13 @@ def write(folder, **changed):
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("phantom") / "tree")
+def progress():
+    return []
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory, progress):
+    return write(tmp_path_factory.mktemp("phantom") / "tree", say=progress.append)
 
 
 @pytest.fixture(scope="module")
@@ -390,10 +396,8 @@ def test_a_folder_with_other_contents_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_progress_tells_images_a_second_and_the_time_left(tmp_path):
-    lines = []
-    write(tmp_path / "tree", images=200, say=lines.append)
-    assert re.search(r"200 of 200 images drawn, \d+ images/s, 0 s left", lines[-1])
+def test_progress_tells_images_a_second_and_the_time_left(tree, progress):
+    assert re.search(rf"{IMAGES} of {IMAGES} images drawn, \d+ images/s, 0 s left", progress[-1])
 
 
 def test_the_command_writes_a_tree_and_refuses_in_one_sentence(tmp_path):
