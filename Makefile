@@ -16,6 +16,11 @@ PY := .venv/bin/python
 demo: .venv/.ready
 	$(PY) -m cxrlt_ray.sweep task1
 	$(PY) -m cxrlt_ray.ensemble --select greedy
+	@echo
+	@echo "That was a sweep on drawn chest X-rays and the ensemble of its best trials. All of it is in runs/:"
+	@echo "  .venv/bin/python -m cxrlt_ray.trials              the runs and their trials"
+	@echo "  .venv/bin/python -m cxrlt_ray.cohort DIR          what your own data holds"
+	@echo "  .venv/bin/python -m cxrlt_ray.sweep task1 --data DIR    the same on it (README.md: your own data)"
 
 test: .venv/.ready
 	$(PY) -m pytest

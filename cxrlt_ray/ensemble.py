@@ -38,7 +38,7 @@ class EnsembleFile(Config):
     """The keys of an ensembles/ file; see selection.honest.Method for what they mean."""
 
     selector: str
-    settings: dict[str, int | float | str | bool] = Field({})
+    settings: dict[str, int | float | str | bool] = Field(default={})
     space: Literal["probability", "logit", "rank"] = "probability"
     bags: Annotated[int, Field(ge=1)] = 1
     bag_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5

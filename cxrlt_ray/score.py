@@ -104,7 +104,7 @@ class Scorer:
             for uri in folders:
                 parent, _, name = uri.rpartition("/")
                 with Store(parent).fetched(name) as folder:
-                    model = models.load(folder)[0].to(self.device, memory_format=torch.channels_last)
+                    model = models.load(folder)[0].to(self.device).to(memory_format=torch.channels_last)
                     loaded.append(model.eval())
             self.members.append(loaded)
 

@@ -48,7 +48,7 @@ class TrialConfig(Config):
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     loss: str = "bce"
-    loss_settings: dict[str, float] = Field({})
+    loss_settings: dict[str, float] = Field(default={})
     class_weight_exponent: Annotated[float, Field(ge=0, le=1)] = 0.5
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -77,7 +77,7 @@ class Rule(Config):
     log: bool = False
     int: bool = False
     value: Scalar = None
-    when: dict[str, Scalar | tuple[Scalar, ...]] = Field({})
+    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default={})
 
     @model_validator(mode="after")
     def _one_kind(self) -> Rule:

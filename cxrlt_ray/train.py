@@ -67,7 +67,7 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
     if job.threads:
         torch.set_num_threads(job.threads)
     store = job.run / "trials" / name
-    about = {
+    about: dict[str, Any] = {
         "name": name,
         "state": RUNNING,
         "params": params,
@@ -141,7 +141,7 @@ def _fit(
     rank, world, device = _place()
     spec = config.spec()
     # channels last: up to 1.6 times as fast here on convolutions, and what tensor cores want
-    model = models.build(spec, len(job.findings)).to(device, memory_format=torch.channels_last)
+    model = models.build(spec, len(job.findings)).to(device).to(memory_format=torch.channels_last)
     if config.frozen_backbone:
         model.backbone.requires_grad_(False)
     trained = _wrap(model, world, device)
@@ -184,7 +184,7 @@ def _fit(
                 skipped += 1
                 optimizer.zero_grad(set_to_none=True)
                 if skipped >= MAX_SKIPPED:
-                    raise CxrltError(f"diverged: the loss was not finite {MAX_SKIPPED} steps in a row (epoch {epoch}); lower lr")
+                    raise CxrltError(f"diverged: the loss was not finite {MAX_SKIPPED} steps in a row; lower lr")
                 continue
             if number % config.accumulation == 0:
                 _step(model, optimizer, schedule, config, average)

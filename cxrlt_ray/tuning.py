@@ -40,7 +40,7 @@ def tune_trials(
     workers = max(resources.workers_per_trial, 1)
     bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
     # the trial itself needs nothing where its worker group has the resources
-    own = bundle if workers == 1 else {"CPU": 0}
+    own: dict[str, float] = bundle if workers == 1 else {"CPU": 0}
     trainable = tune.with_resources(tune.with_parameters(_trial, job=job, space=space, plan=resources), own)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder:
