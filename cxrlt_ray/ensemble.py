@@ -271,7 +271,7 @@ def judge(
         report["prevalence"][where] = float(((targets == 1).sum(axis=0) / labelled)[seen].mean())
         for k, scores, sample in zip(there, stacked, samples, strict=True):
             ap = metrics.per_finding(targets, scores, which=("ap",))["ap"]
-            low, high = metrics.interval(sample)
+            low, high = metrics.interval(sample, metrics.macro(ap))
             report["systems"][rows[k].title][where] = {
                 "map": metrics.macro(ap),
                 "low": low,
@@ -279,9 +279,8 @@ def judge(
                 **metrics.by_rarity(ap, kinds),
                 "ap": dict(zip(findings, ap.tolist(), strict=True)),
             }
-        gain = samples[-1] - samples[0]
-        low, high = metrics.interval(gain)
         best, last = (report["systems"][rows[k].title][where]["map"] for k in (there[0], there[-1]))
+        low, high = metrics.interval(samples[-1] - samples[0], last - best)
         report["gains"][where] = {"map": last - best, "low": low, "high": high}
         report.setdefault("images", {})[where] = int(good.sum())
     return report
