@@ -153,7 +153,7 @@ def bootstrap(
 
 
 def interval(values: np.ndarray, estimate: float, level: float = 0.95) -> tuple[float, float]:
-    """The basic bootstrap interval of `estimate` (Davison & Hinkley 1997, eq. 5.6): 2 estimate - quantiles, nan left out.
+    """The basic bootstrap interval of `estimate` (Davison & Hinkley 1997, eq. 5.6): 2 estimate - quantiles.
 
     A resample repeats subjects, which lifts the AP of a rare finding: bootstrap values lie above the estimate,
     and their own quantiles (the percentile method) count that lift twice. Simulated: 14 findings of 5 % in 200
