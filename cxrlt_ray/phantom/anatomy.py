@@ -60,10 +60,10 @@ class Scene:
         body = self.body
         y = body.top + down * (body.base[side] - body.dome[side] - body.top)
         if self.lateral:
-            front, rear = front_wall(y), back_wall(body, y)
+            front, rear = float(front_wall(y)), float(back_wall(body, y))
             return front + back * (rear - front), y
         inner = body.mediastinum
-        distance = inner + out * (outer_wall(body, side, y) - inner)
+        distance = inner + out * (float(outer_wall(body, side, y)) - inner)
         return 0.5 + sign_of(side) * distance, y
 
     def line(self, side: int, places: list[tuple[float, float, float]], count: int = 24) -> Points:
@@ -198,8 +198,8 @@ def paint_lateral(body: Anatomy, size: int, rng: np.random.Generator) -> Scene:
     _paint_arch(scene)
     brush.stroke(canvas, [brush.curve((0.49, -0.02), (0.51, 0.2), (0.53, body.top + 0.26))], 0.03, -0.1, soft=0.004)
     # the other half of the diaphragm, a little higher
-    y, x = body.base[RIGHT] - 1.1 * body.dome[RIGHT], np.linspace(0.2, 0.74, 20)
-    other = np.stack([x, y + 0.35 * (x - 0.42) ** 2 + 0.3 * np.maximum(x - 0.55, 0)], 1)
+    dome, x = body.base[RIGHT] - 1.1 * body.dome[RIGHT], np.linspace(0.2, 0.74, 20)
+    other = np.stack([x, dome + 0.35 * (x - 0.42) ** 2 + 0.3 * np.maximum(x - 0.55, 0)], 1)
     brush.cover(canvas, np.concatenate([other, [(0.74, 1.0), (0.2, 1.0)]]), body.air + 0.2, soft=0.004)
     _paint_spine(scene)
     for k in range(RIBS):

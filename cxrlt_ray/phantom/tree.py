@@ -151,7 +151,7 @@ def _write_mimic(root: Path, cohort: PhantomCohort, paths: list[str], size: int,
             "StudyTime": clock[study],
             "ProcedureCodeSequence_CodeMeaning": procedure,
             "ViewCodeSequence_CodeMeaning": view.map(VIEW_CODES),
-            "PatientOrientationCodeSequence_CodeMeaning": np.where(paired[study], "Erect", None),
+            "PatientOrientationCodeSequence_CodeMeaning": np.where(paired[study], "Erect", ""),
         }
     )
     _write_gz(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata.iloc[order])

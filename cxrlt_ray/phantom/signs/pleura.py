@@ -75,8 +75,8 @@ def paint_plaques(scene: Scene, sign: Sign) -> None:
         brush.stroke(scene.canvas, [np.concatenate([leaf, leaf[:1]])], 0.005, sign.grade(0.14, 0.3))
     if not scene.lateral:
         u = np.linspace(0.3, 0.65, 10)
-        x = 0.5 + sign_of(sign.side) * (0.05 + u * (scene.body.width - 0.05))
-        line = np.stack([x, diaphragm(scene.body, sign.side, u)], axis=1)
+        across = 0.5 + sign_of(sign.side) * (0.05 + u * (scene.body.width - 0.05))
+        line = np.stack([across, diaphragm(scene.body, sign.side, u)], axis=1)
         brush.stroke(scene.canvas, [line], 0.008, sign.grade(0.18, 0.4))
 
 
@@ -103,7 +103,7 @@ def paint_free_air(scene: Scene, sign: Sign) -> None:
         else:
             u = np.linspace(0.2, 0.85, 24)
             x = 0.5 + sign_of(side) * (0.05 + u * (body.width - 0.05))
-            y = diaphragm(body, side, u) + 0.012
+            y = np.asarray(diaphragm(body, side, u)) + 0.012
         low = y + thick * np.sin(np.linspace(0, np.pi, 24))
         sickle = np.concatenate([np.stack([x, y], 1), np.stack([x, low], 1)[::-1]])
         brush.fill(scene.canvas, sickle, -sign.grade(0.2, 0.42), soft=0.002)
