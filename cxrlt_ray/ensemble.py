@@ -261,9 +261,10 @@ def judge(
             sets[part] = (targets, images.table["subject_id"].to_numpy(), found)
     report: dict[str, Any] = {"systems": {row.title: {} for row in rows}, "gains": {}, "prevalence": {}}
     for where, (targets, groups, found) in sets.items():
-        there = [k for k, scores in enumerate(found) if scores is not None]
-        good = np.all([np.isfinite(found[k]).all(axis=1) for k in there], axis=0)
-        stacked = [found[k][good] for k in there]  # type: ignore[index]
+        scored = {k: scores for k, scores in enumerate(found) if scores is not None}
+        there = list(scored)
+        good = np.all([np.isfinite(scores).all(axis=1) for scores in scored.values()], axis=0)
+        stacked = [scores[good] for scores in scored.values()]
         targets, groups = targets[good], groups[good]
         samples = metrics.bootstrap_map(targets, stacked, groups, rounds=rounds, seed=seed)
         labelled = np.maximum((targets >= 0).sum(axis=0), 1)

@@ -128,7 +128,8 @@ def _write_shards(manifest: Manifest, store: Store, size: int, say: Any) -> None
     if missing:
         ray.data.DataContext.get_current().enable_progress_bars = False
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
-            _write_shard, fn_kwargs={"store": store, "root": manifest.root, "size": size}
+            _write_shard,  # type: ignore[arg-type]
+            fn_kwargs={"store": store, "root": manifest.root, "size": size},
         )
         said = started
         for row in dataset.iter_rows():

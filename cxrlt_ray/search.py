@@ -320,8 +320,10 @@ def _value_mistake(name: str, value: Any) -> str:
         if name == kind:
             return "" if value in registry else f"there is no such {kind}; there are {', '.join(registry)}"
     field = TrialConfig.model_fields.get(name)
-    kind_of = Annotated[field.annotation, *field.metadata] if field and field.metadata else None  # type: ignore[name-defined]
-    adapter = TypeAdapter(kind_of or (field.annotation if field else float))
+    kind_of: Any = field.annotation if field else float  # a loss's setting is a number
+    adapter: TypeAdapter[Any] = TypeAdapter(
+        Annotated[kind_of, *field.metadata] if field and field.metadata else kind_of
+    )
     try:
         adapter.validate_python(value)
     except ValidationError as error:

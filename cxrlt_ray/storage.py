@@ -96,9 +96,9 @@ class Store:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / Path(name).name
                 yield path
-                target = f"{root}/{name}"
-                filesystem.create_dir(target if path.is_dir() else target.rsplit("/", 1)[0], recursive=True)
-                fs.copy_files(str(path), target, destination_filesystem=filesystem)
+                there = f"{root}/{name}"
+                filesystem.create_dir(there if path.is_dir() else there.rsplit("/", 1)[0], recursive=True)
+                fs.copy_files(str(path), there, destination_filesystem=filesystem)
         except OSError as error:
             raise CxrltError(f"{self.uri}/{name} cannot be written: {_reason(error)}.") from None
 

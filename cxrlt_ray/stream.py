@@ -112,7 +112,7 @@ def block_dataset(
     context.execution_options.preserve_order = True  # determinism by seed
     items = [{"file": name, "rows": rows.tolist()} for name, rows in share]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read_decode_augment,
+        _read_decode_augment,  # type: ignore[arg-type]
         batch_size=1,
         num_cpus=0.5,
         fn_kwargs={"shards": shards, "resolution": resolution, "augment": augment, "seed": seed or [0]},

@@ -90,6 +90,8 @@ class Search(OptunaSearch):
             study_name=run.name,
             points_to_evaluate=list(space.start) if fresh else None,
         )
+        assert self._ot_study is not None
+        self.study: optuna.Study = self._ot_study
         if not fresh:
             self._requeue()
 
@@ -106,22 +108,22 @@ class Search(OptunaSearch):
         state = settle(self.run, number, error)
         value = (result or {}).get(METRIC)
         if state == FAILED or value is None or value != value:
-            self._ot_study.tell(number, state=optuna.trial.TrialState.FAIL)
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL)
         elif state == PRUNED:
-            self._ot_study.tell(number, state=optuna.trial.TrialState.PRUNED)
+            self.study.tell(number, state=optuna.trial.TrialState.PRUNED)
         else:
-            self._ot_study.tell(number, value)
+            self.study.tell(number, value)
         self._completed_trials.add(trial_id)
         _keep_database(self.run, self.database)
 
     def _requeue(self) -> None:
-        for trial in self._ot_study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            self._ot_study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             name = trial_name(trial.number)
             store = self.run.store / "trials" / name
             done = store.exists("trial.json") and read_trial(store).state != RUNNING
             if not done:
-                self._ot_study.enqueue_trial(trial.params)
+                self.study.enqueue_trial(trial.params)
                 if store.exists("trial.json"):
                     store.remove()  # its parameters run again under a new number
 
@@ -196,7 +198,7 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
         resources_per_worker={"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial},
     )
     with tempfile.TemporaryDirectory() as folder:
-        run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])
+        run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])  # type: ignore[list-item]
         TorchTrainer(worker, scaling_config=scaling, run_config=run_config).fit()
 
 

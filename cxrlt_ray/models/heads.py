@@ -36,4 +36,4 @@ class Linear(nn.Module):
 
     def forward(self, features: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
         """Logits [B, C]."""
-        return self.linear(self.drop(backbone.forward_head(features, pre_logits=True)))
+        return self.linear(self.drop(backbone.forward_head(features, pre_logits=True)))  # type: ignore[operator]
