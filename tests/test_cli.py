@@ -1,0 +1,82 @@
+"""The commands as a user types them: the README's lines parse, --help answers, errors are one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from cxrlt_ray import cli
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [ROOT / "README.md", ROOT / "cluster.yaml"]
+LINES = sorted({line for path in TEXTS for line in re.findall(r"python -m (cxrlt_ray\.[^#'\n`]*)", path.read_text())})
+
+
+def command(name):
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"cxrlt_ray.{name}").main)
+    return typer.main.get_command(app)
+
+
+def run(*words, cwd=None):
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_the_readme_shows_every_command():
+    shown = {line.split()[0].removeprefix("cxrlt_ray.") for line in LINES}
+    assert set(cli.COMMANDS) - {"phantom", "prepare"} <= shown
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_documented_command_line_has_the_options_it_names(line):
+    name, *words = shlex.split(line.replace("&&", ""))
+    command(name.removeprefix("cxrlt_ray.")).make_context(name, words)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_names_what_it_does_and_shows_an_example(name):
+    found = run(f"cxrlt_ray.{name}", "--help")
+    assert found.returncode == 0
+    assert f"python -m cxrlt_ray.{name}" in found.stdout
+    assert len(found.stdout.splitlines()) < 80
+
+
+def test_the_console_script_lists_and_dispatches():
+    listed = run("cxrlt_ray.cli")
+    assert listed.returncode == 0
+    assert all(name in listed.stdout for name in cli.COMMANDS)
+    assert run("cxrlt_ray.cli", "trials", "--help").returncode == 0
+    unknown = run("cxrlt_ray.cli", "train")
+    assert (unknown.returncode, "no command 'train'" in unknown.stderr) == (2, True)
+
+
+def test_exit_codes_are_1_for_a_failure_and_2_for_wrong_usage(tmp_path):
+    wrong = run("cxrlt_ray.ensemble", "--select", "nope", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: no ensembles file 'nope'")
+    assert "Traceback" not in wrong.stderr
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "labels.csv").write_text("image_id,path,subject_id\na,a.jpg,1\n")
+    failed = run("cxrlt_ray.cohort", str(tmp_path / "images"), cwd=tmp_path)
+    assert failed.returncode == 1
+    assert len(failed.stderr.strip().splitlines()) <= 1
+    assert run("cxrlt_ray.sweep", "task1", "--no-such-option").returncode == 2
+
+
+def test_importing_the_package_and_its_commands_is_quick_and_brings_no_ray_or_torch():
+    names = ", ".join(f"cxrlt_ray.{name}" for name in cli.COMMANDS)
+    code = f"import sys, {names}; print({{'ray', 'torch', 'timm', 'numba'}} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["metrics", "losses", "models", "selection", "selection.honest", "splits", "search"])
+def test_the_middle_knows_nothing_of_ray(name):
+    code = f"import sys, cxrlt_ray.{name}; print('ray' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
