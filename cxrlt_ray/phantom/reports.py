@@ -29,7 +29,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "aortic knob calcification",
         "a calcified aortic arch",
     ),
-    "Cardiomegaly": ("cardiomegaly", "enlargement of the cardiac silhouette", "an enlarged heart"),
+    "Cardiomegaly": ("cardiomegaly", "enlargement of the cardiac silhouette", "enlargement of the heart"),
     "Cardiomyopathy": ("a globular heart as in cardiomyopathy", "cardiomyopathy"),
     "Clavicle Fracture": ("a {side} clavicle fracture", "a displaced fracture of the {side} clavicle"),
     "Consolidation": ("{side} lung consolidation", "focal consolidation", "lobar consolidation on the {side}"),
@@ -140,7 +140,7 @@ def _words(name: str, strength: float, side: int, says: int, rng: np.random.Gene
     phrase = _choose(PHRASES[name], rng).format(side="left" if side else "right")
     if says == NEGATED:
         return phrase.removeprefix("a ").removeprefix("an ")
-    degree = ("subtle", "mild", "faint") if strength < 0.5 else ("marked", "obvious", "severe")
+    degree = ("subtle", "mild", "faint") if strength < 0.5 else ("marked", "obvious", "pronounced")
     if 0.5 <= strength < 0.8 or rng.random() < 0.5:
         return phrase
     for article in ("a ", "an "):
