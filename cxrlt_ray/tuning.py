@@ -6,7 +6,9 @@ enqueued again on the same Optuna study, and a new Tuner runs what is missing.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import logging
 import sqlite3
 import tempfile
@@ -175,6 +177,7 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    _release_memory()
     _bound_data(ray, plan)
     name = trial_name(point["number"])
     config = space.to_config(point["params"], job.seed)
@@ -200,6 +203,17 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])  # type: ignore[list-item]
         TorchTrainer(worker, scaling_config=scaling, run_config=run_config).fit()
+
+
+def _release_memory() -> None:
+    """Give back what the process's last trial left: its models stand in cycles, its thread's heap stays glibc's.
+
+    Without this a process of many trials grew by 0.5 GB a trial.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim:
+        trim(0)
 
 
 def _told_failure(job: Job, name: str, config: Any, params: dict[str, Any], report: Any) -> None:
