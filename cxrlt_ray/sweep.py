@@ -18,7 +18,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.trials import DEFAULT_STORAGE
 
-PHANTOM_IMAGES, PHANTOM_SIZE = 2400, 128
+PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 
 
