@@ -1,7 +1,7 @@
 """`python -m cxrlt_ray.predict --ensemble ensemble.json --data NEW`: new images scored as the test images were.
 
-The images are prepared at the size of the run's shards, scored by the ensemble's members in one pass for
-each resolution, and combined by its weights; the members' weights must be those the ensemble was made with.
+The images are prepared at the size of the run's shards, scored by the ensemble's members in one pass and
+combined by its weights; the members' weights must be those the ensemble was made with.
 """
 
 from __future__ import annotations
@@ -64,13 +64,9 @@ def score(ensemble: Ensemble, work: Store, shards: Any, image_ids: np.ndarray) -
 
     shape = (len(ensemble.trials), len(image_ids), len(ensemble.findings))
     predictions = np.full(shape, np.nan, np.float32)
-    resolution = np.array([trial.about["config"]["resolution"] for trial in ensemble.trials])
-    for size in np.unique(resolution):
-        members = np.flatnonzero(resolution == size)
-        folders = [[(ensemble.trials[m].store / fold).uri for fold in ensemble.trials[m].checkpoints] for m in members]
-        found = scoring.score(work / f"{size}px", shards, folders, image_ids, int(size))
-        rows = np.flatnonzero(np.isin(image_ids, found.index))
-        predictions[np.ix_(members, rows)] = np.stack(found.loc[image_ids[rows], "scores"].to_list(), axis=1)
+    found = scoring.score(work, shards, [scoring.member(trial) for trial in ensemble.trials], image_ids)
+    rows = np.flatnonzero(np.isin(image_ids, found.index))
+    predictions[:, rows] = np.stack(found.loc[image_ids[rows], "scores"].to_list(), axis=1)
     reference = _references(ensemble)
     return applied(ensemble.about["space"], predictions, reference, ensemble.weights)
 

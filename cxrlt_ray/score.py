@@ -1,4 +1,4 @@
-"""Images to predictions by chosen members: one pass over the images for all members of a resolution.
+"""Images to predictions by chosen members: one pass over the images for all members, whatever their resolutions.
 
 Ray Data reads and decodes shards in tasks, and actors that hold the members' models (one a GPU, one
 on a machine without) score every block with each of them. A shard's scores are written as they come,
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.prepare import Shards
+from cxrlt_ray.prepare import Shards, resize
 from cxrlt_ray.storage import Store
 from cxrlt_ray.stream import block_dataset
 from cxrlt_ray.trials import Trial, write_predictions
@@ -24,40 +24,48 @@ from cxrlt_ray.trials import Trial, write_predictions
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class Member:
+    """What scores images: the directories of its checkpoints, whose mean probability counts, and their pixels' edge."""
+
+    resolution: int
+    checkpoints: tuple[str, ...]
+
+
+def member(trial: Trial) -> Member:
+    """The trial as a member."""
+    return Member(trial.about["config"]["resolution"], tuple((trial.store / fold).uri for fold in trial.checkpoints))
+
+
 def score_trials(
     run: Store, shards: Shards, trials: list[Trial], image_ids: np.ndarray, split: str, say: Any = print
 ) -> None:
     """Store the predictions of `split` in every trial that has none yet; a trial of K folds gives their mean."""
-    groups: dict[int, list[Trial]] = defaultdict(list)
-    for trial in trials:
-        if not trial.has_predictions(split):
-            groups[trial.about["config"]["resolution"]].append(trial)
-    for resolution, members in sorted(groups.items()):
-        names = ", ".join(member.name for member in members)
-        say(f"Scoring {len(image_ids):,} {split} images at {resolution} px with {names}")
-        folders = [[str((member.store / fold).uri) for fold in member.checkpoints] for member in members]
-        key = hashlib.sha256(repr((split, resolution, folders)).encode()).hexdigest()[:8]
-        work = run / f"scoring-{split}-{key}"
-        found = score(work, shards, folders, image_ids, resolution)
-        for k, member in enumerate(members):
-            write_predictions(
-                member.store,
-                f"predictions/{split}.parquet",
-                found.index.to_numpy(),
-                np.stack(found["scores"].to_list())[:, k],
-                tuple(member.about["findings"]),
-                split,
-                member.about["fingerprint"],
-            )
-        work.remove()
+    todo = [trial for trial in trials if not trial.has_predictions(split)]
+    if not todo:
+        return
+    say(f"Scoring {len(image_ids):,} {split} images with {', '.join(trial.name for trial in todo)}", flush=True)
+    members = [member(trial) for trial in todo]
+    work = run / f"scoring-{split}-{hashlib.sha256(repr((split, members)).encode()).hexdigest()[:8]}"
+    found = score(work, shards, members, image_ids)
+    scores = np.stack(found["scores"].to_list())
+    for k, trial in enumerate(todo):
+        about = trial.about
+        write_predictions(
+            trial.store,
+            f"predictions/{split}.parquet",
+            found.index.to_numpy(),
+            scores[:, k],
+            tuple(about["findings"]),
+            split,
+            about["fingerprint"],
+        )
+    work.remove()
 
 
-def score(
-    work: Store, shards: Shards, members: list[list[str]], image_ids: np.ndarray, resolution: int
-) -> pd.DataFrame:
+def score(work: Store, shards: Shards, members: list[Member], image_ids: np.ndarray) -> pd.DataFrame:
     """Probabilities of every member for `image_ids`: index image_id, column `scores` with float32 [M, C] arrays.
 
-    members: for each, the directories of its checkpoints, whose mean probability is its score.
     work: where finished shards' scores are kept until all are there.
     """
     import ray
@@ -69,7 +77,7 @@ def score(
     todo = [(name, rows) for name, rows in files.items() if name not in done]
     if todo:
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        dataset = block_dataset(shards, todo, resolution).map_batches(
+        dataset = block_dataset(shards, todo, shards.size).map_batches(
             Scorer,
             fn_constructor_kwargs={"members": members},
             batch_size=None,
@@ -90,23 +98,24 @@ def score(
 
 
 class Scorer:
-    """An actor with all members' models loaded once."""
+    """An actor with all members' models loaded once; it resizes a block once for each resolution among them."""
 
-    def __init__(self, members: list[list[str]]) -> None:
+    def __init__(self, members: list[Member]) -> None:
         import torch
 
         from cxrlt_ray import models
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.members = []
-        for folders in members:
+        self.resolutions = [member.resolution for member in members]
+        self.models = []
+        for member in members:
             loaded = []
-            for uri in folders:
+            for uri in member.checkpoints:
                 parent, _, name = uri.rpartition("/")
                 with Store(parent).fetched(name) as folder:
                     model = models.load(folder)[0].to(self.device).to(memory_format=torch.channels_last)
                     loaded.append(model.eval())
-            self.members.append(loaded)
+            self.models.append(loaded)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """image_id, and scores float32 [n, M, C]."""
@@ -115,9 +124,16 @@ class Scorer:
         parts = []
         with torch.inference_mode():
             for k in range(0, len(block["image"]), BATCH):
-                images = torch.from_numpy(block["image"][k : k + BATCH].copy()).to(self.device)
-                parts.append(torch.stack([self._member(models, images) for models in self.members], dim=1).cpu())
+                images = block["image"][k : k + BATCH]
+                sized = {size: self._at(images, size) for size in set(self.resolutions)}
+                scores = [
+                    sum(model(sized[size]).float().sigmoid() for model in models) / len(models)
+                    for size, models in zip(self.resolutions, self.models, strict=True)
+                ]
+                parts.append(torch.stack(scores, dim=1).cpu())
         return {"image_id": block["image_id"], "scores": torch.cat(parts).numpy()}
 
-    def _member(self, models: list[Any], images: Any) -> Any:
-        return sum(model(images).float().sigmoid() for model in models) / len(models)
+    def _at(self, images: np.ndarray, size: int) -> Any:
+        import torch
+
+        return torch.from_numpy(np.stack([resize(image, size) for image in images])).to(self.device)
