@@ -259,7 +259,13 @@ def judge(
         targets = images.targets(findings)
         if (targets == 1).any():
             sets[part] = (targets, images.table["subject_id"].to_numpy(), found)
-    report: dict[str, Any] = {"systems": {row.title: {} for row in rows}, "gains": {}, "prevalence": {}}
+    counts = {group: kinds.count(group) for group in GROUPS}
+    report: dict[str, Any] = {
+        "systems": {row.title: {} for row in rows},
+        "gains": {},
+        "prevalence": {},
+        "groups": counts,
+    }
     for where, (targets, groups, found) in sets.items():
         scored = {k: scores for k, scores in enumerate(found) if scores is not None}
         there = list(scored)
@@ -300,7 +306,7 @@ def _show(report: dict[str, Any], name: str) -> None:
     table.add_row("prevalence (chance)", *(_short(report["prevalence"][where]) for where in report["images"]))
     console.print(table)
     honest = [where for where in report["images"] if where != "optimistic"]
-    groups = Table("head / medium / tail", box=box.SIMPLE_HEAD)
+    groups = Table(" / ".join(f"{group} {count}" for group, count in report["groups"].items()), box=box.SIMPLE_HEAD)
     for where in honest:
         groups.add_column(NAMED.get(where, where), no_wrap=True)
     for title, scores in report["systems"].items():

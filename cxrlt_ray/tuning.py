@@ -28,6 +28,7 @@ from cxrlt_ray.train import Job, epochs_of, train
 from cxrlt_ray.trials import FAILED, FINISHED, PRUNED, RUNNING, Run, read_trial
 
 METRIC = "val_map"
+SILENCE = 60.0
 
 
 def tune_trials(
@@ -247,14 +248,26 @@ def _bound_data(ray: Any, plan: Any) -> None:
 
 @dataclasses.dataclass
 class Progress(tune.Callback):
-    """One line a finished trial: how it did, the best so far, images/s, time left."""
+    """One line a finished trial: how it did, the best so far, images/s, time left; and of long trials, of epochs."""
 
     run: Run
     trials: int
     missing: int
 
     def __post_init__(self) -> None:
-        self.started, self.done = time.monotonic(), 0
+        self.started, self.said, self.done = time.monotonic(), time.monotonic(), 0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tell of an epoch where nothing was told for SILENCE seconds."""
+        if time.monotonic() - self.said > SILENCE:
+            self.said = time.monotonic()
+            print(
+                f"  {trial_name(trial.config['number'])} epoch {result['epoch']}, best val mAP {result[METRIC]:.4f}, "
+                f"{result['images_per_second']:.0f} images/s",
+                flush=True,
+            )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that finished or was pruned."""
@@ -266,6 +279,7 @@ class Progress(tune.Callback):
 
     def _tell(self, trial: Any) -> None:
         self.done += 1
+        self.said = time.monotonic()
         left = (time.monotonic() - self.started) / self.done * (self.missing - self.done)
         name = trial_name(trial.config["number"])
         everyone = {each.name: each for each in self.run.trials()}
