@@ -293,7 +293,7 @@ def _optimizer(model: torch.nn.Module, config: TrialConfig, steps: int) -> tuple
     decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # norms and biases
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     warm = max(1, round(config.warmup_fraction * steps))
 
     def factor(step: int) -> float:
