@@ -313,7 +313,7 @@ def _step(model: torch.nn.Module, optimizer: Any, schedule: Any, config: TrialCo
     schedule.step()
     optimizer.zero_grad(set_to_none=True)
     if average is not None:
-        average.update(model)
+        average.update(model, step=schedule.last_epoch)  # the step's number: without it there is no warm-up
 
 
 def _average(model: torch.nn.Module, config: TrialConfig) -> Any:
