@@ -12,6 +12,8 @@ honestly -> test images scored by the chosen members only -> RUN/ensembles/NAME/
 from __future__ import annotations
 
 import hashlib
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -28,7 +30,7 @@ from cxrlt_ray.selection import settings as settings_of
 from cxrlt_ray.selection.honest import Method, choose, combine, cross_fit
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import GROUPS, rarity
-from cxrlt_ray.trials import DEFAULT_STORAGE, Run, Trial, load_run, write_predictions
+from cxrlt_ray.trials import DEFAULT_STORAGE, FINISHED, PRUNED, Run, Trial, load_run, write_predictions
 
 VERSION = 1
 NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
@@ -100,7 +102,8 @@ def candidates(run: Run, split: str | None, say: Any = print) -> list[Trial]:
 
     Raises CxrltError where there is none.
     """
-    judged = [trial for trial in run.trials() if trial.has_predictions()]
+    # a trial that still runs would change under the ensemble, or be run anew by --resume
+    judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and trial.has_predictions()]
     able = [t for t in judged if split is None or t.checkpoints or t.has_predictions(split)]
     if len(able) < len(judged):
         say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
@@ -434,6 +437,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def _options(run: Run, split: str) -> Iterator[str]:
+    """What evaluate must be told to read the data as the run did."""
+    if split != run.task.scored_split:
+        yield f" --split {split}"
+    for option, usual in (("seed", 0), ("uncertain", "null")):
+        if run.about[option] != usual:
+            yield f" --{option} {run.about[option]}"
+
+
 def _next(run: Run, store: Store, split: str, part: Any) -> None:
     print(
         f"Left in {store.uri}: ensemble.json, weights.csv" + (", predictions.parquet, submission.csv" if part else "")
@@ -441,7 +453,7 @@ def _next(run: Run, store: Store, split: str, part: Any) -> None:
     if part:
         print(
             f"Next: python -m cxrlt_ray.evaluate {store.uri}/submission.csv --task {run.about['task_argument']} "
-            f"--data {run.about['data']}" + ("" if split == run.task.scored_split else f" --split {split}")
+            f"--data {shlex.quote(run.about['data'])}" + "".join(_options(run, split))
         )
 
 

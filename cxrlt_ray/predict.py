@@ -6,6 +6,7 @@ combined by its weights; the members' weights must be those the ensemble was mad
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,9 +106,10 @@ def main(
     start_ray(address)
     shards = prepare(images, storage, loaded.about["size"], max_bad)
     ids = images.table["image_id"].to_numpy()
-    work = store / "scoring"
-    absolute = type(shards)(shards.store.absolute(), shards.size, shards.summary)
-    scores = filled(score(loaded, work, absolute, ids))
+    # what a killed run left is good for the same members and images only
+    key = hashlib.sha256(repr((shards.store.uri, loaded.about["members"])).encode()).hexdigest()[:8]
+    work = store / f"scoring-{key}"
+    scores = filled(score(loaded, work, shards, ids))
     if work.exists(""):
         work.remove()
     write_predictions(

@@ -49,12 +49,13 @@ def prepare(manifest: Manifest, storage: str, size: int, max_bad: float = MAX_BA
 
     Raises CxrltError when more than the share `max_bad` of the images cannot be decoded.
     """
-    store = Store(storage) / "shards" / f"{_key(manifest)}-{size}px"
+    store = Store(storage).absolute() / "shards" / f"{_key(manifest)}-{size}px"
     if not store.exists("summary.json"):
         _write_shards(manifest, store, size, say)
     shards = Shards(store, size, store.read_json("summary.json"))
     bad, total = shards.summary["quarantined"], shards.summary["images"]
     if bad > max_bad * total:
+        _forget(store)
         raise CxrltError(
             f"{bad} of {total} images cannot be decoded, more than the allowed share {max_bad:g}; "
             f"{store.uri}/quarantine.parquet says which and why. Mend them, or allow more with --max-bad."
@@ -139,7 +140,8 @@ def _write_shards(manifest: Manifest, store: Store, size: int, say: Any) -> None
                 rate = finished / (said - started)
                 left = (sum(len(c["image_id"]) for c in missing) - finished) / rate
                 say(f"  {finished:,} images, {rate:,.0f} images/s, {left:,.0f} s left")
-    frames = [pd.read_parquet(io.BytesIO(store.read(chunk["file"]))) for chunk in chunks]
+    columns = ["image_id", "path", "reason", "converted"]  # without the pixels: 40 GB of a real cohort
+    frames = [_read_columns(store, chunk["file"], columns) for chunk in chunks]
     for chunk, frame in zip(chunks, frames, strict=True):
         frame["file"], frame["row"] = chunk["file"], np.arange(len(frame))
     table = pd.concat(frames, ignore_index=True)
@@ -156,6 +158,24 @@ def _write_shards(manifest: Manifest, store: Store, size: int, say: Any) -> None
     store.write_json("summary.json", summary)
     rate = images / max(time.monotonic() - started, 1e-9)
     say(f"  {images:,} images prepared, {rate:,.0f} images/s; {_told(summary)}")
+
+
+def _read_columns(store: Store, name: str, columns: list[str]) -> pd.DataFrame:
+    with store.fetched(name) as path:
+        return pd.read_parquet(path, columns=columns)
+
+
+def _forget(store: Store) -> None:
+    """Shards with images in quarantine are made anew the next time, as their originals may be mended."""
+    bad = set(pd.read_parquet(io.BytesIO(store.read("quarantine.parquet")))["image_id"])
+    for name in store.list():
+        if (
+            name.endswith(".parquet")
+            and "-" in name
+            and bad & set(_read_columns(store, name, ["image_id"])["image_id"])
+        ):
+            store.delete(name)
+    store.delete("summary.json")
 
 
 def _told(summary: dict[str, Any]) -> str:

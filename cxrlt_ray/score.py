@@ -34,7 +34,9 @@ class Member:
 
 def member(trial: Trial) -> Member:
     """The trial as a member."""
-    return Member(trial.about["config"]["resolution"], tuple((trial.store / fold).uri for fold in trial.checkpoints))
+    return Member(
+        trial.about["config"]["resolution"], tuple((trial.store.absolute() / fold).uri for fold in trial.checkpoints)
+    )
 
 
 def score_trials(

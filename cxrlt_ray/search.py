@@ -141,7 +141,9 @@ class SpaceFile(Config):
 
 @dataclass(frozen=True)
 class Space:
-    """A validated search space. `start`: points to try first, by Optuna's parameter names; `notes`: what to tell."""
+    """A validated search space. `start`: points to try first, by Optuna's parameter names; `notes`: what to tell;
+    `folder`: where relative checkpoints are.
+    """
 
     name: str
     trials: int
@@ -149,6 +151,7 @@ class Space:
     rules: dict[str, tuple[Rule, ...]]
     start: tuple[dict[str, Scalar], ...] = ()
     notes: tuple[str, ...] = ()
+    folder: str = ""
 
     def define(self, trial: Any) -> None:
         """Optuna's define-by-run function."""
@@ -169,6 +172,8 @@ class Space:
 
         chosen = self._walk(lambda key, _: params[key])
         known = {name: value for name, value in chosen.items() if name in TrialConfig.model_fields}
+        if self.folder and known.get("checkpoint") and "://" not in str(known["checkpoint"]):
+            known["checkpoint"] = str(Path(self.folder, str(known["checkpoint"])))  # Tune changes a trial's directory
         settings = losses.settings(chosen.get("loss", "bce"))
         return TrialConfig.model_validate(
             {
@@ -260,7 +265,7 @@ def load_space(name: str, epochs: int | None = None) -> Space:
     }
     if epochs is not None and epochs < 1:
         raise UsageError(f"--epochs must be at least 1, not {epochs}.")
-    space = Space(path.stem, content.trials, epochs or content.epochs, rules)
+    space = Space(path.stem, content.trials, epochs or content.epochs, rules, folder=str(Path.cwd()))
     mistakes = list(_parameter_mistakes(rules)) or list(_start_mistakes(space, content.start))
     if mistakes:
         raise UsageError(f"{path}: {'; '.join(mistakes)}.")
@@ -321,6 +326,8 @@ def _value_mistake(name: str, value: Any) -> str:
             return "" if value in registry else f"there is no such {kind}; there are {', '.join(registry)}"
     field = TrialConfig.model_fields.get(name)
     kind_of: Any = field.annotation if field else float  # a loss's setting is a number
+    if kind_of is int and isinstance(value, float):
+        return "a whole number is wanted (a range of them needs `int: true`)"
     adapter: TypeAdapter[Any] = TypeAdapter(
         Annotated[kind_of, *field.metadata] if field and field.metadata else kind_of
     )

@@ -45,6 +45,11 @@ class Store:
         filesystem, root = self._open()
         filesystem.delete_dir(root)
 
+    def delete(self, name: str) -> None:
+        """Delete a file."""
+        filesystem, root = self._open()
+        filesystem.delete_file(f"{root}/{name}")
+
     def exists(self, name: str) -> bool:
         """Whether a file or directory of that name is there."""
         filesystem, root = self._open()

@@ -131,11 +131,15 @@ def main(
 
     _check_options(task, views, holdout, trials, folds)
     budget = _seconds(time_budget)
-    run = _run_to_resume(storage, name, task) if resume else None
+    given = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
+    given |= {"views": views if views != "all" else None, "uncertain": uncertain if uncertain != "null" else None}
+    run = _run_to_resume(storage, name, {**given, "seed": seed or None, "task_argument": task}) if resume else None
     if run:
         about = run.about
         folds, views, seed, max_bad = about["folds"], about["views"], about["seed"], about["max_bad"]
         trials, epochs = trials or about["trials"], epochs or about["epochs"]
+        if not dry_run:
+            run.store.write_json("run.json", {**about, "trials": trials, "epochs": epochs})
     elif not dry_run:
         Store(storage).check_writable()
         name = name or f"{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -160,7 +164,7 @@ def main(
         if dry_run and not Store(data).exists(""):
             print("Dry run: nothing was started.")
             return
-        manifest, wanted = _cohort(data, format, task, uncertain, seed, folds, holdout)
+        manifest, wanted = _cohort(data, format, task, uncertain, seed, folds, holdout, views)
     if dry_run:
         print("Dry run: nothing was started.")
         return
@@ -172,7 +176,7 @@ def main(
         about = {
             "task": dataclasses.asdict(wanted),
             "task_argument": task,
-            "data": str(data) if "://" in str(data) else str(Path(str(data)).resolve()),
+            "data": Store(data).absolute().uri if data else None,
             "format": manifest.source,
             "space": searched.name,
             "trials": trials,
@@ -188,13 +192,14 @@ def main(
         run = store.create_run(storage, str(name), about, manifest, {"space.yaml": text})
     job = Job(
         run.store.absolute(),
-        dataclasses.replace(shards, store=shards.store.absolute()),
+        shards,
         wanted.findings,
         run.about["fingerprint"],
         views,
         folds,
         seed,
-        threads=0 if gpus else max(1, int(cpus // resources.max_concurrent)),
+        threads=0 if resources.gpus_per_trial else max(1, int(cpus // resources.max_concurrent)),
+        gpu=resources.gpus_per_trial > 0,
     )
     complete = _search(run, job, searched, resources, trials, budget, seed)
     _summary(run, complete, trials, storage)
@@ -217,15 +222,25 @@ def _check_options(task: str, views: str, holdout: float, trials: int | None, fo
         )
 
 
-def _run_to_resume(storage: str, name: str | None, task: str) -> Any:
-    """The run to continue. Raises UsageError where it is of another task than the one typed."""
+def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any:
+    """The run to continue. Raises UsageError where an option `given` (None: not given) is not what it was made with."""
+    from cxrlt_ray.storage import Store
     from cxrlt_ray.trials import load_run
 
     run = load_run(storage, name)
-    if run.about["task_argument"] != task:
+    if given["task_argument"] != run.about["task_argument"]:
         raise UsageError(
-            f"run {run.name} is of {run.about['task_argument']}, not {task}: name the run to continue by --name."
+            f"run {run.name} is of {run.about['task_argument']}, not {given['task_argument']}: name the run to "
+            "continue by --name."
         )
+    if given["data"] is not None:
+        given = {**given, "data": Store(given["data"]).absolute().uri}
+    for option, value in given.items():
+        if value is not None and value != run.about[option]:
+            raise UsageError(
+                f"run {run.name} was made with --{option} {run.about[option]}, not {value}; --resume goes on as it was "
+                f"made: leave --{option} out."
+            )
     return run
 
 
@@ -247,10 +262,18 @@ def _space(space: str | None, run: Any, task: str, gpus: float, epochs: int | No
 
 
 def _cohort(
-    data: str, format: str | None, task: str, uncertain: str, seed: int, folds: int, holdout: float
+    data: str,
+    format: str | None,
+    task: str,
+    uncertain: str,
+    seed: int,
+    folds: int,
+    holdout: float,
+    views: str,
 ) -> tuple[Any, Any]:
     """The manifest as this run splits it, and the task; says what the reader had to tell."""
     from cxrlt_ray.cohort import VALIDATION, read_cohort
+    from cxrlt_ray.manifest import FRONTAL
     from cxrlt_ray.tasks import load_task
 
     # with folds every training image is validated on once: nothing need be carved
@@ -260,6 +283,8 @@ def _cohort(
         print(note)
     wanted = load_task(task, cohort.manifest.findings)
     _check_task(wanted, cohort.manifest, ("train",) if folds else ("train", "val"))
+    if views == "frontal" and not cohort.manifest.of_split("train").table["view"].isin(FRONTAL).any():
+        raise CxrltError("--views frontal leaves no training image: the data names no PA or AP view.")
     return _with_holdout(cohort.manifest, wanted.findings, holdout, seed, folds), wanted
 
 
@@ -276,19 +301,19 @@ def _search(run: Any, job: Any, space: Any, resources: Resources, trials: int, b
 
 
 def _summary(run: Any, complete: bool, trials: int, storage: str) -> None:
-    from cxrlt_ray.trials import FINISHED, PRUNED, trials_table
+    from cxrlt_ray.trials import FINISHED, PRUNED, load_run, trials_table
 
     done = run.trials()
     cli.console().print(trials_table(done))
-    again = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
+    again = f" --run {run.name}" + ("" if storage == DEFAULT_STORAGE else f" --storage {storage}")
     if not complete:
-        raise CxrltError(
-            f"stopped with {sum(t.state in (FINISHED, PRUNED) for t in done)} of {trials} trials done; continue with "
-            f"`python -m cxrlt_ray.sweep {run.about['task_argument']} --resume --name {run.name}{again}`"
-        )
+        on = f"python -m cxrlt_ray.sweep {run.about['task_argument']} --resume{again.replace('--run', '--name')}"
+        count = sum(t.state in (FINISHED, PRUNED) for t in done)
+        raise CxrltError(f"stopped with {count} of {trials} trials done; continue with `{on}`")
     if not any(t.state in (FINISHED, PRUNED) for t in done):
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
-    print(f"Next: python -m cxrlt_ray.ensemble --select greedy{again}")
+    latest = again.replace(f" --run {run.name}", "") if load_run(storage).name == run.name else again
+    print(f"Next: python -m cxrlt_ray.ensemble --select greedy{latest}")
 
 
 def _machine(address: str | None) -> tuple[float, float]:
@@ -302,6 +327,12 @@ def _machine(address: str | None) -> tuple[float, float]:
     from cxrlt_ray.stream import start_ray
 
     there = start_ray(address).cluster_resources()
+    if not there.get("CPU"):
+        raise UsageError(
+            "the cluster has no workers up (0 CPU): a sweep plans by what is there. Ask the autoscaler for some first: "
+            'python -c \'import ray; from ray.autoscaler.sdk import request_resources; ray.init("auto"); '
+            'request_resources(bundles=[{"GPU": 1}] * 4)\''
+        )
     return there.get("CPU", 0.0), there.get("GPU", 0.0)
 
 
@@ -341,6 +372,8 @@ def _check_task(task: Any, manifest: Any, splits: tuple[str, ...]) -> None:
         if not len(part.table):
             raise CxrltError(f"the data has no {split} images: `python -m cxrlt_ray.cohort` shows what it holds.")
         none = np.flatnonzero((part.targets(task.findings) == 1).sum(0) == 0)
+        if len(none) == len(task.findings):
+            raise CxrltError(f"no finding of {task.name} has a positive among the {split} images.")
         if len(none):
             print(f"Without positives in {split}: {', '.join(task.findings[c] for c in none)}")
 

@@ -47,6 +47,7 @@ class Job:
     folds: int = 0
     seed: int = 0
     threads: int = 0
+    gpu: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
     """
     import torch
 
+    from cxrlt_ray.models import weights
+
     if job.threads:
         torch.set_num_threads(job.threads)
     store = job.run / "trials" / name
@@ -75,10 +78,11 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         "findings": list(job.findings),
         "fingerprint": job.fingerprint,
         "environment": _environment(),
+        "weights": weights.source(config.spec()),
         "epochs": [],
         "val_map": None,
     }
-    rank, _, _ = _place()
+    rank, _, _ = _place(job)
     keep = store if rank == 0 else None
     if keep:
         keep.write_json("trial.json", about)
@@ -92,8 +96,7 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         found.append((validation, scores))
     about["val_map"] = _keep_predictions(job, keep, found, about)
     about["state"] = FINISHED
-    if keep:
-        keep.write_json("trial.json", about)
+    _note(keep, about)
     if job.folds > 1:
         last = about["epochs"][-1]
         report(
@@ -138,7 +141,7 @@ def _fit(
     from cxrlt_ray.stream import batches
 
     torch.manual_seed(config.seed)
-    rank, world, device = _place()
+    rank, world, device = _place(job)
     spec = config.spec()
     # channels last: up to 1.6 times as fast here on convolutions, and what tensor cores want
     model = models.build(spec, len(job.findings)).to(device).to(memory_format=torch.channels_last)
@@ -176,7 +179,7 @@ def _fit(
             loss = loss_of(logits.float(), wanted)
             images += len(batch.image_id) * world
             value = float(loss.detach())
-            if math.isfinite(value):
+            if _all_finite(value, world, device):
                 (loss / config.accumulation).backward()
                 losses_seen.append(value)
                 skipped = 0
@@ -211,13 +214,29 @@ def _fit(
                     models.save(judged, spec, job.findings, folder)
         if store and job.folds <= 1:
             about["val_map"], about["best_epoch"] = best, int(np.argmax([e["val_map"] for e in about["epochs"]]))
-            about["images_per_second"] = round(speed, 1)
             if best_scores is scores:
                 _keep_predictions(job, store, [(validation, scores)], about)
-            store.write_json("trial.json", about)
+        about["images_per_second"] = round(speed, 1)
+        _note(store, about)
         report({"val_map": best, "epoch": epoch + 1, "images_per_second": speed})
-    about["images_per_second"] = round(speed, 1)
     return best_scores
+
+
+def _note(store: Store | None, about: dict[str, Any]) -> None:
+    """Write trial.json, unless the trial was ended from outside: a worker group may be an epoch behind that."""
+    if store and store.read_json("trial.json")["state"] == RUNNING:
+        store.write_json("trial.json", about)
+
+
+def _all_finite(value: float, world: int, device: torch.device) -> bool:
+    """Whether the loss is finite on every worker: they must skip a step together, or all-reduces no longer match."""
+    if world == 1:
+        return math.isfinite(value)
+    import torch
+
+    flag = torch.tensor(float(math.isfinite(value)), device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
+    return bool(flag > 0)
 
 
 def predict_part(
@@ -328,14 +347,14 @@ def _average(model: torch.nn.Module, config: TrialConfig) -> Any:
 def _autocast(config: TrialConfig, device: torch.device) -> Callable[[], Any]:
     import torch
 
-    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.precision == "bf16" and device.type == "cuda" and not capable:
         raise CxrltError("precision bf16 was asked for, but this GPU has none: use precision: auto.")
     on = config.precision == "bf16" or (config.precision == "auto" and capable)
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
 
 
-def _place() -> tuple[int, int, torch.device]:
+def _place(job: Job) -> tuple[int, int, torch.device]:
     """(rank, world size, device), in a Train worker group, in local mode or outside of Ray."""
     import torch
 
@@ -343,7 +362,7 @@ def _place() -> tuple[int, int, torch.device]:
         from ray.train.torch import get_device
 
         return torch.distributed.get_rank(), torch.distributed.get_world_size(), get_device()
-    return 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return 0, 1, torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu")
 
 
 def _wrap(model: torch.nn.Module, world: int, device: torch.device) -> torch.nn.Module:
@@ -352,7 +371,9 @@ def _wrap(model: torch.nn.Module, world: int, device: torch.device) -> torch.nn.
     import torch
 
     if device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from timm.layers import convert_sync_batchnorm
+
+        model = convert_sync_batchnorm(model)  # torch's own drops the activations of timm's fused layers
     ids = [device.index] if device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
 

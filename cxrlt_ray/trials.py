@@ -1,7 +1,7 @@
 """The trial store: what a sweep leaves behind, readable with pandas and json alone.
 
     RUN/run.json                     task, data, space, seed, resources; the fingerprint of the manifest
-    RUN/manifest.parquet             the cohort as split for this run (and `fold`, with --folds)
+    RUN/manifest.parquet             the cohort as split for this run
     RUN/space.yaml                   the search space as it was
     RUN/optuna.db                    the search's state, for optuna-dashboard
     RUN/trials/T0001/trial.json      state, parameters, metrics by epoch, environment, reason of a failure
@@ -256,17 +256,17 @@ def trials_table(trials: list[Trial]) -> Any:
         table.add_column(column, no_wrap=True)
     table.add_column("note")
     for trial in sorted(trials, key=lambda t: -t.val_map if t.val_map == t.val_map else 1):
-        config = trial.about["config"]
+        config = trial.about["config"]  # {} where a trial ended before it began
         speed = trial.about.get("images_per_second")
         table.add_row(
             trial.name,
             trial.state,
             f"{trial.val_map:.4f}" if trial.val_map == trial.val_map else "",
             str(len(trial.about.get("epochs", []))),
-            config["backbone"],
-            str(config["resolution"]),
-            config["loss"],
-            f"{config['lr']:.1e}",
+            config.get("backbone", ""),
+            str(config.get("resolution", "")),
+            config.get("loss", ""),
+            f"{config['lr']:.1e}" if "lr" in config else "",
             f"{speed:.0f}" if speed else "",
             _short(trial.about.get("reason") or ""),
         )

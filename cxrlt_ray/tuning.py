@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import logging
 import sqlite3
+import sys
 import tempfile
 import time
 import warnings
@@ -57,7 +58,8 @@ def tune_trials(
                 num_samples=missing,
                 max_concurrent_trials=resources.max_concurrent,
                 time_budget_s=budget,
-                reuse_actors=True,
+                # a worker group that Tune has stopped does not let go of its actor in time
+                reuse_actors=workers == 1,
             ),
             run_config=tune.RunConfig(
                 storage_path=folder, name="tune", verbose=0, callbacks=[Progress(run, trials, missing)]
@@ -65,6 +67,8 @@ def tune_trials(
         )
         tuner.fit()
     out_of_time = budget is not None and time.monotonic() - started >= budget
+    if out_of_time:
+        search.close()
     return missing_trials(run, trials) == 0 or out_of_time
 
 
@@ -119,27 +123,37 @@ class Search(OptunaSearch):
         self._completed_trials.add(trial_id)
         _keep_database(self.run, self.database)
 
+    def close(self) -> None:
+        """Settle the trials that a time budget cut off: they stand where ASHA would have left them."""
+        for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            cut = settle(self.run, trial.number, error=False) == PRUNED
+            self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED if cut else optuna.trial.TrialState.FAIL)
+        _keep_database(self.run, self.database)
+
     def _requeue(self) -> None:
         for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            name = trial_name(trial.number)
-            store = self.run.store / "trials" / name
+            store = self.run.store / "trials" / trial_name(trial.number)
             done = store.exists("trial.json") and read_trial(store).state != RUNNING
             if not done:
+                # in this order a kill in between costs a trial run twice, never a point lost
                 self.study.enqueue_trial(trial.params)
-                if store.exists("trial.json"):
-                    store.remove()  # its parameters run again under a new number
+            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        for left in self.run.trials():
+            if left.state == RUNNING:
+                left.store.remove()  # its parameters run again under a new number
 
 
 def settle(run: Run, number: int, error: bool) -> str:
     """The last state of a trial that Tune has ended, written to its trial.json."""
     store = run.store / "trials" / trial_name(number)
     if not store.exists("trial.json"):
-        return FAILED
+        store.write_json(
+            "trial.json", {"name": trial_name(number), "state": RUNNING, "config": {}, "epochs": [], "val_map": None}
+        )
     about = read_trial(store).about
     if about["state"] == RUNNING:
         epochs = len(list(epochs_of(about)))
-        judged = epochs > 0 and about["val_map"] is not None and not error
+        judged = epochs > 0 and not error
         # Tune stops a trial at its last report, before its own last word
         whole = judged and epochs == about["config"]["epochs"] and run.about["folds"] <= 1
         about["state"] = FINISHED if whole else PRUNED if judged else FAILED
@@ -181,8 +195,8 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
     _release_memory()
     _bound_data(ray, plan)
     name = trial_name(point["number"])
-    config = space.to_config(point["params"], job.seed)
     params = point["params"]
+    config = space.to_config(params, job.seed)
     if plan.workers_per_trial <= 1:
         loop = lambda: _told_failure(job, name, config, params, tune.report)  # noqa: E731
         TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0, use_gpu=plan.gpus_per_trial > 0)).fit()
@@ -212,6 +226,8 @@ def _release_memory() -> None:
     Without this a process of many trials grew by 0.5 GB a trial.
     """
     gc.collect()
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim:
         trim(0)
@@ -223,7 +239,8 @@ def _told_failure(job: Job, name: str, config: Any, params: dict[str, Any], repo
         train(job, name, config, params, report)
     except Exception as error:
         store = job.run / "trials" / name
-        about = store.read_json("trial.json") if store.exists("trial.json") else {"name": name}
+        begun = {"name": name, "params": params, "config": config.model_dump(), "epochs": [], "val_map": None}
+        about = store.read_json("trial.json") if store.exists("trial.json") else begun
         memory = "out of memory" in str(error).lower()
         reason = "out of memory" if memory else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         if isinstance(error, CxrltError):

@@ -67,8 +67,21 @@ def test_undecodable_images_go_to_quarantine_with_their_reasons(ray, manifest, t
     assert "OpenCV" in found["002.jpg"]
     assert found["003.jpg"] == "empty file"
     assert len(shards.index()) == 20
-    with pytest.raises(CxrltError, match=r"4 of 24 images.*--max-bad"):
-        prepared(manifest, tmp_path, max_bad=0.1)
+    for _ in range(2):
+        with pytest.raises(CxrltError, match=r"4 of 24 images.*--max-bad"):
+            prepared(manifest, tmp_path, max_bad=0.1)
+
+
+def test_images_mended_after_a_refusal_are_prepared(ray, manifest, tmp_path):
+    folder = tmp_path / "images"
+    whole = (folder / "000.jpg").read_bytes()
+    for name in ("000.jpg", "001.jpg", "002.jpg"):
+        (folder / name).write_bytes(whole[:300])
+    with pytest.raises(CxrltError, match="Mend them"):
+        prepared(manifest, tmp_path)
+    for name in ("000.jpg", "001.jpg", "002.jpg"):
+        (folder / name).write_bytes(whole)
+    assert prepared(manifest, tmp_path).summary["quarantined"] == 0
 
 
 def test_colour_16_bit_and_misnamed_images_are_converted_and_counted(ray, manifest, tmp_path):

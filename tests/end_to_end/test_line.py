@@ -156,8 +156,11 @@ def test_a_killed_sweep_goes_on_with_the_interrupted_trials_own_parameters(stora
 
     with sqlite3.connect(copy / "line" / "optuna.db") as database:
         database.execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE number = 2")
+    assert [trial.name for trial in ensemble.candidates(run_of(str(copy)), None)] == ["T0000", "T0001"]
     with pytest.raises(UsageError, match="is of task1, not auto"):
         sweep.main("auto", storage=str(copy), resume=True)
+    with pytest.raises(UsageError, match=r"made with --holdout 0\.3, not 0\.5"):
+        sweep.main("task1", storage=str(copy), resume=True, holdout=0.5)
     sweep.main("task1", storage=str(copy), resume=True)
     found = run_of(str(copy)).trials()
     assert [trial.name for trial in found] == ["T0000", "T0001", "T0003"]

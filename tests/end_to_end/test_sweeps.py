@@ -102,15 +102,39 @@ def test_a_run_in_a_store_given_by_uri_is_whole(ray, table, tmp_path):
     assert (tmp_path / "runs" / "far" / "ensembles" / "mean" / "submission.csv").exists()
 
 
+def test_a_trial_pruned_in_its_first_fold_is_told_as_pruned_and_is_no_candidate(ray, table, tmp_path):
+    storage = str(tmp_path / "runs")
+    path = Path(space(tmp_path, epochs=3))
+    path.write_text(path.read_text() + "start:\n  - {lr: 1e-2}\n  - {lr: 2e-3}\n  - {lr: 1e-3}\n  - {lr: 1.1e-3}\n")
+    sweep.main("auto", data=table, space=str(path), folds=2, name="p", storage=storage, trials=4)
+    found = trials.load_run(storage, "p").trials()
+    assert {trial.state for trial in found} <= {"finished", "pruned"}
+    pruned = [trial for trial in found if trial.state == "pruned"]
+    assert pruned
+    assert not any(trial.has_predictions() for trial in pruned)
+
+
+def test_a_time_budget_ends_a_sweep_well_and_settles_what_it_cut(ray, table, tmp_path):
+    storage = str(tmp_path / "runs")
+    sweep.main("auto", data=table, space=space(tmp_path, epochs=400), name="b", storage=storage, time_budget="25s")
+    (trial,) = trials.load_run(storage, "b").trials()
+    assert trial.state == "pruned"
+    assert 0 < len(trial.about["epochs"]) < 400
+    ensemble.main(select="best", storage=storage, rounds=10)
+
+
 @pytest.mark.slow
-def test_two_workers_train_the_model_that_one_trains(ray, table, tmp_path):
+def test_two_workers_leave_what_one_leaves(ray, table, tmp_path):
     found = []
     for workers in (1, 2):
         storage = str(tmp_path / f"runs-{workers}")
-        path = space(tmp_path, backbone="test_convnext", epochs=2)
+        path = space(tmp_path, backbone="test_convnext", epochs=3)
         options = {"workers_per_trial": workers, "cpus_per_trial": 1 if workers == 1 else 0.25}
-        sweep.main("auto", data=table, space=path, name="w", storage=storage, **options)
-        found.append(trials.load_run(storage, "w").trials()[0])
-    one, two = found
-    assert two.state == "finished", two.about.get("reason")
-    assert sorted(one.predictions().index) == sorted(two.predictions().index)
+        sweep.main("auto", data=table, space=path, name="w", storage=storage, trials=2, **options)
+        found.append(trials.load_run(storage, "w").trials())
+    for one, two in zip(*found, strict=True):
+        assert two.state in ("finished", "pruned"), two.about.get("reason")
+        assert one.about["config"] == two.about["config"]
+        assert sorted(one.predictions().index) == sorted(two.predictions().index)
+        # the same seed and the same images, in other batches
+        assert two.about["epochs"][-1]["loss"] == pytest.approx(one.about["epochs"][-1]["loss"], abs=0.15)
