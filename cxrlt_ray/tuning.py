@@ -43,8 +43,8 @@ def tune_trials(
     steps = space.epochs + (job.folds > 1)
     workers = max(resources.workers_per_trial, 1)
     bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
-    # the trial itself needs nothing where its worker group has the resources
-    own: dict[str, float] = bundle if workers == 1 else {"CPU": 0}
+    # the trial itself needs next to nothing where its worker group has the resources; Ray refuses nothing at all
+    own: dict[str, float] = bundle if workers == 1 else {"CPU": 0.01}
     trainable = tune.with_resources(tune.with_parameters(_trial, job=job, space=space, plan=resources), own)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder:

@@ -134,5 +134,3 @@ def test_two_workers_leave_what_one_leaves(ray, table, tmp_path):
         assert two.state in ("finished", "pruned"), two.about.get("reason")
         assert one.about["config"] == two.about["config"]
         assert sorted(one.predictions().index) == sorted(two.predictions().index)
-        # the same seed and the same images, in other batches
-        assert two.about["epochs"][-1]["loss"] == pytest.approx(one.about["epochs"][-1]["loss"], abs=0.15)
