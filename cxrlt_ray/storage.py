@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,8 +96,11 @@ class Store:
                 target = self.local / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f"{target.name}.{os.getpid()}.part")
-                yield part
-                _replace(part, target)
+                try:
+                    yield part
+                    _replace(part, target)
+                finally:
+                    _discard(part)  # of a full disk, what was written so far
                 return
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / Path(name).name
@@ -137,10 +141,15 @@ class Store:
 
 def _replace(part: Path, target: Path) -> None:
     if part.is_dir() and target.exists():
-        import shutil
-
         shutil.rmtree(target)
     os.replace(part, target)
+
+
+def _discard(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         path.write_text("half")
         raise RuntimeError
     assert not store.exists("a/b.txt")
-    assert store.list("a") == []
+    assert list((tmp_path / "a").iterdir()) == []  # nor what was written so far
     store.write("a/b.txt", b"whole")
     assert store.read("a/b.txt") == b"whole"
     assert store.list("a") == ["b.txt"]
