@@ -258,7 +258,7 @@ def load_space(name: str, epochs: int | None = None) -> Space:
     Raises UsageError that names the file and, for every mistake, the key, what was given and what is allowed.
     """
     path = find("search_spaces", name)
-    content = validate(SpaceFile, _rules_only(read_yaml(path)), path)
+    content = validate(SpaceFile, _rules_only(read_yaml(path), path), path)
     rules = {
         key: (given,) if isinstance(given, Rule) else given if isinstance(given, tuple) else (Rule(value=given),)
         for key, given in content.parameters.items()
@@ -274,15 +274,15 @@ def load_space(name: str, epochs: int | None = None) -> Space:
     return _without(dataclasses.replace(space, start=start), missing, path)
 
 
-def _rules_only(content: dict[str, Any]) -> dict[str, Any]:
+def _rules_only(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The file's content with every mapping under `parameters` validated as a rule, so that messages speak of it."""
     parameters = content.get("parameters")
     if not isinstance(parameters, dict):
         return content
     made = {
-        key: validate(Rule, given, f"key 'parameters.{key}'")
+        key: validate(Rule, given, f"{path}: key 'parameters.{key}'")
         if isinstance(given, dict)
-        else tuple(validate(Rule, each, f"key 'parameters.{key}'") for each in given)
+        else tuple(validate(Rule, each, f"{path}: key 'parameters.{key}'") for each in given)
         if isinstance(given, list) and all(isinstance(each, dict) for each in given)
         else given
         for key, given in parameters.items()

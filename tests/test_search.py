@@ -113,6 +113,7 @@ def test_a_mistake_names_file_key_given_and_allowed(space, old, new, told):
     with pytest.raises(UsageError, match=told) as refusal:
         load_space(path)
     assert "\n" not in str(refusal.value)
+    assert path in str(refusal.value)
 
 
 def test_an_unknown_space_is_refused_with_those_there_are():
