@@ -1,4 +1,4 @@
-"""The best single member by macro mAP, for all findings."""
+"""The best single member by macro mAP, for all findings; and what each member is worth alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,20 @@ def best(
     from cxrlt_ray.selection import exact
 
     weights = np.zeros((predictions.shape[0], predictions.shape[2]))
-    scored = (targets == 1).any(axis=0)
-    ap = exact.precisions(predictions, targets)[:, scored]
-    values = ap.mean(axis=1) if scored.any() else np.zeros(len(ap))
+    values = merits(predictions, targets, together=True)[:, 0]
     weights[np.flatnonzero(values >= values.max() - exact.EQUAL)[0]] = 1
     return weights
+
+
+def merits(predictions: np.ndarray, targets: np.ndarray, together: bool) -> np.ndarray:
+    """AP float64 [M, C] of each member alone, 0 for a finding without positives.
+
+    together: each member's macro mAP over findings with positives, the same for all findings.
+    """
+    from cxrlt_ray.selection import exact
+
+    scored = (targets == 1).any(axis=0)
+    ap = np.where(scored, exact.precisions(predictions, targets), 0.0)
+    if together and scored.any():
+        return np.repeat(ap[:, scored].mean(axis=1, keepdims=True), len(scored), axis=1)
+    return ap

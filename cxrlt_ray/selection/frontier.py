@@ -1,0 +1,170 @@
+"""Greedy selection under a serving budget: the curve of score against cost."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.selection.best import merits
+from cxrlt_ray.selection.greedy import greedy
+from cxrlt_ray.selection.inputs import checked, choose_by, register_selector, within
+
+
+@dataclass(frozen=True)
+class Point:
+    """An ensemble: what its members cost together, its macro mAP on the images it was chosen on, weights [M, C]."""
+
+    cost: float
+    score: float
+    members: tuple[int, ...]
+    weights: np.ndarray
+
+
+@register_selector("frontier")
+def frontier(
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    costs: np.ndarray | None = None,
+    budget: float | None = None,
+    rounds: int = 50,
+    most: int = 16,
+    together: bool = False,
+    seed: int = 0,
+) -> np.ndarray:
+    """Weights [M, C] of the best ensemble on the `curve`, whose members cost at most `budget` together.
+
+    costs: [M], seconds or FLOPs a study; None: 1 each. budget: in the same unit; None: no limit.
+    together: one set of weights for the same members as without, so that a mixture of both costs no more.
+    Raises CxrltError for a budget below the cheapest member, UsageError for settings out of range.
+    """
+    options = {"rounds": rounds, "budget": budget, "most": most}
+    point = inspect.unwrap(curve)(predictions, targets, groups, costs, **options)[-1]
+    if not together:
+        return point.weights
+    return _ensemble(predictions, targets, groups, np.ones(len(predictions)), rounds, True, point.members).weights
+
+
+@checked
+def curve(
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    costs: np.ndarray | None = None,
+    *,
+    rounds: int = 50,
+    together: bool = False,
+    seed: int = 0,
+    budget: float | None = None,
+    most: int = 16,
+) -> list[Point]:
+    """Ensembles from cheap to dear, the score strictly rising: of those looked at, none is as cheap and better.
+
+    Looked at: each member alone, all members, and what forward selection meets that adds the member of the
+    greatest gain in macro mAP, or in macro mAP for its cost, up to `most` members; each set weighed by `greedy`.
+    Arguments and errors as of `frontier`; nothing is drawn, so the seed is of no account.
+    """
+    from cxrlt_ray.selection import exact
+
+    within("rounds", rounds, 1)
+    within("most", most, 1)
+    price, limit = _money(costs, budget, len(predictions))
+    able = tuple(np.flatnonzero(price <= limit).tolist())
+    ensemble = partial(_ensemble, predictions, targets, groups, price, rounds, together)
+    found = [ensemble((m,)) for m in able] + [ensemble(able)]
+    for per in [price] if np.ptp(price) == 0 else [price, np.ones_like(price)]:
+        found.extend(_forward(predictions, targets, ensemble, price, limit, per, most, together))
+    kept: list[Point] = []
+    for point in sorted(found, key=lambda point: (point.cost, -point.score)):
+        if point.cost <= limit and (not kept or point.score > kept[-1].score + exact.EQUAL):
+            kept.append(point)
+    return kept
+
+
+def _forward(
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    ensemble: partial[Point],
+    price: np.ndarray,
+    limit: float,
+    per: np.ndarray,
+    most: int,
+    together: bool,
+) -> Iterator[Point]:
+    """Add the member of the greatest gain / per, one after the other; one whose gain does not last is passed over."""
+    at, left, gains = None, price <= limit, merits(predictions, targets, together=True)[:, 0]
+    while left.any():
+        tried = int(np.argmax(np.where(left, gains / per, -np.inf)))
+        left[tried] = False
+        point = ensemble((*(at.members if at else ()), tried))
+        yield point
+        if at is None or point.score > at.score:
+            at = point
+            if len(at.members) >= most:
+                return
+            left &= price + at.cost <= limit
+            gains = _gains(predictions, targets, at, left, together)
+            left &= gains > 0
+
+
+def _gains(predictions: np.ndarray, targets: np.ndarray, at: Point, among: np.ndarray, together: bool) -> np.ndarray:
+    """By how much each member of a mask [M] lifts macro mAP [M] as one equal voice more, or as half of the ensemble."""
+    pooled, gains = _pool(predictions, at.weights, at.members), np.zeros(len(predictions))
+    now = _ap(pooled, targets)
+    for m in np.flatnonzero(among):
+        shares = {0.5, 1 / (len(at.members) + 1)}
+        lifts = np.array([_ap(pooled * (1 - share) + predictions[m] * share, targets) - now for share in shares])
+        gains[m] = lifts.mean(axis=1).max() if together else np.maximum(lifts.max(axis=0), 0).mean()
+    return gains
+
+
+def _ensemble(
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    price: np.ndarray,
+    rounds: int,
+    together: bool,
+    members: tuple[int, ...],
+) -> Point:
+    chosen, weights = list(members), np.zeros((len(predictions), targets.shape[1]))
+    bare = inspect.unwrap(greedy)
+    weights[chosen] = choose_by(bare, predictions[chosen], targets, groups, together=together, rounds=rounds)
+    used = np.flatnonzero(weights.any(axis=1)).tolist()
+    score = _ap(_pool(predictions, weights, used), targets).mean()
+    return Point(float(price[used].sum()), float(score), tuple(used), weights)
+
+
+def _pool(predictions: np.ndarray, weights: np.ndarray, members: Iterable[int]) -> np.ndarray:
+    return np.sum([weights[m] * predictions[m] for m in members], axis=0)
+
+
+def _ap(pooled: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """AP [S] of the findings with positives; [0] if there is none."""
+    scored = (targets == 1).any(axis=0)
+    ap = merits(pooled[None].astype(np.float32), targets, together=False)[0]
+    return ap[scored] if scored.any() else np.zeros(1)
+
+
+def _money(costs: np.ndarray | None, budget: float | None, members: int) -> tuple[np.ndarray, float]:
+    """Each member's cost float64 [M] and the limit to their sum."""
+    price = np.ones(members) if costs is None else np.asarray(costs, float)
+    if price.shape != (members,):
+        raise CxrltError(f"costs of shape {price.shape} do not fit {members} members: give one number each.")
+    if not (fine := np.isfinite(price) & (price > 0)).all():
+        raise CxrltError(f"member {fine.argmin()} costs {price[fine.argmin()]:g}: a cost must be above 0.")
+    if budget is None:
+        return price, np.inf
+    within("budget", budget, 0.0)
+    if budget < price.min():
+        raise CxrltError(
+            f"a budget of {budget:g} is below the cheapest member's cost, {price.min():g} (member {price.argmin()}): "
+            "raise the budget or add a cheaper member."
+        )
+    return price, float(budget)
