@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -25,14 +26,15 @@ from cxrlt_ray import cli, metrics
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
-from cxrlt_ray.selection import SELECTORS, spaces
+from cxrlt_ray.selection import SELECTORS, SPACES_OF, spaces
 from cxrlt_ray.selection import settings as settings_of
-from cxrlt_ray.selection.honest import Method, choose, combine, cross_fit
+from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import GROUPS, rarity
 from cxrlt_ray.trials import DEFAULT_STORAGE, FINISHED, PRUNED, Run, Trial, load_run, write_predictions
 
 VERSION = 1
+CHOICES = ("mean", "best", "topk_mean", "greedy_global", "greedy_bagged", "greedy")  # all in one space
 NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
 
 
@@ -41,54 +43,62 @@ class EnsembleFile(Config):
 
     selector: str
     settings: dict[str, int | float | str | bool] = Field(default={})
-    space: Literal["probability", "logit", "rank"] = "probability"
-    bags: Annotated[int, Field(ge=1)] = 1
-    bag_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    guard: Annotated[float, Field(ge=0)] = 0.0
+    choices: list[str] = Field(default=list(CHOICES))  # of selector auto, the simplest first
+    space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
+    guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
     members: Annotated[int, Field(ge=1)] | None = None
     folds: Annotated[int, Field(ge=2)] = 5
+    repeats: Annotated[int, Field(ge=1)] = 1
 
-    def method(self) -> Method:
-        """What selection.honest needs."""
-        return Method(self.selector, dict(self.settings), self.bags, self.bag_fraction, self.guard, self.members)
+    def methods(self) -> list[Method]:
+        """What selection.honest needs, the simplest first."""
+        if self.selector == AUTO:
+            return [Method(name, {}, self.guard, self.members) for name in self.choices]
+        return [Method(self.selector, dict(self.settings), self.guard, self.members)]
+
+    def place(self) -> str:
+        """The space in which predictions are combined."""
+        return self.space or SPACES_OF.get(self.selector, "probability")
 
 
 @dataclass(frozen=True)
 class Pool:
     """What there is to choose from: M trials' predictions float32 [M, N, C] of the same N validation images."""
 
-    trials: list[Trial]
+    names: list[str]
     image_id: np.ndarray
     predictions: np.ndarray
     targets: np.ndarray
     groups: np.ndarray
-
-    @property
-    def names(self) -> list[str]:
-        """The trials' names."""
-        return [trial.name for trial in self.trials]
+    trials: list[Trial]  # [] where the predictions are not of a run
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: a system's scores [N, C] on validation, optimistic and cross-fitted, and on test."""
+    """One line of the comparison: a system's scores [N, C] on validation, optimistic and (each repeat) cross-fitted."""
 
     title: str
     optimistic: np.ndarray
-    crossed: np.ndarray
+    crossed: list[np.ndarray]
     weights: np.ndarray
 
 
 def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
-    """The name and content of an ensembles/ file. Raises UsageError naming file and key."""
-    path = find("ensembles", name)
+    """The name and content of an ensembles/ file; a selector's own name will do. Raises UsageError naming file, key."""
+    try:
+        path = find("ensembles", name)
+    except UsageError:
+        if name in SELECTORS or name == AUTO:
+            return name, EnsembleFile(selector=name)
+        raise
     content = validate(EnsembleFile, read_yaml(path), path)
-    if content.selector not in SELECTORS:
-        raise UsageError(
-            f"{path}: key 'selector': given '{content.selector}': there is no such selector; there are "
-            f"{', '.join(SELECTORS)}."
-        )
-    known = settings_of(content.selector)
+    for key, given in [("selector", content.selector), *(("choices", choice) for choice in content.choices)]:
+        if given not in SELECTORS and not (key == "selector" and given == AUTO):
+            raise UsageError(
+                f"{path}: key '{key}': given '{given}': there is no such selector; there are {', '.join(SELECTORS)}"
+                + (f" and {AUTO}." if key == "selector" else ".")
+            )
+    known = settings_of(content.selector) if content.selector in SELECTORS else {}
     if unknown := set(content.settings) - set(known):
         raise UsageError(
             f"{path}: unknown key 'settings.{sorted(unknown)[0]}'; selector {content.selector} has "
@@ -132,11 +142,12 @@ def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) 
     table = manifest.table.set_index("image_id")
     rows = pd.Index(table.index).get_indexer(shared)
     return Pool(
-        kept,
+        [trial.name for trial in kept],
         shared.to_numpy(),
         np.stack([frame.loc[shared, list(run.task.findings)].to_numpy(np.float32) for frame in frames]),
         manifest.targets(run.task.findings)[rows],
         table["subject_id"].to_numpy()[rows],
+        kept,
     )
 
 
@@ -146,15 +157,25 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
     systems = (("best", EnsembleFile(selector="best")), ("mean", EnsembleFile(selector="mean")), (title, file))
     folds = min(file.folds, len(np.unique(pool.groups)))
     for name, each in systems:
-        values = spaces.into(each.space, pool.predictions, pool.predictions)
-        weights = choose(each.method(), values, pool.targets, pool.groups, seed)
-        optimistic = combine(values, weights)
-        crossed = cross_fit(each.method(), values, pool.targets, pool.groups, folds, seed) if folds > 1 else optimistic
+        values = spaces.into(each.place(), pool.predictions, pool.predictions)
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            fitted = fit(
+                each.methods(), values, pool.targets, pool.groups, folds=folds, repeats=file.repeats, seed=seed
+            )
+        if each is file:  # told once
+            for doubt in dict.fromkeys(str(warning.message) for warning in doubts):
+                print(f"Note: {doubt}")
         label = f"{title} ensemble"
         if each is not file:
-            best = pool.names[int(weights[:, 0].argmax())]
-            label = f"best trial {best}" if name == "best" else f"mean of {len(pool.trials)} trials"
-        rows.append(Row(label, spaces.out_of(each.space, optimistic), spaces.out_of(each.space, crossed), weights))
+            best = pool.names[int(fitted.weights[:, 0].argmax())]
+            label = f"best trial {best}" if name == "best" else f"mean of {len(pool.names)} trials"
+        elif len(each.methods()) > 1 or each.guard == AUTO:
+            guard = f", guard {fitted.method.guard:g}" if each.guard == AUTO else ""
+            print(f"Chosen by cross-fitting: selector {fitted.method.selector}{guard}")
+        optimistic = spaces.out_of(each.place(), combine(values, fitted.weights))
+        crossed = [spaces.out_of(each.place(), scores) for scores in fitted.crossed]
+        rows.append(Row(label, optimistic, crossed, fitted.weights))
     return rows
 
 
@@ -184,7 +205,7 @@ def applied(space: str, predictions: np.ndarray, reference: np.ndarray, weights:
 
 
 def main(
-    select: Annotated[str, cli.option("greedy, mean, best or the path of a YAML file")] = "greedy",
+    select: Annotated[str, cli.option("a selector, a file of ensembles/, or the path of a YAML file")] = "greedy",
     run: Annotated[str | None, cli.option("the run; the latest without it")] = None,
     storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE,
     split: Annotated[str | None, cli.option("the split to submit; the task's scored one without it")] = None,
@@ -193,12 +214,32 @@ def main(
     rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000,
     seed: Annotated[int, cli.option("seed of bags, folds and bootstrap")] = 0,
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
+    tables: Annotated[
+        list[str] | None, cli.option("no run: a table of predictions a member, or one .npz", "--from")
+    ] = None,
+    targets: Annotated[str | None, cli.option("with --from: the table of labels")] = None,
+    groups: Annotated[str | None, cli.option("with --from: the labels' column of subjects, or a table of them")] = None,
+    apply: Annotated[list[str] | None, cli.option("with --from: the members' tables of images to score")] = None,
+    findings: Annotated[list[str] | None, cli.option("with --from: only these columns")] = None,
+    id_column: Annotated[str | None, cli.option("with --from: the tables' column of image ids")] = None,
+    drop_missing: Annotated[bool, cli.option("with --from: leave out images a member lacks", "--drop-missing")] = False,
+    out: Annotated[str, cli.option("with --from: where to leave the ensemble")] = "ensemble",
 ) -> None:
     """Choose and weigh a run's trials, score the test images with them, write the submission.
 
+    Or do so with predictions from anywhere, matched by image id and column name.
+
     python -m cxrlt_ray.ensemble --select greedy
     python -m cxrlt_ray.ensemble --select my.yaml --run task1-20261125-101500 --zip
+    python -m cxrlt_ray.ensemble --from a.csv b.parquet --targets labels.csv --apply test_a.csv test_b.csv
     """
+    if tables:
+        from cxrlt_ray.anywhere import stack
+
+        stack(select, tables, targets, groups, apply, findings, id_column, drop_missing, out, rounds, seed)
+        return
+    if given := [name for name, value in (("--targets", targets), ("--groups", groups), ("--apply", apply)) if value]:
+        raise UsageError(f"{given[0]} goes with --from, the tables of predictions to choose from.")
     name, file = load_ensemble(select)
     loaded = load_run(storage, run)
     task, manifest = loaded.task, loaded.manifest()
@@ -223,8 +264,9 @@ def main(
             predictions = score_split(loaded, pool, needed, ids, part, address)
             found = [_or_none(file if r is rows[-1] else None, predictions, pool, r.weights, needed) for r in rows]
             parts[part] = (images, found)
-    report = judge(loaded, pool, rows, parts, manifest, rounds, seed)
-    _show(report, name)
+    kinds = rarity(manifest.of_split("train").targets(task.findings))
+    report = judge(task.findings, kinds, pool, rows, parts, rounds, seed)
+    show(report, name)
     _write(store, loaded, file, name, pool, weights, parts.get(split), report, zip)
     _next(loaded, store, split, parts.get(split))
 
@@ -235,33 +277,33 @@ def _or_none(
     """A system's scores, where every member that it needs has scored."""
     if ((weights.sum(axis=1) > 0) & ~scored).any():
         return None
-    return applied(file.space if file else "probability", predictions, pool.predictions, weights)
+    return applied(file.place() if file else "probability", predictions, pool.predictions, weights)
 
 
 def judge(
-    run: Run,
+    findings: Sequence[str],
+    kinds: list[str],
     pool: Pool,
     rows: list[Row],
     parts: dict[str, tuple[Manifest, list[np.ndarray | None]]],
-    manifest: Manifest,
     rounds: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Scores of every system: {system: {set: {map, low, high, head, medium, tail}}}, and paired gains over the best.
+    """Scores of every system: {system: {set: {map, low, high, head, medium, tail}}}, and paired gains over the others.
 
     Sets: `optimistic` and `cross_fitted` (validation), and each split with labels. Intervals: 95 %, bootstrap
-    by subject; gains are of the same resampled subjects.
+    by subject; gains are of the same resampled subjects. kinds [C]: head, medium or tail, as tasks.rarity.
     """
-    findings = run.task.findings
-    kinds = rarity(manifest.of_split("train").targets(findings))
-    sets: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray | None]]] = {
-        "optimistic": (pool.targets, pool.groups, [row.optimistic for row in rows]),
+    # of each system the scores, or those of each repeat of the cross-fitting
+    sets: dict[str, tuple[np.ndarray, np.ndarray, list[list[np.ndarray] | None]]] = {
+        "optimistic": (pool.targets, pool.groups, [[row.optimistic] for row in rows]),
         "cross_fitted": (pool.targets, pool.groups, [row.crossed for row in rows]),
     }
     for part, (images, found) in parts.items():
-        targets = images.targets(findings)
+        targets = images.targets(tuple(findings))
         if (targets == 1).any():
-            sets[part] = (targets, images.table["subject_id"].to_numpy(), found)
+            each = [None if scores is None else [scores] for scores in found]
+            sets[part] = (targets, images.table["subject_id"].to_numpy(), each)
     counts = {group: kinds.count(group) for group in GROUPS}
     report: dict[str, Any] = {
         "systems": {row.title: {} for row in rows},
@@ -269,18 +311,21 @@ def judge(
         "prevalence": {},
         "groups": counts,
     }
-    for where, (targets, groups, found) in sets.items():
-        scored = {k: scores for k, scores in enumerate(found) if scores is not None}
+    for where, (targets, groups, all_scores) in sets.items():
+        scored = {k: scores for k, scores in enumerate(all_scores) if scores is not None}
         there = list(scored)
-        good = np.all([np.isfinite(scores).all(axis=1) for scores in scored.values()], axis=0)
-        stacked = [scores[good] for scores in scored.values()]
+        good = np.all([np.isfinite(scores).all(axis=1) for each in scored.values() for scores in each], axis=0)
         targets, groups = targets[good], groups[good]
-        samples = metrics.bootstrap_map(targets, stacked, groups, rounds=rounds, seed=seed)
+        stacked = [[scores[good] for scores in some] for some in scored.values()]
+        drawn = metrics.bootstrap_map(
+            targets, [scores for some in stacked for scores in some], groups, rounds=rounds, seed=seed
+        )
+        samples = drawn.reshape(len(stacked), -1, drawn.shape[1]).mean(axis=1)
         labelled = np.maximum((targets >= 0).sum(axis=0), 1)
         seen = (targets == 1).any(axis=0)
         report["prevalence"][where] = float(((targets == 1).sum(axis=0) / labelled)[seen].mean())
-        for k, scores, sample in zip(there, stacked, samples, strict=True):
-            ap = metrics.per_finding(targets, scores, which=("ap",))["ap"]
+        for k, some, sample in zip(there, stacked, samples, strict=True):
+            ap = np.mean([metrics.per_finding(targets, scores, which=("ap",))["ap"] for scores in some], axis=0)
             low, high = metrics.interval(sample, metrics.macro(ap))
             report["systems"][rows[k].title][where] = {
                 "map": metrics.macro(ap),
@@ -289,14 +334,17 @@ def judge(
                 **metrics.by_rarity(ap, kinds),
                 "ap": dict(zip(findings, ap.tolist(), strict=True)),
             }
-        best, last = (report["systems"][rows[k].title][where]["map"] for k in (there[0], there[-1]))
-        low, high = metrics.interval(samples[-1] - samples[0], last - best)
-        report["gains"][where] = {"map": last - best, "low": low, "high": high}
+        values = [report["systems"][rows[k].title][where]["map"] for k in there]
+        report["gains"][where] = {}
+        for k, value, sample in zip(there[:-1], values, samples, strict=False):
+            low, high = metrics.interval(samples[-1] - sample, values[-1] - value)
+            report["gains"][where][rows[k].title] = {"map": values[-1] - value, "low": low, "high": high}
         report.setdefault("images", {})[where] = int(good.sum())
     return report
 
 
-def _show(report: dict[str, Any], name: str) -> None:
+def show(report: dict[str, Any], name: str, swept: bool = True) -> None:
+    """Print `report` of judge. swept: the members come of a sweep, which has seen the validation subjects."""
     from rich import box
     from rich.table import Table
 
@@ -316,18 +364,21 @@ def _show(report: dict[str, Any], name: str) -> None:
         groups.add_row(title, *(_groups(scores.get(where)) for where in honest))
     console.print(groups)
     for where in honest:
-        gain = report["gains"][where]
-        sure = gain["low"] > 0 or gain["high"] < 0
-        console.print(
-            f"{name} ensemble less best trial, {NAMED.get(where, where).replace(chr(10), ' ')}: {gain['map']:+.3f} "
-            f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
-            + (": a real difference" if sure else ": no difference that this sample can show")
-        )
+        for title, gain in report["gains"][where].items():
+            sure = gain["low"] > 0 or gain["high"] < 0
+            console.print(
+                f"{name} ensemble less {title}, {NAMED.get(where, where).replace(chr(10), ' ')}: {gain['map']:+.3f} "
+                f"[{gain['low']:+.3f}, {gain['high']:+.3f}]" + (": a real difference" if sure else ": within chance")
+            )
     print("[ , ] are 95 % intervals, bootstrapped by subject. Optimistic: chosen and scored on the same images.")
-    print(
-        "Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice, ASHA"
-    )
-    print("and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")
+    if swept:
+        print("Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice,")
+        print("ASHA and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")
+    else:
+        print(
+            "Cross-fitted: chosen without the subjects scored, of members as they are: what their training has seen of"
+        )
+        print("these subjects is not undone.")
 
 
 def _short(value: float) -> str:
@@ -383,8 +434,9 @@ def _write(
             "fingerprint": run.about["fingerprint"],
             "size": run.about["shards"]["size"],
             **file.model_dump(),
+            "space": file.place(),
             "members": [_member(pool.trials[m], weights[m], findings) for m in used],
-            "scores": _finite(report),
+            "scores": finite(report),
         },
     )
 
@@ -430,10 +482,10 @@ def fingerprint(store: Store, checkpoint: str) -> str:
     return hashlib.sha256(store.read(f"{checkpoint}/model.safetensors")).hexdigest()[:16]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no nan: null."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
@@ -455,6 +507,9 @@ def _next(run: Run, store: Store, split: str, part: Any) -> None:
             f"Next: python -m cxrlt_ray.evaluate {store.uri}/submission.csv --task {run.about['task_argument']} "
             f"--data {shlex.quote(run.about['data'])}" + "".join(_options(run, split))
         )
+
+
+main.many = ("--from", "--apply", "--findings")  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -136,9 +136,10 @@ def test_greedy_is_never_worse_than_the_best_member_where_it_chose():
 
 def test_members_beyond_the_cap_get_nothing_and_bags_spread_the_weight():
     inputs = problem(members=8)
-    plain, bagged = (choose(Method("greedy", {"rounds": 20}, bags=bags), *inputs) for bags in (1, 10))
+    plain = choose(Method("greedy", {"rounds": 20}), *inputs)
+    bagged = choose(Method("greedy_bagged", {"rounds": 20, "bags": 10}), *inputs)
     assert (bagged > 0).sum() > (plain > 0).sum()
-    capped = choose(Method("greedy", {"rounds": 20}, bags=10, members=3), *inputs)
+    capped = choose(Method("greedy_bagged", {"rounds": 20, "bags": 10}, members=3), *inputs)
     assert 0 < (capped.sum(axis=1) > 0).sum() <= 3
     assert np.allclose(capped.sum(axis=0), 1)
 

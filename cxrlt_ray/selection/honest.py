@@ -1,101 +1,204 @@
-"""What makes a selection honest: bags, the tail guard, and cross-fitting by subject.
+"""What makes a selection honest: the tail guard, choices made by cross-fitting, and scores by cross-fitting.
 
-The same images cannot both choose and score. `cross_fit` chooses on K - 1 folds of subjects and
-combines the images of the fold left out, so that every image is scored by weights that never saw its
-subject. What epoch choice, ASHA and the search saw is not undone by this; a held-out part is.
+The same images cannot both choose and score. `fit` chooses weights on K - 1 folds of subjects and combines the
+images of the fold left out, so that every image is scored by weights that never saw its subject. Whatever is to be
+chosen besides (the guard's strength, the selector itself) is chosen within those K - 1 folds, by cross-fitting among
+them. Weights without folds {j, k} serve the choice within all but j and within all but k: each is made once.
+What epoch choice, ASHA and the search saw is not undone by this; a held-out part is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import functools
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from cxrlt_ray.selection.inputs import SELECTORS
+from cxrlt_ray import metrics
+from cxrlt_ray.selection.inputs import FEW, SELECTORS, check, takes_costs
 from cxrlt_ray.splits import assign_folds
+
+AUTO: Literal["auto"] = "auto"
+STRENGTHS = (np.inf, 100.0, 20.0, 5.0, 0.0)  # of the guard, the simplest first: all findings weighed alike
+DRAWS = 64  # of subjects, to tell a better choice from luck
 
 
 @dataclass(frozen=True)
 class Method:
     """How a selection is made.
 
-    selector, settings: from the registry.  bags: random subsets of `bag_fraction` of the members whose
-    weights are averaged, 1 for none.  guard: positives (subjects) at which a finding's own weights count
-    as much as those chosen for all findings together, 0 for no guard.  members: at most so many are kept.
+    selector, settings: from the registry.  guard: positive subjects at which a finding's own weights count
+    as much as those chosen for all findings together; 0 for no guard, "auto" to choose among STRENGTHS.
+    members: at most so many are kept, those of the greatest total weight, and chosen among once more.
     """
 
     selector: str
     settings: dict[str, Any] = field(default_factory=dict)
-    bags: int = 1
-    bag_fraction: float = 0.5
-    guard: float = 0.0
+    guard: float | Literal["auto"] = 0.0
     members: int | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights [M, C] chosen on all images, the method they were chosen by, and cross-fitted scores [R, N, C]."""
+
+    weights: np.ndarray
+    method: Method
+    crossed: np.ndarray
+
+
+def fit(
+    methods: Method | Sequence[Method],
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    seed: int = 0,
+    costs: np.ndarray | None = None,
+) -> Fitted:
+    """Weights by the best of `methods`, and what they are worth on subjects they never saw.
+
+    Shapes as in the package's docstring. methods: the simplest first; the first is taken that is not worse than
+    the best by more than one standard error of the difference (by subject). folds below 2: no cross-fitting, and
+    `crossed` is what the weights score where they were chosen. costs: [M], for selectors that weigh them.
+    Raises CxrltError where inputs do not fit.
+    """
+    predictions, targets, groups = check(predictions, targets, groups)
+    given = [methods] if isinstance(methods, Method) else list(methods)
+    options = [replace(m, guard=g) for m in given for g in (STRENGTHS if m.guard == AUTO else (m.guard,))]
+    if folds < 2:
+        if len(options) > 1:
+            options = options[:1]
+        weights = _Chooser(options, predictions, targets, groups, None, seed, costs).weights(0, frozenset())
+        return Fitted(weights, options[0], combine(predictions, weights)[None])
+    crossed = np.empty((repeats, *targets.shape))
+    first: tuple[np.ndarray, Method] | None = None
+    for r in range(repeats):
+        fold = assign_folds(targets, groups, folds, seed + r)
+        chooser = _Chooser(options, predictions, targets, groups, fold, seed, costs)
+        for k in range(folds):
+            out, left = fold == k, frozenset([k])
+            crossed[r, out] = combine(predictions[:, out], chooser.weights(chooser.choice(left), left))
+        if first is None:
+            chosen = chooser.choice(frozenset())
+            first = chooser.weights(chosen, frozenset()), options[chosen]
+    assert first is not None
+    return Fitted(first[0], first[1], crossed)
 
 
 def choose(
     method: Method, predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int = 0
 ) -> np.ndarray:
-    """Weights [M, C] by `method`; shapes as in the package's docstring.
-
-    With a cap on members, those of the greatest total weight are kept and chosen among once more.
-    """
-    weights = _guarded(method, predictions, targets, groups, seed)
-    if method.members is None or (weights.sum(axis=1) > 0).sum() <= method.members:
-        return weights
-    kept = np.sort(np.argsort(-weights.sum(axis=1), kind="stable")[: method.members])
-    weights = np.zeros_like(weights)
-    weights[kept] = _guarded(method, predictions[kept], targets, groups, seed)
-    return weights
+    """Weights [M, C] by a method whose guard is a number; nothing is cross-fitted."""
+    return fit(method, predictions, targets, groups, folds=0, seed=seed).weights
 
 
 def cross_fit(
     method: Method, predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
     """Combined predictions float64 [N, C], each image's by weights chosen without its subject's fold."""
-    fold = assign_folds(targets, groups, folds, seed)
-    combined = np.empty(targets.shape)
-    for k in range(folds):
-        out = fold == k
-        weights = choose(method, predictions[:, ~out], targets[~out], groups[~out], seed)
-        combined[out] = combine(predictions[:, out], weights)
-    return combined
+    return fit(method, predictions, targets, groups, folds=folds, seed=seed).crossed[0]
 
 
 def combine(predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted means float64 [N, C] of predictions [M, N, C] by weights [M, C]."""
     total = np.zeros(predictions.shape[1:])
     for member, weight in zip(predictions, weights, strict=True):
-        total += member * weight
+        if weight.any():
+            total += member * weight
     return total
 
 
 def own_share(targets: np.ndarray, groups: np.ndarray, guard: float) -> np.ndarray:
-    """How much of each finding's weights [C] is its own: n / (n + guard), n its positive subjects."""
+    """How much of each finding's weights [C] is its own: n / (n + guard), n its positive subjects; 0 below 2 images."""
     subjects = np.array([len(np.unique(groups[column == 1])) for column in targets.T], float)
-    return np.where(subjects > 0, subjects / np.maximum(subjects + guard, 1e-300), 0.0)
+    share = np.where(guard > 0, subjects / np.maximum(subjects + guard, 1e-300), 1.0)
+    return np.where((targets == 1).sum(axis=0) < FEW, 0.0, share)
 
 
-def _guarded(method: Method, predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    own = own_share(targets, groups, method.guard)
-    weights = _bagged(method, predictions, targets, groups, seed, together=False)
-    if (own == 1).all():
+class _Chooser:
+    """Weights by each of `options` on all but some folds, each made once."""
+
+    def __init__(
+        self,
+        options: list[Method],
+        predictions: np.ndarray,
+        targets: np.ndarray,
+        groups: np.ndarray,
+        fold: np.ndarray | None,
+        seed: int,
+        costs: np.ndarray | None,
+    ) -> None:
+        self.options, self.predictions, self.targets, self.groups = options, predictions, targets, groups
+        self.fold, self.seed, self.costs = fold, seed, costs
+        self._bases: dict[Any, np.ndarray] = {}
+        self.choice = functools.cache(self._choice)
+
+    def weights(self, option: int, left: frozenset[int]) -> np.ndarray:
+        """Weights [M, C] chosen without the folds `left`."""
+        method, targets = self.options[option], self._without(left)
+        everyone = np.arange(len(self.predictions))
+        weights = self._guarded(method, targets, left, everyone)
+        if method.members is None or (weights.sum(axis=1) > 0).sum() <= method.members:
+            return weights
+        kept = np.sort(np.argsort(-weights.sum(axis=1), kind="stable")[: method.members])
+        weights = np.zeros_like(weights)
+        weights[kept] = self._guarded(method, targets, left, kept)
         return weights
-    together = _bagged(method, predictions, targets, groups, seed, together=True)
-    return own * weights + (1 - own) * together
 
+    def _choice(self, left: frozenset[int]) -> int:
+        """The option to take without the folds `left`, by cross-fitting among the others."""
+        if len(self.options) == 1:
+            return 0
+        assert self.fold is not None
+        inner = [k for k in np.unique(self.fold).tolist() if k not in left]
+        seen = np.isin(self.fold, inner)
+        scores = np.zeros((len(self.options), *self.targets.shape), np.float32)
+        for j in inner:
+            out = self.fold == j
+            for o in range(len(self.options)):
+                scores[o, out] = combine(self.predictions[:, out], self.weights(o, left | {j}))
+        systems = list(scores[:, seen])
+        targets, groups = self.targets[seen], self.groups[seen]
+        values = np.array([metrics.macro(metrics.per_finding(targets, s, which=("ap",))["ap"]) for s in systems])
+        if np.isnan(values).all():
+            return 0
+        best = int(np.nanargmax(values))
+        draws = metrics.bootstrap_map(targets, systems, groups, rounds=DRAWS, seed=self.seed)
+        error = np.nanstd(draws[best] - draws, axis=1)
+        return int(np.flatnonzero(values[best] - values <= error)[0])
 
-def _bagged(
-    method: Method, predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int, together: bool
-) -> np.ndarray:
-    selector, members = SELECTORS[method.selector], len(predictions)
-    options = {**method.settings, "together": together, "seed": seed}
-    size = max(1, round(method.bag_fraction * members))
-    if method.bags <= 1 or size == members:
-        return selector(predictions, targets, groups, **options)
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((members, targets.shape[1]))
-    for _ in range(method.bags):
-        bag = np.sort(rng.choice(members, size=size, replace=False))
-        weights[bag] += selector(predictions[bag], targets, groups, **options) / method.bags
-    return weights
+    def _guarded(self, method: Method, targets: np.ndarray, left: frozenset[int], among: np.ndarray) -> np.ndarray:
+        assert method.guard != AUTO
+        own = own_share(targets, self.groups, float(method.guard))
+        if (own == 1).all():
+            return self._base(method, targets, left, among, together=False)
+        together = self._base(method, targets, left, among, together=True)
+        if (own == 0).all():
+            return together
+        return own * self._base(method, targets, left, among, together=False) + (1 - own) * together
+
+    def _base(
+        self, method: Method, targets: np.ndarray, left: frozenset[int], among: np.ndarray, together: bool
+    ) -> np.ndarray:
+        key = (method.selector, tuple(sorted(method.settings.items())), left, tuple(among.tolist()), together)
+        if key not in self._bases:
+            options: dict[str, Any] = {**method.settings, "together": together, "seed": self.seed}
+            if takes_costs(method.selector) and self.costs is not None:
+                options["costs"] = self.costs[among]
+            predictions = self.predictions if len(among) == len(self.predictions) else self.predictions[among]
+            selector = inspect.unwrap(SELECTORS[method.selector])
+            self._bases[key] = selector(predictions, targets, self.groups, **options)
+        return self._bases[key]
+
+    def _without(self, left: frozenset[int]) -> np.ndarray:
+        """The targets, unlabelled in the folds `left`: selectors leave those images out, and nothing is copied."""
+        if not left:
+            return self.targets
+        assert self.fold is not None
+        return np.where(np.isin(self.fold, list(left))[:, None], np.int8(-1), self.targets)

@@ -1,0 +1,72 @@
+"""`python -m cxrlt_ray.ensemble --from a.csv b.parquet --targets labels.csv`: predictions from anywhere, stacked.
+
+Left in OUT/: weights.csv (a row a member, a column a finding), report.json, validation.csv and, with --apply,
+predictions.csv: the ensemble's scores, an image a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.ensemble import Pool, applied, compare, finite, judge, load_ensemble, show
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.storage import Store
+from cxrlt_ray.tables import read_apply, read_members, read_npz
+from cxrlt_ray.tasks import rarity
+
+
+def stack(
+    select: str,
+    tables: list[str],
+    targets: str | None,
+    groups: str | None,
+    apply: list[str] | None,
+    findings: list[str] | None,
+    id_column: str | None,
+    drop_missing: bool,
+    out: str,
+    rounds: int,
+    seed: int,
+) -> None:
+    """Choose and weigh members given as tables, say how good that is, and apply it. Arguments: see ensemble.main."""
+    name, file = load_ensemble(select)
+    alone = len(tables) == 1 and tables[0].endswith(".npz")
+    if alone and (targets or groups or findings or id_column or drop_missing):
+        raise UsageError(f"{tables[0]} holds labels and all: of the options for tables it takes --apply only.")
+    if not alone and not targets:
+        raise UsageError("--targets is missing: the table of labels that goes with the predictions of --from.")
+    if alone:
+        members = read_npz(tables[0])
+    else:
+        assert targets is not None
+        members = read_members(
+            tables, targets, groups=groups, id_column=id_column, findings=findings, drop_missing=drop_missing
+        )
+    scored = read_apply(apply, members, id_column=id_column) if apply else None  # a fault here is told before the work
+    for note in [*members.notes, *(scored[2] if scored else [])]:
+        print(f"Note: {note}")
+    subjects = len(np.unique(members.groups))
+    print(
+        f"{len(members.names)} members, {len(members.image_id):,} images of {subjects:,} subjects, "
+        f"{len(members.findings)} findings"
+    )
+    pool = Pool(members.names, members.image_id, members.predictions, members.targets, members.groups, [])
+    rows = compare(file, name, pool, seed)
+    report = judge(members.findings, rarity(members.targets), pool, rows, {}, rounds, seed)
+    show(report, name, swept=False)
+    store, weights = Store(out), rows[-1].weights
+    table = pd.DataFrame(weights.round(6), pd.Index(members.names, name="member"), members.findings)
+    store.write("weights.csv", table.to_csv().encode())
+    store.write("validation.csv", _csv(members.image_id, rows[-1].optimistic, members.findings))
+    if scored:
+        combined = applied(file.place(), scored[1], members.predictions, weights)
+        store.write("predictions.csv", _csv(scored[0], combined, members.findings))
+    report = {"selector": name, **file.model_dump(), "space": file.place(), "members": members.names, "scores": report}
+    store.write_json("report.json", finite(report))
+    left = "weights.csv, validation.csv, report.json" + (", predictions.csv" if scored else "")
+    print(f"Left in {store.absolute().uri}: {left}")
+
+
+def _csv(image_id: np.ndarray, scores: np.ndarray, findings: list[str]) -> bytes:
+    return pd.DataFrame(scores.astype(np.float32), pd.Index(image_id, name="image_id"), findings).to_csv().encode()
