@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -162,27 +162,6 @@ def _hardest_first(negatives: np.ndarray, found: int) -> tuple[np.ndarray, int]:
 
 
 @njit(**COMPILED)
-def _stepped(positives, negatives):  # type: ignore[no-untyped-def]
-    """The lowest score of each member, the step that 16 bits need, and the negatives in whole steps, rounded down."""
-    members, images = negatives.shape
-    low, widest = np.empty(members), 0.0
-    for m in range(members):
-        least, most = positives[m, 0], positives[m, 0]
-        for score in positives[m]:
-            least, most = min(least, score), max(most, score)
-        for score in negatives[m]:
-            least, most = min(least, score), max(most, score)
-        low[m] = least
-        widest = max(widest, np.float64(most) - np.float64(least))
-    per_step = TOP / widest if widest > 0 else 0.0
-    steps = np.empty((members, images), np.uint16)
-    for m in range(members):
-        for n in range(images):
-            steps[m, n] = np.uint16(max((negatives[m, n] - low[m]) * per_step - NEVER, 0.0))
-    return low, per_step, steps
-
-
-@njit(**COMPILED)
 def _count(whole, steps, shift, counts, sums):  # type: ignore[no-untyped-def]
     """Add the negatives, whole + steps uint16 [N], to `counts` of buckets of 2^shift steps. sums: uint16 [TILE]."""
     start = 0
@@ -231,10 +210,10 @@ def _sum(total, scores, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILED)
-def _largest(scores, least):  # type: ignore[no-untyped-def]
+def _span(scores, least, most):  # type: ignore[no-untyped-def]
     for score in scores:
-        least = max(least, score)
-    return least
+        least, most = min(least, score), max(most, score)
+    return least, most
 
 
 @njit(**COMPILED)
@@ -251,7 +230,7 @@ def _rounded_up(total, scores, low, scale, out):  # type: ignore[no-untyped-def]
 
 @njit(**COMPILED)
 def _least(steps, least):  # type: ignore[no-untyped-def]
-    for n in range(steps.size):
+    for n in range(least.size):
         least[n] = min(least[n], steps[n])
 
 
@@ -261,105 +240,237 @@ def _halve(steps):  # type: ignore[no-untyped-def]
         steps[n] >>= np.uint16(1)
 
 
-@njit(**COMPILED)
-def _greedy(positives, negatives, hard, allowed, rounds):  # type: ignore[no-untyped-def]
-    """Greedy selection with replacement for one finding; counts float64 [B, M] of the best prefix of each bag.
+class _Finding(NamedTuple):
+    """One finding's scores and the running sum of an ensemble; all but the first three and `low` change.
 
-    positives float32 [M, P > 0], negatives float32 [M, N], allowed bool [B, M]: the members of each bag.
+    Of the negatives the first `hard` have the highest mean score: the first bound counts only these as they are,
+    the others by the least that any member gives them.
     """
+
+    positives: np.ndarray  # float32 [M, P], P > 0
+    negatives: np.ndarray  # float32 [M, N]
+    hard: int
+    low: np.ndarray  # [M] each member's lowest score
+    steps: np.ndarray  # uint16 [M, N] negatives less `low` in steps
+    least: np.ndarray  # uint16 [N - hard] their minimum over members
+    total_pos: np.ndarray  # [P] the running sum
+    total_neg: np.ndarray  # [N]
+    whole_pos: np.ndarray  # [P] the same less `base`, in steps
+    whole_neg: np.ndarray  # uint16 [N], rounded down
+    scale: np.ndarray  # [3]: the least base of the running sum, steps a unit now, and at first
+    rest: np.ndarray  # int64: the negatives behind `hard` by coarse bucket
+    counts: np.ndarray  # int64: all by fine bucket
+    sums: np.ndarray  # uint16 [TILE]
+    thresholds: np.ndarray  # int32 [P] a candidate's positives in steps, rounded up
+    candidate_pos: np.ndarray  # [P] a candidate's sum
+    candidate_neg: np.ndarray  # [N]
+
+
+def _finding(predictions: np.ndarray, targets: np.ndarray, c: int) -> _Finding:
+    """Finding c's part of predictions [M, N, C]; images without its label are left out."""
+    positives, negatives = (_gathered(predictions, c, np.flatnonzero(targets[:, c] == label)) for label in (1, 0))
     members, found = positives.shape
+    negatives, hard = _hardest_first(negatives, found)
     images = negatives.shape[1]
-    low, per_step, finest = _stepped(positives, negatives)
-    least_finest = np.full(images - hard, TOP, np.uint16)
+    bits = min(max(int(images + found - 1).bit_length() - 3, 4), 13)  # about 8 images a coarse bucket, one a fine one
+    return _Finding(
+        positives,
+        negatives,
+        hard,
+        np.empty(members),
+        np.empty((members, images), np.uint16),
+        np.empty(images - hard, np.uint16),
+        np.empty(found),
+        np.empty(images),
+        np.empty(found),
+        np.empty(images, np.uint16),
+        np.empty(3),
+        np.empty((1 << bits) + 1, np.int64),
+        np.empty((8 << bits) + 1, np.int64),
+        np.empty(TILE, np.uint16),
+        np.empty(found, np.int32),
+        np.empty(found),
+        np.empty(images),
+    )
+
+
+@njit(**COMPILED)
+def _reset(finding):  # type: ignore[no-untyped-def]
+    """An empty ensemble: the sum 0, every score in steps of which the widest member needs TOP."""
+    members, widest = finding.positives.shape[0], 0.0
     for m in range(members):
-        _least(finest[m, hard:], least_finest)
-    bits = 4
-    while bits < 13 and (8 << bits) < images + found:
-        bits += 1
-    coarse, fine = 16 - bits, 13 - bits
-    rest, counts = np.empty((65536 >> coarse) + 1, np.int64), np.empty((65536 >> fine) + 1, np.int64)
-    few = counts[: rest.size]
-    sums, thresholds = np.empty(TILE, np.uint16), np.empty(found, np.int32)
-    whole, whole_pos = np.empty(images, np.uint16), np.empty(found)
-    candidate_pos, candidate_neg = np.empty(found), np.empty(images)
-    times = np.zeros(allowed.shape)
+        first = finding.positives[m, 0]
+        least, most = _span(finding.positives[m], first, first)
+        least, most = _span(finding.negatives[m], least, most)
+        finding.low[m] = least
+        widest = max(widest, np.float64(most) - np.float64(least))
+    steps = TOP / widest if widest > 0 else 0.0
+    finding.scale[:] = (0.0, steps, steps)
+    finding.least[:] = TOP
+    for m in range(members):
+        _rounded_down(finding.negatives[m], finding.low[m], steps, finding.steps[m])
+        _least(finding.steps[m, finding.hard :], finding.least)
+    finding.total_pos[:] = 0
+    finding.total_neg[:] = 0
+
+
+@njit(**COMPILED)
+def _shift(buckets):  # type: ignore[no-untyped-def]
+    """By how many bits a bucket is wider than a step, from the length of its counts."""
+    shift = 16
+    while buckets > 2:
+        buckets = (buckets + 1) >> 1
+        shift -= 1
+    return shift
+
+
+@njit(**COMPILED)
+def _begin(finding):  # type: ignore[no-untyped-def]
+    """Make ready to judge candidates: the running sum in steps, of twice the width as often as it outgrows 16 bits."""
+    base, scale, steps = finding.scale
+    _, most = _span(finding.total_pos, base, base)
+    _, most = _span(finding.total_neg, base, most)
+    while np.floor((most - base) * scale) + np.floor(TOP * (scale / steps) if steps > 0 else 0.0) > TOP:
+        scale *= 0.5
+        _halve(finding.least)
+        for m in range(finding.steps.shape[0]):
+            _halve(finding.steps[m])
+    finding.scale[1] = scale
+    _rounded_down(finding.total_neg, base, scale, finding.whole_neg)
+    for p in range(finding.total_pos.size):
+        finding.whole_pos[p] = (finding.total_pos[p] - base) * scale
+    finding.rest[:] = 0
+    behind = finding.whole_neg[finding.hard :]
+    _count(behind, finding.least, _shift(finding.rest.size), finding.rest, finding.sums)
+
+
+@njit(**COMPILED)
+def _judge(finding, m, stage):  # type: ignore[no-untyped-def]
+    """AP of the running sum and member m: a coarse upper bound, a fine one, or exactly, by `stage` 0, 1, 2."""
+    if stage == 2:
+        _sum(finding.total_pos, finding.positives[m], finding.candidate_pos)
+        _sum(finding.total_neg, finding.negatives[m], finding.candidate_neg)
+        return _ap(finding.candidate_pos, finding.candidate_neg)
+    whole, hard = finding.whole_neg, finding.hard
+    _rounded_up(finding.whole_pos, finding.positives[m], finding.low[m], finding.scale[1], finding.thresholds)
+    if stage == 0:
+        shift, counts = _shift(finding.rest.size), finding.counts[: finding.rest.size]
+        counts[:] = finding.rest
+        _count(whole[:hard], finding.steps[m, :hard], shift, counts, finding.sums)
+    else:
+        shift, counts = _shift(finding.counts.size), finding.counts
+        counts[:] = 0
+        _count(whole, finding.steps[m], shift, counts, finding.sums)
+    return _bound(finding.thresholds, shift, counts)
+
+
+@njit(**COMPILED)
+def _take(finding, m):  # type: ignore[no-untyped-def]
+    """Add member m to the running sum."""
+    _sum(finding.total_pos, finding.positives[m], finding.total_pos)
+    _sum(finding.total_neg, finding.negatives[m], finding.total_neg)
+    finding.scale[0] += finding.low[m]
+
+
+@njit(**COMPILED)
+def _greedy(finding, bags, rounds):  # type: ignore[no-untyped-def]
+    """Greedy selection with replacement for one finding, among each of bags bool [B, M]; counts float64 [B, M]."""
+    counts, members = np.zeros(bags.shape), bags.shape[1]
     stage, value, exact = np.empty(members, np.int64), np.empty(members), np.empty(members)
     picked, reached = np.empty(rounds, np.int64), np.empty(rounds)
-    for bag in range(allowed.shape[0]):
-        steps, least = finest.copy(), least_finest.copy()
-        total_pos, total_neg = np.zeros(found), np.zeros(images)
-        base, halvings = 0.0, 0
+    for bag in range(bags.shape[0]):
+        _reset(finding)
         for turn in range(rounds):
-            most = _largest(total_neg, _largest(total_pos, base))
-            while np.floor((most - base) * per_step * 0.5**halvings) + (TOP >> halvings) > TOP:
-                halvings += 1
-                _halve(least)
-                for m in range(members):
-                    _halve(steps[m])
-            scale = per_step * 0.5**halvings
-            _rounded_down(total_neg, base, scale, whole)
-            for p in range(found):
-                whole_pos[p] = (total_pos[p] - base) * scale
-            rest[:] = 0
-            _count(whole[hard:], least, coarse, rest, sums)
+            _begin(finding)
             for m in range(members):
-                stage[m] = 0
-                value[m] = np.inf if allowed[bag, m] else -np.inf
-                exact[m] = -np.inf
+                stage[m], exact[m] = 0, -np.inf
+                value[m] = np.inf if bags[bag, m] else -np.inf
             best = -np.inf
             while True:
                 m = np.argmax(value)
                 if value[m] == -np.inf or value[m] < best - SLACK:
                     break
-                if stage[m] < 2:
-                    _rounded_up(whole_pos, positives[m], low[m], scale, thresholds)
-                if stage[m] == 0:
-                    few[:] = rest
-                    _count(whole[:hard], steps[m, :hard], coarse, few, sums)
-                    value[m] = _bound(thresholds, coarse, few)
-                elif stage[m] == 1:
-                    counts[:] = 0
-                    _count(whole, steps[m], fine, counts, sums)
-                    value[m] = min(value[m], _bound(thresholds, fine, counts))
+                judged = _judge(finding, m, stage[m])
+                if stage[m] == 2:
+                    exact[m], value[m] = judged, -np.inf
+                    best = max(best, judged)
                 else:
-                    _sum(total_pos, positives[m], candidate_pos)
-                    _sum(total_neg, negatives[m], candidate_neg)
-                    exact[m] = _ap(candidate_pos, candidate_neg)
-                    best = max(best, exact[m])
-                    value[m] = -np.inf
+                    value[m] = min(value[m], judged)
                 stage[m] += 1
-            chosen = _first_best(exact)
-            picked[turn], reached[turn] = chosen, exact[chosen]
-            _sum(total_pos, positives[chosen], total_pos)
-            _sum(total_neg, negatives[chosen], total_neg)
-            base += low[chosen]
+            picked[turn] = _first_best(exact)
+            reached[turn] = exact[picked[turn]]
+            _take(finding, picked[turn])
         for turn in range(_first_best(reached) + 1):
-            times[bag, picked[turn]] += 1
-    return times
+            counts[bag, picked[turn]] += 1
+    return counts
 
 
 @njit(**COMPILED)
-def _aps(total_pos, total_neg, positives, negatives, out):  # type: ignore[no-untyped-def]
-    """Fill out [M] with the AP of a running sum plus each member's scores [M, P] and [M, N]."""
-    candidate_pos, candidate_neg = np.empty(total_pos.size), np.empty(total_neg.size)
-    for m in range(out.size):
-        _sum(total_pos, positives[m], candidate_pos)
-        _sum(total_neg, negatives[m], candidate_neg)
-        out[m] = _ap(candidate_pos, candidate_neg)
+def _judge_all(finding, members, stage, out):  # type: ignore[no-untyped-def]
+    for m in members:
+        out[m] = _judge(finding, m, stage)
 
 
-def greedy_each(predictions: np.ndarray, targets: np.ndarray, rounds: int) -> np.ndarray:
-    """Counts float64 [M, C] for each finding by itself; zero where it has no positive. Findings in parallel."""
-    members, _, findings = predictions.shape
-    allowed, counts = np.ones((1, members), bool), np.zeros((members, findings))
+def greedy_each(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags: np.ndarray) -> np.ndarray:
+    """Counts float64 [B, M, C] for each finding by itself, among each of bags bool [B, M]; 0 where no positive is."""
+    counts = np.zeros((*bags.shape, targets.shape[1]))
 
     def one(c: int) -> None:
-        positives, negatives = _sides(predictions, targets, c)
-        negatives, hard = _hardest_first(negatives, positives.shape[1])
-        counts[:, c] = _greedy(positives, negatives, hard, allowed, rounds)[0]
+        counts[:, :, c] = _greedy(_finding(predictions, targets, c), bags, rounds)
 
     _each(one, _by_work(targets), predictions.size)
     return counts
+
+
+def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags: np.ndarray) -> np.ndarray:
+    """Counts float64 [B, M] of one ensemble for all findings, chosen on macro mAP, among each of bags bool [B, M]."""
+    scored, size = _by_work(targets), predictions.size
+    if not scored:
+        return bags.astype(float)
+    findings: list[Any] = [None] * len(scored)
+
+    def prepare(k: int) -> None:
+        findings[k] = _finding(predictions, targets, scored[k])
+
+    every = range(len(scored))
+    _each(prepare, every, size)
+    counts = np.zeros(bags.shape)
+    for bag in range(len(bags)):
+        _each(lambda k: _reset(findings[k]), every, size)
+        picked, reached = [], []
+        for _ in range(rounds):
+            chosen, value = _best_together(findings, np.flatnonzero(bags[bag]), size)
+            picked.append(chosen)
+            reached.append(value)
+            _each(lambda k, m=chosen: _take(findings[k], m), every, size)  # type: ignore[misc]
+        counts[bag] = np.bincount(picked[: _first_best(np.array(reached)) + 1], minlength=bags.shape[1])
+    return counts
+
+
+def _best_together(findings: list[Any], among: np.ndarray, size: int) -> tuple[int, float]:
+    """The member of the highest macro mAP with the running sums, the first of equals, and that mAP."""
+    members = len(findings[0].low)
+    ap = np.full((len(findings), members), -np.inf)
+
+    def judge(these: np.ndarray, stage: int) -> np.ndarray:
+        def one(k: int) -> None:
+            if stage == 0:
+                _begin(findings[k])
+            _judge_all(findings[k], these, stage, ap[k])
+
+        _each(one, range(len(findings)), size)
+        return ap.mean(axis=0)
+
+    value, exact = judge(among, 0), np.full(members, -np.inf)
+    first = np.argmax(value)
+    exact[first] = judge(np.array([first]), 2)[first]
+    for stage in (1, 2):
+        able = [m for m in among if value[m] >= exact.max() - SLACK and exact[m] == -np.inf]
+        if able:
+            judged = judge(np.array(able), stage)
+            (exact if stage == 2 else value)[able] = judged[able]
+    chosen = int(_first_best(exact))
+    return chosen, float(exact[chosen])
 
 
 def precisions(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -367,43 +478,13 @@ def precisions(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     ap = np.full((predictions.shape[0], predictions.shape[2]), np.nan)
 
     def one(c: int) -> None:
-        positives, negatives = _sides(predictions, targets, c)
-        out = np.empty(len(predictions))
-        _aps(np.zeros(positives.shape[1]), np.zeros(negatives.shape[1]), positives, negatives, out)
+        finding, out = _finding(predictions, targets, c), np.empty(len(predictions))
+        finding.total_pos[:], finding.total_neg[:] = 0, 0
+        _judge_all(finding, np.arange(len(predictions)), 2, out)
         ap[:, c] = out
 
     _each(one, _by_work(targets), predictions.size)
     return ap
-
-
-def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int) -> np.ndarray:
-    """Counts float64 [M] of one ensemble for all findings, chosen on macro mAP."""
-    members, scored = len(predictions), _by_work(targets)
-    if not scored:
-        return np.ones(members)
-    sides = [_sides(predictions, targets, c) for c in scored]
-    totals = [(np.zeros(p.shape[1]), np.zeros(n.shape[1])) for p, n in sides]
-    ap = np.empty((len(scored), members))
-
-    def judge(k: int) -> None:
-        _aps(*totals[k], *sides[k], ap[k])
-
-    picked, reached = [], []
-    for _ in range(rounds):
-        _each(judge, range(len(scored)), predictions.size)
-        values = ap.mean(axis=0)
-        picked.append(_first_best(values))
-        reached.append(values[picked[-1]])
-        for (total_pos, total_neg), (positives, negatives) in zip(totals, sides, strict=True):
-            total_pos += positives[picked[-1]]
-            total_neg += negatives[picked[-1]]
-    best = _first_best(np.array(reached))
-    return np.bincount(picked[: best + 1], minlength=members).astype(float)
-
-
-def _sides(predictions: np.ndarray, targets: np.ndarray, c: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finding c's positives float32 [M, P] and negatives [M, N]; images without its label are left out."""
-    return tuple(_gathered(predictions, c, np.flatnonzero(targets[:, c] == label)) for label in (1, 0))  # type: ignore[return-value]
 
 
 def _by_work(targets: np.ndarray) -> list[int]:

@@ -22,12 +22,18 @@ def greedy(
     Shapes as in the package's docstring. Among members equal to within 1e-12 the first is taken, so the
     result needs no seed. A finding without positives gets equal weights; the tail guard replaces them.
     """
+    return greedy_among(predictions, targets, rounds, np.ones((1, len(predictions)), bool), together)
+
+
+def greedy_among(
+    predictions: np.ndarray, targets: np.ndarray, rounds: int, bags: np.ndarray, together: bool
+) -> np.ndarray:
+    """The mean over bags bool [B, M] of the weights [M, C] that greedy finds among each bag's members."""
     from cxrlt_ray.selection import exact
 
-    findings = predictions.shape[2]
     if together:
-        counts = np.repeat(exact.greedy_together(predictions, targets, rounds)[:, None], findings, axis=1)
+        counts = np.repeat(exact.greedy_together(predictions, targets, rounds, bags)[:, :, None], targets.shape[1], 2)
     else:
-        counts = exact.greedy_each(predictions, targets, rounds)
-    counts = np.where(counts.sum(axis=0) == 0, 1.0, counts)
-    return counts / counts.sum(axis=0)
+        counts = exact.greedy_each(predictions, targets, rounds, bags)
+        counts = np.where(counts.sum(axis=1, keepdims=True) == 0, bags[:, :, None], counts)
+    return (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
