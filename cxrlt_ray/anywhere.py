@@ -31,6 +31,8 @@ def stack(
 ) -> None:
     """Choose and weigh members given as tables, say how good that is, and apply it. Arguments: see ensemble.main."""
     name, file = load_ensemble(select)
+    if file.views is not None:
+        raise UsageError("key 'views' needs each image's study and view, which a run has: it does not go with --from.")
     alone = len(tables) == 1 and tables[0].endswith(".npz")
     if alone and (targets or groups or findings or id_column or drop_missing):
         raise UsageError(f"{tables[0]} holds labels and all: of the options for tables it takes --apply only.")
@@ -60,7 +62,7 @@ def stack(
     store.write("weights.csv", table.to_csv().encode())
     store.write("validation.csv", _csv(members.image_id, rows[-1].optimistic, members.findings))
     if scored:
-        combined = applied(file.place(), scored[1], members.predictions, weights)
+        combined = applied(file, scored[1], members.predictions, weights)
         store.write("predictions.csv", _csv(scored[0], combined, members.findings))
     report = {"selector": name, **file.model_dump(), "space": file.place(), "members": members.names, "scores": report}
     store.write_json("report.json", finite(report))

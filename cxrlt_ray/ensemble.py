@@ -29,6 +29,7 @@ from cxrlt_ray.manifest import Manifest
 from cxrlt_ray.selection import SELECTORS, SPACES_OF, spaces
 from cxrlt_ray.selection import settings as settings_of
 from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
+from cxrlt_ray.selection.views import by_study
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import GROUPS, rarity
 from cxrlt_ray.trials import DEFAULT_STORAGE, FINISHED, PRUNED, Run, Trial, load_run, write_predictions
@@ -45,6 +46,7 @@ class EnsembleFile(Config):
     settings: dict[str, int | float | str | bool] = Field(default={})
     choices: list[str] = Field(default=list(CHOICES))  # of selector auto, the simplest first
     space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
+    views: dict[Literal["PA", "AP", "LATERAL", "OTHER", "UNKNOWN"], Annotated[float, Field(ge=0)]] | None = None
     guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
     members: Annotated[int, Field(ge=1)] | None = None
     folds: Annotated[int, Field(ge=2)] = 5
@@ -55,6 +57,13 @@ class EnsembleFile(Config):
         if self.selector == AUTO:
             return [Method(name, {}, self.guard, self.members) for name in self.choices]
         return [Method(self.selector, dict(self.settings), self.guard, self.members)]
+
+    def joined(self, values: np.ndarray, study: np.ndarray | None, view: np.ndarray | None) -> np.ndarray:
+        """Values [M, N, C] with one voice a study where `views` says so; a view it does not name has weight 1."""
+        if self.views is None or study is None or view is None:
+            return values
+        given = {str(each): weight for each, weight in self.views.items()}
+        return by_study(values, study, np.array([given.get(str(each), 1.0) for each in view]))
 
     def place(self) -> str:
         """The space in which predictions are combined."""
@@ -71,6 +80,8 @@ class Pool:
     targets: np.ndarray
     groups: np.ndarray
     trials: list[Trial]  # [] where the predictions are not of a run
+    study: np.ndarray | None = None
+    view: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,13 @@ def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) 
         manifest.targets(run.task.findings)[rows],
         table["subject_id"].to_numpy()[rows],
         kept,
+        *studies(manifest.table.iloc[rows]),
     )
+
+
+def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Study and view of each image of a manifest's table; an image of no known study is a study of its own."""
+    return table["study_id"].fillna(table["image_id"]).to_numpy(), table["view"].fillna("UNKNOWN").to_numpy()
 
 
 def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
@@ -157,7 +174,7 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
     systems = (("best", EnsembleFile(selector="best")), ("mean", EnsembleFile(selector="mean")), (title, file))
     folds = min(file.folds, len(np.unique(pool.groups)))
     for name, each in systems:
-        values = spaces.into(each.place(), pool.predictions, pool.predictions)
+        values = each.joined(spaces.into(each.place(), pool.predictions, pool.predictions), pool.study, pool.view)
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter("always")
             fitted = fit(
@@ -197,11 +214,21 @@ def score_split(run: Run, pool: Pool, members: np.ndarray, image_ids: np.ndarray
     return found
 
 
-def applied(space: str, predictions: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """An ensemble's scores float64 [N, C] in [0, 1] of predictions [M, N, C]; nan where a needed one is missing."""
+def applied(
+    file: EnsembleFile,
+    predictions: np.ndarray,
+    reference: np.ndarray,
+    weights: np.ndarray,
+    study: np.ndarray | None = None,
+    view: np.ndarray | None = None,
+) -> np.ndarray:
+    """An ensemble's scores float64 [N, C] in [0, 1] of predictions [M, N, C]; nan where a needed one is missing.
+
+    reference: the members' validation predictions [M, V, C]. study, view: [N], for files that weigh views.
+    """
     used = weights.sum(axis=1) > 0
-    values = spaces.into(space, predictions[used], reference[used])
-    return spaces.out_of(space, combine(values, weights[used]))
+    values = file.joined(spaces.into(file.place(), predictions[used], reference[used]), study, view)
+    return spaces.out_of(file.place(), combine(values, weights[used]))
 
 
 def main(
@@ -262,22 +289,25 @@ def main(
         if len(images.table):
             ids = images.table["image_id"].to_numpy()
             predictions = score_split(loaded, pool, needed, ids, part, address)
-            found = [_or_none(file if r is rows[-1] else None, predictions, pool, r.weights, needed) for r in rows]
+            plain = EnsembleFile(selector="mean")
+            found = [
+                None
+                if ((row.weights.sum(axis=1) > 0) & ~needed).any()  # a member that has not scored
+                else applied(
+                    file if row is rows[-1] else plain,
+                    predictions,
+                    pool.predictions,
+                    row.weights,
+                    *studies(images.table),
+                )
+                for row in rows
+            ]
             parts[part] = (images, found)
     kinds = rarity(manifest.of_split("train").targets(task.findings))
     report = judge(task.findings, kinds, pool, rows, parts, rounds, seed)
     show(report, name)
     _write(store, loaded, file, name, pool, weights, parts.get(split), report, zip)
     _next(loaded, store, split, parts.get(split))
-
-
-def _or_none(
-    file: EnsembleFile | None, predictions: np.ndarray, pool: Pool, weights: np.ndarray, scored: np.ndarray
-) -> np.ndarray | None:
-    """A system's scores, where every member that it needs has scored."""
-    if ((weights.sum(axis=1) > 0) & ~scored).any():
-        return None
-    return applied(file.place() if file else "probability", predictions, pool.predictions, weights)
 
 
 def judge(

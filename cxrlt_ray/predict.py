@@ -58,10 +58,17 @@ def load(uri: str) -> Ensemble:
     return Ensemble(about, trials, weights)
 
 
-def score(ensemble: Ensemble, work: Store, shards: Any, image_ids: np.ndarray) -> np.ndarray:
+def score(
+    ensemble: Ensemble,
+    work: Store,
+    shards: Any,
+    image_ids: np.ndarray,
+    study: np.ndarray | None = None,
+    view: np.ndarray | None = None,
+) -> np.ndarray:
     """The ensemble's scores float64 [N, C] in [0, 1] of `image_ids`; nan for images in quarantine."""
     from cxrlt_ray import score as scoring
-    from cxrlt_ray.ensemble import applied
+    from cxrlt_ray.ensemble import EnsembleFile, applied
 
     shape = (len(ensemble.trials), len(image_ids), len(ensemble.findings))
     predictions = np.full(shape, np.nan, np.float32)
@@ -69,7 +76,9 @@ def score(ensemble: Ensemble, work: Store, shards: Any, image_ids: np.ndarray) -
     rows = np.flatnonzero(np.isin(image_ids, found.index))
     predictions[:, rows] = np.stack(found.loc[image_ids[rows], "scores"].to_list(), axis=1)
     reference = _references(ensemble)
-    return applied(ensemble.about["space"], predictions, reference, ensemble.weights)
+    about = ensemble.about
+    file = EnsembleFile(selector=about["selector"], space=about["space"], views=about.get("views"))
+    return applied(file, predictions, reference, ensemble.weights, study, view)
 
 
 def main(
@@ -89,7 +98,7 @@ def main(
     """
     from cxrlt_ray import submission
     from cxrlt_ray.cohort import read_cohort
-    from cxrlt_ray.ensemble import filled
+    from cxrlt_ray.ensemble import filled, studies
     from cxrlt_ray.prepare import prepare
     from cxrlt_ray.stream import start_ray
     from cxrlt_ray.tasks import Task
@@ -109,7 +118,7 @@ def main(
     # what a killed run left is good for the same members and images only
     key = hashlib.sha256(repr((shards.store.uri, loaded.about["members"])).encode()).hexdigest()[:8]
     work = store / f"scoring-{key}"
-    scores = filled(score(loaded, work, shards, ids))
+    scores = filled(score(loaded, work, shards, ids, *studies(images.table)))
     if work.exists(""):
         work.remove()
     write_predictions(

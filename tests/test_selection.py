@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.selection import SELECTORS, greedy, honest, spaces
+from cxrlt_ray.selection import SELECTORS, greedy, honest, spaces, views
 from cxrlt_ray.selection.honest import Method, choose, combine, cross_fit, own_share
 
 
@@ -207,6 +207,15 @@ def test_averaging_logits_of_one_member_gives_its_probabilities():
     scores, _, _ = problem(members=1)
     back = spaces.out_of("logit", combine(spaces.into("logit", scores, scores), np.ones((1, 4))))
     assert np.allclose(back, np.clip(scores[0], 1e-6, 1 - 1e-6), atol=1e-5)
+
+
+def test_a_study_speaks_with_one_voice():
+    values = np.array([[[0.2], [0.8], [0.5], [np.nan], [0.4]]], np.float32)
+    study, voice = np.array(["a", "a", "b", "b", "c"]), np.array([3.0, 1, 1, 1, 0])
+    said = views.by_study(values, study, voice)
+    assert said[0, :, 0] == pytest.approx([0.35, 0.35, 0.5, 0.5, 0.4])  # 3 : 1; the sibling's; its own
+    order = [4, 2, 0, 3, 1]
+    assert np.allclose(views.by_study(values[:, order], study[order], voice[order]), said[:, order])
 
 
 def test_selection_stands_alone():

@@ -221,12 +221,10 @@ def test_other_selections_leave_ensembles_of_their_own(storage, chosen, select):
     assert (Path(storage) / "line" / "ensembles" / select / "submission.csv").exists()
 
 
-@pytest.mark.parametrize("space_name", ["logit", "rank"])
-def test_an_ensemble_in_another_space_predicts_new_images_as_the_test_images(
-    storage, chosen, phantom, tmp_path, space_name
-):
+@pytest.mark.parametrize("how", ["space: logit", "space: rank", "views: {LATERAL: 0.5}"])
+def test_an_ensemble_of_another_kind_predicts_new_images_as_the_test_images(storage, chosen, phantom, tmp_path, how):
     path = tmp_path / "mine.yaml"
-    path.write_text(f"selector: greedy\nspace: {space_name}\nguard: 5\n")
+    path.write_text(f"selector: greedy\n{how}\nguard: 5\n")
     ensemble.main(select=str(path), storage=storage, rounds=10)
     folder = Path(storage) / "line" / "ensembles" / "mine"
     out = str(tmp_path / "out")
