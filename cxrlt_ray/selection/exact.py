@@ -15,6 +15,8 @@ scikit-learn's 9 ms.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -499,6 +501,11 @@ def _each(work: Callable[[int], None], items: Iterable[int], scores: int) -> Non
     if threads == 1 or scores < SMALL:
         for item in items:
             work(item)
-        return
-    with ThreadPoolExecutor(threads) as pool:  # the compiled loops free the interpreter's lock
-        list(pool.map(work, items))
+    else:  # the compiled loops free the interpreter's lock
+        list(_pool(os.getpid(), threads).map(work, items))
+
+
+@functools.cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads made once; a forked process makes its own."""
+    return ThreadPoolExecutor(threads)

@@ -155,6 +155,8 @@ class _Chooser:
         """The option to take without the folds `left`, by cross-fitting among the others."""
         if len(self.options) == 1:
             return 0
+        from cxrlt_ray.selection import exact
+
         assert self.fold is not None
         inner = [k for k in np.unique(self.fold).tolist() if k not in left]
         seen = np.isin(self.fold, inner)
@@ -165,7 +167,7 @@ class _Chooser:
                 scores[o, out] = combine(self.predictions[:, out], self.weights(o, left | {j}))
         systems = list(scores[:, seen])
         targets, groups = self.targets[seen], self.groups[seen]
-        values = np.array([metrics.macro(metrics.per_finding(targets, s, which=("ap",))["ap"]) for s in systems])
+        values = np.array([metrics.macro(ap) for ap in exact.precisions(np.stack(systems), targets)])
         if np.isnan(values).all():
             return 0
         best = int(np.nanargmax(values))
