@@ -6,11 +6,14 @@ predictions.csv: the ensemble's scores, an image a row.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.ensemble import Pool, applied, compare, finite, judge, load_ensemble, show
+from cxrlt_ray.ensemble import Pool, applied, compare, finite, judge, load_ensemble, read_costs, show, show_curve
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tables import read_apply, read_members, read_npz
 from cxrlt_ray.tasks import rarity
@@ -28,6 +31,7 @@ def stack(
     out: str,
     rounds: int,
     seed: int,
+    costs: str | None = None,
 ) -> None:
     """Choose and weigh members given as tables, say how good that is, and apply it. Arguments: see ensemble.main."""
     name, file = load_ensemble(select)
@@ -54,7 +58,14 @@ def stack(
         f"{len(members.findings)} findings"
     )
     pool = Pool(members.names, members.image_id, members.predictions, members.targets, members.groups, [])
+    weighs = takes_costs(file.selector)
+    if costs and not weighs:
+        raise UsageError(f"--costs: selector {file.selector} does not weigh costs; selector frontier does.")
+    if weighs:
+        pool = replace(pool, costs=read_costs(costs, pool.names) if costs else np.ones(len(pool.names)))
     rows = compare(file, name, pool, seed)
+    if weighs:
+        show_curve(pool, file, costs or "members")
     report = judge(members.findings, rarity(members.targets), pool, rows, {}, rounds, seed)
     show(report, name, swept=False)
     store, weights = Store(out), rows[-1].weights

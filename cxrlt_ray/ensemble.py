@@ -12,10 +12,11 @@ honestly -> test images scored by the chosen members only -> RUN/ensembles/NAME/
 from __future__ import annotations
 
 import hashlib
+import io
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from cxrlt_ray import cli, metrics
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
-from cxrlt_ray.selection import SELECTORS, SPACES_OF, spaces
+from cxrlt_ray.selection import SELECTORS, SPACES_OF, curve, spaces, takes_costs
 from cxrlt_ray.selection import settings as settings_of
 from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
 from cxrlt_ray.selection.views import by_study
@@ -80,6 +81,7 @@ class Pool:
     targets: np.ndarray
     groups: np.ndarray
     trials: list[Trial]  # [] where the predictions are not of a run
+    costs: np.ndarray | None = None  # [M], of scoring an image; None where not known
     study: np.ndarray | None = None
     view: np.ndarray | None = None
 
@@ -163,6 +165,44 @@ def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) 
     )
 
 
+def gflops(trials: list[Trial]) -> np.ndarray:
+    """What it costs each trial [M] to score an image: 10^9 floating-point operations, of all its folds."""
+    from cxrlt_ray.models import flops
+    from cxrlt_ray.search import TrialConfig
+
+    each = [flops(TrialConfig(**trial.about["config"]).spec(), len(trial.about["findings"])) for trial in trials]
+    return np.array([cost * max(len(trial.checkpoints), 1) / 1e9 for cost, trial in zip(each, trials, strict=True)])
+
+
+def read_costs(path: str, names: list[str]) -> np.ndarray:
+    """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
+    folder, _, name = path.rpartition("/")
+    try:
+        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype={0: str}).iloc[:, :2]
+        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0])
+    except (ValueError, IndexError) as error:
+        raise CxrltError(f"{path} is no table of members and their costs: {error}.") from None
+    if lacking := [each for each in names if each not in costs.index]:
+        raise CxrltError(f"{path} has no cost of {lacking[0]}: give each of {', '.join(names)} a row.")
+    return costs[~costs.index.duplicated()].loc[names].to_numpy(float)
+
+
+def show_curve(pool: Pool, file: EnsembleFile, unit: str) -> None:
+    """Print the ensembles among which `frontier` chooses: what they cost, what they score where they were chosen."""
+    from rich import box
+    from rich.table import Table
+
+    values = file.joined(spaces.into(file.place(), pool.predictions, pool.predictions), pool.study, pool.view)
+    options = {key: value for key, value in file.settings.items() if key != "budget"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        points = curve(values, pool.targets, pool.groups, pool.costs, **options)
+    table = Table(f"cost an image, {unit}", "validation mAP, optimistic", "members", box=box.SIMPLE_HEAD)
+    for point in points:
+        table.add_row(f"{point.cost:.4g}", _short(point.score), ", ".join(pool.names[m] for m in point.members))
+    cli.console().print(table)
+
+
 def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Study and view of each image of a manifest's table; an image of no known study is a study of its own."""
     return table["study_id"].fillna(table["image_id"]).to_numpy(), table["view"].fillna("UNKNOWN").to_numpy()
@@ -178,7 +218,14 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter("always")
             fitted = fit(
-                each.methods(), values, pool.targets, pool.groups, folds=folds, repeats=file.repeats, seed=seed
+                each.methods(),
+                values,
+                pool.targets,
+                pool.groups,
+                folds=folds,
+                repeats=file.repeats,
+                seed=seed,
+                costs=pool.costs,
             )
         if each is file:  # told once
             for doubt in dict.fromkeys(str(warning.message) for warning in doubts):
@@ -241,6 +288,7 @@ def main(
     rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000,
     seed: Annotated[int, cli.option("seed of bags, folds and bootstrap")] = 0,
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
+    costs: Annotated[str | None, cli.option("a CSV of member and cost, for selector frontier; else GFLOPs")] = None,
     tables: Annotated[
         list[str] | None, cli.option("no run: a table of predictions a member, or one .npz", "--from")
     ] = None,
@@ -263,11 +311,13 @@ def main(
     if tables:
         from cxrlt_ray.anywhere import stack
 
-        stack(select, tables, targets, groups, apply, findings, id_column, drop_missing, out, rounds, seed)
+        stack(select, tables, targets, groups, apply, findings, id_column, drop_missing, out, rounds, seed, costs)
         return
     if given := [name for name, value in (("--targets", targets), ("--groups", groups), ("--apply", apply)) if value]:
         raise UsageError(f"{given[0]} goes with --from, the tables of predictions to choose from.")
     name, file = load_ensemble(select)
+    if costs and not takes_costs(file.selector):
+        raise UsageError(f"--costs: selector {file.selector} does not weigh costs; selector frontier does.")
     loaded = load_run(storage, run)
     task, manifest = loaded.task, loaded.manifest()
     split = split or task.scored_split
@@ -275,10 +325,14 @@ def main(
     if not len(scored.table):
         print(f"The data has no {split} images: weights are made, no submission")
     pool = gather(loaded, manifest, candidates(loaded, split if len(scored.table) else None))
+    if takes_costs(file.selector):
+        pool = replace(pool, costs=read_costs(costs, pool.names) if costs else gflops(pool.trials))
     print(f"Run {loaded.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")
     if len(pool.trials) == 1:
         print("There is one trial: the ensemble is that trial")
     rows = compare(file, name, pool, seed)
+    if takes_costs(file.selector):
+        show_curve(pool, file, costs or "GFLOPs")
     weights = rows[-1].weights
     store = loaded.store / "ensembles" / name
     compared = [rows[0].weights, *([rows[1].weights] if score_all else []), weights]

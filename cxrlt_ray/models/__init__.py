@@ -93,6 +93,17 @@ def load(folder: Path) -> tuple[Classifier, ModelSpec, tuple[str, ...]]:
     return model.eval(), spec, tuple(about["findings"])
 
 
+def flops(spec: ModelSpec, findings: int) -> int:
+    """Floating-point operations (a multiplication and an addition are two) to score one image; no memory is used."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = Classifier(dataclasses.replace(spec, pretrained=False), findings).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, spec.resolution, spec.resolution, dtype=torch.uint8))
+    return counter.get_total_flops()
+
+
 def check_weights(specs: list[ModelSpec]) -> None:
     """Make sure that every model can be built and its weights be had; raises naming the first that cannot."""
     from cxrlt_ray.models.weights import load_pretrained

@@ -54,7 +54,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def takes_costs(name: str) -> bool:
     """Whether selector `name` weighs what its members cost: it takes `costs`, float [M]."""
-    return "costs" in inspect.signature(SELECTORS[name]).parameters
+    return name in SELECTORS and "costs" in inspect.signature(SELECTORS[name]).parameters
 
 
 def choose_by(

@@ -1,0 +1,78 @@
+"""What is chosen by cross-fitting, and that its score has not seen what it is scored on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cxrlt_ray.selection import honest
+from cxrlt_ray.selection.honest import AUTO, STRENGTHS, Method, combine, fit
+
+
+def cohort(skills, images=400, findings=4, prevalence=0.2, seed=0):
+    """Members whose scores tell `skills` [M, C] of the labels; two images a subject."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((images, findings)) < prevalence).astype(np.int8)
+    scores = np.asarray(skills)[:, None, :] * targets + rng.normal(size=(len(skills), images, findings))
+    return (1 / (1 + np.exp(-scores))).astype(np.float32), targets, np.arange(images) // 2
+
+
+EACH_ITS_OWN = np.eye(4) * 4  # member m is good at finding m alone
+ONE_FOR_ALL = np.array([[2.0] * 4, [0.3] * 4, [0.3] * 4])
+
+
+def test_the_guards_strength_follows_the_data():
+    own = fit(Method("greedy", guard=AUTO), *cohort(EACH_ITS_OWN, images=1000))
+    assert own.method.guard < np.inf
+    common = fit(Method("greedy", {"rounds": 20}, guard=AUTO), *cohort(ONE_FOR_ALL, prevalence=0.03))
+    assert common.method.guard == np.inf
+    assert (common.weights == common.weights[:, :1]).all()
+
+
+def test_the_selector_is_chosen_and_ties_go_to_the_simpler():
+    methods = [Method("mean"), Method("best"), Method("greedy")]
+    assert fit(methods, *cohort(EACH_ITS_OWN, images=1000)).method.selector == "greedy"
+    assert fit(methods, *cohort(np.ones((3, 4)) * 1.5)).method.selector == "mean"
+    assert fit(methods, *cohort([[2.5] * 4, [0.0] * 4, [0.0] * 4], images=1000)).method.selector != "mean"
+
+
+def test_choosing_all_methods_equals_fitting_the_chosen_one():
+    inputs = cohort(EACH_ITS_OWN)
+    chosen = fit([Method("mean"), Method("greedy", guard=5.0)], *inputs)
+    alone = fit(chosen.method, *inputs)
+    assert np.array_equal(chosen.weights, alone.weights)
+
+
+@pytest.mark.parametrize("methods", [Method("greedy", guard=AUTO), [Method("mean"), Method("best"), Method("greedy")]])
+def test_no_choice_has_seen_the_subjects_it_is_scored_on(monkeypatch, methods):
+    scores, targets, groups = cohort(EACH_ITS_OWN, images=200)
+    fold = groups % 4
+    monkeypatch.setattr(honest, "assign_folds", lambda *_: fold)
+    before = fit(methods, scores, targets, groups, folds=4)
+    out = fold == 2
+    after = fit(methods, scores, np.where(out[:, None], 1 - targets, targets), groups, folds=4)
+    assert np.array_equal(before.crossed[0, out], after.crossed[0, out])
+    assert not np.array_equal(before.crossed[0, ~out], after.crossed[0, ~out])
+
+
+def test_each_fold_is_scored_by_the_weights_of_the_others():
+    scores, targets, groups = cohort(EACH_ITS_OWN)
+    found = fit(Method("greedy", {"rounds": 10}), scores, targets, groups, folds=4, seed=3)
+    fold = honest.assign_folds(targets, groups, 4, 3)
+    for k in range(4):
+        out = fold == k
+        weights = honest.choose(Method("greedy", {"rounds": 10}), scores[:, ~out], targets[~out], groups[~out])
+        assert np.array_equal(found.crossed[0, out], combine(scores[:, out], weights))
+
+
+def test_repeats_are_other_folds():
+    found = fit(Method("greedy", {"rounds": 5}), *cohort(ONE_FOR_ALL), repeats=3)
+    assert found.crossed.shape == (3, 400, 4)
+    assert not np.array_equal(found.crossed[0], found.crossed[1])
+    again = fit(Method("greedy", {"rounds": 5}), *cohort(ONE_FOR_ALL), repeats=3)
+    assert np.array_equal(found.crossed, again.crossed)
+
+
+def test_strengths_go_from_the_simplest_to_none():
+    assert list(STRENGTHS) == sorted(STRENGTHS, reverse=True)
+    assert STRENGTHS[-1] == 0
