@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow bench lint clean
 
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"cxrlt_ray needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}. Give another: make PYTHON=python3.11 ...")'
@@ -27,6 +27,10 @@ test: .venv/.ready
 
 slow: .venv/.ready
 	$(PY) -m pytest -m slow
+
+bench: .venv/.ready
+	$(PY) benchmarks/selection.py --write
+	$(PY) benchmarks/honesty.py --write
 
 lint: .venv/.ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy cxrlt_ray
