@@ -141,7 +141,8 @@ def bootstrap(
     result = np.empty((2, len(systems), rounds))
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # the loop is compiled and frees the interpreter's lock
         for s, scores in enumerate(systems):
-            columns = [_sorted(targets[:, c], np.asarray(scores)[:, c], group) for c in range(targets.shape[1])]
+            ordered = functools.partial(_sorted, group=group)
+            columns = list(threads.map(ordered, targets.T, np.asarray(scores).T))
             values = np.array(
                 [list(threads.map(functools.partial(count, *column), blocks)) for column in columns]
             )  # [C, blocks, 2, LANES]

@@ -142,25 +142,24 @@ def _first_best(values):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILED)
-def _gathered(predictions, column, rows):  # type: ignore[no-untyped-def]
-    """Scores float32 [M, rows] of one finding, side by side."""
-    scores = np.empty((predictions.shape[0], rows.size), np.float32)
-    for m in range(predictions.shape[0]):
+def _gathered(scores, rows):  # type: ignore[no-untyped-def]
+    """Some rows of scores [M, N], side by side."""
+    some = np.empty((scores.shape[0], rows.size), np.float32)
+    for m in range(scores.shape[0]):
         for n in range(rows.size):
-            scores[m, n] = predictions[m, rows[n], column]
-    return scores
+            some[m, n] = scores[m, rows[n]]
+    return some
 
 
-def _hardest_first(negatives: np.ndarray, found: int) -> tuple[np.ndarray, int]:
-    """Negatives [M, N] with those of the highest mean score in front, and how many those are."""
-    images = negatives.shape[1]
+def _hardest_first(scores: np.ndarray, rows: np.ndarray, found: int) -> tuple[np.ndarray, int]:
+    """Negatives' rows with those of the highest scores (the mean of some members') in front, and how many those are."""
     hard = HARD + HARD_EACH * found
-    if 2 * hard > images:
-        return negatives, images
-    mean = negatives.sum(axis=0, dtype=np.float32)
-    front = mean >= np.partition(mean, images - hard)[images - hard]
-    order = np.concatenate((np.flatnonzero(front), np.flatnonzero(~front)))
-    return negatives.take(order, axis=1), int(front.sum())
+    if 2 * hard > rows.size:
+        return rows, rows.size
+    some = scores[:: max(1, len(scores) // 8)]
+    mean = _gathered(some, rows).sum(axis=0, dtype=np.float32)
+    front = mean >= np.partition(mean, rows.size - hard)[rows.size - hard]
+    return np.concatenate((rows[front], rows[~front])), int(front.sum())
 
 
 @njit(**COMPILED)
@@ -270,10 +269,11 @@ class _Finding(NamedTuple):
 
 def _finding(predictions: np.ndarray, targets: np.ndarray, c: int) -> _Finding:
     """Finding c's part of predictions [M, N, C]; images without its label are left out."""
-    positives, negatives = (_gathered(predictions, c, np.flatnonzero(targets[:, c] == label)) for label in (1, 0))
+    scores = predictions[:, :, c]
+    positives = _gathered(scores, np.flatnonzero(targets[:, c] == 1))
     members, found = positives.shape
-    negatives, hard = _hardest_first(negatives, found)
-    images = negatives.shape[1]
+    rows, hard = _hardest_first(scores, np.flatnonzero(targets[:, c] == 0), found)
+    negatives, images = _gathered(scores, rows), rows.size
     bits = min(max(int(images + found - 1).bit_length() - 3, 4), 13)  # about 8 images a coarse bucket, one a fine one
     return _Finding(
         positives,
@@ -434,43 +434,42 @@ def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, b
     def prepare(k: int) -> None:
         findings[k] = _finding(predictions, targets, scored[k])
 
-    every = range(len(scored))
-    _each(prepare, every, size)
+    _each(prepare, range(len(scored)), size)
+    threads = numba.get_num_threads()
+    teams = [range(start, len(scored), threads) for start in range(threads)]  # one a thread, of equal work
+    ap = np.empty((len(scored), bags.shape[1]))
+
+    def all_findings(work: Callable[..., Any], *arguments: Any) -> None:
+        _each(lambda team: [work(findings[k], *arguments) for k in team], teams, size)
+
+    def judge(members: np.ndarray, stage: int) -> np.ndarray:
+        _each(lambda team: [_judge_all(findings[k], members, stage, ap[k]) for k in team], teams, size)
+        return ap[:, members].mean(axis=0)
+
     counts = np.zeros(bags.shape)
     for bag in range(len(bags)):
-        _each(lambda k: _reset(findings[k]), every, size)
+        all_findings(_reset)
         picked, reached = [], []
         for _ in range(rounds):
-            chosen, value = _best_together(findings, np.flatnonzero(bags[bag]), size)
+            all_findings(_begin)
+            chosen, value = _best(judge, np.flatnonzero(bags[bag]), bags.shape[1])
             picked.append(chosen)
             reached.append(value)
-            _each(lambda k, m=chosen: _take(findings[k], m), every, size)  # type: ignore[misc]
+            all_findings(_take, chosen)
         counts[bag] = np.bincount(picked[: _first_best(np.array(reached)) + 1], minlength=bags.shape[1])
     return counts
 
 
-def _best_together(findings: list[Any], among: np.ndarray, size: int) -> tuple[int, float]:
-    """The member of the highest macro mAP with the running sums, the first of equals, and that mAP."""
-    members = len(findings[0].low)
-    ap = np.full((len(findings), members), -np.inf)
-
-    def judge(these: np.ndarray, stage: int) -> np.ndarray:
-        def one(k: int) -> None:
-            if stage == 0:
-                _begin(findings[k])
-            _judge_all(findings[k], these, stage, ap[k])
-
-        _each(one, range(len(findings)), size)
-        return ap.mean(axis=0)
-
-    value, exact = judge(among, 0), np.full(members, -np.inf)
-    first = np.argmax(value)
-    exact[first] = judge(np.array([first]), 2)[first]
-    for stage in (1, 2):
-        able = [m for m in among if value[m] >= exact.max() - SLACK and exact[m] == -np.inf]
-        if able:
-            judged = judge(np.array(able), stage)
-            (exact if stage == 2 else value)[able] = judged[able]
+def _best(judge: Callable[[np.ndarray, int], np.ndarray], among: np.ndarray, members: int) -> tuple[int, float]:
+    """Of the members `among` that of the highest value, the first of equals; judge(members, stage): as `_judge`."""
+    value, exact = np.full(members, -np.inf), np.full(members, -np.inf)
+    value[among] = judge(among, 0)
+    first = np.array([np.argmax(value)])
+    exact[first] = judge(first, 2)
+    for stage, judged in ((1, value), (2, exact)):
+        able = np.flatnonzero((value >= exact.max() - SLACK) & (exact == -np.inf))
+        if able.size:
+            judged[able] = judge(able, stage)
     chosen = int(_first_best(exact))
     return chosen, float(exact[chosen])
 
@@ -495,7 +494,7 @@ def _by_work(targets: np.ndarray) -> list[int]:
     return [int(c) for c in np.argsort(-positives, kind="stable") if positives[c]]
 
 
-def _each(work: Callable[[int], None], items: Iterable[int], scores: int) -> None:
+def _each(work: Callable[[Any], Any], items: Iterable[Any], scores: int) -> None:
     """Do `work` for every item; on numba's number of threads where there are scores enough to be worth it."""
     threads = numba.get_num_threads()
     if threads == 1 or scores < SMALL:

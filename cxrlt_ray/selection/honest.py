@@ -69,6 +69,8 @@ def fit(
     Raises CxrltError where inputs do not fit.
     """
     predictions, targets, groups = check(predictions, targets, groups)
+    # each finding's scores side by side: selectors read them again for every fold
+    predictions = np.ascontiguousarray(predictions.transpose(2, 0, 1)).transpose(1, 2, 0)
     given = [methods] if isinstance(methods, Method) else list(methods)
     options = [replace(m, guard=g) for m in given for g in (STRENGTHS if m.guard == AUTO else (m.guard,))]
     if folds < 2:
@@ -82,8 +84,8 @@ def fit(
         fold = assign_folds(targets, groups, folds, seed + r)
         chooser = _Chooser(options, predictions, targets, groups, fold, seed, costs)
         for k in range(folds):
-            out, left = fold == k, frozenset([k])
-            crossed[r, out] = combine(predictions[:, out], chooser.weights(chooser.choice(left), left))
+            left = frozenset([k])
+            crossed[r, fold == k] = chooser.scores(chooser.choice(left), left, k)
         if first is None:
             chosen = chooser.choice(frozenset())
             first = chooser.weights(chosen, frozenset()), options[chosen]
@@ -137,6 +139,7 @@ class _Chooser:
         self.options, self.predictions, self.targets, self.groups = options, predictions, targets, groups
         self.fold, self.seed, self.costs = fold, seed, costs
         self._bases: dict[Any, np.ndarray] = {}
+        self._combined: dict[Any, np.ndarray] = {}
         self.choice = functools.cache(self._choice)
 
     def weights(self, option: int, left: frozenset[int]) -> np.ndarray:
@@ -151,6 +154,23 @@ class _Chooser:
         weights[kept] = self._guarded(method, targets, left, kept)
         return weights
 
+    def scores(self, option: int, left: frozenset[int], k: int) -> np.ndarray:
+        """Combined predictions float64 [n, C] of fold k's images by weights chosen without the folds `left`."""
+        assert self.fold is not None
+        method, targets, out = self.options[option], self._without(left), self.fold == k
+        if method.members is not None:
+            return combine(self.predictions[:, out], self.weights(option, left))
+        own = own_share(targets, self.groups, float(method.guard))  # all strengths are mixtures of the same two
+        mixed = np.zeros((int(out.sum()), len(own)))
+        for together, share in ((False, own), (True, 1 - own)):
+            if share.any():
+                key = (method.selector, tuple(sorted(method.settings.items())), left, k, together)
+                if key not in self._combined:
+                    weights = self._base(method, targets, left, np.arange(len(self.predictions)), together)
+                    self._combined[key] = combine(self.predictions[:, out], weights)
+                mixed += self._combined[key] * share
+        return mixed
+
     def _choice(self, left: frozenset[int]) -> int:
         """The option to take without the folds `left`, by cross-fitting among the others."""
         if len(self.options) == 1:
@@ -162,9 +182,8 @@ class _Chooser:
         seen = np.isin(self.fold, inner)
         scores = np.zeros((len(self.options), *self.targets.shape), np.float32)
         for j in inner:
-            out = self.fold == j
             for o in range(len(self.options)):
-                scores[o, out] = combine(self.predictions[:, out], self.weights(o, left | {j}))
+                scores[o, self.fold == j] = self.scores(o, left | {j}, j)
         systems = list(scores[:, seen])
         targets, groups = self.targets[seen], self.groups[seen]
         values = np.array([metrics.macro(ap) for ap in exact.precisions(np.stack(systems), targets)])
