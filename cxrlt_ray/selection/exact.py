@@ -31,6 +31,7 @@ SLACK = 1e-11  # a bound's own rounding, and EQUAL
 NEVER = 1e-9  # of a 16-bit step: far above the rounding of float64, so that "certain" is
 FEW = 32  # positives of one bucket that are sorted by insertion
 HARD, HARD_EACH = 2048, 16  # negatives that the first bound counts in full: so many, and so many for a positive
+LESS = 1 - 2.0**-20  # float32's rounding of a few operations, on the safe side
 POSITIVE, LOWER = np.int64(1 << 32), np.int64((1 << 32) - 1)  # one positive in a count; the negatives of a count
 TINY = 1e-300  # keeps 0 / 0 at 0
 TILE = 2048  # scores added at once; they stay in the first cache
@@ -176,6 +177,24 @@ def _count(whole, steps, shift, counts, sums):  # type: ignore[no-untyped-def]
         start = stop
 
 
+@njit(**COMPILED)
+def _count_finely(sixteenths, scores, low, scale, shift, counts, sums):  # type: ignore[no-untyped-def]
+    """As `_count`, of sums in 16ths of a step: the negatives' `sixteenths` int32 [N] and a member's scores as they are.
+
+    float32 arithmetic is off by less than LESS of a score, and by less than its cutting off loses.
+    """
+    low, scale = np.float32(low), np.float32(16 * scale * LESS)
+    start = 0
+    while start < scores.size:
+        stop = min(start + TILE, scores.size)
+        left, right = sixteenths[start:stop], scores[start:stop]
+        for n in range(stop - start):
+            sums[n] = left[n] + np.int32((right[n] - low) * scale)
+        for n in range(stop - start):
+            counts[np.uint64(sums[n]) >> np.uint64(shift)] += 1
+        start = stop
+
+
 @njit(**COMPILED, fastmath={"reassoc", "contract"})
 def _bound(thresholds, shift, counts):  # type: ignore[no-untyped-def]
     """An upper bound of AP from negatives by bucket, `counts` (overwritten), and positives int32 [P] in steps.
@@ -220,7 +239,7 @@ def _span(scores, least, most):  # type: ignore[no-untyped-def]
 @njit(**COMPILED)
 def _rounded_down(scores, low, scale, out):  # type: ignore[no-untyped-def]
     for n in range(out.size):
-        out[n] = np.uint16(max((scores[n] - low) * scale - NEVER, 0.0))
+        out[n] = np.int32(max((scores[n] - low) * scale - NEVER, 0.0))
 
 
 @njit(**COMPILED)
@@ -258,10 +277,12 @@ class _Finding(NamedTuple):
     total_neg: np.ndarray  # [N]
     whole_pos: np.ndarray  # [P] the same less `base`, in steps
     whole_neg: np.ndarray  # uint16 [N], rounded down
+    sixteenths: np.ndarray  # int32 [N] the same in 16ths of a step
     scale: np.ndarray  # [3]: the least base of the running sum, steps a unit now, and at first
     rest: np.ndarray  # int64: the negatives behind `hard` by coarse bucket
     counts: np.ndarray  # int64: all by fine bucket
     sums: np.ndarray  # uint16 [TILE]
+    fine_sums: np.ndarray  # int32 [TILE]
     thresholds: np.ndarray  # int32 [P] a candidate's positives in steps, rounded up
     candidate_pos: np.ndarray  # [P] a candidate's sum
     candidate_neg: np.ndarray  # [N]
@@ -286,10 +307,12 @@ def _finding(predictions: np.ndarray, targets: np.ndarray, c: int) -> _Finding:
         np.empty(images),
         np.empty(found),
         np.empty(images, np.uint16),
+        np.empty(images, np.int32),
         np.empty(3),
         np.empty((1 << bits) + 1, np.int64),
         np.empty((8 << bits) + 1, np.int64),
         np.empty(TILE, np.uint16),
+        np.empty(TILE, np.int32),
         np.empty(found, np.int32),
         np.empty(found),
         np.empty(images),
@@ -338,7 +361,9 @@ def _begin(finding):  # type: ignore[no-untyped-def]
         for m in range(finding.steps.shape[0]):
             _halve(finding.steps[m])
     finding.scale[1] = scale
-    _rounded_down(finding.total_neg, base, scale, finding.whole_neg)
+    _rounded_down(finding.total_neg, base, 16 * scale, finding.sixteenths)
+    for n in range(finding.whole_neg.size):
+        finding.whole_neg[n] = finding.sixteenths[n] >> 4
     for p in range(finding.total_pos.size):
         finding.whole_pos[p] = (finding.total_pos[p] - base) * scale
     finding.rest[:] = 0
@@ -362,7 +387,12 @@ def _judge(finding, m, stage):  # type: ignore[no-untyped-def]
     else:
         shift, counts = _shift(finding.counts.size), finding.counts
         counts[:] = 0
-        _count(whole, finding.steps[m], shift, counts, finding.sums)
+        scale = finding.scale[1]
+        if 1e-30 < scale < 1e30:
+            scores, low = finding.negatives[m], finding.low[m]
+            _count_finely(finding.sixteenths, scores, low, scale, shift + 4, counts, finding.fine_sums)
+        else:  # beyond float32
+            _count(whole, finding.steps[m], shift, counts, finding.sums)
     return _bound(finding.thresholds, shift, counts)
 
 
@@ -435,24 +465,17 @@ def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, b
         findings[k] = _finding(predictions, targets, scored[k])
 
     _each(prepare, range(len(scored)), size)
-    threads = numba.get_num_threads()
-    teams = [range(start, len(scored), threads) for start in range(threads)]  # one a thread, of equal work
-    ap = np.empty((len(scored), bags.shape[1]))
+    every, counts = np.arange(len(scored)), np.zeros(bags.shape)
 
     def all_findings(work: Callable[..., Any], *arguments: Any) -> None:
-        _each(lambda team: [work(findings[k], *arguments) for k in team], teams, size)
+        _shared(lambda k: work(findings[k], *arguments), every, size)
 
-    def judge(members: np.ndarray, stage: int) -> np.ndarray:
-        _each(lambda team: [_judge_all(findings[k], members, stage, ap[k]) for k in team], teams, size)
-        return ap[:, members].mean(axis=0)
-
-    counts = np.zeros(bags.shape)
     for bag in range(len(bags)):
         all_findings(_reset)
         picked, reached = [], []
         for _ in range(rounds):
             all_findings(_begin)
-            chosen, value = _best(judge, np.flatnonzero(bags[bag]), bags.shape[1])
+            chosen, value = _best_together(findings, np.flatnonzero(bags[bag]), size)
             picked.append(chosen)
             reached.append(value)
             all_findings(_take, chosen)
@@ -460,18 +483,31 @@ def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, b
     return counts
 
 
-def _best(judge: Callable[[np.ndarray, int], np.ndarray], among: np.ndarray, members: int) -> tuple[int, float]:
-    """Of the members `among` that of the highest value, the first of equals; judge(members, stage): as `_judge`."""
-    value, exact = np.full(members, -np.inf), np.full(members, -np.inf)
-    value[among] = judge(among, 0)
-    first = np.array([np.argmax(value)])
-    exact[first] = judge(first, 2)
-    for stage, judged in ((1, value), (2, exact)):
-        able = np.flatnonzero((value >= exact.max() - SLACK) & (exact == -np.inf))
-        if able.size:
-            judged[able] = judge(able, stage)
-    chosen = int(_first_best(exact))
-    return chosen, float(exact[chosen])
+def _best_together(findings: list[Any], among: np.ndarray, size: int) -> tuple[int, float]:
+    """Of the members `among` that of the highest macro mAP with the running sums, the first of equals; and that mAP."""
+    ap = np.full((len(findings), len(findings[0].low)), -np.inf)  # upper bounds, at last exact
+
+    def judge(members: np.ndarray, stage: int, some: np.ndarray) -> None:
+        _shared(lambda k: _judge_all(findings[k], members, stage, ap[k]), some, size)
+
+    every = np.arange(len(findings))
+    judge(among, 0, every)
+    first = np.array([np.argmax(ap.mean(axis=0))])
+    loose = ap[:, first[0]].copy()
+    judge(first, 2, every)
+    best, exact = ap[:, first[0]].mean(), np.zeros(ap.shape[1], bool)
+    exact[first] = True
+    loosest = np.argsort(ap[:, first[0]] - loose, kind="stable")  # these bounds have most to give: they may suffice
+    for stage in (1, 2):
+        for some in np.array_split(loosest, max(1, len(loosest) // 8)):
+            able = np.flatnonzero((ap.mean(axis=0) >= best - SLACK) & ~exact)
+            if able.size:
+                judge(able, stage, some)
+        if stage == 2 and able.size:
+            exact[able] = True
+    value = np.where(exact, ap.mean(axis=0), -np.inf)
+    chosen = int(_first_best(value))
+    return chosen, float(value[chosen])
 
 
 def precisions(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -502,6 +538,12 @@ def _each(work: Callable[[Any], Any], items: Iterable[Any], scores: int) -> None
             work(item)
     else:  # the compiled loops free the interpreter's lock
         list(_pool(os.getpid(), threads).map(work, items))
+
+
+def _shared(work: Callable[[Any], Any], items: np.ndarray, scores: int) -> None:
+    """As `_each`, for short work: each thread takes its share of the items at once."""
+    threads = numba.get_num_threads()
+    _each(lambda share: [work(item) for item in share], [items[start::threads] for start in range(threads)], scores)
 
 
 @functools.cache
