@@ -33,7 +33,7 @@ def run(name: str, argv: list[str] | None = None) -> NoReturn:
     function = importlib.import_module(f"cxrlt_ray.{name}").main
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(_one_sentence(function))
-    args = _spread(sys.argv[1:] if argv is None else argv, getattr(function, "many", ()))
+    args = spread(sys.argv[1:] if argv is None else argv, getattr(function, "many", ()))
     app(args=args, prog_name=f"python -m cxrlt_ray.{name}")
     raise SystemExit(0)
 
@@ -78,7 +78,7 @@ def console() -> Any:
     return made if made.is_terminal else Console(highlight=False, width=120)
 
 
-def _spread(args: list[str], many: tuple[str, ...]) -> list[str]:
+def spread(args: list[str], many: tuple[str, ...]) -> list[str]:
     """`--from a b` as `--from a --from b`, for the options `many` that take several values."""
     spread, at = [], ""
     for arg in args:

@@ -107,7 +107,7 @@ def test_options_that_do_not_go_together_are_refused(folder):
 
 def test_options_of_several_values_take_them_in_one_go_or_one_by_one():
     many = ("--from", "--apply")
-    assert cli._spread(["--from", "a", "b", "--seed", "1", "--apply", "c"], many) == [
+    assert cli.spread(["--from", "a", "b", "--seed", "1", "--apply", "c"], many) == [
         *["--from", "a", "--from", "b", "--seed", "1", "--apply", "c"]
     ]
-    assert cli._spread(["--from", "a", "--from", "b"], many) == ["--from", "a", "--from", "b"]
+    assert cli.spread(["--from", "a", "--from", "b"], many) == ["--from", "a", "--from", "b"]

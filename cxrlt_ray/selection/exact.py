@@ -32,8 +32,8 @@ NEVER = 1e-9  # of a 16-bit step: far above the rounding of float64, so that "ce
 FEW = 32  # positives of one bucket that are sorted by insertion
 HARD, HARD_EACH = 2048, 16  # negatives that the first bound counts in full: so many, and so many for a positive
 LESS = 1 - 2.0**-20  # float32's rounding of a few operations, on the safe side
-POSITIVE, LOWER = np.int64(1 << 32), np.int64((1 << 32) - 1)  # one positive in a count; the negatives of a count
 TINY = 1e-300  # keeps 0 / 0 at 0
+MIXED = 16  # ranks apart
 TILE = 2048  # scores added at once; they stay in the first cache
 SMALL = 500_000  # fewer scores than this are not worth waking threads for
 COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -95,20 +95,27 @@ def _ap(positives, negatives):  # type: ignore[no-untyped-def]
     placed[total:] = np.inf
     low, high = placed[0], placed[total - 1]
     reaching = np.zeros(total + 1, np.int64)  # negatives by how many positives they reach
-    for score in negatives:
-        bucket = _bucket(min(max(score, low), high), low, scale)
-        reached, left = first[bucket], first[bucket + 1] - first[bucket]
-        if left <= 2:  # no branch to mispredict
-            reached += ((left > 0) & (placed[reached] <= score)) + ((left > 1) & (placed[reached + 1] <= score))
-        else:
-            while left > 0:
-                half = (left + 1) // 2
-                if placed[reached + half - 1] <= score:
-                    reached += half
-                    left -= half
-                else:
-                    left = half - 1
-        reaching[reached] += 1
+    start, buckets = 0, np.empty(TILE, np.int32)
+    while start < negatives.size:
+        stop = min(start + TILE, negatives.size)
+        part = negatives[start:stop]
+        for n in range(stop - start):  # two loops: the first is vectorised
+            buckets[n] = _bucket(min(max(part[n], low), high), low, scale)
+        for n in range(stop - start):
+            bucket, score = np.uint64(buckets[n]), part[n]
+            reached, left = first[bucket], first[bucket + np.uint64(1)] - first[bucket]
+            if left <= 2:  # no branch to mispredict
+                reached += ((left > 0) & (placed[reached] <= score)) + ((left > 1) & (placed[reached + 1] <= score))
+            else:
+                while left > 0:
+                    half = (left + 1) // 2
+                    if placed[reached + half - 1] <= score:
+                        reached += half
+                        left -= half
+                    else:
+                        left = half - 1
+            reaching[reached] += 1
+        start = stop
     result, false, k = 0.0, 0, total
     while k > 0:
         start = k - 1
@@ -199,13 +206,15 @@ def _count_finely(sixteenths, scores, low, scale, shift, counts, sums):  # type:
 def _bound(thresholds, shift, counts):  # type: ignore[no-untyped-def]
     """An upper bound of AP from negatives by bucket, `counts` (overwritten), and positives int32 [P] in steps.
 
-    Negatives are counted in the lower 32 bits and positives in the upper, so that one pass sums both from above.
-    Positives of one bucket are taken as tied: that is never less. No branch depends on the data.
+    Negatives are counted in the lower half of a count's bits and positives in the upper, so that one pass sums both
+    from above. Positives of one bucket are taken as tied: that is never less. No branch depends on the data.
     """
+    half = np.uint64(4 * counts.itemsize)
+    positive, lower = np.uint64(1) << half, (np.uint64(1) << half) - np.uint64(1)
     up, right = np.uint64((1 << shift) - 1), np.uint64(shift)
     for threshold in thresholds:
-        counts[(np.uint64(threshold) + up) >> right] += POSITIVE
-    running = np.int64(0)
+        counts[(np.uint64(threshold) + up) >> right] += positive
+    running = np.uint64(0)
     for bucket in range(counts.size - 1, -1, -1):
         running += counts[bucket]
         counts[bucket] = running
@@ -213,13 +222,14 @@ def _bound(thresholds, shift, counts):  # type: ignore[no-untyped-def]
     if 8 * found < counts.size:
         for threshold in thresholds:
             here = counts[(np.uint64(threshold) + up) >> right]
-            result += (here >> 32) / np.float64((here >> 32) + (here & LOWER))
+            true = np.int32(here >> half)
+            result += true / np.float64(true + np.int32(here & lower))
     else:
         for bucket in range(counts.size - 1):
-            true, more = counts[bucket] >> 32, counts[bucket + 1] >> 32
-            result += (true - more) * (true / (np.float64(true + (counts[bucket] & LOWER)) + TINY))
-        true = counts[counts.size - 1] >> 32  # above every negative
-        result += true
+            true, more = np.int32(counts[bucket] >> half), np.int32(counts[bucket + 1] >> half)
+            seen = np.float64(true + np.int32(counts[bucket] & lower))
+            result += np.float64(true - more) * (np.float64(true) / (seen + TINY))
+        result += np.int32(counts[counts.size - 1] >> half)  # above every negative
     return result / found
 
 
@@ -279,8 +289,8 @@ class _Finding(NamedTuple):
     whole_neg: np.ndarray  # uint16 [N], rounded down
     sixteenths: np.ndarray  # int32 [N] the same in 16ths of a step
     scale: np.ndarray  # [3]: the least base of the running sum, steps a unit now, and at first
-    rest: np.ndarray  # int64: the negatives behind `hard` by coarse bucket
-    counts: np.ndarray  # int64: all by fine bucket
+    rest: np.ndarray  # uint32 or uint64: the negatives behind `hard` by coarse bucket
+    counts: np.ndarray  # all by fine bucket
     sums: np.ndarray  # uint16 [TILE]
     fine_sums: np.ndarray  # int32 [TILE]
     thresholds: np.ndarray  # int32 [P] a candidate's positives in steps, rounded up
@@ -296,6 +306,7 @@ def _finding(predictions: np.ndarray, targets: np.ndarray, c: int) -> _Finding:
     rows, hard = _hardest_first(scores, np.flatnonzero(targets[:, c] == 0), found)
     negatives, images = _gathered(scores, rows), rows.size
     bits = min(max(int(images + found - 1).bit_length() - 3, 4), 13)  # about 8 images a coarse bucket, one a fine one
+    count = np.uint32 if images + found < 1 << 16 else np.uint64  # small ones stay in the cache
     return _Finding(
         positives,
         negatives,
@@ -309,8 +320,8 @@ def _finding(predictions: np.ndarray, targets: np.ndarray, c: int) -> _Finding:
         np.empty(images, np.uint16),
         np.empty(images, np.int32),
         np.empty(3),
-        np.empty((1 << bits) + 1, np.int64),
-        np.empty((8 << bits) + 1, np.int64),
+        np.empty((1 << bits) + 1, count),
+        np.empty((8 << bits) + 1, count),
         np.empty(TILE, np.uint16),
         np.empty(TILE, np.int32),
         np.empty(found, np.int32),
