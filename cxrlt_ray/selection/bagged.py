@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 
-from cxrlt_ray.selection.greedy import greedy
+from cxrlt_ray.selection.greedy import greedy_among
 from cxrlt_ray.selection.inputs import register_selector, within
 
 
@@ -22,7 +20,7 @@ def greedy_global(
 ) -> np.ndarray:
     """Weights [M, C], the same for every finding: `greedy` on macro mAP whatever `together` says."""
     within("rounds", rounds, 1)
-    return inspect.unwrap(greedy)(predictions, targets, groups, rounds=rounds, together=True)
+    return greedy_among(predictions, targets, rounds, np.ones((1, len(predictions)), int), together=True)
 
 
 @register_selector("greedy_bagged")
@@ -47,11 +45,9 @@ def greedy_bagged(
     within("bag_fraction", bag_fraction, 0.0, 1)
     members, rng = len(predictions), np.random.default_rng(seed)
     size = max(1, round(bag_fraction * members))
-    used = np.zeros(members)
-    weights = np.zeros((members, targets.shape[1]))
-    for _ in range(bags):
+    places, used = np.zeros((bags, members), int), np.zeros(members)
+    for place in places:
         bag = np.lexsort((rng.random(members), used))[:size]  # the least used, else at random
+        place[bag] = np.arange(1, size + 1)
         used[bag] += 1
-        options = {"rounds": rounds, "together": together}
-        weights[bag] += inspect.unwrap(greedy)(predictions[bag], targets, groups, **options)
-    return weights / bags
+    return greedy_among(predictions, targets, rounds, places, together)

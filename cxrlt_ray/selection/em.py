@@ -13,7 +13,7 @@ from numba import njit, prange
 
 BLOCK = 4096  # images whose pool stays in the cache while all members pass
 GAP = 1e-6  # nats an image from the optimum at which to stop
-LEAST = 1e-4  # a weight below is not worth its member
+LEAST = 1e-4  # a weight below, as a share of the largest, is not worth its member
 _RARE = 1e-200  # likelihood of what a member holds for impossible
 
 
@@ -54,11 +54,13 @@ def pool_weights(values: np.ndarray, targets: np.ndarray, steps: int) -> np.ndar
     values: float32 [M, n], targets: int8 [n]. What leaves [0, 1] is first mapped onto it, all members alike,
     which keeps the pool's order. At most `steps` updates w_m <- w_m mean_j p_mj(y_j) / pool_j(y_j).
     """
-    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
+    labelled = targets >= 0
+    low = float(values.min(where=labelled, initial=0.0))
+    high = float(values.max(where=labelled, initial=1.0))
     run = _in_turn if values.size < 5_000_000 else _in_parallel  # waking threads costs up to 3 ms
 
     def measure(weights: np.ndarray) -> tuple[np.ndarray, float]:
-        means = run(values, targets, weights, low, 1 / (high - low)) / (targets >= 0).sum()
+        means = run(values, targets, weights, low, 1 / (high - low)) / labelled.sum()
         return np.log(means[:-1]), means[-1]
 
     weights, stretch = np.full(len(values), 1 / len(values)), 1.0
@@ -75,7 +77,8 @@ def pool_weights(values: np.ndarray, targets: np.ndarray, steps: int) -> np.ndar
             break
         else:
             stretch = 1.0
-    kept = np.where(weights < LEAST, 0, weights) / weights[weights >= LEAST].sum()
+    kept = np.where(weights < LEAST * weights.max(), 0, weights)
+    kept /= kept.sum()
     return kept if measure(kept)[1] >= reached - GAP else weights
 
 

@@ -138,15 +138,17 @@ def average_precision(scores, positive):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILED)
-def _first_best(values):  # type: ignore[no-untyped-def]
-    best = -np.inf
+def _foremost(values, places):  # type: ignore[no-untyped-def]
+    """Of the highest values, equal to within EQUAL, the index of the lowest place; the first of those."""
+    best, chosen = -np.inf, 0
     for value in values:
         if value > best:  # nan never is
             best = value
+    least = np.inf
     for k in range(values.size):
-        if values[k] >= best - EQUAL:
-            return k
-    return 0
+        if values[k] >= best - EQUAL and places[k] < least:
+            chosen, least = k, places[k]
+    return chosen
 
 
 @njit(**COMPILED)
@@ -417,7 +419,7 @@ def _take(finding, m):  # type: ignore[no-untyped-def]
 
 @njit(**COMPILED)
 def _greedy(finding, bags, rounds):  # type: ignore[no-untyped-def]
-    """Greedy selection with replacement for one finding, among each of bags bool [B, M]; counts float64 [B, M]."""
+    """Greedy selection with replacement for one finding, in each of `bags` (see greedy_each); counts float64 [B, M]."""
     counts, members = np.zeros(bags.shape), bags.shape[1]
     stage, value, exact = np.empty(members, np.int64), np.empty(members), np.empty(members)
     picked, reached = np.empty(rounds, np.int64), np.empty(rounds)
@@ -427,7 +429,7 @@ def _greedy(finding, bags, rounds):  # type: ignore[no-untyped-def]
             _begin(finding)
             for m in range(members):
                 stage[m], exact[m] = 0, -np.inf
-                value[m] = np.inf if bags[bag, m] else -np.inf
+                value[m] = np.inf if bags[bag, m] > 0 else -np.inf
             best = -np.inf
             while True:
                 m = np.argmax(value)
@@ -440,10 +442,10 @@ def _greedy(finding, bags, rounds):  # type: ignore[no-untyped-def]
                 else:
                     value[m] = min(value[m], judged)
                 stage[m] += 1
-            picked[turn] = _first_best(exact)
+            picked[turn] = _foremost(exact, bags[bag])
             reached[turn] = exact[picked[turn]]
             _take(finding, picked[turn])
-        for turn in range(_first_best(reached) + 1):
+        for turn in range(_foremost(reached, np.zeros(rounds)) + 1):
             counts[bag, picked[turn]] += 1
     return counts
 
@@ -455,7 +457,11 @@ def _judge_all(finding, members, stage, out):  # type: ignore[no-untyped-def]
 
 
 def greedy_each(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags: np.ndarray) -> np.ndarray:
-    """Counts float64 [B, M, C] for each finding by itself, among each of bags bool [B, M]; 0 where no positive is."""
+    """How often each member is chosen, float64 [B, M, C], for each finding by itself; 0 where no positive is.
+
+    bags: int [B, M], one selection each: 0 for a member left out, else its place among equals, the lowest first.
+    """
+    bags = bags.astype(np.int64)
     counts = np.zeros((*bags.shape, targets.shape[1]))
 
     def one(c: int) -> None:
@@ -466,10 +472,10 @@ def greedy_each(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags:
 
 
 def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags: np.ndarray) -> np.ndarray:
-    """Counts float64 [B, M] of one ensemble for all findings, chosen on macro mAP, among each of bags bool [B, M]."""
+    """As greedy_each, float64 [B, M], of one ensemble for all findings, chosen on macro mAP."""
     scored, size = _by_work(targets), predictions.size
     if not scored:
-        return bags.astype(float)
+        return (bags > 0).astype(float)
     findings: list[Any] = [None] * len(scored)
 
     def prepare(k: int) -> None:
@@ -486,23 +492,23 @@ def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, b
         picked, reached = [], []
         for _ in range(rounds):
             all_findings(_begin)
-            chosen, value = _best_together(findings, np.flatnonzero(bags[bag]), size)
+            chosen, value = _best_together(findings, bags[bag], size)
             picked.append(chosen)
             reached.append(value)
             all_findings(_take, chosen)
-        counts[bag] = np.bincount(picked[: _first_best(np.array(reached)) + 1], minlength=bags.shape[1])
+        counts[bag] = np.bincount(picked[: _foremost(np.array(reached), np.zeros(rounds)) + 1], minlength=bags.shape[1])
     return counts
 
 
-def _best_together(findings: list[Any], among: np.ndarray, size: int) -> tuple[int, float]:
-    """Of the members `among` that of the highest macro mAP with the running sums, the first of equals; and that mAP."""
+def _best_together(findings: list[Any], places: np.ndarray, size: int) -> tuple[int, float]:
+    """The member of a bag that has the highest macro mAP with the running sums; and that mAP."""
     ap = np.full((len(findings), len(findings[0].low)), -np.inf)  # upper bounds, at last exact
 
     def judge(members: np.ndarray, stage: int, some: np.ndarray) -> None:
         _shared(lambda k: _judge_all(findings[k], members, stage, ap[k]), some, size)
 
     every = np.arange(len(findings))
-    judge(among, 0, every)
+    judge(np.flatnonzero(places), 0, every)
     first = np.array([np.argmax(ap.mean(axis=0))])
     loose = ap[:, first[0]].copy()
     judge(first, 2, every)
@@ -517,7 +523,7 @@ def _best_together(findings: list[Any], among: np.ndarray, size: int) -> tuple[i
         if stage == 2 and able.size:
             exact[able] = True
     value = np.where(exact, ap.mean(axis=0), -np.inf)
-    chosen = int(_first_best(value))
+    chosen = int(_foremost(value, places))
     return chosen, float(value[chosen])
 
 

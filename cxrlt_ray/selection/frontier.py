@@ -14,6 +14,8 @@ from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.greedy import greedy
 from cxrlt_ray.selection.inputs import checked, choose_by, register_selector, within
 
+ROUNDING = 1e-9  # so that costs which add up to the budget are within it
+
 
 @dataclass(frozen=True)
 class Point:
@@ -146,15 +148,21 @@ def _pool(predictions: np.ndarray, weights: np.ndarray, members: Iterable[int]) 
 
 
 def _ap(pooled: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """AP [S] of the findings with positives; [0] if there is none."""
-    scored = (targets == 1).any(axis=0)
-    ap = merits(pooled[None].astype(np.float32), targets, together=False)[0]
-    return ap[scored] if scored.any() else np.zeros(1)
+    """AP [S] of float64 scores [N, C] for the findings with positives; [0] if there is none."""
+    from cxrlt_ray.selection import exact
+
+    known, positive = targets >= 0, targets == 1
+    scored = np.flatnonzero(positive.any(axis=0))
+    ap = [exact.average_precision(pooled[known[:, c], c], positive[known[:, c], c]) for c in scored]
+    return np.array(ap) if ap else np.zeros(1)
 
 
 def _money(costs: np.ndarray | None, budget: float | None, members: int) -> tuple[np.ndarray, float]:
     """Each member's cost float64 [M] and the limit to their sum."""
-    price = np.ones(members) if costs is None else np.asarray(costs, float)
+    try:
+        price = np.ones(members) if costs is None else np.asarray(costs, float)
+    except (TypeError, ValueError) as error:
+        raise CxrltError(f"costs must be numbers [members]: {error}.") from None
     if price.shape != (members,):
         raise CxrltError(f"costs of shape {price.shape} do not fit {members} members: give one number each.")
     if not (fine := np.isfinite(price) & (price > 0)).all():
@@ -167,4 +175,4 @@ def _money(costs: np.ndarray | None, budget: float | None, members: int) -> tupl
             f"a budget of {budget:g} is below the cheapest member's cost, {price.min():g} (member {price.argmin()}): "
             "raise the budget or add a cheaper member."
         )
-    return price, float(budget)
+    return price, float(budget) * (1 + ROUNDING)

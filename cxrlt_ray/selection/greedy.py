@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cxrlt_ray.selection.inputs import register_selector
+from cxrlt_ray.selection.inputs import register_selector, within
 
 
 @register_selector("greedy")
@@ -21,19 +21,21 @@ def greedy(
 
     Shapes as in the package's docstring. Among members equal to within 1e-12 the first is taken, so the
     result needs no seed. A finding without positives gets equal weights; the tail guard replaces them.
+    Raises UsageError for rounds below 1.
     """
-    return greedy_among(predictions, targets, rounds, np.ones((1, len(predictions)), bool), together)
+    within("rounds", rounds, 1)
+    return greedy_among(predictions, targets, rounds, np.ones((1, len(predictions)), int), together)
 
 
 def greedy_among(
     predictions: np.ndarray, targets: np.ndarray, rounds: int, bags: np.ndarray, together: bool
 ) -> np.ndarray:
-    """The mean over bags bool [B, M] of the weights [M, C] that greedy finds among each bag's members."""
+    """The mean over bags [B, M] (see exact.greedy_each) of the weights [M, C] that greedy finds in each."""
     from cxrlt_ray.selection import exact
 
     if together:
         counts = np.repeat(exact.greedy_together(predictions, targets, rounds, bags)[:, :, None], targets.shape[1], 2)
     else:
         counts = exact.greedy_each(predictions, targets, rounds, bags)
-        counts = np.where(counts.sum(axis=1, keepdims=True) == 0, bags[:, :, None], counts)
+        counts = np.where(counts.sum(axis=1, keepdims=True) == 0, bags[:, :, None] > 0, counts)
     return (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)

@@ -39,7 +39,7 @@ def _sample(
     rows, shares = [], []
     for label in (1, 0):
         found = np.flatnonzero(targets == label)
-        found = found[np.argsort(mean[found], kind="stable")]  # the draw does not depend on the images' order
+        found = found[np.lexsort([*values[:, found], mean[found]])]  # the draw does not depend on the images' order
         rows.append(found[rng.permutation(len(found))[: most[label]]])
         shares.append(np.full(len(rows[-1]), len(found) / max(len(rows[-1]), 1)))
     sample = values[:, np.concatenate(rows)].astype(float)
