@@ -1,4 +1,4 @@
-"""The battery that every selector passes, the exactness of greedy, and the honesty around them."""
+"""Greedy against a plain loop, spaces and studies, and the honesty around selectors (whose battery: test_selectors)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.selection import SELECTORS, greedy, honest, spaces, views
 from cxrlt_ray.selection.honest import Method, choose, combine, cross_fit, own_share
 
@@ -40,56 +39,6 @@ def plain_greedy(scores, targets, rounds):
         total = total + scores[picked[-1]]
     best = int(np.flatnonzero(np.array(reached) >= max(reached) - 1e-12)[0])
     return np.bincount(picked[: best + 1], minlength=len(scores)) / (best + 1)
-
-
-@pytest.mark.parametrize("name", SELECTORS)
-@pytest.mark.parametrize("together", [False, True])
-def test_weights_of_a_finding_sum_to_one_and_none_is_negative(name, together):
-    weights = SELECTORS[name](*problem(), together=together)
-    assert weights.shape == (5, 4)
-    assert (weights >= 0).all()
-    assert np.allclose(weights.sum(axis=0), 1)
-    if together:
-        assert (weights == weights[:, :1]).all()
-
-
-@pytest.mark.parametrize("name", SELECTORS)
-def test_one_member_gets_everything(name):
-    scores, targets, groups = problem(members=1)
-    assert (SELECTORS[name](scores, targets, groups) == 1).all()
-
-
-@pytest.mark.parametrize("name", SELECTORS)
-def test_a_finding_without_positives_still_gets_weights(name):
-    scores, targets, groups = problem()
-    targets[:, 2] = 0
-    targets[:, 3] = -1
-    assert np.allclose(SELECTORS[name](scores, targets, groups).sum(axis=0), 1)
-
-
-@pytest.mark.parametrize("name", SELECTORS)
-def test_images_in_another_order_give_the_same_weights(name):
-    scores, targets, groups = problem()
-    order = np.random.default_rng(1).permutation(len(groups))
-    shuffled = SELECTORS[name](scores[:, order], targets[order], groups[order])
-    assert np.allclose(SELECTORS[name](scores, targets, groups), shuffled)
-
-
-@pytest.mark.parametrize("name", SELECTORS)
-@pytest.mark.parametrize(
-    ("fault", "told"),
-    [
-        (lambda s, t, g: (s[0], t, g), "must be \\[members, images, findings\\]"),
-        (lambda s, t, g: (s[:, :0], t[:0], g[:0]), "nothing to select from"),
-        (lambda s, t, g: (s, t[:-1], g), "targets of shape"),
-        (lambda s, t, g: (s, t, g[:-1]), "groups of shape"),
-        (lambda s, t, g: (s, t + 5, g), "1, 0 or -1"),
-        (lambda s, t, g: (np.where(np.arange(120)[:, None] == 7, np.nan, s), t, g), "member 0 for image 7, finding 0"),
-    ],
-)
-def test_wrong_inputs_are_refused_in_a_sentence(name, fault, told):
-    with pytest.raises(CxrltError, match=told):
-        SELECTORS[name](*fault(*problem()))
 
 
 @pytest.mark.parametrize("steps", [0, 3, 10])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,7 @@ from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.greedy import greedy
 from cxrlt_ray.selection.inputs import checked, choose_by, register_selector, within
 
+CEILINGS = 4  # lower budgets that are searched too
 ROUNDING = 1e-9  # so that costs which add up to the budget are within it
 
 
@@ -69,7 +71,8 @@ def curve(
     """Ensembles from cheap to dear, the score strictly rising: of those looked at, none is as cheap and better.
 
     Looked at: each member alone, all members, and what forward selection meets that adds the member of the
-    greatest gain in macro mAP, or in macro mAP for its cost, up to `most` members; each set weighed by `greedy`.
+    greatest gain in macro mAP, or in macro mAP for its cost, up to `most` members, within the budget and some lower
+    ones; each set weighed by `greedy`.
     Arguments and errors as of `frontier`; nothing is drawn, so the seed is of no account.
     """
     from cxrlt_ray.selection import exact
@@ -78,10 +81,11 @@ def curve(
     within("most", most, 1)
     price, limit = _money(costs, budget, len(predictions))
     able = tuple(np.flatnonzero(price <= limit).tolist())
-    ensemble = partial(_ensemble, predictions, targets, groups, price, rounds, together)
+    ensemble = functools.cache(partial(_ensemble, predictions, targets, groups, price, rounds, together))
     found = [ensemble((m,)) for m in able] + [ensemble(able)]
-    for per in [price] if np.ptp(price) == 0 else [price, np.ones_like(price)]:
-        found.extend(_forward(predictions, targets, ensemble, price, limit, per, most, together))
+    for ceiling in _ceilings(price, limit, most):
+        for per in [price] if np.ptp(price) == 0 else [price, np.ones_like(price)]:
+            found.extend(_forward(predictions, targets, ensemble, price, ceiling, per, most, together))
     kept: list[Point] = []
     for point in sorted(found, key=lambda point: (point.cost, -point.score)):
         if point.cost <= limit and (not kept or point.score > kept[-1].score + exact.EQUAL):
@@ -89,10 +93,19 @@ def curve(
     return kept
 
 
+def _ceilings(price: np.ndarray, limit: float, most: int) -> list[float]:
+    """The budget, and lower ones: a search that can afford the dear members never looks at all the cheap ones."""
+    sums = np.cumsum(np.sort(price))[1:most] * (1 + ROUNDING)
+    lower = sums[sums < limit]
+    if not lower.size or np.ptp(price) == 0:
+        return [limit]
+    return [*lower[np.unique(np.linspace(0, len(lower) - 1, CEILINGS).round().astype(int))].tolist(), limit]
+
+
 def _forward(
     predictions: np.ndarray,
     targets: np.ndarray,
-    ensemble: partial[Point],
+    ensemble: Callable[[tuple[int, ...]], Point],
     price: np.ndarray,
     limit: float,
     per: np.ndarray,
