@@ -202,7 +202,7 @@ def _draws(groups: int, rounds: int, seed: int) -> list[np.ndarray]:
 def _sorted(targets: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The labelled images from the highest score down: positive, last of its tie, group."""
     rows = np.flatnonzero(targets >= 0)
-    order = rows[np.argsort(-scores[rows], kind="stable")]
+    order = rows[np.argsort(-scores[rows])]  # how ties stand does not matter
     return targets[order] == 1, np.diff(scores[order], append=np.nan) != 0, group[order].astype(np.int32)
 
 
@@ -221,17 +221,18 @@ def _compiled() -> Any:
         for n in range(positive.size):
             if first and (positive[n] or not last[n]):
                 seen_before[:] = seen
-            for k in range(LANES):
-                seen[k] += drawn[group[n], k]
+            row = drawn[np.uint64(group[n])]
+            for k in range(LANES):  # of one type throughout: else it is not vectorised
+                seen[k] += np.int32(row[k])
             if positive[n]:
                 counts = True
                 for k in range(LANES):
-                    true[k] += drawn[group[n], k]
+                    true[k] += np.int32(row[k])
             if last[n] and counts:  # a threshold below which there are more positives
                 for k in range(LANES):
                     more = true[k] - true_before[k]
                     false, false_before = seen[k] - true[k], seen_before[k] - true_before[k]
-                    precision[k] += more * (true[k] / max(seen[k], 1))
+                    precision[k] += more * (true[k] / max(seen[k], np.int32(1)))
                     above[k] += more * (false_before + false) / 2
                     true_before[k] = true[k]
                 counts = False

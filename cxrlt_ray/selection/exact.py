@@ -541,6 +541,25 @@ def precisions(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return ap
 
 
+@njit(**COMPILED)
+def _mix(scores, weights, rows, out):  # type: ignore[no-untyped-def]
+    for m in range(weights.size):
+        if weights[m] > 0:
+            for n in range(rows.size):
+                out[n] += scores[m, rows[n]] * weights[m]
+
+
+def mixed(predictions: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Weighted means float64 [n, C] of some rows of predictions [M, N, C]; fast where each finding's lie together."""
+    out = np.zeros((weights.shape[1], rows.size))
+
+    def one(c: int) -> None:
+        _mix(predictions[:, :, c], weights[:, c], rows, out[c])
+
+    _each(one, range(len(out)), out.size * len(predictions))
+    return out.T
+
+
 def _by_work(targets: np.ndarray) -> list[int]:
     """Findings that have positives, the most work first."""
     positives = (targets == 1).sum(axis=0)

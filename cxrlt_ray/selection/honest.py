@@ -69,6 +69,7 @@ def fit(
     Raises CxrltError where inputs do not fit.
     """
     predictions, targets, groups = check(predictions, targets, groups)
+    groups = np.unique(groups.astype(str), return_inverse=True)[1]  # numbers compare faster
     # each finding's scores side by side: selectors read them again for every fold
     predictions = np.ascontiguousarray(predictions.transpose(2, 0, 1)).transpose(1, 2, 0)
     given = [methods] if isinstance(methods, Method) else list(methods)
@@ -141,6 +142,8 @@ class _Chooser:
         self._bases: dict[Any, np.ndarray] = {}
         self._combined: dict[Any, np.ndarray] = {}
         self.choice = functools.cache(self._choice)
+        self._own = functools.cache(lambda left, guard: own_share(self._without(left), groups, guard))
+        self._without = functools.cache(self._unlabelled)
 
     def weights(self, option: int, left: frozenset[int]) -> np.ndarray:
         """Weights [M, C] chosen without the folds `left`."""
@@ -156,18 +159,20 @@ class _Chooser:
 
     def scores(self, option: int, left: frozenset[int], k: int) -> np.ndarray:
         """Combined predictions float64 [n, C] of fold k's images by weights chosen without the folds `left`."""
+        from cxrlt_ray.selection import exact
+
         assert self.fold is not None
-        method, targets, out = self.options[option], self._without(left), self.fold == k
+        method, targets, rows = self.options[option], self._without(left), np.flatnonzero(self.fold == k)
         if method.members is not None:
-            return combine(self.predictions[:, out], self.weights(option, left))
-        own = own_share(targets, self.groups, float(method.guard))  # all strengths are mixtures of the same two
-        mixed = np.zeros((int(out.sum()), len(own)))
+            return exact.mixed(self.predictions, self.weights(option, left), rows)
+        own = self._own(left, float(method.guard))  # all strengths are mixtures of the same two
+        mixed = np.zeros((len(rows), len(own)))
         for together, share in ((False, own), (True, 1 - own)):
             if share.any():
                 key = (method.selector, tuple(sorted(method.settings.items())), left, k, together)
                 if key not in self._combined:
                     weights = self._base(method, targets, left, np.arange(len(self.predictions)), together)
-                    self._combined[key] = combine(self.predictions[:, out], weights)
+                    self._combined[key] = exact.mixed(self.predictions, weights, rows)
                 mixed += self._combined[key] * share
         return mixed
 
@@ -196,7 +201,7 @@ class _Chooser:
 
     def _guarded(self, method: Method, targets: np.ndarray, left: frozenset[int], among: np.ndarray) -> np.ndarray:
         assert method.guard != AUTO
-        own = own_share(targets, self.groups, float(method.guard))
+        own = self._own(left, float(method.guard))
         if (own == 1).all():
             return self._base(method, targets, left, among, together=False)
         together = self._base(method, targets, left, among, together=True)
@@ -217,7 +222,7 @@ class _Chooser:
             self._bases[key] = selector(predictions, targets, self.groups, **options)
         return self._bases[key]
 
-    def _without(self, left: frozenset[int]) -> np.ndarray:
+    def _unlabelled(self, left: frozenset[int]) -> np.ndarray:
         """The targets, unlabelled in the folds `left`: selectors leave those images out, and nothing is copied."""
         if not left:
             return self.targets
