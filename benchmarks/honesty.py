@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from cxrlt_ray import metrics
-from cxrlt_ray.ensemble import CHOICES, candidates, gather
+from cxrlt_ray.ensemble import CHOICES, candidates, gather, load_ensemble
 from cxrlt_ray.selection import SPACES_OF, exact, spaces
 from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
 from cxrlt_ray.trials import load_run
@@ -61,25 +61,27 @@ SCENARIOS = {
     "noise": Scenario(wrong=0.25),
     "tiny": Scenario(images=200),
 }
-GREEDY, ADAPTIVE, LAST = "greedy_bagged, guard 20", "greedy_bagged, guard auto", "auto, guarded greedy first"
-CROSSED = ("best", "greedy", GREEDY, AUTO, LAST)  # what optimism is shown of
-PICKED = {AUTO: "selector", LAST: "selector", ADAPTIVE: "guard"}  # what they choose by cross-fitting
-SLOW = ("rank_mean", "logistic", *PICKED)
+GREEDY, ADAPTIVE = "ensembles/greedy.yaml", "the same, guard auto"
+CROSSED = ("best", "greedy", GREEDY, AUTO)  # what optimism is shown of
+PICKED = {GREEDY: "selector", ADAPTIVE: "guard", AUTO: "selector"}  # what they choose by cross-fitting
+SLOW = ("rank_mean", "logistic", ADAPTIVE, AUTO)
 JUDGED = ("strongest member", "mean", "guarded greedy, cross-fitted", "the same, less mean", "guarded greedy, naive")
 PARTS = {"mAP": range(len(POSITIVES)), "finding of 5 in 600": [0], "finding of 20 in 600": [3]}
 
 
-def systems(rounds: int, bags: int) -> dict[str, list[Method]]:
-    """What is compared, by name."""
-    bagged = {"rounds": rounds, "bags": bags}
-    own: dict[str, Any] = {"greedy": {"rounds": rounds}, "greedy_global": {"rounds": rounds}, "greedy_bagged": bagged}
+def systems(rounds: int) -> dict[str, tuple[list[Method], float]]:
+    """What is compared, by name: methods in order of preference, and the margin (honest.fit)."""
+    file = load_ensemble("greedy")[1]
+    bagged = Method(file.selector, file.settings, file.guard)
+    own: dict[str, Any] = {"greedy": {"rounds": rounds}, "greedy_global": {"rounds": rounds}}
     plain = ("best", "mean", "topk_mean", "ap_weighted", "rank_mean", "nnls", "logistic", "simplex", *own)
-    found = {name: [Method(name, own.get(name, {}))] for name in plain}
-    found |= {f"{n}, guard 20": [Method(n, own.get(n, {}), 20.0)] for n in ("nnls", "greedy", "greedy_bagged")}
-    found["the same, bags of 3/4"] = [Method("greedy_bagged", {**bagged, "bag_fraction": 0.75}, 20.0)]
-    found[ADAPTIVE] = [Method("greedy_bagged", bagged, AUTO)]
-    found[AUTO] = [Method(name, own.get(name, {})) for name in CHOICES]
-    found[LAST] = [*found[GREEDY], Method("mean"), Method("best")]
+    found = {name: ([Method(name, own.get(name, {}))], 1.0) for name in plain}
+    found |= {f"{n}, guard 20": ([Method(n, own.get(n, {}), 20.0)], 1.0) for n in ("nnls", "greedy")}
+    found["greedy_bagged, no guard"] = [replace(bagged, guard=0.0)], 1.0
+    found["greedy_bagged, guard 20"] = [bagged], 1.0
+    found[GREEDY] = file.methods(), file.margin()
+    found[ADAPTIVE] = [replace(bagged, guard=AUTO), *file.methods()[1:]], file.margin()
+    found[AUTO] = [Method(name, own.get(name, {})) for name in CHOICES], 0.0
     return found
 
 
@@ -131,11 +133,11 @@ def simulate(name: str, population: int, seed: int) -> dict[str, Any]:
     for d in range(DRAWS):
         (predictions, targets, groups), test = people.sample(scenario.images, True), people.sample(TEST, False)
         chosen, tested = {}, {JUDGED[0]: test[0][0]}
-        able = {s: methods for s, methods in systems(rounds=20, bags=5).items() if s not in SLOW or d % EVERY == 0}
-        for system, methods in able.items():
+        able = {s: how for s, how in systems(rounds=20).items() if s not in SLOW or d % EVERY == 0}
+        for system, (methods, margin) in able.items():
             folds, space = FOLDS if system in CROSSED + SLOW else 0, SPACES_OF[methods[0].selector]
-            values = spaces.into(space, predictions, predictions)
-            chosen[system] = fit(methods, values, targets, groups, folds=folds, seed=population * DRAWS + d)
+            values, seed_of = spaces.into(space, predictions, predictions), population * DRAWS + d
+            chosen[system] = fit(methods, values, targets, groups, folds=folds, seed=seed_of, margin=margin)
             tested[system] = combine(spaces.into(space, test[0], predictions), chosen[system].weights)
         kept = [system for system in (*JUDGED[:2], *CROSSED) if system in tested]
         stack, blocks = np.array([tested[s] for s in kept], np.float32), np.arange(TEST).reshape(-1, scenario.images)
@@ -191,7 +193,8 @@ def table(heads: list[str], rows: Any) -> list[str]:
 
 def simulation(found: dict[str, Found]) -> list[str]:
     """The section's tables: optimism, coverage, gains, what was chosen; lines of markdown."""
-    optimism, coverage, better, chosen, worse, guarded = [], [], [], [], [], (GREEDY, *PICKED)
+    optimism, coverage, better, chosen, worse = [], [], [], [], []
+    guarded = ("greedy, guard 20", "greedy_bagged, guard 20", *PICKED)
     draws = len(found["tiny"]) * DRAWS
     for name, of in found.items():
         optimism += [[name, s, *(less(of, s, s, key, "sized", 4) for key in ("naive", "crossed"))] for s in CROSSED]
@@ -203,10 +206,12 @@ def simulation(found: dict[str, Found]) -> list[str]:
         cells = zip(guarded, (cell.split(" ± ") for cell in better[-1][2:]), strict=True)
         worse += [f"{system} in {name}" for system, (mean, noise) in cells if float(mean) < -float(noise)]
         picks = ([getattr(draw[s], PICKED[s]) for p in of for draw in p["picked"] if s in draw] for s in PICKED)
-        counts = [Counter(map(str, each)).most_common() for each in picks]
-        chosen.append([name, *(", ".join(f"{pick} {100 * k * EVERY / draws:.0f} %" for pick, k in c) for c in counts)])
+        counts = [Counter(map(str, each)) for each in picks]
+        chosen.append(
+            [name, *(", ".join(f"{k} {100 * n / c.total():.0f} %" for k, n in c.most_common()) for c in counts)]
+        )
     lines = [f"{draws:,} draws of each scenario, {draws // EVERY:,} for {'; '.join(SLOW)}; {MEMBERS} members,"]
-    lines += [f"{FOLDS} folds, greedy with 20 rounds, 5 bags. 95 % are known to ± {(475 / draws) ** 0.5:.1f}.", ""]
+    lines += [f"{FOLDS} folds, greedy with 20 rounds. 95 % are known to ± {(475 / draws) ** 0.5:.1f}.", ""]
     lines += ["### Optimism", "", "Validation mAP less the mAP to expect at that size, ± 1 standard error.", ""]
     lines += table(["scenario", "selector", "chosen and scored on the same images", "cross-fitted"], optimism)
     lines += ["### Coverage of 95 % intervals: basic, percentile, centred (percentile less the bootstrap's lift)", ""]
@@ -215,7 +220,7 @@ def simulation(found: dict[str, Found]) -> list[str]:
     lines += table(["scenario", "system", *heads], coverage)
     for other in ("best", "mean"):
         lines += [f"### Test mAP less that of {other}", "", "The population's mAP, with 95 % intervals.", ""]
-        compared = [system for system in systems(1, 1) if system != other]
+        compared = [system for system in systems(1) if system != other]
         rows = [[system, *(less(of, system, other) for of in found.values())] for system in compared]
         lines += table(["selector", *found], rows)
     lines += ["### Test mAP less that of the better of best and mean", "", "The better on average over draws.", ""]
@@ -239,10 +244,10 @@ def real(path: Path, seed: int) -> list[str]:
     good = np.isfinite(test).all(axis=(0, 2))  # images that could be read
     test, targets, groups = test[:, good], targets[good], groups[good]
     rows, scores = {}, {}
-    for name, methods in systems(rounds=50, bags=20).items():
+    for name, (methods, margin) in systems(rounds=50).items():
         space = SPACES_OF[methods[0].selector]
         values = spaces.into(space, pool.predictions, pool.predictions)
-        fitted = fit(methods, values, pool.targets, pool.groups, folds=FOLDS, seed=seed)
+        fitted = fit(methods, values, pool.targets, pool.groups, folds=FOLDS, seed=seed, margin=margin)
         both = precisions([combine(values, fitted.weights), fitted.crossed[0]], pool.targets)
         picked = f" ({fitted.method.selector}, guard {fitted.method.guard:g})" if name in PICKED else ""
         rows[name] = [name + picked, *(f"{metrics.macro(ap):.3f}" for ap in both)]

@@ -14,6 +14,7 @@ import pandas as pd
 from cxrlt_ray.ensemble import Pool, applied, compare, finite, judge, load_ensemble, read_costs, show, show_curve
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import takes_costs
+from cxrlt_ray.selection.honest import side_by_side
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tables import read_apply, read_members, read_npz
 from cxrlt_ray.tasks import rarity
@@ -57,7 +58,8 @@ def stack(
         f"{len(members.names)} members, {len(members.image_id):,} images of {subjects:,} subjects, "
         f"{len(members.findings)} findings"
     )
-    pool = Pool(members.names, members.image_id, members.predictions, members.targets, members.groups, [])
+    predictions = side_by_side(members.predictions)
+    pool = Pool(members.names, members.image_id, predictions, members.targets, members.groups, [])
     weighs = takes_costs(file.selector)
     if costs and not weighs:
         raise UsageError(f"--costs: selector {file.selector} does not weigh costs; selector frontier does.")
@@ -73,7 +75,7 @@ def stack(
     store.write("weights.csv", table.to_csv().encode())
     store.write("validation.csv", _csv(members.image_id, rows[-1].optimistic, members.findings))
     if scored:
-        combined = applied(file, scored[1], members.predictions, weights)
+        combined = applied(file, scored[1], predictions, weights)
         store.write("predictions.csv", _csv(scored[0], combined, members.findings))
     report = {"selector": name, **file.model_dump(), "space": file.place(), "members": members.names, "scores": report}
     store.write_json("report.json", finite(report))

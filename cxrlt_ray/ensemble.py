@@ -29,7 +29,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
 from cxrlt_ray.selection import SELECTORS, SPACES_OF, curve, spaces, takes_costs
 from cxrlt_ray.selection import settings as settings_of
-from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
+from cxrlt_ray.selection.honest import AUTO, Fitted, Method, combine, fit, side_by_side
 from cxrlt_ray.selection.views import by_study
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import GROUPS, rarity
@@ -45,6 +45,7 @@ class EnsembleFile(Config):
 
     selector: str
     settings: dict[str, int | float | str | bool] = Field(default={})
+    fallback: list[str] = Field(default=[])  # taken instead where better by more than one standard error
     choices: list[str] = Field(default=list(CHOICES))  # of selector auto, the simplest first
     space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
     views: dict[Literal["PA", "AP", "LATERAL", "OTHER", "UNKNOWN"], Annotated[float, Field(ge=0)]] | None = None
@@ -54,10 +55,15 @@ class EnsembleFile(Config):
     repeats: Annotated[int, Field(ge=1)] = 1
 
     def methods(self) -> list[Method]:
-        """What selection.honest needs, the simplest first."""
+        """What selection.honest chooses among, in order of preference."""
         if self.selector == AUTO:
             return [Method(name, {}, self.guard, self.members) for name in self.choices]
-        return [Method(self.selector, dict(self.settings), self.guard, self.members)]
+        others = [Method(name, {}, 0.0, self.members) for name in self.fallback]
+        return [Method(self.selector, dict(self.settings), self.guard, self.members), *others]
+
+    def margin(self) -> float:
+        """By how many standard errors a method must be better than those before it: of auto's, by any."""
+        return 0.0 if self.selector == AUTO else 1.0
 
     def joined(self, values: np.ndarray, study: np.ndarray | None, view: np.ndarray | None) -> np.ndarray:
         """Values [M, N, C] with one voice a study where `views` says so; a view it does not name has weight 1."""
@@ -93,7 +99,13 @@ class Row:
     title: str
     optimistic: np.ndarray
     crossed: list[np.ndarray]
-    weights: np.ndarray
+    values: np.ndarray  # [M, N, C] what the weights are for
+    fitted: Fitted
+
+    @property
+    def weights(self) -> np.ndarray:
+        """[M, C], chosen on all validation images."""
+        return self.fitted.weights
 
 
 def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
@@ -105,12 +117,17 @@ def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
             return name, EnsembleFile(selector=name)
         raise
     content = validate(EnsembleFile, read_yaml(path), path)
-    for key, given in [("selector", content.selector), *(("choices", choice) for choice in content.choices)]:
+    others = [(key, each) for key in ("fallback", "choices") for each in getattr(content, key)]
+    for key, given in [("selector", content.selector), *others]:
         if given not in SELECTORS and not (key == "selector" and given == AUTO):
             raise UsageError(
                 f"{path}: key '{key}': given '{given}': there is no such selector; there are {', '.join(SELECTORS)}"
                 + (f" and {AUTO}." if key == "selector" else ".")
             )
+    lost = "fallback" if content.selector == AUTO else "choices"
+    if lost in content.model_fields_set:
+        uses = "which takes 'choices'" if content.selector == AUTO else f"only to selector {AUTO}; 'fallback' does"
+        raise UsageError(f"{path}: key '{lost}' means nothing to selector {content.selector}, {uses}.")
     known = settings_of(content.selector) if content.selector in SELECTORS else {}
     if unknown := set(content.settings) - set(known):
         raise UsageError(
@@ -157,7 +174,7 @@ def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) 
     return Pool(
         [trial.name for trial in kept],
         shared.to_numpy(),
-        np.stack([frame.loc[shared, list(run.task.findings)].to_numpy(np.float32) for frame in frames]),
+        side_by_side(np.stack([frame.loc[shared, list(run.task.findings)].to_numpy(np.float32) for frame in frames])),
         manifest.targets(run.task.findings)[rows],
         table["subject_id"].to_numpy()[rows],
         kept,
@@ -226,6 +243,7 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
                 repeats=file.repeats,
                 seed=seed,
                 costs=pool.costs,
+                margin=each.margin(),
             )
         if each is file:  # told once
             for doubt in dict.fromkeys(str(warning.message) for warning in doubts):
@@ -239,7 +257,7 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
             print(f"Chosen by cross-fitting: selector {fitted.method.selector}{guard}")
         optimistic = spaces.out_of(each.place(), combine(values, fitted.weights))
         crossed = [spaces.out_of(each.place(), scores) for scores in fitted.crossed]
-        rows.append(Row(label, optimistic, crossed, fitted.weights))
+        rows.append(Row(label, optimistic, crossed, values, fitted))
     return rows
 
 

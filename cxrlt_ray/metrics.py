@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -135,22 +135,23 @@ def bootstrap(
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Macro mAP ("ap") and macro AUROC ("auroc") of the same draws, as `bootstrap_map`; both come of one pass."""
-    names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    blocks = _draws(len(names), rounds, seed)
-    count = _compiled()
     result = np.empty((2, len(systems), rounds))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # the loop is compiled and frees the interpreter's lock
-        for s, scores in enumerate(systems):
-            ordered = functools.partial(_sorted, group=group)
-            columns = list(threads.map(ordered, targets.T, np.asarray(scores).T))
-            values = np.array(
-                [list(threads.map(functools.partial(count, *column), blocks)) for column in columns]
-            )  # [C, blocks, 2, LANES]
-            values = values.transpose(2, 0, 1, 3).reshape(2, len(columns), -1)[:, :, :rounds]
-            known = ~np.isnan(values)
-            counts = known.sum(axis=1)
-            result[:, s] = np.where(known, values, 0).sum(axis=1) / np.where(counts, counts, np.nan)
+    for s, values in enumerate(_resampled(targets, systems, groups, rounds, seed)):
+        known = ~np.isnan(values)
+        counts = known.sum(axis=1)
+        result[:, s] = np.where(known, values, 0).sum(axis=1) / np.where(counts, counts, np.nan)
     return dict(zip(("ap", "auroc"), result, strict=True))
+
+
+def bootstrap_ap(
+    targets: np.ndarray,
+    systems: Sequence[np.ndarray] | np.ndarray,
+    groups: np.ndarray,
+    rounds: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """AP float64 [S, C, rounds] of every finding in the draws of `bootstrap_map`; nan in a draw without positives."""
+    return np.array([values[0] for values in _resampled(targets, systems, groups, rounds, seed)])
 
 
 def interval(values: np.ndarray, estimate: float, level: float = 0.95) -> tuple[float, float]:
@@ -188,6 +189,23 @@ def _binned(scores: np.ndarray, outcome: np.ndarray) -> float:
     place = np.clip((scores * BINS).astype(int), 0, BINS - 1)
     gap = np.bincount(place, scores, BINS) - np.bincount(place, outcome, BINS)
     return float(np.abs(gap).sum() / len(scores))
+
+
+def _resampled(
+    targets: np.ndarray, systems: Sequence[np.ndarray] | np.ndarray, groups: np.ndarray, rounds: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Of each system AP and AUROC [2, C, rounds] of every finding in every draw."""
+    names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    blocks = _draws(len(names), rounds, seed)
+    count = _compiled()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # the loop is compiled and frees the interpreter's lock
+        for scores in systems:
+            ordered = functools.partial(_sorted, group=group)
+            columns = list(threads.map(ordered, targets.T, np.asarray(scores).T))
+            values = np.array(
+                [list(threads.map(functools.partial(count, *column), blocks)) for column in columns]
+            )  # [C, blocks, 2, LANES]
+            yield values.transpose(2, 0, 1, 3).reshape(2, len(columns), -1)[:, :, :rounds]
 
 
 def _draws(groups: int, rounds: int, seed: int) -> list[np.ndarray]:

@@ -541,6 +541,18 @@ def precisions(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return ap
 
 
+def precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """AP float64 [C] of one system's scores float64 [N, C]; nan where a finding has no positive."""
+    ap = np.full(scores.shape[1], np.nan)
+
+    def one(c: int) -> None:
+        known = np.flatnonzero(targets[:, c] >= 0)
+        ap[c] = average_precision(scores[known, c], targets[known, c] == 1)
+
+    _each(one, _by_work(targets), scores.size)
+    return ap
+
+
 @njit(**COMPILED)
 def _mix(scores, weights, rows, out):  # type: ignore[no-untyped-def]
     for m in range(weights.size):

@@ -164,10 +164,8 @@ def _ap(pooled: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """AP [S] of float64 scores [N, C] for the findings with positives; [0] if there is none."""
     from cxrlt_ray.selection import exact
 
-    known, positive = targets >= 0, targets == 1
-    scored = np.flatnonzero(positive.any(axis=0))
-    ap = [exact.average_precision(pooled[known[:, c], c], positive[known[:, c], c]) for c in scored]
-    return np.array(ap) if ap else np.zeros(1)
+    ap = exact.precision(pooled, targets)
+    return ap[~np.isnan(ap)] if (targets == 1).any() else np.zeros(1)
 
 
 def _money(costs: np.ndarray | None, budget: float | None, members: int) -> tuple[np.ndarray, float]:

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from cxrlt_ray import metrics
+from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.inputs import FEW, SELECTORS, check, takes_costs
 from cxrlt_ray.splits import assign_folds
 
 AUTO: Literal["auto"] = "auto"
-STRENGTHS = (np.inf, 100.0, 20.0, 5.0, 0.0)  # of the guard, the simplest first: all findings weighed alike
+STRENGTHS = (20.0, 100.0, 5.0, np.inf, 0.0)  # of the guard, what did best on average (benchmarks/honesty.py) first
 DRAWS = 64  # of subjects, to tell a better choice from luck
 
 
@@ -32,7 +33,7 @@ class Method:
 
     selector, settings: from the registry.  guard: positive subjects at which a finding's own weights count
     as much as those chosen for all findings together; 0 for no guard, "auto" to choose among STRENGTHS.
-    members: at most so many are kept, those of the greatest total weight, and chosen among once more.
+    members: at most so many are kept, those of the greatest total weight, then the best, and chosen among once more.
     """
 
     selector: str
@@ -43,11 +44,16 @@ class Method:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Weights [M, C] chosen on all images, the method they were chosen by, and cross-fitted scores [R, N, C]."""
+    """Weights [M, C] chosen on all images, the method they were chosen by, and cross-fitted scores [R, N, C].
+
+    Of the first repeat also each image's fold [N] and the weights [K, M, C] that scored each fold; None without folds.
+    """
 
     weights: np.ndarray
     method: Method
     crossed: np.ndarray
+    fold: np.ndarray | None = None
+    fold_weights: np.ndarray | None = None
 
 
 def fit(
@@ -60,38 +66,40 @@ def fit(
     repeats: int = 1,
     seed: int = 0,
     costs: np.ndarray | None = None,
+    margin: float = 1.0,
 ) -> Fitted:
     """Weights by the best of `methods`, and what they are worth on subjects they never saw.
 
-    Shapes as in the package's docstring. methods: the simplest first; the first is taken that is not worse than
-    the best by more than one standard error of the difference (by subject). folds below 2: no cross-fitting, and
-    `crossed` is what the weights score where they were chosen. costs: [M], for selectors that weigh them.
-    Raises CxrltError where inputs do not fit.
+    Shapes as in the package's docstring. methods: in order of preference; the first is taken that is not worse than
+    the best by more than `margin` standard errors of the difference (by subject); 0: the best. folds below 2: no
+    cross-fitting, the first is taken, and `crossed` is what the weights score where they were chosen. costs: [M],
+    for selectors that weigh them. Raises CxrltError where inputs do not fit.
     """
     predictions, targets, groups = check(predictions, targets, groups)
-    groups = np.unique(groups.astype(str), return_inverse=True)[1]  # numbers compare faster
-    # each finding's scores side by side: selectors read them again for every fold
-    predictions = np.ascontiguousarray(predictions.transpose(2, 0, 1)).transpose(1, 2, 0)
+    predictions = side_by_side(predictions)
     given = [methods] if isinstance(methods, Method) else list(methods)
     options = [replace(m, guard=g) for m in given for g in (STRENGTHS if m.guard == AUTO else (m.guard,))]
     if folds < 2:
-        if len(options) > 1:
-            options = options[:1]
-        weights = _Chooser(options, predictions, targets, groups, None, seed, costs).weights(0, frozenset())
+        weights = _Chooser(options[:1], predictions, targets, groups, None, seed, costs, margin).weights(0, frozenset())
         return Fitted(weights, options[0], combine(predictions, weights)[None])
     crossed = np.empty((repeats, *targets.shape))
-    first: tuple[np.ndarray, Method] | None = None
+    first: dict[str, Any] = {}
     for r in range(repeats):
         fold = assign_folds(targets, groups, folds, seed + r)
-        chooser = _Chooser(options, predictions, targets, groups, fold, seed, costs)
-        for k in range(folds):
-            left = frozenset([k])
+        chooser = _Chooser(options, predictions, targets, groups, fold, seed, costs, margin)
+        lefts = [frozenset([k]) for k in range(folds)]
+        for k, left in enumerate(lefts):
             crossed[r, fold == k] = chooser.scores(chooser.choice(left), left, k)
-        if first is None:
+        if not first:
             chosen = chooser.choice(frozenset())
-            first = chooser.weights(chosen, frozenset()), options[chosen]
-    assert first is not None
-    return Fitted(first[0], first[1], crossed)
+            first = {"weights": chooser.weights(chosen, frozenset()), "method": options[chosen], "fold": fold}
+            first["fold_weights"] = np.stack([chooser.weights(chooser.choice(left), left) for left in lefts])
+    return Fitted(**first, crossed=crossed)
+
+
+def side_by_side(predictions: np.ndarray) -> np.ndarray:
+    """Predictions [M, N, C] laid out so that a finding's scores lie together: selectors read them for every fold."""
+    return np.ascontiguousarray(predictions.transpose(2, 0, 1)).transpose(1, 2, 0)
 
 
 def choose(
@@ -136,13 +144,15 @@ class _Chooser:
         fold: np.ndarray | None,
         seed: int,
         costs: np.ndarray | None,
+        margin: float,
     ) -> None:
-        self.options, self.predictions, self.targets, self.groups = options, predictions, targets, groups
-        self.fold, self.seed, self.costs = fold, seed, costs
+        self.options, self.predictions, self.targets = options, predictions, targets
+        self.groups = np.unique(groups.astype(str), return_inverse=True)[1]  # numbers compare faster
+        self.fold, self.seed, self.costs, self.margin = fold, seed, costs, margin
         self._bases: dict[Any, np.ndarray] = {}
         self._combined: dict[Any, np.ndarray] = {}
         self.choice = functools.cache(self._choice)
-        self._own = functools.cache(lambda left, guard: own_share(self._without(left), groups, guard))
+        self._own = functools.cache(lambda left, guard: own_share(self._without(left), self.groups, guard))
         self._without = functools.cache(self._unlabelled)
 
     def weights(self, option: int, left: frozenset[int]) -> np.ndarray:
@@ -152,7 +162,8 @@ class _Chooser:
         weights = self._guarded(method, targets, left, everyone)
         if method.members is None or (weights.sum(axis=1) > 0).sum() <= method.members:
             return weights
-        kept = np.sort(np.argsort(-weights.sum(axis=1), kind="stable")[: method.members])
+        alone = merits(self.predictions, targets, together=True)[:, 0]  # decides among equals
+        kept = np.sort(np.lexsort([-alone, -weights.sum(axis=1).round(9)])[: method.members])
         weights = np.zeros_like(weights)
         weights[kept] = self._guarded(method, targets, left, kept)
         return weights
@@ -195,9 +206,11 @@ class _Chooser:
         if np.isnan(values).all():
             return 0
         best = int(np.nanargmax(values))
+        if self.margin == 0:
+            return int(np.flatnonzero(values >= values[best] - exact.EQUAL)[0])
         draws = metrics.bootstrap_map(targets, systems, groups, rounds=DRAWS, seed=self.seed)
         error = np.nanstd(draws[best] - draws, axis=1)
-        return int(np.flatnonzero(values[best] - values <= error)[0])
+        return int(np.flatnonzero(values[best] - values <= self.margin * error)[0])
 
     def _guarded(self, method: Method, targets: np.ndarray, left: frozenset[int], among: np.ndarray) -> np.ndarray:
         assert method.guard != AUTO

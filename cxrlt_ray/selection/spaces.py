@@ -19,7 +19,7 @@ def into(space: str, predictions: np.ndarray, reference: np.ndarray) -> np.ndarr
     if space == "logit":
         kept = np.clip(predictions.astype(np.float64), _NEAR, 1 - _NEAR)
         return np.log(kept / (1 - kept)).astype(np.float32)
-    ranks = np.empty(predictions.shape, np.float32)
+    ranks = np.empty_like(predictions, np.float32)
     for m, c in np.ndindex(predictions.shape[0], predictions.shape[2]):
         ranks[m, :, c] = _rank(predictions[m, :, c], reference[m, :, c])
     return ranks
