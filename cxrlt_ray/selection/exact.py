@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numba import njit
+from numba.typed import List
 
 EQUAL = 1e-12  # scores nearer than this are equal; the first member, the shortest prefix wins
 TOP = 65535  # the largest 16-bit score
@@ -471,58 +472,77 @@ def greedy_each(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags:
     return counts
 
 
+@njit(**COMPILED)
+def _reset_some(findings, some):  # type: ignore[no-untyped-def]
+    for k in some:
+        _reset(findings[k])
+
+
+@njit(**COMPILED)
+def _begin_some(findings, some):  # type: ignore[no-untyped-def]
+    for k in some:
+        _begin(findings[k])
+
+
+@njit(**COMPILED)
+def _judge_some(findings, some, members, stage, ap):  # type: ignore[no-untyped-def]
+    for k in some:
+        _judge_all(findings[k], members, stage, ap[k])
+
+
+@njit(**COMPILED)
+def _take_some(findings, some, m):  # type: ignore[no-untyped-def]
+    for k in some:
+        _take(findings[k], m)
+
+
 def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags: np.ndarray) -> np.ndarray:
     """As greedy_each, float64 [B, M], of one ensemble for all findings, chosen on macro mAP."""
     scored, size = _by_work(targets), predictions.size
     if not scored:
         return (bags > 0).astype(float)
-    findings: list[Any] = [None] * len(scored)
+    prepared: list[Any] = [None] * len(scored)
 
     def prepare(k: int) -> None:
-        findings[k] = _finding(predictions, targets, scored[k])
+        prepared[k] = _finding(predictions, targets, scored[k])
 
     _each(prepare, range(len(scored)), size)
-    every, counts = np.arange(len(scored)), np.zeros(bags.shape)
-
-    def all_findings(work: Callable[..., Any], *arguments: Any) -> None:
-        _shared(lambda k: work(findings[k], *arguments), every, size)
-
-    for bag in range(len(bags)):
-        all_findings(_reset)
-        picked, reached = [], []
-        for _ in range(rounds):
-            all_findings(_begin)
-            chosen, value = _best_together(findings, bags[bag], size)
-            picked.append(chosen)
-            reached.append(value)
-            all_findings(_take, chosen)
-        counts[bag] = np.bincount(picked[: _foremost(np.array(reached), np.zeros(rounds)) + 1], minlength=bags.shape[1])
+    findings, every, counts = List(prepared), np.arange(len(scored)), np.zeros(bags.shape)
+    picked, reached = np.empty(rounds, np.int64), np.empty(rounds)
+    for bag, places in enumerate(bags.astype(np.int64)):
+        _shared(_reset_some, findings, every, size)
+        for turn in range(rounds):
+            _shared(_begin_some, findings, every, size)
+            picked[turn], reached[turn] = _best_together(findings, places, size)
+            _shared(_take_some, findings, every, size, picked[turn])
+        last = _foremost(reached, np.zeros(rounds))
+        counts[bag] = np.bincount(picked[: last + 1], minlength=bags.shape[1])
     return counts
 
 
-def _best_together(findings: list[Any], places: np.ndarray, size: int) -> tuple[int, float]:
+def _best_together(findings: Any, places: np.ndarray, size: int) -> tuple[int, float]:
     """The member of a bag that has the highest macro mAP with the running sums; and that mAP."""
-    ap = np.full((len(findings), len(findings[0].low)), -np.inf)  # upper bounds, at last exact
-
-    def judge(members: np.ndarray, stage: int, some: np.ndarray) -> None:
-        _shared(lambda k: _judge_all(findings[k], members, stage, ap[k]), some, size)
-
+    ap = np.full((len(findings), len(places)), -np.inf)  # upper bounds, at last exact
     every = np.arange(len(findings))
-    judge(np.flatnonzero(places), 0, every)
-    first = np.array([np.argmax(ap.mean(axis=0))])
-    loose = ap[:, first[0]].copy()
-    judge(first, 2, every)
-    best, exact = ap[:, first[0]].mean(), np.zeros(ap.shape[1], bool)
+    _shared(_judge_some, findings, every, size, np.flatnonzero(places), 0, ap)
+    bound, exact = ap.mean(axis=0), np.zeros(len(places), bool)
+    first = bound.argmax()
+    loose = ap[:, first].copy()
+    _shared(_judge_some, findings, every, size, np.array([first]), 2, ap)
+    bound[first] = best = ap[:, first].mean()
     exact[first] = True
-    loosest = np.argsort(ap[:, first[0]] - loose, kind="stable")  # these bounds have most to give: they may suffice
+    loosest = np.argsort(ap[:, first] - loose, kind="stable")  # these bounds have most to give: they may suffice
     for stage in (1, 2):
-        for some in np.array_split(loosest, max(1, len(loosest) // 8)):
-            able = np.flatnonzero((ap.mean(axis=0) >= best - SLACK) & ~exact)
-            if able.size:
-                judge(able, stage, some)
-        if stage == 2 and able.size:
+        able = np.flatnonzero((bound >= best - SLACK) & ~exact)
+        for start in range(0, len(loosest), 8):
+            if not able.size:
+                break
+            _shared(_judge_some, findings, loosest[start : start + 8], size, able, stage, ap)
+            bound[able] = ap[:, able].mean(axis=0)
+            able = able[bound[able] >= best - SLACK]
+        if stage == 2:
             exact[able] = True
-    value = np.where(exact, ap.mean(axis=0), -np.inf)
+    value = np.where(exact, bound, -np.inf)
     chosen = int(_foremost(value, places))
     return chosen, float(value[chosen])
 
@@ -588,10 +608,14 @@ def _each(work: Callable[[Any], Any], items: Iterable[Any], scores: int) -> None
         list(_pool(os.getpid(), threads).map(work, items))
 
 
-def _shared(work: Callable[[Any], Any], items: np.ndarray, scores: int) -> None:
-    """As `_each`, for short work: each thread takes its share of the items at once."""
+def _shared(work: Callable[..., Any], findings: Any, some: np.ndarray, scores: int, *arguments: Any) -> None:
+    """Do compiled `work` for some of the findings, each thread its share of them at once."""
     threads = numba.get_num_threads()
-    _each(lambda share: [work(item) for item in share], [items[start::threads] for start in range(threads)], scores)
+    if threads == 1 or scores < SMALL:
+        work(findings, some, *arguments)
+    else:
+        shares = [some[start::threads] for start in range(threads)]
+        list(_pool(os.getpid(), threads).map(lambda share: work(findings, share, *arguments), shares))
 
 
 @functools.cache
