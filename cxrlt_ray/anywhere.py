@@ -11,7 +11,19 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.ensemble import Pool, applied, compare, finite, judge, load_ensemble, read_costs, show, show_curve
+from cxrlt_ray.ensemble import (
+    Pool,
+    applied,
+    check_costs,
+    compare,
+    finite,
+    judge,
+    load_ensemble,
+    read_costs,
+    show,
+    show_curve,
+    tell_why,
+)
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.selection.honest import side_by_side
@@ -33,6 +45,7 @@ def stack(
     rounds: int,
     seed: int,
     costs: str | None = None,
+    explain: bool = False,
 ) -> None:
     """Choose and weigh members given as tables, say how good that is, and apply it. Arguments: see ensemble.main."""
     name, file = load_ensemble(select)
@@ -61,9 +74,8 @@ def stack(
     predictions = side_by_side(members.predictions)
     pool = Pool(members.names, members.image_id, predictions, members.targets, members.groups, [])
     weighs = takes_costs(file.selector)
-    if costs and not weighs:
-        raise UsageError(f"--costs: selector {file.selector} does not weigh costs; selector frontier does.")
-    if weighs:
+    check_costs(costs, file, explain)
+    if costs or weighs:
         pool = replace(pool, costs=read_costs(costs, pool.names) if costs else np.ones(len(pool.names)))
     rows = compare(file, name, pool, seed)
     if weighs:
@@ -71,6 +83,8 @@ def stack(
     report = judge(members.findings, rarity(members.targets), pool, rows, {}, rounds, seed)
     show(report, name, swept=False)
     store, weights = Store(out), rows[-1].weights
+    if explain:
+        tell_why(members.findings, pool, rows[-1], costs or "members", seed, store)
     table = pd.DataFrame(weights.round(6), pd.Index(members.names, name="member"), members.findings)
     store.write("weights.csv", table.to_csv().encode())
     store.write("validation.csv", _csv(members.image_id, rows[-1].optimistic, members.findings))

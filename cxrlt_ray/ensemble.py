@@ -204,6 +204,23 @@ def read_costs(path: str, names: list[str]) -> np.ndarray:
     return costs[~costs.index.duplicated()].loc[names].to_numpy(float)
 
 
+def check_costs(costs: str | None, file: EnsembleFile, explain: bool) -> None:
+    """Raise UsageError for --costs where nothing would come of them."""
+    if costs and not takes_costs(file.selector) and not explain:
+        raise UsageError(f"--costs: selector {file.selector} does not weigh costs; selector frontier and --explain do.")
+
+
+def tell_why(findings: Sequence[str], pool: Pool, row: Row, unit: str, seed: int, store: Store) -> None:
+    """Print and leave what --explain promises of the ensemble `row`."""
+    from cxrlt_ray import explain
+
+    found = explain.examine(
+        pool.names, findings, row.values, pool.targets, pool.groups, row.fitted, pool.costs, unit, seed
+    )
+    explain.tell(found)
+    explain.leave(found, store)
+
+
 def show_curve(pool: Pool, file: EnsembleFile, unit: str) -> None:
     """Print the ensembles among which `frontier` chooses: what they cost, what they score where they were chosen."""
     from rich import box
@@ -251,7 +268,8 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
         label = f"{title} ensemble"
         if each is not file:
             best = pool.names[int(fitted.weights[:, 0].argmax())]
-            label = f"best trial {best}" if name == "best" else f"mean of {len(pool.names)} trials"
+            kind = "trial" if pool.trials else "member"
+            label = f"best {kind} {best}" if name == "best" else f"mean of {len(pool.names)} {kind}s"
         elif len(each.methods()) > 1 or each.guard == AUTO:
             guard = f", guard {fitted.method.guard:g}" if each.guard == AUTO else ""
             print(f"Chosen by cross-fitting: selector {fitted.method.selector}{guard}")
@@ -317,6 +335,7 @@ def main(
     id_column: Annotated[str | None, cli.option("with --from: the tables' column of image ids")] = None,
     drop_missing: Annotated[bool, cli.option("with --from: leave out images a member lacks", "--drop-missing")] = False,
     out: Annotated[str, cli.option("with --from: where to leave the ensemble")] = "ensemble",
+    explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False,
 ) -> None:
     """Choose and weigh a run's trials, score the test images with them, write the submission.
 
@@ -329,13 +348,13 @@ def main(
     if tables:
         from cxrlt_ray.anywhere import stack
 
-        stack(select, tables, targets, groups, apply, findings, id_column, drop_missing, out, rounds, seed, costs)
+        inputs = (tables, targets, groups, apply, findings, id_column, drop_missing)
+        stack(select, *inputs, out, rounds, seed, costs, explain)
         return
     if given := [name for name, value in (("--targets", targets), ("--groups", groups), ("--apply", apply)) if value]:
         raise UsageError(f"{given[0]} goes with --from, the tables of predictions to choose from.")
     name, file = load_ensemble(select)
-    if costs and not takes_costs(file.selector):
-        raise UsageError(f"--costs: selector {file.selector} does not weigh costs; selector frontier does.")
+    check_costs(costs, file, explain)
     loaded = load_run(storage, run)
     task, manifest = loaded.task, loaded.manifest()
     split = split or task.scored_split
@@ -343,7 +362,7 @@ def main(
     if not len(scored.table):
         print(f"The data has no {split} images: weights are made, no submission")
     pool = gather(loaded, manifest, candidates(loaded, split if len(scored.table) else None))
-    if takes_costs(file.selector):
+    if takes_costs(file.selector) or explain:
         pool = replace(pool, costs=read_costs(costs, pool.names) if costs else gflops(pool.trials))
     print(f"Run {loaded.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")
     if len(pool.trials) == 1:
@@ -378,6 +397,8 @@ def main(
     kinds = rarity(manifest.of_split("train").targets(task.findings))
     report = judge(task.findings, kinds, pool, rows, parts, rounds, seed)
     show(report, name)
+    if explain:
+        tell_why(task.findings, pool, rows[-1], costs or "GFLOPs", seed, store)
     _write(store, loaded, file, name, pool, weights, parts.get(split), report, zip)
     _next(loaded, store, split, parts.get(split))
 

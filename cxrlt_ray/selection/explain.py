@@ -1,0 +1,269 @@
+"""Why these members: what each brings, how alike they are, how firm the choice is, and what more of them would bring.
+
+Arrays only; cxrlt_ray/explain.py tells and draws what is found here. Every score is cross-fitted (honest.py), every
+interval a 95 % one by subject.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cxrlt_ray import metrics
+from cxrlt_ray.selection.honest import Fitted, Method, fit
+from cxrlt_ray.selection.inputs import takes_costs
+
+ORDERS = 16  # in which members are added, each also backwards, for their marginal contributions
+DRAWS = 200  # of subjects, for the intervals
+REDRAWN = 20  # bootstrap samples on which the choice is made again
+SIZES = 7  # points of the curve of mAP against the number of trials
+SUBSETS = 8  # of each size
+POWERS = np.geomspace(0.2, 3, 40)  # of the power law: from barely levelling off to done after a few trials
+
+
+class Figure(NamedTuple):
+    """A value with the ends of its 95 % interval; nan where it is not known."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What members bring: `alone`, `marginal` and `without` [M, C + 1] Figures, the last of macro mAP.
+
+    alone: the member's AP.  marginal: its mean gain when members are added in random order (Shapley 1953); over the
+    members they sum to the ensemble's score less that of no knowledge at all (`whole` less `chance`, [C + 1]).
+    without: what the ensemble has lost without it, the others' weights scaled up (negative: it would be better).
+    """
+
+    alone: np.ndarray
+    marginal: np.ndarray
+    without: np.ndarray
+    whole: np.ndarray
+    chance: np.ndarray
+
+
+def contributions(
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    fitted: Fitted,
+    *,
+    orders: int = ORDERS,
+    rounds: int = DRAWS,
+    seed: int = 0,
+) -> Contributions:
+    """What each of the M members brings to an ensemble; [M, C + 1, 3], 0 for members without weight.
+
+    A part of the members is weighed as the whole is, by the fold's weights, scaled to sum 1; where none of them has
+    weight they count alike. Shapes as in the package's docstring.
+    """
+    assert fitted.fold is not None
+    assert fitted.fold_weights is not None
+    members, findings = predictions.shape[0], predictions.shape[2]
+    used = np.flatnonzero(fitted.fold_weights.any(axis=(0, 2))).tolist()
+    rng, paths = np.random.default_rng(seed), []
+    if all_orders := math.factorial(len(used)) <= 2 * orders:
+        paths = [list(path) for path in itertools.permutations(used)]
+    else:
+        for path in (rng.permutation(used).tolist() for _ in range(orders)):
+            paths += [path, path[::-1]]
+    known: dict[frozenset[int], np.ndarray] = {}
+
+    def judge(sets: Iterable[Iterable[int]]) -> None:
+        """Fill `known` [C + 1, 1 + rounds]: AP and macro mAP, first as it is, then in the draws."""
+        new = [some for some in dict.fromkeys(map(frozenset, sets)) if some not in known]
+        if new:
+            systems = [_part(predictions, fitted, sorted(some)) for some in new]
+            known.update(zip(new, _judged(targets, systems, groups, rounds, seed), strict=True))
+
+    every = frozenset(used)
+    judge([[], every, *([m] for m in used), *(every - {m} for m in used)])
+    for path in paths:  # one by one: the scores of all sets would not fit into memory
+        judge(path[:k] for k in range(len(path)))
+    whole = known[every]
+    alone, marginal, without = np.zeros((3, members, findings + 1, 3))
+    drawn = np.tile(np.arange(len(paths)), (rounds, 1))
+    if not all_orders:  # the paths are a sample too
+        drawn = rng.integers(0, len(paths), drawn.shape)
+    for m in used:
+        gains = np.empty((len(paths), *whole.shape))
+        for p, path in enumerate(paths):
+            before = frozenset(path[: path.index(m)])
+            gains[p] = known[before | {m}] - known[before]
+        mean = np.empty_like(whole)
+        mean[:, 0] = gains[:, :, 0].mean(axis=0)
+        for r in range(rounds):
+            mean[:, r + 1] = gains[drawn[r], :, r + 1].mean(axis=0)
+        for found, values in ((alone, known[frozenset([m])]), (marginal, mean), (without, whole - known[every - {m}])):
+            found[m] = [_figure(value) for value in values]
+    ends = [np.array([_figure(value) for value in known[some]]) for some in (every, frozenset())]
+    return Contributions(alone, marginal, without, *ends)
+
+
+def correlations(predictions: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation [M, M] of members' scores, the mean over findings; nan of one that is constant."""
+    from scipy.stats import rankdata
+
+    members, _, findings = predictions.shape
+    each = np.empty((findings, members, members))
+    for c in range(findings):
+        ranks = rankdata(predictions[:, :, c], axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            each[c] = np.corrcoef(ranks).reshape(members, members)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all nan
+        return np.nanmean(each, axis=0)
+
+
+def stability(
+    method: Method,
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray,
+    *,
+    costs: np.ndarray | None = None,
+    draws: int = REDRAWN,
+    seed: int = 0,
+) -> np.ndarray:
+    """How much of the weight [draws, C] stays where it is when subjects are drawn anew: 1 all of it, 0 none."""
+    names, of = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    images = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of))[:-1])
+    rng, kept = np.random.default_rng(seed), np.empty((draws, targets.shape[1]))
+    for d in range(draws):
+        drawn = [images[k] for k in rng.integers(0, len(names), len(names))]
+        rows = np.concatenate(drawn)
+        copies = np.repeat(np.arange(len(drawn)), [len(each) for each in drawn])  # each a subject of its own
+        again = _quietly(method, predictions[:, rows], targets[rows], copies, folds=0, seed=seed, costs=costs).weights
+        kept[d] = np.minimum(weights, again).sum(axis=0)
+    return kept
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Cross-fitted macro mAP of ensembles of fewer trials, and where the curve goes.
+
+    sizes int [S]; scores: Figures [S, 3], over random subsets and subjects; curve: the law a - b n^-c at `ahead`
+    int [A] trials, Figures [A, 3]; gains: what it says they bring beyond all there are now, Figures [A, 3].
+    """
+
+    sizes: np.ndarray
+    scores: np.ndarray
+    ahead: np.ndarray
+    curve: np.ndarray
+    gains: np.ndarray
+
+
+def growth(
+    method: Method,
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    folds: int = 5,
+    costs: np.ndarray | None = None,
+    subsets: int = SUBSETS,
+    rounds: int = DRAWS,
+    seed: int = 0,
+) -> Growth:
+    """What `method` makes of random subsets of the M members, and the power law through it (as learning curves follow).
+
+    Trials to come are taken to be like those there are. The interval of the law is of 200 bootstrap draws of subjects
+    and subsets together. With fewer than 4 members the law is not fitted: `curve` and `gains` are nan.
+    """
+    members, rng = len(predictions), np.random.default_rng(seed)
+    sizes = np.unique(np.geomspace(1, members, SIZES).round().astype(int))
+    found = []  # of each size [subsets of it, 1 + rounds]
+    for size in sizes:
+        chosen = {tuple(sorted(rng.choice(members, size, replace=False).tolist())) for _ in range(subsets)}
+        systems = []
+        for some in map(list, sorted(chosen)):
+            part, price = predictions[some], None if costs is None else costs[some]
+            systems.append(_quietly(method, part, targets, groups, folds=folds, seed=seed, costs=price).crossed[0])
+        found.append(_judged(targets, systems, groups, rounds, seed)[:, -1])
+    values, drawn = np.empty(len(sizes)), np.empty((rounds, len(sizes)))
+    for s, each in enumerate(found):
+        values[s] = each[:, 0].mean()
+        again = rng.integers(0, len(each), (rounds, len(each)))
+        drawn[:, s] = [each[again[r], r + 1].mean() for r in range(rounds)]
+    scores = np.array([_figure(np.append(values[s], drawn[:, s])) for s in range(len(sizes))])
+    ahead = np.unique(np.append(sizes, [members + 1, members + 2, members + 5, 2 * members, 4 * members]))
+    counts = np.array([len(each) for each in found])
+    if members < 4:
+        nothing = np.full((len(ahead), 3), np.nan)
+        return Growth(sizes, scores, ahead, nothing, nothing)
+    laws = np.array([power_law(sizes, each, counts, np.append(ahead, members)) for each in (values, *drawn)])
+    curve = np.array([_figure(laws[:, a]) for a in range(len(ahead))])
+    gains = np.array([_spread(laws[:, a] - laws[:, -1]) for a in range(len(ahead))])
+    return Growth(sizes, scores, ahead, curve, gains)
+
+
+def power_law(sizes: np.ndarray, values: np.ndarray, counts: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The law a - b n^-c, b >= 0, of least squares through values [S] at sizes [S] that weigh `counts`; at `at` [A]."""
+    best, found = np.inf, np.full(len(at), np.average(values, weights=counts))
+    for power in POWERS:
+        x = -(sizes.astype(float) ** -power)
+        x_mean, mean = np.average(x, weights=counts), np.average(values, weights=counts)
+        spread = counts @ (x - x_mean) ** 2
+        slope = max(counts @ ((x - x_mean) * (values - mean)) / spread, 0.0) if spread > 0 else 0.0
+        error = counts @ (values - mean - slope * (x - x_mean)) ** 2
+        if error < best:
+            best, found = error, mean + slope * (-(at.astype(float) ** -power) - x_mean)
+    return found
+
+
+def _part(predictions: np.ndarray, fitted: Fitted, some: Sequence[int]) -> np.ndarray:
+    """Cross-fitted scores float64 [N, C] of some of the members; all 0 of none."""
+    from cxrlt_ray.selection import exact
+
+    assert fitted.fold is not None
+    assert fitted.fold_weights is not None
+    scores = np.zeros(predictions.shape[1:])
+    for k, weights in enumerate(fitted.fold_weights):
+        part = np.zeros_like(weights)
+        part[list(some)] = weights[list(some)]
+        part[list(some)] += (part.sum(axis=0) == 0) * 1.0
+        total = part.sum(axis=0)
+        rows = np.flatnonzero(fitted.fold == k)
+        scores[rows] = exact.mixed(predictions, part / np.where(total > 0, total, 1), rows)
+    return scores
+
+
+def _judged(targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarray, rounds: int, seed: int) -> Any:
+    """AP of every finding and last their mean [S, C + 1, 1 + rounds], first as it is, then in draws of subjects."""
+    from cxrlt_ray.selection import exact
+
+    now = np.array([exact.precision(scores, targets) for scores in systems])[:, :, None]
+    values = np.concatenate([now, metrics.bootstrap_ap(targets, systems, groups, rounds, seed)], axis=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a draw, or all of them, without positives
+        return np.concatenate([values, np.nanmean(values, axis=1, keepdims=True)], axis=1)
+
+
+def _figure(values: np.ndarray) -> Figure:
+    """The first of the values with the interval of the others."""
+    return Figure(float(values[0]), *metrics.interval(values[1:], float(values[0])))
+
+
+def _spread(values: np.ndarray) -> Figure:
+    """As `_figure`, of what cannot be negative: the others' own quantiles."""
+    return Figure(float(values[0]), *np.nanquantile(values[1:], [0.025, 0.975]).tolist())
+
+
+def _quietly(method: Method, *inputs: Any, costs: np.ndarray | None, **options: Any) -> Fitted:
+    """`fit` of a part of the data, whose doubts are those of the part."""
+    budget = method.settings.get("budget")
+    if costs is not None and budget is not None and takes_costs(method.selector):  # a part must have one to afford
+        method = replace(method, settings={**method.settings, "budget": max(float(budget), float(costs.min()))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fit(method, *inputs, costs=costs, **options)

@@ -1,0 +1,156 @@
+"""Why these members: contributions, stability, the worth of the next trial, and how they are told."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score
+
+from cxrlt_ray import cli
+from cxrlt_ray.selection import explain
+from cxrlt_ray.selection.honest import Method, fit
+
+
+def cohort(skills, images=400, findings=3, prevalence=0.2, seed=0):
+    """Members whose scores tell `skills` of the labels; two images a subject."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((images, findings)) < prevalence).astype(np.int8)
+    scores = np.array(skills)[:, None, None] * targets + rng.normal(size=(len(skills), images, findings))
+    return (1 / (1 + np.exp(-scores))).astype(np.float32), targets, np.arange(images) // 2
+
+
+def macro(targets, scores):
+    return np.mean([average_precision_score(t, s) for t, s in zip(targets.T, scores.T, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def explained():
+    inputs = cohort([2.0, 1.5, 1.0, 0.0])
+    fitted = fit(Method("greedy", {"rounds": 10}), *inputs)
+    return inputs, fitted, explain.contributions(*inputs, fitted, orders=4, rounds=40)
+
+
+def test_marginal_contributions_add_up_to_the_cross_fitted_score_less_chance(explained):
+    (_, targets, _), fitted, found = explained
+    assert found.whole[-1, 0] == pytest.approx(macro(targets, fitted.crossed[0]), abs=1e-9)
+    assert found.chance[:3, 0] == pytest.approx(targets.mean(axis=0))
+    assert np.allclose(found.marginal[:, :, 0].sum(axis=0), found.whole[:, 0] - found.chance[:, 0], atol=1e-9)
+
+
+def test_a_good_member_brings_more_than_a_useless_one(explained):
+    _, _, found = explained
+    marginal, without = found.marginal[:, -1, 0], found.without[:, -1, 0]
+    assert marginal[0] == marginal.max()
+    assert marginal[3] == pytest.approx(0, abs=0.02)
+    assert without[0] == without.max() > 0
+    assert found.marginal[0, -1, 1] > 0  # surely
+    assert (found.marginal[..., 1] <= found.marginal[..., 2]).all()
+
+
+def test_what_is_lost_without_a_member_is_what_the_others_score_by_their_own_proportions(explained):
+    (scores, targets, _), fitted, found = explained
+    rest = np.zeros(targets.shape)
+    for k, weights in enumerate(fitted.fold_weights):
+        others = np.where(np.arange(4)[:, None] == 1, 0, weights)
+        rows = fitted.fold == k
+        rest[rows] = np.einsum("mnc,mc->nc", scores[:, rows].astype(float), others / others.sum(axis=0))
+    lost = macro(targets, fitted.crossed[0]) - macro(targets, rest)
+    assert found.without[1, -1, 0] == pytest.approx(lost, abs=1e-6)
+
+
+def test_members_that_are_the_same_bring_the_same():
+    scores, targets, groups = cohort([1.5, 1.0])
+    inputs = scores[[0, 0, 1]], targets, groups
+    found = explain.contributions(*inputs, fit(Method("mean"), *inputs), orders=3, rounds=20)
+    assert np.allclose(found.marginal[0], found.marginal[1])
+    assert np.array_equal(found.without[0], found.without[1])
+
+
+def test_one_member_brings_all():
+    inputs = cohort([1.5])
+    found = explain.contributions(*inputs, fit(Method("mean"), *inputs), orders=2, rounds=20)
+    for values in (found.marginal, found.without):
+        assert np.allclose(values[0, :, 0], found.whole[:, 0] - found.chance[:, 0])
+
+
+def test_correlations_are_spearmans():
+    scores, _, _ = cohort([2.0, 1.0, 0.0])
+    wanted = np.mean([spearmanr(scores[:, :, c], axis=1).statistic for c in range(3)], axis=0)
+    assert np.allclose(explain.correlations(scores), wanted)
+    scores[1] = 0.5
+    assert np.isnan(explain.correlations(scores)[1]).all()
+
+
+def test_a_firm_choice_keeps_its_weight_and_one_among_noise_does_not():
+    firm, noise = cohort([3.0, 0.0, 0.0, 0.0]), cohort([0.0] * 8, seed=1)
+    for inputs, method, least, most in (
+        (firm, Method("best"), 1, 1),
+        (noise, Method("mean"), 1, 1),
+        (noise, Method("greedy", {"rounds": 5}), 0, 0.6),
+    ):
+        weights = fit(method, *inputs).weights
+        kept = explain.stability(method, *inputs, weights, draws=10)
+        assert kept.shape == (10, 3)
+        assert least - 1e-9 <= kept.mean() <= most + 1e-9
+
+
+def test_the_power_law_is_found_again_and_never_falls():
+    sizes, at = np.array([1, 2, 4, 8, 16]), np.array([3, 16, 32, 100])
+    power = explain.POWERS[15]
+    values = 0.4 - 0.15 * sizes**-power
+    found = explain.power_law(sizes, values, np.ones(5), at)
+    assert np.allclose(found, 0.4 - 0.15 * at.astype(float) ** -power, atol=1e-9)
+    falling = explain.power_law(sizes, 0.3 - 0.01 * sizes, np.ones(5), at)
+    assert np.ptp(falling) == 0
+
+
+def test_the_curve_ends_at_the_cross_fitted_score_and_rises_with_members_that_add():
+    inputs = cohort([0.8] * 10, findings=4)
+    method = Method("mean")
+    found = explain.growth(method, *inputs, subsets=4, rounds=50)
+    assert found.sizes[0] == 1
+    assert found.sizes[-1] == 10
+    assert found.scores[-1, 0] == pytest.approx(macro(inputs[1], fit(method, *inputs).crossed[0]), abs=1e-6)
+    assert found.scores[-1, 0] > found.scores[0, 0] + 0.1
+    ahead = found.ahead.tolist()
+    next_one, twice = found.gains[ahead.index(11)], found.gains[ahead.index(20)]
+    assert 0 < next_one[0] < twice[0] < 0.2
+    assert next_one[1] <= next_one[0] <= next_one[2]
+    more = fit(method, *cohort([0.8] * 20, findings=4)).crossed[0]  # as many again
+    assert found.curve[ahead.index(20), 0] == pytest.approx(macro(inputs[1], more), abs=0.06)
+
+
+def test_of_three_trials_nothing_is_foretold():
+    found = explain.growth(Method("mean"), *cohort([1.0, 1.0, 1.0]), subsets=2, rounds=10)
+    assert np.isnan(found.gains).all()
+
+
+def test_explain_tells_writes_and_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scores, targets, groups = cohort([2.0, 1.2, 1.0, 0.6, 0.0])
+    names, ids = list("abcde"), [f"i{n}" for n in range(len(targets))]
+    findings = ["Edema", "Mass", "Hernia"]
+    labels = pd.DataFrame(targets, columns=findings).assign(image_id=ids, subject_id=groups)
+    labels.to_csv("labels.csv", index=False)
+    for name, each in zip(names, scores, strict=True):
+        pd.DataFrame(each, columns=findings).assign(image_id=ids).to_csv(f"{name}.csv", index=False)
+    pd.DataFrame({"member": names, "cost": [5, 1, 1, 1, 1]}).to_csv("costs.csv", index=False)
+    args = ["--from", *(f"{name}.csv" for name in names), "--targets", "labels.csv", "--rounds", "20"]
+    with pytest.raises(SystemExit) as ended:
+        cli.run("ensemble", [*args, "--costs", "costs.csv", "--explain"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    for part in ("What each member brings", "Most needed", "the most expensive member, a", "1 more trial:"):
+        assert part in told
+    found = json.loads((tmp_path / "ensemble/explain.json").read_text())
+    assert found["most_expensive"] == "a"
+    assert set(found["findings"]) == set(findings)
+    total = sum(member["marginal"]["value"] for member in found["members"].values())
+    assert total == pytest.approx(found["macro_ap"]["value"] - found["chance"])
+    assert found["members"]["a"]["findings"]["Mass"]["weight"] > 0
+    assert [point["trials"] for point in found["growth"]["measured"]][-1] == 5
+    assert (tmp_path / "ensemble/explain.png").read_bytes()[:4] == b"\x89PNG"
