@@ -42,6 +42,7 @@ class Members:
 
     names: [M], unique. image_id: str [N]. findings: [C]. predictions: float32 [M, N, C], finite.
     targets: int8 [N, C], 1, 0 or -1 (not labelled). groups: str [N], the subject of each image.
+    logits: bool [M], whether the member's files hold logits: its predictions here are their probabilities.
     """
 
     names: list[str]
@@ -50,6 +51,7 @@ class Members:
     predictions: np.ndarray
     targets: np.ndarray
     groups: np.ndarray
+    logits: np.ndarray
     notes: list[str] = field(default_factory=list)
 
 
@@ -149,7 +151,12 @@ def read_apply(
         _check_findings(frame, members.findings, frame.attrs["file"], "the ensemble needs it of every member")
         scores.append(_scores(frame.iloc[rows], members.findings))
     predictions = np.stack(scores)
-    return first.index.to_numpy().astype(str), predictions, notes + _outside(members.names, predictions)
+    for m in np.flatnonzero(_outside(predictions) & ~members.logits):
+        raise CxrltError(
+            f"{members.names[m]}: its scores are outside 0 to 1, where those of the labelled images are probabilities: "
+            "give both as the same."
+        )
+    return first.index.to_numpy().astype(str), _as_probabilities(predictions, members.logits), notes
 
 
 def _match(
@@ -199,9 +206,13 @@ def _match(
         notes.append(f"{(~kept).sum():,} of {counted(len(kept), 'image')} left out, lacking in {', '.join(lacking)}")
     if uncertain := int((codes == _UNCERTAIN).sum()):
         notes.append(f"{counted(uncertain, 'label')} of -1 (uncertain) taken as not labelled")
-    notes += _outside(names, predictions)
+    logits = _outside(predictions)
+    if logits.any():
+        listed = _some([name for name, each in zip(names, logits, strict=True) if each])
+        notes.append(f"scores of {listed} are outside 0 to 1: taken as logits")
+    predictions = _as_probabilities(predictions, logits)
     ids = targets.index[kept].to_numpy().astype(str)
-    return Members(names, ids, chosen, predictions, np.maximum(codes, -1), subjects[kept], notes)
+    return Members(names, ids, chosen, predictions, np.maximum(codes, -1), subjects[kept], logits, notes)
 
 
 def _labels(targets: pd.DataFrame, findings: Sequence[str] | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -290,9 +301,17 @@ def _check_findings(frame: pd.DataFrame, findings: Sequence[str], file: str, men
         raise UsageError(f"{file} has no column {_some(lacking)}; it has {_some(list(frame))}: {mend}.")
 
 
-def _outside(names: Sequence[str], predictions: np.ndarray) -> list[str]:
-    outside = [name for name, each in zip(names, predictions, strict=True) if each.min() < 0 or each.max() > 1]
-    return [f"scores of {_some(outside)} are outside 0 to 1: averaging space logit does not fit"] if outside else []
+def _outside(predictions: np.ndarray) -> np.ndarray:
+    """Which members [M] have scores outside 0 to 1."""
+    return np.array([each.min() < 0 or each.max() > 1 for each in predictions])
+
+
+def _as_probabilities(predictions: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Predictions with those of the members `logits` [M] through the logistic function."""
+    for m in np.flatnonzero(logits):
+        with np.errstate(over="ignore"):  # exp(1000) is inf, and 1 / inf 0
+            predictions[m] = 1 / (1 + np.exp(-predictions[m].astype(np.float64)))
+    return predictions
 
 
 def _parsed(content: bytes, text: Sequence[str]) -> pa.Table:

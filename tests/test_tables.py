@@ -386,15 +386,16 @@ def test_the_labels_themselves_are_no_member(folder: Folder):
         folder.read([*folder.three(), str(folder.path / "labels.csv")])
 
 
-def test_logits_are_taken_as_they_are_and_noted(folder: Folder):
+def test_logits_become_probabilities_and_that_is_noted(folder: Folder):
     paths = folder.three()
     logits = scores(1)
     logits[FINDINGS] = np.float32(10) * (logits[FINDINGS] - np.float32(0.5))
     folder.write("b.csv", logits)
     members = folder.read(paths)
-    np.testing.assert_array_equal(members.predictions[1], logits[FINDINGS])
+    np.testing.assert_allclose(members.predictions[1], 1 / (1 + np.exp(-logits[FINDINGS])), rtol=1e-6)
+    assert members.logits.tolist() == [False, True, False]
     (note,) = members.notes
-    assert note.startswith("scores of 'b' are outside 0 to 1")
+    assert note == "scores of 'b' are outside 0 to 1: taken as logits"
 
 
 def test_number_too_large_for_float32_is_no_finite_number(folder: Folder):
@@ -452,11 +453,14 @@ def test_test_files_that_do_not_fit_the_members_are_refused(folder: Folder):
         read_apply(paths, members)
 
 
-def test_logits_of_test_images_are_noted(folder: Folder):
+def test_test_images_are_scored_as_the_labelled_ones_or_refused(folder: Folder):
     members = folder.read([folder.write("a.csv", scores(0))])
-    _, _, notes = read_apply([folder.write("test/a.csv", of_test(0).assign(Mass=-2.0))], members)
-    (note,) = notes
-    assert "outside 0 to 1" in note
+    with pytest.raises(CxrltError, match="a: its scores are outside 0 to 1, where those of the labelled images"):
+        read_apply([folder.write("test/a.csv", of_test(0).assign(Mass=-2.0))], members)
+    members = folder.read([folder.write("a.csv", scores(0).assign(Mass=-3.0))])
+    _, predictions, notes = read_apply([folder.write("test/a.csv", of_test(0).assign(Mass=0.5))], members)
+    assert predictions[0, 0, members.findings.index("Mass")] == pytest.approx(1 / (1 + np.exp(-0.5)))
+    assert not notes
 
 
 def arrays(**changes) -> dict[str, np.ndarray]:
