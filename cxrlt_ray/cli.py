@@ -70,12 +70,12 @@ def argument(help: str) -> Any:
     return typer.Argument(help=help)
 
 
-def console() -> Any:
+def console(width: int = 120) -> Any:
     """A rich console; into a file or a pipe it is as wide as our widest table, not 80 columns."""
     from rich.console import Console
 
     made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=120)
+    return made if made.is_terminal else Console(highlight=False, width=width)
 
 
 def spread(args: list[str], many: tuple[str, ...]) -> list[str]:

@@ -221,7 +221,7 @@ def tell_why(findings: Sequence[str], pool: Pool, row: Row, unit: str, seed: int
     explain.leave(found, store)
 
 
-def show_curve(pool: Pool, file: EnsembleFile, unit: str) -> None:
+def show_curve(pool: Pool, file: EnsembleFile, unit: str, rounds: int, seed: int) -> None:
     """Print the ensembles among which `frontier` chooses: what they cost, what they score where they were chosen."""
     from rich import box
     from rich.table import Table
@@ -232,8 +232,11 @@ def show_curve(pool: Pool, file: EnsembleFile, unit: str) -> None:
         warnings.simplefilter("ignore")
         points = curve(values, pool.targets, pool.groups, pool.costs, **options)
     table = Table(f"cost an image, {unit}", "validation mAP, optimistic", "members", box=box.SIMPLE_HEAD)
-    for point in points:
-        table.add_row(f"{point.cost:.4g}", _short(point.score), ", ".join(pool.names[m] for m in point.members))
+    systems = [combine(values, point.weights) for point in points]
+    drawn = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=rounds, seed=seed)
+    for point, draws in zip(points, drawn, strict=True):
+        score = _range(point.score, *metrics.interval(draws, point.score))
+        table.add_row(f"{point.cost:.4g}", score, ", ".join(pool.names[m] for m in point.members))
     cli.console().print(table)
 
 
@@ -369,7 +372,7 @@ def main(
         print("There is one trial: the ensemble is that trial")
     rows = compare(file, name, pool, seed)
     if takes_costs(file.selector):
-        show_curve(pool, file, costs or "GFLOPs")
+        show_curve(pool, file, costs or "GFLOPs", rounds, seed)
     weights = rows[-1].weights
     store = loaded.store / "ensembles" / name
     compared = [rows[0].weights, *([rows[1].weights] if score_all else []), weights]
@@ -412,7 +415,7 @@ def judge(
     rounds: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Scores of every system: {system: {set: {map, low, high, head, medium, tail}}}, and paired gains over the others.
+    """Scores of every system: {system: {set: {map, low, high, head, medium, tail, ...}}}, and paired gains over others.
 
     Sets: `optimistic` and `cross_fitted` (validation), and each split with labels. Intervals: 95 %, bootstrap
     by subject; gains are of the same resampled subjects. kinds [C]: head, medium or tail, as tasks.rarity.
@@ -440,21 +443,25 @@ def judge(
         good = np.all([np.isfinite(scores).all(axis=1) for each in scored.values() for scores in each], axis=0)
         targets, groups = targets[good], groups[good]
         stacked = [[scores[good] for scores in some] for some in scored.values()]
-        drawn = metrics.bootstrap_map(
-            targets, [scores for some in stacked for scores in some], groups, rounds=rounds, seed=seed
-        )
-        samples = drawn.reshape(len(stacked), -1, drawn.shape[1]).mean(axis=1)
+        systems = [scores for some in stacked for scores in some]
+        drawn = metrics.bootstrap_ap(targets, systems, groups, rounds=rounds, seed=seed)
+        drawn = drawn.reshape(len(stacked), -1, *drawn.shape[1:]).mean(axis=1)  # [system, C, rounds], over repeats
+        samples = _means(drawn)
         labelled = np.maximum((targets >= 0).sum(axis=0), 1)
         seen = (targets == 1).any(axis=0)
         report["prevalence"][where] = float(((targets == 1).sum(axis=0) / labelled)[seen].mean())
-        for k, some, sample in zip(there, stacked, samples, strict=True):
+        for k, some, draws, sample in zip(there, stacked, drawn, samples, strict=True):
             ap = np.mean([metrics.per_finding(targets, scores, which=("ap",))["ap"] for scores in some], axis=0)
             low, high = metrics.interval(sample, metrics.macro(ap))
             report["systems"][rows[k].title][where] = {
                 "map": metrics.macro(ap),
                 "low": low,
                 "high": high,
-                **metrics.by_rarity(ap, kinds),
+                **(means := metrics.by_rarity(ap, kinds)),
+                "intervals": {
+                    group: metrics.interval(_means(draws[np.array(kinds) == group]), mean)
+                    for group, mean in means.items()
+                },
                 "ap": dict(zip(findings, ap.tolist(), strict=True)),
             }
         values = [report["systems"][rows[k].title][where]["map"] for k in there]
@@ -476,15 +483,15 @@ def show(report: dict[str, Any], name: str, swept: bool = True) -> None:
     for where, count in report["images"].items():
         table.add_column(f"{NAMED.get(where, where)}\n{count:,} images", no_wrap=True)
     for title, scores in report["systems"].items():
-        table.add_row(title, *(_cell(scores.get(where), where) for where in report["images"]))
+        table.add_row(title, *(_cell(scores.get(where)) for where in report["images"]))
     table.add_row("prevalence (chance)", *(_short(report["prevalence"][where]) for where in report["images"]))
     console.print(table)
     honest = [where for where in report["images"] if where != "optimistic"]
-    groups = Table(" / ".join(f"{group} {count}" for group, count in report["groups"].items()), box=box.SIMPLE_HEAD)
+    groups = Table("mAP of", *(f"{count} {group}" for group, count in report["groups"].items()), box=box.SIMPLE_HEAD)
     for where in honest:
-        groups.add_column(NAMED.get(where, where), no_wrap=True)
-    for title, scores in report["systems"].items():
-        groups.add_row(title, *(_groups(scores.get(where)) for where in honest))
+        groups.add_row(f"[bold]{NAMED.get(where, where)}[/]".replace("\n", " "))
+        for title, scores in report["systems"].items():
+            groups.add_row(title, *_groups(scores.get(where)))
     console.print(groups)
     for where in honest:
         for title, gain in report["gains"][where].items():
@@ -508,15 +515,25 @@ def _short(value: float) -> str:
     return "-" if value != value else f"{value:.3f}".removeprefix("0")
 
 
-def _cell(score: dict[str, float] | None, where: str) -> str:
+def _cell(score: dict[str, float] | None) -> str:
+    return "not scored" if score is None else _range(score["map"], score["low"], score["high"])
+
+
+def _groups(score: dict[str, Any] | None) -> list[str]:
     if score is None:
-        return "not scored"
-    value = _short(score["map"])
-    return value if where == "optimistic" else f"{value} [{_short(score['low'])}, {_short(score['high'])}]"
+        return ["not scored"]
+    return [_range(score[group], *score["intervals"][group]) for group in GROUPS]
 
 
-def _groups(score: dict[str, float] | None) -> str:
-    return "not scored" if score is None else " / ".join(_short(score[group]) for group in GROUPS)
+def _range(value: float, low: float, high: float) -> str:
+    return "-" if value != value else f"{_short(value)} [{_short(low)}, {_short(high)}]"
+
+
+def _means(drawn: np.ndarray) -> np.ndarray:
+    """The mean [..., rounds] over findings of drawn AP [..., C, rounds], of those that have one; else nan."""
+    known = ~np.isnan(drawn)
+    counts = known.sum(axis=-2)
+    return np.where(known, drawn, 0).sum(axis=-2) / np.where(counts, counts, np.nan)
 
 
 def _write(
@@ -609,6 +626,8 @@ def finite(value: Any) -> Any:
     """JSON has no nan: null."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

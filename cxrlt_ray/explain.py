@@ -21,7 +21,7 @@ from cxrlt_ray.storage import Store
 
 LARGE = 20_000_000  # scores above which the curve is of fewer subsets
 UNSTABLE = 0.5  # of the weight that stays when subjects are drawn anew: below, the choice is not to be relied on
-TOP = 3  # members named for each finding
+TOP = 2  # members named for each finding
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def tell(found: Explanation) -> None:
     from rich import box
     from rich.table import Table
 
-    console, brings = cli.console(), found.brings
+    console, brings = cli.console(width=140), found.brings
     table = Table("member", "weight", "alone", "marginal", "without it", title="What each member brings, mAP")
     table.box = box.SIMPLE_HEAD
     if found.costs is not None:
@@ -91,11 +91,12 @@ def tell(found: Explanation) -> None:
         row += [_change(brings.marginal[m, -1]), _change(-brings.without[m, -1][[0, 2, 1]])]
         table.add_row(*row, *([] if found.costs is None else [f"{found.costs[m]:.3g}"]))
     console.print(table)
+    whole, chance = _score(brings.whole[-1]), _short(brings.chance[-1, 0])
     print("Marginal: the mean gain when members are added in random order (Shapley); together they are the ensemble's")
     print(
-        f"cross-fitted {_score(brings.whole[-1])} less chance, {_short(brings.chance[-1, 0])}. Without it: the change"
+        f"cross-fitted {whole} less chance, {chance}. Without it: the change when it is taken out and the others keep"
     )
-    print("if it is taken out and the others keep their proportions. [ , ] are 95 % intervals by subject.")
+    print("their proportions. [ , ] are 95 % intervals by subject.")
     table = Table("finding", "positives", "AP", "members, weight", "most needed", "kept", title="Findings")
     table.box = box.SIMPLE_HEAD
     for c, finding in enumerate(found.findings):
@@ -104,11 +105,12 @@ def tell(found: Explanation) -> None:
         more = f" +{len(heavy) - TOP}" if len(heavy) > TOP else ""
         needed = max(found.used, key=lambda m: np.nan_to_num(brings.without[m, c, 0], nan=-np.inf))
         change = -brings.without[needed, c, 0]
-        told = "-" if np.isnan(change) else f"{found.names[needed]} {change:+.3f}"
+        told = f"{found.names[needed]} {_change(-brings.without[needed, c][[0, 2, 1]])}" if change == change else "-"
         stays = found.kept[:, c].mean()
         mark = " !" if stays < UNSTABLE else ""
-        score = _short(brings.whole[c, 0])
-        table.add_row(finding, f"{found.positives[c]:,}", score, listed + more, told, f"{stays:.0%}{mark}")
+        table.add_row(
+            finding, f"{found.positives[c]:,}", _score(brings.whole[c]), listed + more, told, f"{stays:.0%}{mark}"
+        )
     console.print(table)
     print(
         "Most needed: the member whose loss costs most, and what. Kept: the share of the weight that stays where it is"

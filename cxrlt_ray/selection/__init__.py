@@ -3,7 +3,8 @@
     inputs.py   the registry of selectors, what they are given and refuse
     exact.py    compiled: average precision as scikit-learn defines it, and greedy selection on it
     spaces.py   probability, logit or rank: where predictions are averaged
-    honest.py   what wraps a selector: bags, the tail guard, cross-fitting by subject
+    honest.py   what wraps a selector: the tail guard, choices, cross-fitting by subject
+    explain.py  what each member brings, how firm the choice is, what the next trial is worth
 
 The selectors, each `select(predictions, targets, groups, *, together=False, seed=0, **settings)`:
 
