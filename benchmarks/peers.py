@@ -37,10 +37,11 @@ def cxrlt_ray() -> Selector:
 def honest() -> Selector:
     """Best, mean and greedy with a guard of cross-fitted strength, all cross-fitted; and 1,000 draws of subjects."""
     from cxrlt_ray import metrics
-    from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
+    from cxrlt_ray.selection.honest import AUTO, Method, combine, fit, side_by_side
 
     def select(predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, rounds: int) -> np.ndarray:
         methods = Method("best"), Method("mean"), Method("greedy", {"rounds": rounds}, guard=AUTO)
+        predictions = side_by_side(predictions)
         found = [fit(method, predictions, targets, groups, folds=5) for method in methods]
         systems = [each for f in found for each in (combine(predictions, f.weights), f.crossed[0])]
         metrics.bootstrap_map(targets, systems, groups, rounds=1000)

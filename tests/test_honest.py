@@ -60,7 +60,9 @@ def test_choosing_all_methods_equals_fitting_the_chosen_one():
 
 
 @pytest.mark.parametrize("methods", [Method("greedy", guard=AUTO), [Method("mean"), Method("best"), Method("greedy")]])
-def test_no_choice_has_seen_the_subjects_it_is_scored_on(monkeypatch, methods):
+@pytest.mark.parametrize("plenty", [100, 1000])
+def test_no_choice_has_seen_the_subjects_it_is_scored_on(monkeypatch, methods, plenty):
+    monkeypatch.setattr(honest, "PLENTY", plenty)
     scores, targets, groups = cohort(EACH_ITS_OWN, images=200)
     fold = groups % 4
     monkeypatch.setattr(honest, "assign_folds", lambda *_: fold)

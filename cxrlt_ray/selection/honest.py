@@ -24,6 +24,7 @@ from cxrlt_ray.splits import assign_folds
 
 AUTO: Literal["auto"] = "auto"
 STRENGTHS = (20.0, 100.0, 5.0, np.inf, 0.0)  # of the guard, what did best on average (benchmarks/honesty.py) first
+PLENTY = 20_000  # images from which on a choice within folds looks at two of them, not all: the others cost the most
 DRAWS = 64  # of subjects, to tell a better choice from luck
 
 
@@ -194,7 +195,10 @@ class _Chooser:
         from cxrlt_ray.selection import exact
 
         assert self.fold is not None
-        inner = [k for k in np.unique(self.fold).tolist() if k not in left]
+        folds = int(self.fold.max()) + 1
+        inner = [k for k in range(folds) if k not in left]
+        if left and len(self.fold) >= PLENTY:  # its neighbours: so a pair left out serves both
+            inner = [k for k in inner if any((k - other) % folds in (1, folds - 1) for other in left)]
         seen = np.isin(self.fold, inner)
         scores = np.zeros((len(self.options), *self.targets.shape), np.float32)
         for j in inner:
