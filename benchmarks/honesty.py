@@ -255,9 +255,9 @@ def real(path: Path, seed: int) -> list[str]:
     value = dict(zip(scores, map(metrics.macro, precisions(list(scores.values()), targets)), strict=True))
     drawn = dict(zip(scores, metrics.bootstrap_map(targets, list(scores.values()), groups, seed=seed), strict=True))
     for name, row in rows.items():
-        row.append("{:.3f} [{:.3f}, {:.3f}]".format(value[name], *metrics.interval(drawn[name], value[name])))
+        row.append("{:.3f} [{:.3f}, {:.3f}]".format(value[name], *metrics.interval(drawn[name])))
         for other in ("best", "mean"):
-            ends = metrics.interval(drawn[name] - drawn[other], gain := value[name] - value[other])
+            ends, gain = metrics.interval(drawn[name] - drawn[other]), value[name] - value[other]
             row.append("" if name == other else "{:+.3f} [{:+.3f}, {:+.3f}]".format(gain, *ends))
     head = f"{len(pool.trials)} members; chosen on {len(pool.image_id):,} validation images, which training has seen; "
     head += f"judged on {len(targets):,} of {split}, with 95 % intervals by subject (paired)."

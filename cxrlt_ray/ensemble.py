@@ -235,7 +235,7 @@ def show_curve(pool: Pool, file: EnsembleFile, unit: str, rounds: int, seed: int
     systems = [combine(values, point.weights) for point in points]
     drawn = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=rounds, seed=seed)
     for point, draws in zip(points, drawn, strict=True):
-        score = _range(point.score, *metrics.interval(draws, point.score))
+        score = _range(point.score, *metrics.interval(draws))
         table.add_row(f"{point.cost:.4g}", score, ", ".join(pool.names[m] for m in point.members))
     cli.console().print(table)
 
@@ -452,22 +452,19 @@ def judge(
         report["prevalence"][where] = float(((targets == 1).sum(axis=0) / labelled)[seen].mean())
         for k, some, draws, sample in zip(there, stacked, drawn, samples, strict=True):
             ap = np.mean([metrics.per_finding(targets, scores, which=("ap",))["ap"] for scores in some], axis=0)
-            low, high = metrics.interval(sample, metrics.macro(ap))
+            low, high = metrics.interval(sample)
             report["systems"][rows[k].title][where] = {
                 "map": metrics.macro(ap),
                 "low": low,
                 "high": high,
                 **(means := metrics.by_rarity(ap, kinds)),
-                "intervals": {
-                    group: metrics.interval(_means(draws[np.array(kinds) == group]), mean)
-                    for group, mean in means.items()
-                },
+                "intervals": {group: metrics.interval(_means(draws[np.array(kinds) == group])) for group in means},
                 "ap": dict(zip(findings, ap.tolist(), strict=True)),
             }
         values = [report["systems"][rows[k].title][where]["map"] for k in there]
         report["gains"][where] = {}
         for k, value, sample in zip(there[:-1], values, samples, strict=False):
-            low, high = metrics.interval(samples[-1] - sample, values[-1] - value)
+            low, high = metrics.interval(samples[-1] - sample)
             report["gains"][where][rows[k].title] = {"map": values[-1] - value, "low": low, "high": high}
         report.setdefault("images", {})[where] = int(good.sum())
     return report
@@ -500,7 +497,10 @@ def show(report: dict[str, Any], name: str, swept: bool = True) -> None:
                 f"{name} ensemble less {title}, {NAMED.get(where, where).replace(chr(10), ' ')}: {gain['map']:+.3f} "
                 f"[{gain['low']:+.3f}, {gain['high']:+.3f}]" + (": a real difference" if sure else ": within chance")
             )
-    print("[ , ] are 95 % intervals, bootstrapped by subject. Optimistic: chosen and scored on the same images.")
+    print(
+        "[ , ] are 95 % intervals, bootstrapped by subject, of what so many images give: of rare findings that is more"
+    )
+    print("than many images would. Optimistic: chosen and scored on the same images.")
     if swept:
         print("Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice,")
         print("ASHA and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")

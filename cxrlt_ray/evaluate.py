@@ -101,8 +101,8 @@ def evaluate(
     }
     resampled = metrics.bootstrap(targets, [scores], groups, rounds, seed)
     intervals = {
-        "map": metrics.interval(resampled["ap"][0], summary["map"]),
-        "mauroc": metrics.interval(resampled["auroc"][0], summary["mauroc"]),
+        "map": metrics.interval(resampled["ap"][0]),
+        "mauroc": metrics.interval(resampled["auroc"][0]),
     }
     subjects = len(np.unique(np.asarray(groups).astype(str)))
     return Report(tuple(findings), tuple(rarity), len(targets), subjects, summary, intervals, values)

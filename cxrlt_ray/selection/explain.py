@@ -203,7 +203,7 @@ def growth(
         return Growth(sizes, scores, ahead, nothing, nothing)
     laws = np.array([power_law(sizes, each, counts, np.append(ahead, members)) for each in (values, *drawn)])
     curve = np.array([_figure(laws[:, a]) for a in range(len(ahead))])
-    gains = np.array([_spread(laws[:, a] - laws[:, -1]) for a in range(len(ahead))])
+    gains = np.array([_figure(laws[:, a] - laws[:, -1]) for a in range(len(ahead))])
     return Growth(sizes, scores, ahead, curve, gains)
 
 
@@ -251,12 +251,7 @@ def _judged(targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarr
 
 def _figure(values: np.ndarray) -> Figure:
     """The first of the values with the interval of the others."""
-    return Figure(float(values[0]), *metrics.interval(values[1:], float(values[0])))
-
-
-def _spread(values: np.ndarray) -> Figure:
-    """As `_figure`, of what cannot be negative: the others' own quantiles."""
-    return Figure(float(values[0]), *np.nanquantile(values[1:], [0.025, 0.975]).tolist())
+    return Figure(float(values[0]), *metrics.interval(values[1:]))
 
 
 def _quietly(method: Method, *inputs: Any, costs: np.ndarray | None, **options: Any) -> Fitted:

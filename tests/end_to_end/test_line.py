@@ -209,8 +209,16 @@ def test_the_report_holds_optimistic_cross_fitted_holdout_and_test_scores(chosen
 
 
 def test_choosing_again_scores_no_image_again(chosen, storage, capsys):
-    ensemble.main(select="greedy", storage=storage, rounds=10)
-    assert "Scoring" not in capsys.readouterr().out
+    ensemble.main(select="greedy", storage=storage, rounds=10, explain=True)
+    told = capsys.readouterr().out
+    assert "Scoring" not in told
+    assert "cost, GFLOPs" in told
+    why = json.loads((chosen / "explain.json").read_text())
+    assert set(why["members"]) == {
+        member["trial"] for member in json.loads((chosen / "ensemble.json").read_text())["members"]
+    }
+    assert all(member["cost"] > 0 for member in why["members"].values())
+    assert (chosen / "explain.png").exists()
 
 
 @pytest.mark.parametrize("select", ["mean", "best"])
