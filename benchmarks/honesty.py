@@ -259,7 +259,9 @@ def real(path: Path, seed: int) -> list[str]:
         for other in ("best", "mean"):
             ends, gain = metrics.interval(drawn[name] - drawn[other]), value[name] - value[other]
             row.append("" if name == other else "{:+.3f} [{:+.3f}, {:+.3f}]".format(gain, *ends))
-    head = f"{len(pool.trials)} members; chosen on {len(pool.image_id):,} validation images, which epoch choice and search have seen; "
+    sweep = f"sweep {run.about['task_argument']} --data {Path(run.about['data']).name} --space {run.about['space']}"
+    head = f"{len(pool.trials)} members, of `{sweep} --trials {run.about['trials']}`; chosen on {len(pool.image_id):,} "
+    head += "validation images, which epoch choice and search have seen; "
     head += f"judged on {len(targets):,} of {split}, with 95 % intervals by subject (paired)."
     heads = ["selector", "same images", "cross-fitted", split, "less best", "less mean"]
     return [head, "", *table(heads, rows.values())[:-1]]

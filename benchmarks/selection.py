@@ -177,7 +177,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[str]:
         f"- Before that, cxrlt_ray takes {started} s to import (after numpy) and {loaded} s for a first call on tiny "
         "arrays, which loads its compiled code.",
         f"- Honest: best, mean and greedy cross-fitted in 5 folds, the guard's strength chosen by cross-fitting inside "
-        f"them (16 fits per finding and 16 for all together), 1,000 draws of subjects of six systems: "
+        f"them (11 fits per finding and 11 for all together), 1,000 draws of subjects of six systems: "
         f"{spread(honest, 1)} s on two threads.",
         f"- Its process peaks at {memory:,.0f} MiB beyond the predictions; {before:,.0f} MiB of it are there before.",
     ]

@@ -17,13 +17,14 @@ import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from cxrlt_ray import cli, metrics
+from cxrlt_ray import cli, metrics, selection
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
@@ -247,6 +248,8 @@ def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
     """The best single trial, the plain mean and the ensemble of `file`, on validation."""
+    if not any(Path(selection.__file__).parent.glob("__pycache__/*.nbi")):
+        print("Compiling what selection counts with (once, about 20 s)", flush=True)
     rows = []
     systems = (("best", EnsembleFile(selector="best")), ("mean", EnsembleFile(selector="mean")), (title, file))
     folds = min(file.folds, len(np.unique(pool.groups)))
