@@ -277,7 +277,7 @@ def write(name: str, section: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"draws": 1000, "workers": 2, "seed": 0}.items():
+    for name, value in {"draws": 300, "workers": 2, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{value:,} unless given")
     parser.add_argument("--write", action="store_true", help=f"put the section into {RESULTS.name}")
     parser.add_argument("--real", type=Path, metavar="RUN", help="a run's directory: judge its members, simulate none")

@@ -269,8 +269,8 @@ def _worth(found: Explanation) -> str:
     parts = []
     for more in (1, members):
         gain, low, high = growth.gains[ahead.index(members + more)]
-        parts.append(f"{more} more trial{'s' if more > 1 else ''}: {gain:+.4f} [{low:+.4f}, {high:+.4f}]")
-    return f"What more trials like these are worth, mAP by the power law through the curve: {'; '.join(parts)}."
+        parts.append(f"{more} more {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return f"What more like these are worth in mAP, by the power law through the curve: {'; '.join(parts)}."
 
 
 def _marked(found: Explanation, c: int) -> str:

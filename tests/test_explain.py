@@ -106,6 +106,8 @@ def test_the_power_law_is_found_again_and_never_falls():
     assert np.allclose(found, 0.4 - 0.15 * at.astype(float) ** -power, atol=1e-9)
     falling = explain.power_law(sizes, 0.3 - 0.01 * sizes, np.ones(5), at)
     assert np.ptp(falling) == 0
+    steep = explain.power_law(sizes[:3], np.array([0.4, 0.75, 0.95]), np.ones(3), at)
+    assert 0.85 < steep[0] < steep[-1] <= 1
 
 
 def test_the_curve_ends_at_the_cross_fitted_score_and_rises_with_members_that_add():
@@ -144,7 +146,12 @@ def test_explain_tells_writes_and_draws(tmp_path, monkeypatch, capsys):
         cli.run("ensemble", [*args, "--costs", "costs.csv", "--explain"])
     assert ended.value.code == 0
     told = capsys.readouterr().out
-    for part in ("What each member brings", "Most needed", "the most expensive member, a", "1 more trial:"):
+    for part in (
+        "What each member brings",
+        "Most needed",
+        "the most expensive member, a",
+        "What more like these are worth in mAP",
+    ):
         assert part in told
     found = json.loads((tmp_path / "ensemble/explain.json").read_text())
     assert found["most_expensive"] == "a"
