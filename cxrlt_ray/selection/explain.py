@@ -210,7 +210,7 @@ def growth(
 def power_law(sizes: np.ndarray, values: np.ndarray, counts: np.ndarray, at: np.ndarray) -> np.ndarray:
     """The law a - b n^-c of least squares through values [S] at sizes [S] that weigh `counts`; at `at` [A].
 
-    b >= 0 and a <= 1: more members do no harm, and no score is above 1.
+    b >= 0, for more members do no harm; cut off at 1.
     """
     best, found = np.inf, np.full(len(at), np.average(values, weights=counts))
     for power in POWERS:
@@ -218,13 +218,10 @@ def power_law(sizes: np.ndarray, values: np.ndarray, counts: np.ndarray, at: np.
         x_mean, mean = np.average(x, weights=counts), np.average(values, weights=counts)
         spread = counts @ (x - x_mean) ** 2
         fall = max(counts @ ((x_mean - x) * (values - mean)) / spread, 0.0) if spread > 0 else 0.0
-        level = mean + fall * x_mean
-        if level > 1:
-            level, fall = 1.0, counts @ (x * (1 - values)) / (counts @ x**2)
-        error = counts @ (values - level + fall * x) ** 2
+        error = counts @ (values - mean - fall * (x_mean - x)) ** 2
         if error < best:
-            best, found = error, level - fall * ahead
-    return found
+            best, found = error, mean + fall * (x_mean - ahead)
+    return np.minimum(found, 1.0)
 
 
 def _part(predictions: np.ndarray, fitted: Fitted, some: Sequence[int]) -> np.ndarray:
