@@ -15,6 +15,7 @@ from cxrlt_ray.ensemble import (
     Pool,
     applied,
     check_costs,
+    chosen,
     compare,
     finite,
     judge,
@@ -91,8 +92,8 @@ def stack(
     if scored:
         combined = applied(file, scored[1], predictions, weights)
         store.write("predictions.csv", _csv(scored[0], combined, members.findings))
-    report = {"selector": name, **file.model_dump(), "space": file.place(), "members": members.names, "scores": report}
-    store.write_json("report.json", finite(report))
+    about = {"name": name, **file.model_dump(), "space": file.place(), "chosen": chosen(rows[-1].fitted)}
+    store.write_json("report.json", {**about, "members": members.names, "scores": finite(report)})
     left = "weights.csv, validation.csv, report.json" + (", predictions.csv" if scored else "")
     print(f"Left in {store.absolute().uri}: {left}")
 

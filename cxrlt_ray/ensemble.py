@@ -405,7 +405,7 @@ def main(
     show(report, name)
     if explain:
         tell_why(task.findings, pool, rows[-1], costs or "GFLOPs", seed, store)
-    _write(store, loaded, file, name, pool, weights, parts.get(split), report, zip)
+    _write(store, loaded, file, name, pool, rows[-1].fitted, parts.get(split), report, zip)
     _next(loaded, store, split, parts.get(split))
 
 
@@ -545,7 +545,7 @@ def _write(
     file: EnsembleFile,
     name: str,
     pool: Pool,
-    weights: np.ndarray,
+    fitted: Fitted,
     part: tuple[Manifest, list[np.ndarray | None]] | None,
     report: dict[str, Any],
     zip: bool,
@@ -553,7 +553,7 @@ def _write(
     """Leave the ensemble's files; each is whole or not there, ensemble.json comes last."""
     from cxrlt_ray import submission
 
-    findings = run.task.findings
+    findings, weights = run.task.findings, fitted.weights
     used = np.flatnonzero(weights.sum(axis=1) > 0)
     with store.place("weights.csv") as path:
         weights_table(pool, weights, findings).to_csv(path, index=False)
@@ -578,10 +578,16 @@ def _write(
             "size": run.about["shards"]["size"],
             **file.model_dump(),
             "space": file.place(),
+            "chosen": chosen(fitted),
             "members": [_member(pool.trials[m], weights[m], findings) for m in used],
             "scores": finite(report),
         },
     )
+
+
+def chosen(fitted: Fitted) -> dict[str, Any]:
+    """The selector that was taken and its guard; null: all findings are weighed alike."""
+    return finite({"selector": fitted.method.selector, "guard": float(fitted.method.guard)})
 
 
 def filled(scores: np.ndarray, say: Any = print) -> np.ndarray:
