@@ -2,8 +2,9 @@
 
 A population is 8 members on 8 findings, the rarest with 5 positives expected in 600 images (2 a subject), the most
 common with 150. Each is drawn from 10 times: a validation set to choose on, and 9,600 images to judge by. Cut into sets
-of the validation's size these give the AP to expect at that size, which a score on the validation set estimates; whole,
-the population's AP, lower for rare findings. Labels err alike in both. Errors are over populations, not draws.
+of the validation's size these give the AP to expect at that size (and, for coverage, with as many positives), which a
+score on the validation set estimates; whole, the population's AP, lower for rare findings. Labels err alike in both.
+Errors are over populations, not draws.
 
 `--real RUN` judges the same selectors on a run's own members, chosen on validation, on its test images. They must have
 been scored: `python -m cxrlt_ray.ensemble --run RUN --score-all`.
@@ -27,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from cxrlt_ray import metrics
-from cxrlt_ray.ensemble import CHOICES, candidates, gather, load_ensemble
+from cxrlt_ray.ensemble import candidates, gather, load_ensemble
 from cxrlt_ray.selection import SPACES_OF, exact, spaces
-from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
+from cxrlt_ray.selection.honest import Method, combine, fit
 from cxrlt_ray.trials import load_run
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -37,6 +38,7 @@ POSITIVES = np.array([5, 8, 12, 20, 30, 50, 90, 150]) / 600  # of each finding, 
 MEMBERS, FAMILIES = 8, np.array([0, 0, 0, 0, 1, 1, 2, 3])  # members of a family err alike
 DRAWS, EVERY = 10, 5  # draws of a population, and of how many one has the slow selectors too
 TEST, ROUNDS, FOLDS = 9_600, 512, 5
+NEAR = 20  # sets at least that tell what to expect of one, those nearest in positives
 Found = list[dict[str, Any]]  # what `simulate` found of each population
 
 
@@ -61,7 +63,7 @@ SCENARIOS = {
     "noise": Scenario(wrong=0.25),
     "tiny": Scenario(images=200),
 }
-GREEDY, ADAPTIVE = "ensembles/greedy.yaml", "the same, guard auto"
+GREEDY, ADAPTIVE, AUTO = "ensembles/greedy.yaml", "the same, guard auto", "ensembles/auto.yaml"
 CROSSED = ("best", "greedy", GREEDY, AUTO)  # what optimism is shown of
 PICKED = {GREEDY: "selector", ADAPTIVE: "guard", AUTO: "selector"}  # what they choose by cross-fitting
 SLOW = ("rank_mean", "logistic", ADAPTIVE, AUTO)
@@ -80,8 +82,9 @@ def systems(rounds: int) -> dict[str, tuple[list[Method], float]]:
     found["greedy_bagged, no guard"] = [replace(bagged, guard=0.0)], 1.0
     found["greedy_bagged, guard 20"] = [bagged], 1.0
     found[GREEDY] = file.methods(), file.margin()
-    found[ADAPTIVE] = [replace(bagged, guard=AUTO), *file.methods()[1:]], file.margin()
-    found[AUTO] = [Method(name, own.get(name, {})) for name in CHOICES], 0.0
+    found[ADAPTIVE] = [replace(bagged, guard="auto"), *file.methods()[1:]], file.margin()
+    auto = load_ensemble("auto")[1]
+    found[AUTO] = auto.methods(), auto.margin()
     return found
 
 
@@ -141,13 +144,15 @@ def simulate(name: str, population: int, seed: int) -> dict[str, Any]:
             tested[system] = combine(spaces.into(space, test[0], predictions), chosen[system].weights)
         kept = [system for system in (*JUDGED[:2], *CROSSED) if system in tested]
         stack, blocks = np.array([tested[s] for s in kept], np.float32), np.arange(TEST).reshape(-1, scenario.images)
-        sized = np.nanmean([precisions(stack[:, block], test[1][block]) for block in blocks], axis=0)
-        size = dict(zip(kept, sized, strict=True))
+        each = np.array([precisions(stack[:, block], test[1][block]) for block in blocks])  # [block, system, C]
+        sized, counts = dict(zip(kept, each.swapaxes(0, 1), strict=True)), (test[1][blocks] == 1).sum(axis=1)
+        size = {system: np.nanmean(ap, axis=0) for system, ap in sized.items()}
         whole = dict(zip(tested, precisions(list(tested.values()), test[1]), strict=True))
         crossed = {system: chosen[system].crossed[0] for system in kept[2:]}
         naive = {system: combine(predictions, chosen[system].weights) for system in kept[2:]}
         scores = [predictions[0], predictions.mean(axis=0), crossed[GREEDY], naive[GREEDY]]
-        result["judged"].append((targets, groups, scores, [(size[s], whole[s]) for s in (*JUDGED[:2], GREEDY, GREEDY)]))
+        known = [(sized[s], whole[s]) for s in (*JUDGED[:2], GREEDY, GREEDY)]
+        result["judged"].append((targets, groups, scores, *map(np.array, zip(*known, strict=True)), counts))
         present = (targets == 1).any(axis=0)  # the truth of a mean is over the findings that it holds
         result["test"].append({system: ap.mean() for system, ap in whole.items()})
         result["sized"].append({system: size[system][present].mean() for system in crossed})
@@ -160,9 +165,15 @@ def simulate(name: str, population: int, seed: int) -> dict[str, Any]:
 
 def covers(judged: list[Any]) -> np.ndarray:
     """Whether intervals hold a truth, a mean over draws: [D, JUDGED, PARTS, expected or population's, kind] or nan."""
-    truth = np.nanmean([truths for *_, truths in judged], axis=0)  # [system, expected or population's, C]
+    sized, counts = np.concatenate([j[3] for j in judged], axis=1), np.concatenate([j[5] for j in judged])
+    population = np.mean([j[4] for j in judged], axis=0)
     held = np.full((len(judged), len(JUDGED), len(PARTS), 2, 3), np.nan)
-    for d, (targets, groups, scores, _) in enumerate(judged):
+    for d, (targets, groups, scores, *_) in enumerate(judged):
+        expected = np.full(population.shape, np.nan)  # of sets of this size that hold as many positives
+        for c, found in enumerate((targets == 1).sum(axis=0)):
+            far = np.where(counts[:, c] > 0, abs(counts[:, c] - found), np.inf)
+            expected[:, c] = sized[:, far <= np.sort(far)[NEAR], c].mean(axis=1)
+        truth = np.stack([expected, population], axis=1)  # [system, expected or population's, C]
         for part, columns in enumerate(PARTS.values()):
             there = [c for c in columns if (targets[:, c] == 1).any()]
             if not there:
@@ -215,7 +226,7 @@ def simulation(found: dict[str, Found]) -> list[str]:
     lines += ["### Optimism", "", "Validation mAP less the mAP to expect at that size, ± 1 standard error.", ""]
     lines += table(["scenario", "selector", "chosen and scored on the same images", "cross-fitted"], optimism)
     lines += ["### Coverage of 95 % intervals: basic, percentile, centred (percentile less the bootstrap's lift)", ""]
-    lines += ["Per cent of draws that hold the AP to expect at the validation size, or the population's.", ""]
+    lines += ["Per cent of draws that hold the AP to expect of so many images and positives, or the population's.", ""]
     heads = [f"{part}, {truth}" for part in PARTS for truth in ("expected", "population")]
     lines += table(["scenario", "system", *heads], coverage)
     for other in ("best", "mean"):

@@ -37,7 +37,7 @@ from cxrlt_ray.tasks import GROUPS, rarity
 from cxrlt_ray.trials import DEFAULT_STORAGE, FINISHED, PRUNED, Run, Trial, load_run, write_predictions
 
 VERSION = 1
-CHOICES = ("mean", "best", "topk_mean", "greedy_global", "greedy_bagged", "greedy")  # all in one space
+CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
 NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
 
 

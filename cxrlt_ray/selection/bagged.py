@@ -29,9 +29,9 @@ def greedy_bagged(
     targets: np.ndarray,
     groups: np.ndarray,
     *,
-    rounds: int = 50,
-    bags: int = 20,
-    bag_fraction: float = 0.5,
+    rounds: int = 20,
+    bags: int = 10,
+    bag_fraction: float = 0.6,
     together: bool = False,
     seed: int = 0,
 ) -> np.ndarray:
