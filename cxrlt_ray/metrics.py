@@ -158,8 +158,8 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The central `level` of bootstrap values (the percentile interval; Efron & Tibshirani 1993, ch. 13), nan left out.
 
     What it holds is the score to expect of a sample of this size, whose AP of a rare finding is above the population's.
-    In simulations it held that macro mAP in 92 to 96 % of samples, where the basic interval did in 79 to 88 %; of a
-    finding of 20 positives 91 to 95 %, of one of 5 about 77 % (benchmarks/RESULTS.md, coverage).
+    In simulations it held a member's macro mAP in 92 to 97 % of samples, where the basic interval did in 78 to 89 %; of
+    a finding of 20 positives 87 to 96 %, of one of 5 only 64 to 84 % (benchmarks/RESULTS.md, coverage).
     """
     known = values[~np.isnan(values)]
     if not known.size:
