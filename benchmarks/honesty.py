@@ -12,10 +12,8 @@ been scored: `python -m cxrlt_ray.ensemble --run RUN --score-all`.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
-import re
 import sys
 import warnings
 from collections import Counter
@@ -26,6 +24,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from report import options, write
 
 from cxrlt_ray import metrics
 from cxrlt_ray.ensemble import candidates, gather, load_ensemble
@@ -33,7 +32,6 @@ from cxrlt_ray.selection import SPACES_OF, exact, spaces
 from cxrlt_ray.selection.honest import Method, combine, fit
 from cxrlt_ray.trials import load_run
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 POSITIVES = np.array([5, 8, 12, 20, 30, 50, 90, 150]) / 600  # of each finding, as a share of the images
 MEMBERS, FAMILIES = 8, np.array([0, 0, 0, 0, 1, 1, 2, 3])  # members of a family err alike
 DRAWS, EVERY = 10, 5  # draws of a population, and of how many one has the slow selectors too
@@ -278,19 +276,8 @@ def real(path: Path, seed: int) -> list[str]:
     return [head, "", *table(heads, rows.values())[:-1]]
 
 
-def write(name: str, section: str) -> None:
-    """Put the section between its markers in RESULTS.md, at the end where there are none yet."""
-    text = RESULTS.read_text() if RESULTS.exists() else "# Measured\n"
-    block = f"<!-- {name} -->\n{section}\n<!-- /{name} -->"
-    there = re.search(f"<!-- {name} -->.*?<!-- /{name} -->", text, re.DOTALL)
-    RESULTS.write_text(text.replace(there[0], block) if there else f"{text.rstrip()}\n\n{block}\n")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"draws": 300, "workers": 2, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{value:,} unless given")
-    parser.add_argument("--write", action="store_true", help=f"put the section into {RESULTS.name}")
+    parser = options(__doc__, {"draws": 300, "workers": 2, "seed": 0})
     parser.add_argument("--real", type=Path, metavar="RUN", help="a run's directory: judge its members, simulate none")
     args = parser.parse_args()
     if min(args.draws // DRAWS, args.workers, args.seed + 1) < 1:

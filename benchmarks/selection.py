@@ -25,13 +25,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from report import options, write
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray.phantom.labels import PREVALENCE
 from cxrlt_ray.tasks import TASK1
 
 HERE = Path(__file__).parent
-RESULTS, BEGIN, END = HERE / "RESULTS.md", "<!-- selection -->", "<!-- /selection -->"
 NAMES = {
     "autogluon": "AutoGluon",
     "auto_sklearn": "auto-sklearn (its algorithm)",
@@ -177,7 +177,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[str]:
         f"- Before that, cxrlt_ray takes {started} s to import (after numpy) and {loaded} s for a first call on tiny "
         "arrays, which loads its compiled code.",
         f"- Honest: best, mean and greedy cross-fitted in 5 folds, the guard's strength chosen by cross-fitting inside "
-        f"them (11 fits per finding and 11 for all together), 1,000 draws of subjects of six systems: "
+        "them, 1,000 draws of subjects of six systems: "
         f"{spread(honest, 1)} s on two threads.",
         f"- Its process peaks at {memory:,.0f} MiB beyond the predictions; {before:,.0f} MiB of it are there before.",
     ]
@@ -218,22 +218,11 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, {memory:.0f} GiB; {software}; {datetime.now(UTC):%Y-%m-%d}"
 
 
-def write(section: str) -> None:
-    """Put the section between its markers in RESULTS.md, at the end where there are none yet."""
-    text = RESULTS.read_text() if RESULTS.exists() else "# Measured\n"
-    block = f"{BEGIN}\n{section}\n{END}"
-    there = re.search(f"{BEGIN}.*?{END}", text, re.DOTALL)
-    RESULTS.write_text(text.replace(there[0], block) if there else f"{text.rstrip()}\n\n{block}\n")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"members": 50, "images": 39_293, "findings": 40, "rounds": 50, "repeats": 3, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{value:,} unless given")
+    parser = options(__doc__, {"members": 50, "images": 39_293, "findings": 40, "rounds": 50, "repeats": 3, "seed": 0})
     parser.add_argument("--whole", action="store_true", help="peers run all findings, not one")
     parser.add_argument("--no-autogluon", action="store_true", help="leave AutoGluon out")
     parser.add_argument("--no-growth", action="store_true", help="leave out the table of growth")
-    parser.add_argument("--write", action="store_true", help=f"put the section into {RESULTS.name}")
     parser.add_argument(
         "--peers-venv",
         type=Path,
@@ -254,7 +243,7 @@ def main() -> None:
     section = "\n".join(["## Ensemble selection", "", heading, "", *lines])
     print(section)
     if args.write:
-        write(section)
+        write("selection", section)
 
 
 if __name__ == "__main__":

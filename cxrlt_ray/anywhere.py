@@ -80,7 +80,7 @@ def stack(
         pool = replace(pool, costs=read_costs(costs, pool.names) if costs else np.ones(len(pool.names)))
     rows = compare(file, name, pool, seed)
     if weighs:
-        show_curve(pool, file, costs or "members", rounds, seed)
+        show_curve(pool, file, rows[-1].values, costs or "members", rounds, seed)
     report = judge(members.findings, rarity(members.targets), pool, rows, {}, rounds, seed)
     show(report, name, swept=False)
     store, weights = Store(out), rows[-1].weights

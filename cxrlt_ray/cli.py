@@ -78,6 +78,16 @@ def console(width: int = 120) -> Any:
     return made if made.is_terminal else Console(highlight=False, width=width)
 
 
+def short(score: float) -> str:
+    """A score in three digits, without the 0 before the point; "-" for nan."""
+    return "-" if score != score else f"{score:.3f}".removeprefix("0")
+
+
+def ranged(score: float, low: float, high: float) -> str:
+    """A score with its interval."""
+    return "-" if score != score else f"{short(score)} [{short(low)}, {short(high)}]"
+
+
 def spread(args: list[str], many: tuple[str, ...]) -> list[str]:
     """`--from a b` as `--from a --from b`, for the options `many` that take several values."""
     spread, at = [], ""

@@ -215,6 +215,8 @@ def tell_why(findings: Sequence[str], pool: Pool, row: Row, unit: str, seed: int
     """Print and leave what --explain promises of the ensemble `row`."""
     from cxrlt_ray import explain
 
+    if row.fitted.fold is None:
+        raise CxrltError("--explain needs images of 2 subjects or more: it tells of cross-fitted scores.")
     found = explain.examine(
         pool.names, findings, row.values, pool.targets, pool.groups, row.fitted, pool.costs, unit, seed
     )
@@ -222,12 +224,11 @@ def tell_why(findings: Sequence[str], pool: Pool, row: Row, unit: str, seed: int
     explain.leave(found, store)
 
 
-def show_curve(pool: Pool, file: EnsembleFile, unit: str, rounds: int, seed: int) -> None:
+def show_curve(pool: Pool, file: EnsembleFile, values: np.ndarray, unit: str, rounds: int, seed: int) -> None:
     """Print the ensembles among which `frontier` chooses: what they cost, what they score where they were chosen."""
     from rich import box
     from rich.table import Table
 
-    values = file.joined(spaces.into(file.place(), pool.predictions, pool.predictions), pool.study, pool.view)
     options = {key: value for key, value in file.settings.items() if key != "budget"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -236,7 +237,7 @@ def show_curve(pool: Pool, file: EnsembleFile, unit: str, rounds: int, seed: int
     systems = [combine(values, point.weights) for point in points]
     drawn = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=rounds, seed=seed)
     for point, draws in zip(points, drawn, strict=True):
-        score = _range(point.score, *metrics.interval(draws))
+        score = cli.ranged(point.score, *metrics.interval(draws))
         table.add_row(f"{point.cost:.4g}", score, ", ".join(pool.names[m] for m in point.members))
     cli.console().print(table)
 
@@ -375,7 +376,7 @@ def main(
         print("There is one trial: the ensemble is that trial")
     rows = compare(file, name, pool, seed)
     if takes_costs(file.selector):
-        show_curve(pool, file, costs or "GFLOPs", rounds, seed)
+        show_curve(pool, file, rows[-1].values, costs or "GFLOPs", rounds, seed)
     weights = rows[-1].weights
     store = loaded.store / "ensembles" / name
     compared = [rows[0].weights, *([rows[1].weights] if score_all else []), weights]
@@ -449,7 +450,7 @@ def judge(
         systems = [scores for some in stacked for scores in some]
         drawn = metrics.bootstrap_ap(targets, systems, groups, rounds=rounds, seed=seed)
         drawn = drawn.reshape(len(stacked), -1, *drawn.shape[1:]).mean(axis=1)  # [system, C, rounds], over repeats
-        samples = _means(drawn)
+        samples = metrics.means(drawn)
         labelled = np.maximum((targets >= 0).sum(axis=0), 1)
         seen = (targets == 1).any(axis=0)
         report["prevalence"][where] = float(((targets == 1).sum(axis=0) / labelled)[seen].mean())
@@ -461,7 +462,9 @@ def judge(
                 "low": low,
                 "high": high,
                 **(means := metrics.by_rarity(ap, kinds)),
-                "intervals": {group: metrics.interval(_means(draws[np.array(kinds) == group])) for group in means},
+                "intervals": {
+                    group: metrics.interval(metrics.means(draws[np.array(kinds) == group])) for group in means
+                },
                 "ap": dict(zip(findings, ap.tolist(), strict=True)),
             }
         values = [report["systems"][rows[k].title][where]["map"] for k in there]
@@ -484,7 +487,7 @@ def show(report: dict[str, Any], name: str, swept: bool = True) -> None:
         table.add_column(f"{NAMED.get(where, where)}\n{count:,} images", no_wrap=True)
     for title, scores in report["systems"].items():
         table.add_row(title, *(_cell(scores.get(where)) for where in report["images"]))
-    table.add_row("prevalence (chance)", *(_short(report["prevalence"][where]) for where in report["images"]))
+    table.add_row("prevalence (chance)", *(cli.short(report["prevalence"][where]) for where in report["images"]))
     console.print(table)
     honest = [where for where in report["images"] if where != "optimistic"]
     groups = Table("mAP of", *(f"{count} {group}" for group, count in report["groups"].items()), box=box.SIMPLE_HEAD)
@@ -514,29 +517,14 @@ def show(report: dict[str, Any], name: str, swept: bool = True) -> None:
         print("these subjects is not undone.")
 
 
-def _short(value: float) -> str:
-    return "-" if value != value else f"{value:.3f}".removeprefix("0")
-
-
 def _cell(score: dict[str, float] | None) -> str:
-    return "not scored" if score is None else _range(score["map"], score["low"], score["high"])
+    return "not scored" if score is None else cli.ranged(score["map"], score["low"], score["high"])
 
 
 def _groups(score: dict[str, Any] | None) -> list[str]:
     if score is None:
         return ["not scored"]
-    return [_range(score[group], *score["intervals"][group]) for group in GROUPS]
-
-
-def _range(value: float, low: float, high: float) -> str:
-    return "-" if value != value else f"{_short(value)} [{_short(low)}, {_short(high)}]"
-
-
-def _means(drawn: np.ndarray) -> np.ndarray:
-    """The mean [..., rounds] over findings of drawn AP [..., C, rounds], of those that have one; else nan."""
-    known = ~np.isnan(drawn)
-    counts = known.sum(axis=-2)
-    return np.where(known, drawn, 0).sum(axis=-2) / np.where(counts, counts, np.nan)
+    return [cli.ranged(score[group], *score["intervals"][group]) for group in GROUPS]
 
 
 def _write(

@@ -46,6 +46,16 @@ class Explanation:
         return [int(m) for m in order if self.weights[m].any()]
 
     @property
+    def stays(self) -> np.ndarray:
+        """The share [C] of the weight that stays when subjects are drawn anew."""
+        return self.kept.mean(axis=0)
+
+    @property
+    def unstable(self) -> np.ndarray:
+        """The findings [C] whose choice is not to be relied on."""
+        return self.stays < UNSTABLE
+
+    @property
     def dearest(self) -> int | None:
         """The most expensive of the members used; None where costs are not known."""
         return None if self.costs is None else max(self.used, key=lambda m: self.costs[m])  # type: ignore[index]
@@ -63,7 +73,8 @@ def examine(
     seed: int,
 ) -> Explanation:
     """Examine the ensemble `fitted` of members' `values` [M, N, C]; prints what it is at, for it takes a while."""
-    folds = 0 if fitted.fold_weights is None else len(fitted.fold_weights)
+    assert fitted.fold_weights is not None
+    folds = len(fitted.fold_weights)
     options: dict[str, Any] = {"costs": costs, "seed": seed}
     print("Explaining: what each member brings ...", flush=True)
     brings = explain.contributions(values, targets, groups, fitted, seed=seed)
@@ -87,11 +98,11 @@ def tell(found: Explanation) -> None:
     if found.costs is not None:
         table.add_column(f"cost, {found.unit}")
     for m in found.used:
-        row = [found.names[m], f"{found.weights[m].mean():.2f}", _score(brings.alone[m, -1])]
-        row += [_change(brings.marginal[m, -1]), _change(-brings.without[m, -1][[0, 2, 1]])]
+        row = [found.names[m], f"{found.weights[m].mean():.2f}", cli.ranged(*brings.alone[m, -1])]
+        row += [_change(brings.marginal[m, -1]), _loss(brings.without[m, -1])]
         table.add_row(*row, *([] if found.costs is None else [f"{found.costs[m]:.3g}"]))
     console.print(table)
-    whole, chance = _score(brings.whole[-1]), _short(brings.chance[-1, 0])
+    whole, chance = cli.ranged(*brings.whole[-1]), cli.short(brings.chance[-1, 0])
     print("Marginal: the mean gain when members are added in random order (Shapley); together they are the ensemble's")
     print(
         f"cross-fitted {whole} less chance, {chance}. Without it: the change when it is taken out and the others keep"
@@ -105,12 +116,10 @@ def tell(found: Explanation) -> None:
         more = f" +{len(heavy) - TOP}" if len(heavy) > TOP else ""
         needed = max(found.used, key=lambda m: np.nan_to_num(brings.without[m, c, 0], nan=-np.inf))
         change = -brings.without[needed, c, 0]
-        told = f"{found.names[needed]} {_change(-brings.without[needed, c][[0, 2, 1]])}" if change == change else "-"
-        stays = found.kept[:, c].mean()
-        mark = " !" if stays < UNSTABLE else ""
-        table.add_row(
-            finding, f"{found.positives[c]:,}", _score(brings.whole[c]), listed + more, told, f"{stays:.0%}{mark}"
-        )
+        told = f"{found.names[needed]} {_loss(brings.without[needed, c])}" if change == change else "-"
+        stays = f"{found.stays[c]:.0%}" + (" !" if found.unstable[c] else "")
+        score = cli.ranged(*brings.whole[c])
+        table.add_row(finding, f"{found.positives[c]:,}", score, listed + more, told, stays)
     console.print(table)
     print(
         "Most needed: the member whose loss costs most, and what. Kept: the share of the weight that stays where it is"
@@ -136,12 +145,12 @@ def summary(found: Explanation) -> list[str]:
     if (dear := found.dearest) is not None and len(used) > 1:
         assert found.costs is not None
         share = found.costs[dear] / found.costs[used].sum()
-        change = _change(-found.brings.without[dear, -1][[0, 2, 1]])
+        change = _loss(found.brings.without[dear, -1])
         lines.append(
             f"Without the most expensive member, {found.names[dear]} ({share:.0%} of the cost), mAP changes by "
             f"{change}."
         )
-    loose = [f for f, share in zip(found.findings, found.kept.mean(axis=0), strict=True) if share < UNSTABLE]
+    loose = [finding for finding, loose in zip(found.findings, found.unstable, strict=True) if loose]
     if loose:
         lines.append(f"Not to be relied on is which members {', '.join(loose)} chose: other subjects choose others.")
     return [*lines, _worth(found)]
@@ -173,8 +182,8 @@ def document(found: Explanation) -> dict[str, Any]:
             "positives": int(found.positives[c]),
             "ap": figures(found.brings.whole, c),
             "chance": float(found.brings.chance[c, 0]),
-            "kept": float(found.kept[:, c].mean()),
-            "unstable": bool(found.kept[:, c].mean() < UNSTABLE),
+            "kept": float(found.stays[c]),
+            "unstable": bool(found.unstable[c]),
         }
         for c, finding in enumerate(found.findings)
     }
@@ -274,7 +283,7 @@ def _worth(found: Explanation) -> str:
 
 
 def _marked(found: Explanation, c: int) -> str:
-    return found.findings[c] + (" !" if found.kept[:, c].mean() < UNSTABLE else "")
+    return found.findings[c] + (" !" if found.unstable[c] else "")
 
 
 def _pair(found: Explanation, used: list[int], at: Any) -> str:
@@ -282,13 +291,11 @@ def _pair(found: Explanation, used: list[int], at: Any) -> str:
     return f"{found.names[a]} and {found.names[b]} {found.correlation[a, b]:.2f}"
 
 
-def _short(value: float) -> str:
-    return "-" if value != value else f"{value:.3f}".removeprefix("0")
-
-
-def _score(figure: np.ndarray) -> str:
-    return f"{_short(figure[0])} [{_short(figure[1])}, {_short(figure[2])}]"
-
-
 def _change(figure: np.ndarray) -> str:
     return f"{figure[0]:+.3f} [{figure[1]:+.3f}, {figure[2]:+.3f}]"
+
+
+def _loss(figure: np.ndarray) -> str:
+    """What the others bring without it is told as the change that its loss makes."""
+    value, low, high = figure
+    return _change(np.array([-value, -high, -low]))

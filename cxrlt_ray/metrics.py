@@ -101,6 +101,13 @@ def macro(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
+def means(values: np.ndarray) -> np.ndarray:
+    """The macro mean [..., R] of values [..., C, R], over the findings that have one; nan where none has."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=-2)
+    return np.where(known, values, 0).sum(axis=-2) / np.where(counts, counts, np.nan)
+
+
 def micro_f1(targets: np.ndarray, scores: np.ndarray) -> float:
     """F1 at 0.5 over all labelled entries together; nan without positives."""
     return f1(np.asarray(targets).ravel(), np.asarray(scores).ravel())
@@ -137,9 +144,7 @@ def bootstrap(
     """Macro mAP ("ap") and macro AUROC ("auroc") of the same draws, as `bootstrap_map`; both come of one pass."""
     result = np.empty((2, len(systems), rounds))
     for s, values in enumerate(_resampled(targets, systems, groups, rounds, seed)):
-        known = ~np.isnan(values)
-        counts = known.sum(axis=1)
-        result[:, s] = np.where(known, values, 0).sum(axis=1) / np.where(counts, counts, np.nan)
+        result[:, s] = means(values)
     return dict(zip(("ap", "auroc"), result, strict=True))
 
 

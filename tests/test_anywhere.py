@@ -113,3 +113,11 @@ def test_options_of_several_values_take_them_in_one_go_or_one_by_one():
         *["--from", "a", "--from", "b", "--seed", "1", "--apply", "c"]
     ]
     assert cli.spread(["--from", "a", "--from", "b"], many) == ["--from", "a", "--from", "b"]
+
+
+def test_one_image_is_weighed_but_not_explained(folder, capsys):
+    pd.read_csv("labels.csv")[:1].assign(Edema=1).to_csv("labels.csv", index=False)
+    args = ["--from", "a.csv", "c.csv", "--targets", "labels.csv", "--select", "mean"]
+    assert run(*args) == 0
+    assert run(*args, "--explain") == 1
+    assert "--explain needs images of 2 subjects or more" in capsys.readouterr().err

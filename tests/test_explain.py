@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,15 @@ def test_one_member_brings_all():
     found = explain.contributions(*inputs, fit(Method("mean"), *inputs), orders=2, rounds=20)
     for values in (found.marginal, found.without):
         assert np.allclose(values[0, :, 0], found.whole[:, 0] - found.chance[:, 0])
+
+
+def test_a_member_that_no_fold_gave_weight_is_judged_alone_only(explained):
+    inputs, fitted, _ = explained
+    without = replace(fitted, fold_weights=np.repeat(np.array([1.0, 0, 0, 0])[:, None], 3, axis=1)[None].repeat(5, 0))
+    again = explain.contributions(*inputs, without, orders=2, rounds=20)
+    assert again.alone[1, -1, 0] == pytest.approx(macro(inputs[1], inputs[0][1]), abs=1e-6)
+    assert not again.marginal[1:].any()
+    assert np.allclose(again.marginal[0, :, 0], again.whole[:, 0] - again.chance[:, 0])
 
 
 def test_correlations_are_spearmans():

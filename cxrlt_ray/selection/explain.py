@@ -61,15 +61,17 @@ def contributions(
     rounds: int = DRAWS,
     seed: int = 0,
 ) -> Contributions:
-    """What each of the M members brings to an ensemble; [M, C + 1, 3], 0 for members without weight.
+    """What each of the M members brings to an ensemble.
 
-    A part of the members is weighed as the whole is, by the fold's weights, scaled to sum 1; where none of them has
-    weight they count alike. Shapes as in the package's docstring.
+    0 for a member that has weight nowhere; one that no fold gave weight, but `fitted.weights` does, is judged alone
+    only. A part of the members is weighed as the whole is, by the fold's weights, scaled to sum 1; where none of them
+    has weight they count alike. Shapes as in the package's docstring.
     """
     assert fitted.fold is not None
     assert fitted.fold_weights is not None
     members, findings = predictions.shape[0], predictions.shape[2]
     used = np.flatnonzero(fitted.fold_weights.any(axis=(0, 2))).tolist()
+    shown = sorted({*used, *np.flatnonzero(fitted.weights.any(axis=1)).tolist()})
     rng, paths = np.random.default_rng(seed), []
     if all_orders := math.factorial(len(used)) <= 2 * orders:
         paths = [list(path) for path in itertools.permutations(used)]
@@ -86,7 +88,7 @@ def contributions(
             known.update(zip(new, _judged(targets, systems, groups, rounds, seed), strict=True))
 
     every = frozenset(used)
-    judge([[], every, *([m] for m in used), *(every - {m} for m in used)])
+    judge([[], every, *([m] for m in shown), *(every - {m} for m in used)])
     for path in paths:  # one by one: the scores of all sets would not fit into memory
         judge(path[:k] for k in range(len(path)))
     whole = known[every]
@@ -94,6 +96,8 @@ def contributions(
     drawn = np.tile(np.arange(len(paths)), (rounds, 1))
     if not all_orders:  # the paths are a sample too
         drawn = rng.integers(0, len(paths), drawn.shape)
+    for m in shown:
+        alone[m] = [_figure(value) for value in known[frozenset([m])]]
     for m in used:
         gains = np.empty((len(paths), *whole.shape))
         for p, path in enumerate(paths):
@@ -103,7 +107,7 @@ def contributions(
         mean[:, 0] = gains[:, :, 0].mean(axis=0)
         for r in range(rounds):
             mean[:, r + 1] = gains[drawn[r], :, r + 1].mean(axis=0)
-        for found, values in ((alone, known[frozenset([m])]), (marginal, mean), (without, whole - known[every - {m}])):
+        for found, values in ((marginal, mean), (without, whole - known[every - {m}])):
             found[m] = [_figure(value) for value in values]
     ends = [np.array([_figure(value) for value in known[some]]) for some in (every, frozenset())]
     return Contributions(alone, marginal, without, *ends)
@@ -247,9 +251,7 @@ def _judged(targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarr
 
     now = np.array([exact.precision(scores, targets) for scores in systems])[:, :, None]
     values = np.concatenate([now, metrics.bootstrap_ap(targets, systems, groups, rounds, seed)], axis=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw, or all of them, without positives
-        return np.concatenate([values, np.nanmean(values, axis=1, keepdims=True)], axis=1)
+    return np.concatenate([values, metrics.means(values)[:, None]], axis=1)
 
 
 def _figure(values: np.ndarray) -> Figure:

@@ -153,18 +153,21 @@ class _Chooser:
         self._bases: dict[Any, np.ndarray] = {}
         self._combined: dict[Any, np.ndarray] = {}
         self.choice = functools.cache(self._choice)
+        self.weights = functools.cache(self._weights)
+        self._alone = functools.cache(lambda left: merits(predictions, self._without(left), together=True)[:, 0])
         self._own = functools.cache(lambda left, guard: own_share(self._without(left), self.groups, guard))
         self._without = functools.cache(self._unlabelled)
 
-    def weights(self, option: int, left: frozenset[int]) -> np.ndarray:
+    def _weights(self, option: int, left: frozenset[int]) -> np.ndarray:
         """Weights [M, C] chosen without the folds `left`."""
         method, targets = self.options[option], self._without(left)
         everyone = np.arange(len(self.predictions))
         weights = self._guarded(method, targets, left, everyone)
         if method.members is None or (weights.sum(axis=1) > 0).sum() <= method.members:
             return weights
-        alone = merits(self.predictions, targets, together=True)[:, 0]  # decides among equals
-        kept = np.sort(np.lexsort([-alone, -weights.sum(axis=1).round(9)])[: method.members])
+        kept = np.sort(
+            np.lexsort([-self._alone(left), -weights.sum(axis=1).round(9)])[: method.members]
+        )  # of equals the better
         weights = np.zeros_like(weights)
         weights[kept] = self._guarded(method, targets, left, kept)
         return weights
