@@ -9,7 +9,7 @@ from typing import Any
 def augmentation(strength: float, seed: int) -> Any:
     """A transform of uint8 [H, W] images; call it as `transform(image=image)["image"]`.
 
-    At strength 1: flip with probability .5, rotation up to 15 degrees, shift up to 8 %, zoom up to
+    At strength 1: rotation up to 15 degrees, shift up to 8 %, zoom up to
     15 %, brightness and contrast up to 20 %; ranges that CXR-LT's teams used, kept label-preserving.
     """
     # its optional part for tensors, which we don't use, would import torch: 3 to 6 s in every data process
@@ -19,7 +19,6 @@ def augmentation(strength: float, seed: int) -> Any:
     s = strength
     return A.Compose(
         [
-            A.HorizontalFlip(p=0.5),
             A.Affine(
                 rotate=(-15 * s, 15 * s),
                 translate_percent=(-0.08 * s, 0.08 * s),

@@ -78,6 +78,14 @@ def console(width: int = 120) -> Any:
     return made if made.is_terminal else Console(highlight=False, width=width)
 
 
+def duration(seconds: float) -> str:
+    """A length of time as people say it: 40 s, 12 min, 3.5 h, 2.1 days."""
+    for most, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < most:
+            return f"{seconds / unit:.1f} {name}" if name == "h" else f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400:.1f} days"
+
+
 def short(score: float) -> str:
     """A score in three digits, without the 0 before the point; "-" for nan."""
     return "-" if score != score else f"{score:.3f}".removeprefix("0")

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from cxrlt_ray.errors import CxrltError
 
 SCHEMA_VERSION = 1
-META = ("image_id", "study_id", "subject_id", "view", "path", "split", "sex", "age", "race", "report")
+# photometric: MONOCHROME1 where bright is low, in an image file that does not say so itself
+META = ("image_id", "study_id", "subject_id", "view", "path", "split", "sex", "age", "race", "report", "photometric")
 VIEWS = ("PA", "AP", "LATERAL", "OTHER", "UNKNOWN")
 FRONTAL = ("PA", "AP")
 # development: images of the release's development set while its labels are withheld

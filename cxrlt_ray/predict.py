@@ -1,6 +1,6 @@
 """`python -m cxrlt_ray.predict --ensemble ensemble.json --data NEW`: new images scored as the test images were.
 
-The images are prepared at the size of the run's shards, scored by the ensemble's members in one pass and
+The images are prepared at the sizes of the run's shards, scored by the ensemble's members in one pass and
 combined by its weights; the members' weights must be those the ensemble was made with.
 """
 
@@ -61,7 +61,7 @@ def load(uri: str) -> Ensemble:
 def score(
     ensemble: Ensemble,
     work: Store,
-    shards: Any,
+    shards: tuple[Any, ...],
     image_ids: np.ndarray,
     study: np.ndarray | None = None,
     view: np.ndarray | None = None,
@@ -113,10 +113,10 @@ def main(
     store = Store(out).absolute()
     store.check_writable()
     start_ray(address)
-    shards = prepare(images, storage, loaded.about["size"], max_bad)
+    shards = prepare(images, storage, loaded.about["sizes"], max_bad, loaded.about["quality"])
     ids = images.table["image_id"].to_numpy()
     # what a killed run left is good for the same members and images only
-    key = hashlib.sha256(repr((shards.store.uri, loaded.about["members"])).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((shards, loaded.about["members"])).encode()).hexdigest()[:8]
     work = store / f"scoring-{key}"
     scores = filled(score(loaded, work, shards, ids, *studies(images.table)))
     if work.exists(""):

@@ -1,9 +1,9 @@
-"""Images to predictions by chosen members: one pass over the images for all members, whatever their resolutions.
+"""Images to predictions by chosen members: one pass over the images for all members that see them at one size.
 
-Ray Data reads and decodes shards in tasks, and actors that hold the members' models (one a GPU, one
-on a machine without) score every block with each of them. A shard's scores are written as they come,
-so that a killed run goes on where it was; a member's predictions are kept in its trial, so that the
-next ensemble finds them.
+Ray Data hands shards to actors that hold the members' models (one a GPU, else one a machine). An actor
+reads, decodes and resizes a shard's images in its own threads, once for every resolution among its members,
+and scores them with each. A shard's scores are written as they come, so that a killed run goes on where it
+was; a member's predictions are kept in its trial, so that the next ensemble finds them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.prepare import Shards, resize
+from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.storage import Store
-from cxrlt_ray.stream import block_dataset
 from cxrlt_ray.trials import Trial, write_predictions
 
 BATCH = 64
@@ -26,21 +25,22 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Member:
-    """What scores images: the directories of its checkpoints, whose mean probability counts, and their pixels' edge."""
+    """What scores images: its pixels' edge, its crop, and the directories of its checkpoints, whose mean counts."""
 
     resolution: int
+    crop: float
     checkpoints: tuple[str, ...]
 
 
 def member(trial: Trial) -> Member:
     """The trial as a member."""
-    return Member(
-        trial.about["config"]["resolution"], tuple((trial.store.absolute() / fold).uri for fold in trial.checkpoints)
-    )
+    config = trial.about["config"]
+    uris = tuple((trial.store.absolute() / fold).uri for fold in trial.checkpoints)
+    return Member(config["resolution"], config["crop"], uris)
 
 
 def score_trials(
-    run: Store, shards: Shards, trials: list[Trial], image_ids: np.ndarray, split: str, say: Any = print
+    run: Store, shards: tuple[Shards, ...], trials: list[Trial], image_ids: np.ndarray, split: str, say: Any = print
 ) -> None:
     """Store the predictions of `split` in every trial that has none yet; a trial of K folds gives their mean."""
     todo = [trial for trial in trials if not trial.has_predictions(split)]
@@ -65,77 +65,95 @@ def score_trials(
     work.remove()
 
 
-def score(work: Store, shards: Shards, members: list[Member], image_ids: np.ndarray) -> pd.DataFrame:
+def score(work: Store, shards: tuple[Shards, ...], members: list[Member], image_ids: np.ndarray) -> pd.DataFrame:
     """Probabilities of every member for `image_ids`: index image_id, column `scores` with float32 [M, C] arrays.
 
-    work: where finished shards' scores are kept until all are there.
+    A member sees the shards it was trained on, those nearest its resolution. work: where finished shards'
+    scores are kept until all are there.
     """
+    groups: dict[Shards, list[int]] = {}
+    for k, each in enumerate(members):
+        groups.setdefault(nearest(shards, each.resolution), []).append(k)
+    passes = [
+        _pass(work / f"{source.size}px", source, [members[k] for k in chosen], image_ids)
+        for source, chosen in groups.items()
+    ]
+    # shards of every size hold the same images: what cannot be decoded cannot at any
+    scores = np.concatenate([part for _, part in passes], axis=1)
+    back = np.argsort(np.concatenate(list(groups.values())))
+    return pd.DataFrame({"scores": list(scores[:, back])}, index=pd.Index(passes[0][0], name="image_id"))
+
+
+def _pass(work: Store, shards: Shards, members: list[Member], image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [N] of what was prepared of `image_ids`, in their order, and scores float32 [N, M, C]."""
     import ray
 
     index = shards.index()
     index = index[index.index.isin(image_ids)]
-    files = {name: rows["row"].to_numpy() for name, rows in index.groupby("file", sort=True)}
+    files = {str(name): rows.index.to_numpy() for name, rows in index.groupby("file", observed=True)}
     done = set(work.list())
-    todo = [(name, rows) for name, rows in files.items() if name not in done]
+    todo = [{"file": name, "image_id": ids.tolist()} for name, ids in files.items() if name not in done]
     if todo:
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        dataset = block_dataset(shards, todo, shards.size).map_batches(
-            Scorer,
-            fn_constructor_kwargs={"members": members},
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=max(1, min(gpus, len(todo)))),
+        actors = gpus or sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
+            Scorer,  # type: ignore[arg-type]
+            fn_constructor_kwargs={"shards": shards, "members": members},
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=max(1, min(actors, len(todo)))),
             num_gpus=1 if gpus else 0,
             num_cpus=0.5,
         )
         for block in dataset.iter_batches(batch_size=None):
-            flat = block["scores"].reshape(len(block["image_id"]), -1)
-            frame = pd.DataFrame({"image_id": block["image_id"], "scores": list(flat)})
-            with work.place(index.loc[block["image_id"][0], "file"]) as path:
-                frame.to_parquet(path, index=False)
+            for name in np.unique(block["file"]):
+                mine = block["file"] == name
+                frame = pd.DataFrame({"image_id": block["image_id"][mine]})
+                frame["scores"] = list(block["scores"][mine].reshape(mine.sum(), -1))
+                with work.place(str(name)) as path:
+                    frame.to_parquet(path, index=False)
     frames = [pd.read_parquet(io.BytesIO(work.read(name))) for name in files]
-    table = pd.concat(frames, ignore_index=True).set_index("image_id")
-    shape = (len(members), -1)
-    table["scores"] = [np.asarray(row, np.float32).reshape(shape) for row in table["scores"]]
-    return table.reindex([i for i in image_ids if i in table.index])
+    table = pd.concat(frames, ignore_index=True).set_index("image_id")["scores"]
+    found = np.array([i for i in image_ids if i in table.index], object)
+    return found, np.stack(table.loc[found].to_list()).astype(np.float32).reshape(len(found), len(members), -1)
 
 
 class Scorer:
-    """An actor with all members' models loaded once; it resizes a block once for each resolution among them."""
+    """An actor with the models of all members that see `shards`, loaded once."""
 
-    def __init__(self, members: list[Member]) -> None:
+    def __init__(self, shards: Shards, members: list[Member]) -> None:
         import torch
 
         from cxrlt_ray import models
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.resolutions = [member.resolution for member in members]
-        self.models = []
-        for member in members:
+        self.shards, self.members, self.models = shards, members, []
+        for each in members:
             loaded = []
-            for uri in member.checkpoints:
+            for uri in each.checkpoints:
                 parent, _, name = uri.rpartition("/")
                 with Store(parent).fetched(name) as folder:
                     model = models.load(folder)[0].to(self.device).to(memory_format=torch.channels_last)
                     loaded.append(model.eval())
             self.models.append(loaded)
 
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """image_id, and scores float32 [n, M, C]."""
+    def __call__(self, item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """File and image_id [n], and scores float32 [n, M, C]."""
         import torch
 
+        from cxrlt_ray.stream import views
+
+        ids = np.asarray(list(item["image_id"][0]), object)
+        looks = sorted({(each.resolution, each.crop) for each in self.members})
         parts = []
         with torch.inference_mode():
-            for k in range(0, len(block["image"]), BATCH):
-                images = block["image"][k : k + BATCH]
-                sized = {size: self._at(images, size) for size in set(self.resolutions)}
+            for found in views(self.shards, ids, looks, BATCH):
+                seen = {look: torch.from_numpy(view).to(self.device) for look, view in zip(looks, found, strict=True)}
                 scores = [
-                    sum(model(sized[size]).float().sigmoid() for model in models) / len(models)
-                    for size, models in zip(self.resolutions, self.models, strict=True)
+                    sum(model(seen[each.resolution, each.crop]).float().sigmoid() for model in models) / len(models)
+                    for each, models in zip(self.members, self.models, strict=True)
                 ]
                 parts.append(torch.stack(scores, dim=1).cpu())
-        return {"image_id": block["image_id"], "scores": torch.cat(parts).numpy()}
-
-    def _at(self, images: np.ndarray, size: int) -> Any:
-        import torch
-
-        return torch.from_numpy(np.stack([resize(image, size) for image in images])).to(self.device)
+        file = np.full(len(ids), item["file"][0], object)
+        return {"file": file, "image_id": ids, "scores": torch.cat(parts).numpy()}

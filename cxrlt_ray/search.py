@@ -58,7 +58,10 @@ class TrialConfig(Config):
     clip_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no average
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on a GPU, where it saves more than it costs
     augment: Annotated[float, Field(ge=0, le=1)] = 0.3
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    crop: Annotated[float, Field(ge=0.25, le=1)] = 1.0  # of the edge: random in training, central after it
     seed: int = 0
 
     def spec(self) -> Any:

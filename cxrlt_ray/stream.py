@@ -1,24 +1,38 @@
-"""Shards to batches with Ray Data: read, decode, resize and augment in one fused operator.
+"""Shards to batches: read, decode, crop and augment, in the trial's own threads or through Ray Data.
 
-Encoded bytes never cross the object store, and blocks are one shard's images (256), so the first
-batch is there when the first shard is. Order is a pure function of (seed, epoch): shards are
-shuffled, the rows within each, and then the images of MIX shards among each other; every image
-comes exactly once an epoch, over all ranks together. Images stay uint8 until the device.
+What a batch holds is a pure function of (seed, epoch, number), whichever engine makes it, so that both give
+the same pixels and an epoch can be entered in its middle. Any image is one read, so local shards are
+shuffled as a whole; those of an object store within a sliding window of WINDOW shards. Every image comes
+exactly once an epoch, over all ranks together, and ranks take the same number of steps.
+
+    threads    in the trial's process: nothing is copied between processes, the first batch is there in the
+               time it takes to decode it. For one machine.
+    ray        Ray Data tasks on any node with free CPUs: each makes some batches, a block is a batch, and
+               encoded bytes never cross the object store. For clusters whose GPU nodes are short of cores.
+
+Images stay uint8 until the device. benchmarks/stream.py compares both with torch's DataLoader.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import sys
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from cxrlt_ray.decode import decode, resize
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.prepare import Shards, decode, resize
+from cxrlt_ray.prepare import Shards
 
 ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -30,15 +44,39 @@ ENVIRONMENT = {
     "RAY_num_workers_soft_limit": "8",
     "NO_ALBUMENTATIONS_UPDATE": "1",  # it would look for a newer version on the internet
 }
-MIX = 8  # shards in the shuffle buffer: 2,048 images, 33 MB at 128 px
+THREADS, RAY = "threads", "ray"
+ENGINES = (THREADS, RAY)
+WINDOW = 8  # shards of an object store that are mixed: 2,048 images
+TASK_IMAGES = 512  # that one Ray Data task makes: some 0.4 s of decoding at 512 px
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """How images are streamed. threads: of the trial's process. memory: bytes of decoded images a machine keeps."""
+
+    engine: str = THREADS
+    threads: int = 2
+    memory: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """image_id: [B] strings; images: uint8 [B, H, W]."""
+    """rows: int64 [B], each image's place among the ids asked for; image_id: [B]; images: uint8 [B, H, W]."""
 
+    rows: np.ndarray
     image_id: np.ndarray
     images: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to an image: resized to `resolution` / `crop`, cropped to `resolution`, with a seed augmented."""
+
+    resolution: int
+    crop: float = 1.0
+    flip: float = 0.0
+    augment: float = 0.0
+    seed: tuple[int, ...] | None = None
 
 
 def batches(
@@ -50,126 +88,264 @@ def batches(
     seed: int | None = None,
     epoch: int = 0,
     augment: float = 0.0,
+    flip: float = 0.0,
+    crop: float = 1.0,
     rank: int = 0,
     world: int = 1,
+    start: int = 0,
+    ingest: Ingest | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the images `image_ids` at `resolution` pixels; in order without a seed, shuffled with one.
+    """Batches of the images `image_ids` at `resolution` pixels: in storage order without a seed, shuffled with one.
 
-    augment: strength 0 (none) to 1. rank, world: this worker's share; with several workers each yields
-    the same number of batches. Images in quarantine are left out.
+    augment: strength 0 (none) to 1. flip: probability. crop: share of the edge that a crop keeps, at a random
+    place with a seed, else from the centre. rank, world: this worker's share; each yields the same number of
+    batches. start: the first batch's number, to go on in the middle of an epoch. Images in quarantine are left out.
     """
-    plan = _plan(shards, image_ids, seed, epoch, rank, world)
-    limit = _steps(plan, batch_size, world) if world > 1 else None
-    rng = None if seed is None else np.random.default_rng([seed, epoch, rank])
-    blocks = _blocks(shards, plan[rank], resolution, augment, [seed or 0, epoch])
-    for step, batch in enumerate(_rebatch(blocks, batch_size, rng)):
-        if limit is not None and step >= limit:
-            return
-        yield batch
+    ingest = ingest or Ingest()
+    rows, file, offset, length, place = _located(shards, image_ids)
+    window = 0 if shards.store.local is not None else WINDOW
+    taken = order(file, None if seed is None else [seed, epoch], window)
+    plan = [share[rank] for share in steps(len(rows), batch_size, world)]
+    recipe = Recipe(resolution, crop, flip, augment, None if seed is None else (seed, epoch, rank))
+    names = shards.index()["file"].cat.categories
+    work = [
+        (step, names[file[at]].to_numpy(str), offset[at], length[at], place[at])
+        for step, at in ((step, taken[plan[step]]) for step in range(start, len(plan)))
+    ]
+    engine = _in_threads if ingest.engine == THREADS else _through_ray
+    for (step, *_), images in zip(work, engine(shards, recipe, work, ingest), strict=True):
+        chosen = rows[taken[plan[step]]]
+        yield Batch(chosen, image_ids[chosen], images)
 
 
-def _plan(
-    shards: Shards, image_ids: np.ndarray, seed: int | None, epoch: int, rank: int, world: int
-) -> list[list[tuple[str, np.ndarray]]]:
-    """For every rank, the shards it reads in order, each with the rows it takes."""
-    index = shards.index()
-    index = index[index.index.isin(image_ids)]
-    files = [(name, rows["row"].to_numpy()) for name, rows in index.groupby("file", sort=True)]
-    if seed is not None:
-        rng = np.random.default_rng([seed, epoch])
-        files = [(name, rng.permutation(rows)) for name, rows in files]
-        files = [files[k] for k in rng.permutation(len(files))]
-    return [[(name, rows[r::world]) for name, rows in files if len(rows) > r] for r in range(world)]
+def order(file: np.ndarray, seed: list[int] | None, window: int = 0) -> np.ndarray:
+    """In what order to take images [N] of which `file` [N] says in what shard they lie.
+
+    Without a seed as they lie. With one, and no window, a uniform permutation. With a window, shards are
+    permuted and an image comes up to `window` shards after its shard: about that many are open at a time.
+    """
+    if seed is None:
+        return np.arange(len(file))
+    rng = np.random.default_rng(seed)
+    if not window:
+        return rng.permutation(len(file))
+    _, dense = np.unique(file, return_inverse=True)
+    turn = rng.permutation(dense.max(initial=0) + 1)
+    return np.argsort(turn[dense] + window * rng.random(len(file)), kind="stable")
 
 
-def _steps(plan: list[list[tuple[str, np.ndarray]]], batch_size: int, world: int) -> int:
-    return min(-(-sum(len(rows) for _, rows in share) // batch_size) for share in plan)
+def steps(images: int, batch_size: int, world: int = 1) -> list[list[slice]]:
+    """For every step, each rank's slice of an epoch's order: all images once, no rank without any.
+
+    A remainder that would leave a rank with fewer than two images (one alone breaks batch norm) joins the step before.
+    """
+    if not images:
+        return []
+    size = batch_size * world
+    edges = list(range(0, images, size))
+    if len(edges) > 1 and images - edges[-1] < min(2 * world, size):
+        edges.pop()
+    shares = []
+    for first, last in zip(edges, [*edges[1:], images], strict=True):
+        cuts = [first + (last - first) * r // world for r in range(world + 1)]
+        shares.append([slice(a, b) for a, b in pairwise(cuts)])
+    return shares
 
 
-def _blocks(
-    shards: Shards, share: list[tuple[str, np.ndarray]], resolution: int, augment: float, seed: list[int]
-) -> Iterator[Batch]:
-    if not share:
-        return
-    dataset = block_dataset(shards, share, resolution, augment, seed)
-    for block in dataset.iter_batches(batch_size=None, prefetch_batches=2):
-        yield Batch(block["image_id"], block["image"])
-
-
-def block_dataset(
+def read(
     shards: Shards,
-    share: list[tuple[str, np.ndarray]],
-    resolution: int,
-    augment: float = 0.0,
-    seed: list[int] | None = None,
-) -> Any:
-    """A Ray Dataset of `image_id` and uint8 `image` [H, W]; one block for each (file, rows) of `share`, in order."""
+    recipe: Recipe,
+    memory: int,
+    step: int,
+    files: np.ndarray,
+    offsets: np.ndarray,
+    lengths: np.ndarray,
+    places: np.ndarray,
+) -> np.ndarray:
+    """The batch `step` as uint8 [B, resolution, resolution]; the same wherever and whenever it is made."""
+    random = None if recipe.seed is None else np.random.default_rng([*recipe.seed, step])
+    change = None
+    if random is not None and recipe.augment > 0:
+        change = _augmentation(recipe.augment)
+        change.set_random_seed(int(random.integers(2**32)))
+    kept = _kept(shards, memory)
+    spare = _edge(recipe.resolution, recipe.crop) - recipe.resolution
+    corners = np.full((len(files), 2), spare // 2) if random is None else random.integers(0, spare + 1, (len(files), 2))
+    flips = np.zeros(len(files), bool) if random is None else random.random(len(files)) < recipe.flip
+    batch = np.empty((len(files), recipe.resolution, recipe.resolution), np.uint8)
+    for k, where in enumerate(zip(files, offsets, lengths, places, strict=True)):
+        image = _cropped(_decoded(shards, kept, *where), recipe.resolution, recipe.crop, corners[k])
+        if change:
+            image = change(image=image)["image"]
+        batch[k] = image[:, ::-1] if flips[k] else image
+    return batch
+
+
+def views(
+    shards: Shards, image_ids: np.ndarray, looks: list[tuple[int, float]], batch_size: int, threads: int = 2
+) -> Iterator[list[np.ndarray]]:
+    """For each batch of `image_ids`, in their order, uint8 [B, H, W] at every (resolution, crop) of `looks`.
+
+    Each image is decoded once. The ids are those of prepared images, in storage order.
+    """
+    rows, file, offset, length, place = _located(shards, image_ids)
+    assert np.array_equal(rows, np.arange(len(image_ids)))
+    names = shards.index()["file"].cat.categories
+
+    def make(at: slice) -> list[np.ndarray]:
+        found = [
+            _decoded(shards, None, *where)
+            for where in zip(names[file[at]], offset[at], length[at], place[at], strict=True)
+        ]
+        return [np.stack([_cropped(image, size, crop) for image in found]) for size, crop in looks]
+
+    yield from _ahead(make, [(slice(k, k + batch_size),) for k in range(0, len(rows), batch_size)], threads)
+
+
+def _decoded(shards: Shards, kept: Any, file: str, offset: int, length: int, place: int) -> np.ndarray:
+    image = kept.get(place) if kept else None
+    if image is None:
+        image = decode(_bytes(shards, file, int(offset), int(length)))[0]
+        if kept:
+            kept.put(place, image)
+    return image
+
+
+def _edge(resolution: int, crop: float) -> int:
+    """The edge from which `resolution` is the share `crop`."""
+    return round(resolution / crop)
+
+
+def _cropped(image: np.ndarray, resolution: int, crop: float, corner: np.ndarray | None = None) -> np.ndarray:
+    """The image resized and cropped to `resolution`, from the centre unless a corner (top, left) is given."""
+    edge = _edge(resolution, crop)
+    image = resize(image, edge)
+    top, left = corner if corner is not None else ((edge - resolution) // 2,) * 2
+    return image[top : top + resolution, left : left + resolution]
+
+
+def _located(shards: Shards, image_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows of `image_ids` that were prepared, in storage order; their file's number, offset, length, place to keep."""
+    index = shards.index()
+    at = index.index.get_indexer(image_ids)
+    rows = np.flatnonzero(at >= 0)
+    rows = rows[np.argsort(at[rows], kind="stable")]
+    at = at[rows]
+    offset, length = (index[name].to_numpy()[at] for name in ("offset", "length"))
+    return rows, index["file"].cat.codes.to_numpy()[at], offset, length, _places(shards)[at]
+
+
+@lru_cache(maxsize=8)
+def _places(shards: Shards) -> np.ndarray:
+    """Each indexed image's place among the decoded ones: what is trained on first, should not all have one."""
+    split = shards.index()["file"].astype(str).str.rpartition("-")[0]
+    wanted = split.map({"train": 0, "val": 1}).fillna(2).to_numpy()
+    places = np.empty(len(wanted), np.int64)
+    places[np.argsort(wanted, kind="stable")] = np.arange(len(wanted))
+    return places
+
+
+def _bytes(shards: Shards, file: str, offset: int, length: int) -> bytes:
+    from cxrlt_ray import node
+
+    descriptor = os.open(node.fetched(shards, file), os.O_RDONLY)
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
+
+
+def _kept(shards: Shards, memory: int) -> Any:
+    if not memory:
+        return None
+    from cxrlt_ray import node
+
+    return node.decoded(shards, len(_places(shards)), memory)
+
+
+_local = threading.local()
+
+
+def _augmentation(strength: float) -> Any:
+    """The transform of this thread: they hold random state, and cost 70 ms to make."""
+    from cxrlt_ray.augment import augmentation
+
+    if getattr(_local, "strength", None) != strength:
+        _local.change, _local.strength = augmentation(strength, 0), strength
+    return _local.change
+
+
+def _in_threads(shards: Shards, recipe: Recipe, work: list[Any], ingest: Ingest) -> Iterator[np.ndarray]:
+    """Batches made by threads of this process."""
+    if recipe.augment > 0:
+        _augmentation(recipe.augment)  # imported here, not by several threads at once
+    return _ahead(partial(read, shards, recipe, ingest.memory), work, ingest.threads)
+
+
+def _ahead(make: Callable[..., Any], work: list[Any], count: int) -> Iterator[Any]:
+    """`make` of each item of `work` in `count` threads, in order, a few ahead of the one that is used."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    threads = ThreadPoolExecutor(count, thread_name_prefix="stream")
+    ahead: deque[Any] = deque()
+    todo = iter(work)
+    try:
+        for _ in range(len(work)):
+            while len(ahead) < count + 2 and (item := next(todo, None)):
+                ahead.append(threads.submit(make, *item))
+            yield ahead.popleft().result()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _through_ray(shards: Shards, recipe: Recipe, work: list[Any], ingest: Ingest) -> Iterator[np.ndarray]:
+    """Batches made by Ray Data tasks; a block is a batch."""
+    if not work:
+        return
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_options.preserve_order = True  # determinism by seed
-    items = [{"file": name, "rows": rows.tolist()} for name, rows in share]
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read_decode_augment,  # type: ignore[arg-type]
+    context.execution_options.preserve_order = True  # batches are wanted in their order
+    each = max(len(item[1]) for item in work)
+    context.target_max_block_size = max(1, each * recipe.resolution**2)
+    together = max(1, TASK_IMAGES // each)
+    items = [{"work": pickle.dumps(work[k : k + together])} for k in range(0, len(work), together)]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read_some,  # type: ignore[arg-type]
         batch_size=1,
         num_cpus=0.5,
-        fn_kwargs={"shards": shards, "resolution": resolution, "augment": augment, "seed": seed or [0]},
+        fn_kwargs={"shards": shards, "recipe": recipe, "memory": ingest.memory},
     )
+    for block in dataset.iter_batches(batch_size=None, prefetch_batches=3):
+        yield from block["images"]
 
 
-def _read_decode_augment(
-    items: dict[str, np.ndarray], shards: Shards, resolution: int, augment: float, seed: list[int]
-) -> dict[str, np.ndarray]:
+def _read_some(
+    items: dict[str, np.ndarray], shards: Shards, recipe: Recipe, memory: int
+) -> Iterator[dict[str, np.ndarray]]:
     import cv2
-    import pyarrow.parquet as pq
 
     cv2.setNumThreads(1)
-    rows = np.asarray(items["rows"][0], np.int64)
-    with shards.store.fetched(str(items["file"][0])) as path:
-        table = pq.read_table(path, columns=["image_id", "jpeg"]).take(rows)
-    images = np.stack([resize(decode(jpeg.as_buffer().to_pybytes())[0], resolution) for jpeg in table["jpeg"]])
-    if augment > 0:
-        from cxrlt_ray.augment import augmentation
-
-        change = augmentation(augment, _seed(seed, str(items["file"][0]), int(rows[0])))
-        images = np.stack([change(image=image)["image"] for image in images])
-    return {"image_id": np.array(table["image_id"].to_pylist(), dtype=object), "image": images}
+    for item in pickle.loads(items["work"][0]):
+        yield {"images": read(shards, recipe, memory, *item)[None]}
 
 
-def _seed(seed: list[int], file: str, row: int) -> int:
-    """A stream of random numbers of its own for every (seed, epoch, shard, rank)."""
-    return int(np.random.SeedSequence([*seed, *file.encode(), row]).generate_state(1)[0])
+def forget_decoded() -> None:
+    """Remove the decoded images that trials kept in the memory of the cluster's machines."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from cxrlt_ray import node
 
-def _rebatch(blocks: Iterator[Batch], batch_size: int, rng: np.random.Generator | None) -> Iterator[Batch]:
-    """Batches of exactly `batch_size` (the last may be smaller), shuffled over MIX blocks where there is `rng`."""
-    ids: list[np.ndarray] = []
-    images: list[np.ndarray] = []
-    hold = 0 if rng is None else MIX
-    for block in blocks:
-        ids.append(block.image_id)
-        images.append(block.images)
-        if len(ids) <= hold:
-            continue
-        # emit one block's worth, keep the rest to be mixed with what comes
-        all_ids, all_images = np.concatenate(ids), np.concatenate(images)
-        if rng is not None:
-            order = rng.permutation(len(all_ids))
-            all_ids, all_images = all_ids[order], all_images[order]
-        cut = (len(all_ids) if rng is None else len(block.image_id)) // batch_size * batch_size
-        for k in range(0, cut, batch_size):
-            yield Batch(all_ids[k : k + batch_size], all_images[k : k + batch_size])
-        ids, images = [all_ids[cut:]], [all_images[cut:]]
-        hold = 0 if rng is None else 1
-    if not ids:
-        return
-    all_ids, all_images = np.concatenate(ids), np.concatenate(images)
-    order = np.arange(len(all_ids)) if rng is None else rng.permutation(len(all_ids))
-    for k in range(0, len(order), batch_size):
-        take = order[k : k + batch_size]
-        yield Batch(all_ids[take], all_images[take])
+    forget = ray.remote(node.forget)
+    there = [NodeAffinitySchedulingStrategy(each["NodeID"], soft=True) for each in ray.nodes() if each["Alive"]]
+    if len(there) == 1:
+        node.forget()
+    else:
+        ray.wait([forget.options(num_cpus=0, scheduling_strategy=each).remote() for each in there], timeout=60)
 
 
 @contextmanager

@@ -109,6 +109,10 @@ def main(
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all",
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05,
+    sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None,
+    quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = "95",
+    ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto",
+    cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None,
     seed: Annotated[int, cli.option("seed of the search, the splits and the trials")] = 0,
     name: Annotated[str | None, cli.option("the run's name; task and time without it")] = None,
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE,
@@ -124,12 +128,13 @@ def main(
     """
     from cxrlt_ray import models
     from cxrlt_ray import trials as store
-    from cxrlt_ray.prepare import prepare
+    from cxrlt_ray.prepare import parse_quality, prepare
     from cxrlt_ray.storage import Store
-    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.stream import forget_decoded, start_ray
     from cxrlt_ray.train import Job
 
-    _check_options(task, views, holdout, trials, folds)
+    _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb)
+    wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
     given = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
     given |= {"views": views if views != "all" else None, "uncertain": uncertain if uncertain != "null" else None}
@@ -137,6 +142,7 @@ def main(
     if run:
         about = run.about
         folds, views, seed, max_bad = about["folds"], about["views"], about["seed"], about["max_bad"]
+        wanted_quality = about["quality"]
         trials, epochs = trials or about["trials"], epochs or about["epochs"]
         if not dry_run:
             run.store.write_json("run.json", {**about, "trials": trials, "epochs": epochs})
@@ -171,7 +177,8 @@ def main(
     specs = searched.specs()
     models.check_weights(specs)
     start_ray(address)
-    shards = prepare(manifest, storage, max(spec.resolution for spec in specs), max_bad)
+    edges = [each["size"] for each in run.about["shards"]] if run else _edges(sizes, specs)
+    shards = prepare(manifest, storage, edges, max_bad, wanted_quality)
     if not run:
         about = {
             "task": dataclasses.asdict(wanted),
@@ -187,7 +194,8 @@ def main(
             "uncertain": uncertain,
             "seed": seed,
             "max_bad": max_bad,
-            "shards": {"name": shards.store.uri.rpartition("/")[2], "size": shards.size},
+            "quality": wanted_quality,
+            "shards": [{"name": each.name(), "size": each.size} for each in shards],
         }
         run = store.create_run(storage, str(name), about, manifest, {"space.yaml": text})
     job = Job(
@@ -200,13 +208,35 @@ def main(
         seed,
         threads=0 if resources.gpus_per_trial else max(1, int(cpus // resources.max_concurrent)),
         gpu=resources.gpus_per_trial > 0,
+        ingest=_ingest(ingest, address, resources, cache_gb),
     )
-    complete = _search(run, job, searched, resources, trials, budget, seed)
+    try:
+        complete = _search(run, job, searched, resources, trials, budget, seed)
+    finally:
+        forget_decoded()
     _summary(run, complete, trials, storage)
 
 
-def _check_options(task: str, views: str, holdout: float, trials: int | None, folds: int) -> None:
+def _check_options(
+    task: str,
+    views: str,
+    holdout: float,
+    trials: int | None,
+    folds: int,
+    sizes: str | None,
+    ingest: str,
+    cache_gb: float | None,
+) -> None:
     """Refuse what is wrong whatever the data."""
+    from cxrlt_ray.prepare import parse_sizes
+    from cxrlt_ray.stream import ENGINES
+
+    if sizes is not None:
+        parse_sizes(sizes)
+    if ingest not in ("auto", *ENGINES):
+        raise UsageError(f"--ingest is auto, {' or '.join(ENGINES)}, not '{ingest}'.")
+    if cache_gb is not None and cache_gb < 0:
+        raise UsageError(f"--cache-gb is 0 (none) or more, not {cache_gb:g}.")
     if views not in ("all", "frontal"):
         raise UsageError(f"--views is all or frontal, not '{views}'.")
     if not 0 <= holdout < 1:
@@ -220,6 +250,37 @@ def _check_options(task: str, views: str, holdout: float, trials: int | None, fo
             "task3's five findings are not labelled in training: its zero-shot models are not built yet. "
             "Sweep task1 or task2."
         )
+
+
+def _edges(sizes: str | None, specs: list[Any]) -> list[int]:
+    """The sizes to prepare: those asked for, else every resolution of the space, so that a trial decodes no more."""
+    from cxrlt_ray.prepare import parse_sizes
+
+    wanted = sorted({spec.resolution for spec in specs})
+    if sizes is None:
+        return wanted
+    given = parse_sizes(sizes)
+    if given[-1] < wanted[-1]:
+        print(f"--sizes ends at {given[-1]} px: trials at up to {wanted[-1]} px will enlarge these images.")
+    return given
+
+
+def _ingest(engine: str, address: str | None, resources: Resources, cache_gb: float | None) -> Any:
+    """How trials stream images, told in a line."""
+    from cxrlt_ray import stream
+    from cxrlt_ray.node import memory_bound
+
+    if engine == "auto":
+        import ray
+
+        nodes = sum(node["Alive"] for node in ray.nodes()) if address else 1
+        engine = stream.RAY if nodes > 1 else stream.THREADS
+    side_by_side = resources.max_concurrent * max(resources.workers_per_trial, 1)
+    threads = max(1, min(8, round(resources.cpus / side_by_side)))
+    memory = memory_bound(cache_gb)
+    how = f"{threads} threads a trial" if engine == stream.THREADS else "Ray Data tasks"
+    print(f"Streaming: {how}; decoded images kept in up to {memory / 1e9:.1f} GB of memory a machine, for all trials")
+    return stream.Ingest(engine, threads, memory)
 
 
 def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any:

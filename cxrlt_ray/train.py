@@ -11,21 +11,25 @@ predictions are out-of-fold over train. Fold 0 reports each epoch to the schedul
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cxrlt_ray import device as device_
 from cxrlt_ray import metrics
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.manifest import FRONTAL, Manifest
-from cxrlt_ray.prepare import Shards
+from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.search import TrialConfig
 from cxrlt_ray.storage import Store
+from cxrlt_ray.stream import Ingest, batches, steps
 from cxrlt_ray.trials import FINISHED, RUNNING, write_predictions
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ class Job:
     """What all trials of a run share. `findings`: the task's; `folds` 0 or 1: the val split validates."""
 
     run: Store
-    shards: Shards
+    shards: tuple[Shards, ...]
     findings: tuple[str, ...]
     fingerprint: str
     views: str = "all"
@@ -48,6 +52,7 @@ class Job:
     seed: int = 0
     threads: int = 0
     gpu: bool = True
+    ingest: Ingest = field(default_factory=Ingest)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         "fingerprint": job.fingerprint,
         "environment": _environment(),
         "weights": weights.source(config.spec()),
+        "began": time.time(),
         "epochs": [],
         "val_map": None,
     }
@@ -86,8 +92,7 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
     keep = store if rank == 0 else None
     if keep:
         keep.write_json("trial.json", about)
-    with job.run.fetched("manifest.parquet") as path:
-        manifest = Manifest.read(path)
+    manifest = _manifest(job.run)
     found: list[tuple[Part, np.ndarray]] = []
     for fold in range(max(job.folds, 1)):
         training, validation = parts(manifest, job, fold)
@@ -96,12 +101,20 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         found.append((validation, scores))
     about["val_map"] = _keep_predictions(job, keep, found, about)
     about["state"] = FINISHED
+    about["ended"] = time.time()
     _note(keep, about)
     if job.folds > 1:
         last = about["epochs"][-1]
         report(
             {"val_map": about["val_map"], "epoch": last["epoch"] + 1, "images_per_second": last["images_per_second"]}
         )
+
+
+@lru_cache(maxsize=1)
+def _manifest(run: Store) -> Manifest:
+    """The run's manifest, read once by a process that runs many trials; it never changes."""
+    with run.fetched("manifest.parquet") as path:
+        return Manifest.read(path)
 
 
 def parts(manifest: Manifest, job: Job, fold: int) -> tuple[Part, Part]:
@@ -138,23 +151,26 @@ def _fit(
     import torch
 
     from cxrlt_ray import losses, models
-    from cxrlt_ray.stream import batches
 
+    clock = Clock()
     torch.manual_seed(config.seed)
     rank, world, device = _place(job)
     spec = config.spec()
+    shards = nearest(job.shards, spec.resolution)
     # channels last: up to 1.6 times as fast here on convolutions, and what tensor cores want
     model = models.build(spec, len(job.findings)).to(device).to(memory_format=torch.channels_last)
     if config.frozen_backbone:
         model.backbone.requires_grad_(False)
     trained = _wrap(model, world, device)
     loss_of = losses.bound(config.loss, config.loss_settings, _class_weights(config, training.targets, device))
-    steps = math.ceil(math.ceil(len(training.image_id) / (config.batch_size * world)) / config.accumulation)
-    optimizer, schedule = _optimizer(model, config, steps * config.epochs)
+    count = len(steps(len(training.image_id), config.batch_size, world))
+    optimizer, schedule = _optimizer(model, config, math.ceil(count / config.accumulation) * config.epochs)
     average = _average(model, config)
-    row_of = {image_id: row for row, image_id in enumerate(training.image_id)}
     targets = torch.from_numpy(training.targets.astype(np.float32))
-    amp = _autocast(config, device)
+    amp = device_.autocast(config.precision, device)
+    piece = _piece(job, config, model, trained, loss_of, amp, device, rank)
+    forward = _Forward(trained, config.compile, device, piece, count * config.epochs)
+    clock.lap("model")
     best, best_scores, skipped = -math.inf, np.full(validation.targets.shape, np.nan, np.float32), 0
     for epoch in range(config.epochs):
         started, images, losses_seen = time.monotonic(), 0, []
@@ -162,25 +178,25 @@ def _fit(
         if config.frozen_backbone:
             model.backbone.eval()
         stream = batches(
-            job.shards,
+            shards,
             training.image_id,
             spec.resolution,
             config.batch_size,
             seed=config.seed + 1000 * fold,
             epoch=epoch,
             augment=config.augment,
+            flip=config.flip,
+            crop=config.crop,
             rank=rank,
             world=world,
+            ingest=job.ingest,
         )
-        for number, batch in enumerate(stream, 1):
-            wanted = targets[[row_of[i] for i in batch.image_id]].to(device, non_blocking=True)
-            with amp():
-                logits = trained(torch.from_numpy(batch.images).to(device, non_blocking=True))
-            loss = loss_of(logits.float(), wanted)
-            images += len(batch.image_id) * world
-            value = float(loss.detach())
-            if _all_finite(value, world, device):
-                (loss / config.accumulation).backward()
+        for number, (batch, pixels) in enumerate(device_.ahead(stream, device), 1):
+            clock.first("first_batch")
+            wanted = targets[batch.rows].to(device, non_blocking=True)
+            value = _backward(forward, trained, pixels, wanted, loss_of, piece, amp, world, config.accumulation)
+            images += len(batch.rows) * world
+            if value is not None:
                 losses_seen.append(value)
                 skipped = 0
             else:
@@ -191,12 +207,15 @@ def _fit(
                 continue
             if number % config.accumulation == 0:
                 _step(model, optimizer, schedule, config, average)
+            clock.first("first_step")
         if number % config.accumulation:
             _step(model, optimizer, schedule, config, average)
         speed = images / (time.monotonic() - started)
+        clock.lap("training")
         judged = average.module if average is not None else model
-        scores = predict_part(judged, job.shards, validation.image_id, spec.resolution, config.batch_size * 2, amp)
+        scores = predict_part(judged, shards, validation.image_id, spec.resolution, config, amp, job.ingest)
         value = _map(validation.targets, scores)
+        clock.lap("validation")
         about["epochs"].append(
             {
                 "fold": fold,
@@ -217,9 +236,144 @@ def _fit(
             if best_scores is scores:
                 _keep_predictions(job, store, [(validation, scores)], about)
         about["images_per_second"] = round(speed, 1)
+        clock.lap("writing")
+        about["seconds"], about["ended"] = clock.seconds(), time.time()
         _note(store, about)
         report({"val_map": best, "epoch": epoch + 1, "images_per_second": speed})
+        clock.lap("reporting")
     return best_scores
+
+
+class Clock:
+    """Where a fold's time goes: `lap` adds what passed since the last one to a part, `first` notes a first event."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+        self.parts: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        """Add the time since the last lap to `part`."""
+        now = time.monotonic()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self.last
+        self.last = now
+
+    def first(self, event: str) -> None:
+        """Note when `event` came for the first time, since the start."""
+        if event not in self.parts:
+            self.parts[event] = time.monotonic() - self.start
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part, and from the start to each first event."""
+        return {name: round(value, 3) for name, value in self.parts.items()}
+
+
+class _Forward:
+    """The model's forward pass, compiled from where that pays; batches of another size stay as they are."""
+
+    def __init__(self, model: torch.nn.Module, mode: str, device: torch.device, size: int, steps: int) -> None:
+        self.model, self.size, self.left = model, size, steps
+        self.undecided = mode == "auto" and device.type == "cuda"
+        self.called: Any = None
+        self.since = 0.0
+        if mode == "on":
+            self._compile()
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (self.called if self.called is not None and len(pixels) == self.size else self.model)(pixels)
+
+    def tick(self) -> None:
+        """A step is done: time the first ones and decide."""
+        self.left -= 1
+        if not self.undecided:
+            return
+        import torch
+
+        self.ticks = getattr(self, "ticks", 0) + 1
+        if self.ticks == device_.WARM_STEPS:
+            torch.cuda.synchronize()
+            self.since = time.monotonic()
+        if self.ticks == device_.WARM_STEPS + device_.TIMED_STEPS:
+            torch.cuda.synchronize()
+            self.undecided = False
+            if device_.worth_compiling((time.monotonic() - self.since) / device_.TIMED_STEPS, self.left):
+                self._compile()
+
+    def _compile(self) -> None:
+        import torch
+
+        self.called = torch.compile(self.model, dynamic=False)
+
+
+def _backward(
+    forward: _Forward,
+    trained: torch.nn.Module,
+    pixels: torch.Tensor,
+    wanted: torch.Tensor,
+    loss_of: Any,
+    piece: int,
+    amp: Callable[[], Any],
+    world: int,
+    accumulation: int,
+) -> float | None:
+    """Add a batch's gradients, in pieces that fit the device; its loss, or None where that is not finite."""
+    from torch.nn.parallel import DistributedDataParallel as DDP
+
+    total = 0.0
+    for first in range(0, len(pixels), piece):
+        part = slice(first, first + piece)
+        share = len(pixels[part]) / len(pixels)
+        # workers exchange gradients with a batch's last piece only
+        alone = (
+            trained.no_sync() if isinstance(trained, DDP) and first + piece < len(pixels) else contextlib.nullcontext()
+        )
+        with alone:
+            with amp():
+                logits = forward(pixels[part])
+            loss = loss_of(logits.float(), wanted[part])
+            value = float(loss.detach())
+            if not _all_finite(value, world, pixels.device):
+                return None
+            (loss * (share / accumulation)).backward()
+        total += share * value
+    forward.tick()
+    return total
+
+
+def _piece(
+    job: Job,
+    config: TrialConfig,
+    model: torch.nn.Module,
+    trained: torch.nn.Module,
+    loss_of: Any,
+    amp: Callable[[], Any],
+    device: torch.device,
+    rank: int,
+) -> int:
+    """How many images of a batch fit the device at once; found by trying, once for all trials of this kind."""
+    if device.type != "cuda":
+        return config.batch_size
+    import torch
+
+    def attempt(size: int) -> None:
+        images = torch.randint(0, 255, (size, config.resolution, config.resolution), dtype=torch.uint8, device=device)
+        # what AdamW will hold once it has stepped
+        later = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+        with amp():
+            logits = model(images)
+        loss_of(logits.float(), torch.zeros_like(logits, dtype=torch.float32)).backward()
+        del later
+
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch norm must not learn from noise
+    known = Store(job.run.uri.rpartition("/")[0]) / "devices" / device_.name(device) if rank == 0 else None
+    kind = config.spec()
+    key = f"{kind.backbone}-{kind.resolution}px-{config.precision}".replace("/", "_").replace(":", "_")
+    try:
+        return device_.fitting(config.batch_size, attempt, known, key + ("-frozen" if config.frozen_backbone else ""))
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(kept[name])
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
 
 
 def _note(store: Store | None, about: dict[str, Any]) -> None:
@@ -244,28 +398,27 @@ def predict_part(
     shards: Shards,
     image_ids: np.ndarray,
     resolution: int,
-    batch_size: int,
+    config: TrialConfig,
     amp: Callable[[], Any],
+    ingest: Ingest | None = None,
 ) -> np.ndarray:
     """Probabilities float32 [N, C] of `image_ids`, in their order; nan where an image is in quarantine."""
     import torch
 
-    from cxrlt_ray.stream import batches
-
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     device = next(model.parameters()).device
     model.eval()
     scores: np.ndarray | None = None
+    stream = batches(shards, image_ids, resolution, config.batch_size * 2, crop=config.crop, ingest=ingest)
     with torch.inference_mode():
-        for batch in batches(shards, image_ids, resolution, batch_size):
+        for batch, pixels in device_.ahead(stream, device):
             with amp():
-                logits = model(torch.from_numpy(batch.images).to(device, non_blocking=True))
+                logits = model(pixels)
             found = logits.float().sigmoid().cpu().numpy()
             if not np.isfinite(found).all():
                 raise CxrltError("diverged: the model's predictions are not finite; lower lr")
             if scores is None:
                 scores = np.full((len(image_ids), found.shape[1]), np.nan, np.float32)
-            scores[[row_of[i] for i in batch.image_id]] = found
+            scores[batch.rows] = found
     if scores is None:
         raise CxrltError("none of the images to score could be decoded: see quarantine.parquet beside the shards.")
     return scores
@@ -342,16 +495,6 @@ def _average(model: torch.nn.Module, config: TrialConfig) -> Any:
 
     # warm-up of the decay: short runs would otherwise keep their random start
     return ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
-
-
-def _autocast(config: TrialConfig, device: torch.device) -> Callable[[], Any]:
-    import torch
-
-    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.precision == "bf16" and device.type == "cuda" and not capable:
-        raise CxrltError("precision bf16 was asked for, but this GPU has none: use precision: auto.")
-    on = config.precision == "bf16" or (config.precision == "auto" and capable)
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
 
 
 def _place(job: Job) -> tuple[int, int, torch.device]:

@@ -95,13 +95,12 @@ class Run:
         """The task the run was trained for."""
         return Task(**{**self.about["task"], "findings": tuple(self.about["task"]["findings"])})
 
-    def shards(self) -> Shards:
-        """The prepared images that the run's trials were trained on; they lie beside the run."""
+    def shards(self) -> tuple[Shards, ...]:
+        """The prepared images that the run's trials were trained on, by size; they lie beside the run."""
         from cxrlt_ray.prepare import Shards
 
         storage = Store(self.store.absolute().uri.rpartition("/")[0])
-        about = self.about["shards"]
-        return Shards(storage / "shards" / about["name"], about["size"], {})
+        return tuple(Shards(storage / "shards" / each["name"], each["size"]) for each in self.about["shards"])
 
     def manifest(self) -> Manifest:
         """The cohort as split for this run."""

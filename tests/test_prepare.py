@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from cxrlt_ray import prepare
+from cxrlt_ray import decode, prepare
 from cxrlt_ray.errors import CxrltError
 
 
@@ -22,7 +22,7 @@ def manifest(tmp_path):
 
 
 def prepared(manifest, tmp_path, **options):
-    return prepare.prepare(manifest, str(tmp_path / "runs"), 32, say=quiet, **options)
+    return prepare.prepare(manifest, str(tmp_path / "runs"), [32], say=quiet, **options)[0]
 
 
 def test_every_image_stands_once_in_shards_at_the_asked_size(ray, manifest, tmp_path):
@@ -30,8 +30,8 @@ def test_every_image_stands_once_in_shards_at_the_asked_size(ray, manifest, tmp_
     index = shards.index()
     assert sorted(index.index) == sorted(manifest.table["image_id"])
     for file in index["file"].unique():
-        for jpeg in pd.read_parquet(io.BytesIO(shards.store.read(file)))["jpeg"]:
-            assert prepare.decode(jpeg)[0].shape == (32, 32)
+        for jpeg in pd.read_parquet(io.BytesIO(shards.store.read(file)))["image"]:
+            assert decode.decode(jpeg)[0].shape == (32, 32)
 
 
 def test_originals_are_not_touched_and_shards_are_reused(ray, manifest, tmp_path):
@@ -97,7 +97,7 @@ def test_colour_16_bit_and_misnamed_images_are_converted_and_counted(ray, manife
 
 def test_16_bit_images_keep_their_contrast():
     ramp = np.tile(np.arange(64, dtype=np.uint16) * 64, (64, 1))  # 12 bits in 16
-    image, converted = prepare.decode(cv2.imencode(".png", ramp)[1].tobytes())
+    image, converted = decode.decode(cv2.imencode(".png", ramp)[1].tobytes())
     assert converted == "16 bit"
     assert (image.min(), image.max()) == (0, 255)
     assert (np.diff(image[0].astype(int)) >= 0).all()

@@ -14,7 +14,7 @@ from pyarrow import fs
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 READ_THREADS = 16  # listing waits for the file system, not for the processor
 
 

@@ -70,7 +70,7 @@ def _meta(sheet: Sheet, labelled: bool, problems: list[str]) -> pd.DataFrame:
             "row": np.arange(1, sheet.table.num_rows + 1),
         }
     )
-    for name in ("race", "report"):
+    for name in ("race", "report", "photometric"):
         cells = sheet.text(name)
         table[name] = cells.where(cells != "")
     if "split" in sheet.columns:

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from cxrlt_ray import ensemble, evaluate, predict, sweep, trials
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.search import TrialConfig
 from cxrlt_ray.tasks import TASK1
 
 SPACE = """
@@ -103,8 +104,9 @@ def test_the_kept_checkpoint_is_the_one_that_made_the_predictions(storage):
     trial = run.trials()[0]
     frame = trial.predictions()
     model, spec, findings = models.load(Path(trial.store.uri) / "fold-0")
+    config = TrialConfig(**trial.about["config"])
     assert findings == TASK1
-    again = predict_part(model, run.shards(), frame.index.to_numpy(), spec.resolution, 32, torch.no_grad)
+    again = predict_part(model, run.shards()[-1], frame.index.to_numpy(), spec.resolution, config, torch.no_grad)
     assert np.abs(again - frame.to_numpy()).max() < 1e-4
 
 

@@ -1,0 +1,111 @@
+"""Real learning curves for benchmarks/search.py: a grid of small models, each trained once.
+
+Trains every point of GRID on the phantom cohort and, where it is there, on real chest X-rays (../shared/data/nih384)
+and writes benchmarks/curves.parquet: dataset, the point, epoch, val_map of the epoch, seconds. What a trial
+would leave for selection after 1, 3 and 9 epochs goes to build/curves/ (not kept in git). An interrupted
+command goes on where it was. About an hour a dataset on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "curves"
+CURVES = HERE / "curves.parquet"
+DATASETS = {"phantom": None, "nih": HERE.parents[1] / "shared" / "data" / "nih384"}
+EPOCHS, RUNGS, RESOLUTION = 9, (1, 3, 9), 64
+GRID = {
+    "backbone": ["tf_efficientnet_lite0", "test_resnet", "test_convnext", "test_efficientnet"],
+    "lr": [3e-4, 1e-3, 3e-3, 1e-2],
+    "loss": ["bce", "weighted_bce", "asl"],
+    "augment": [0.1, 0.5],
+}
+
+
+def points() -> list[dict]:
+    """All points of the grid, the backbone changing fastest, so that an interrupted table is of all kinds."""
+    names = list(GRID)[::-1]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[name] for name in names))]
+
+
+def job_of(dataset: str):
+    """The dataset prepared as a sweep prepares it: what all trials share."""
+    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.phantom import write_phantom
+    from cxrlt_ray.prepare import prepare
+    from cxrlt_ray.storage import Store
+    from cxrlt_ray.stream import Ingest, start_ray
+    from cxrlt_ray.tasks import load_task
+    from cxrlt_ray.train import Job
+
+    folder, task = DATASETS[dataset], "auto"
+    if folder is None:
+        folder, task = BUILD / "phantom-tree", "task1"
+        write_phantom(str(folder), images=1600, size=128, seed=0)
+    manifest = read_cohort(str(folder), task=task).manifest
+    store = Store(str(BUILD / dataset))
+    with store.place("manifest.parquet") as path:
+        manifest.write(path)
+    start_ray()
+    shards = prepare(manifest, str(BUILD), [RESOLUTION])
+    findings = load_task(task, manifest.findings).findings
+    return Job(store, shards, findings, manifest.fingerprint, threads=1, ingest=Ingest(threads=1, memory=0))
+
+
+def curve(job, dataset: str, number: int, point: dict) -> None:
+    """Train one point; write its curve and, at RUNGS, its predictions."""
+    from cxrlt_ray.search import TrialConfig
+    from cxrlt_ray.train import train
+
+    config = TrialConfig(
+        resolution=RESOLUTION,
+        epochs=EPOCHS,
+        pretrained=point["backbone"] == "tf_efficientnet_lite0",
+        ema_decay=0.99,
+        **point,
+    )
+    name = f"T{number:04d}"
+    trial = job.run / "trials" / name
+
+    def keep(report: dict) -> None:
+        if report["epoch"] in RUNGS:
+            trial.write(f"rung-{report['epoch']}.parquet", trial.read("predictions/val.parquet"))
+
+    start = time.monotonic()
+    train(job, name, config, point, keep)
+    epochs = trial.read_json("trial.json")["epochs"]
+    seconds = (time.monotonic() - start) / EPOCHS
+    rows = [{**point, "epoch": e["epoch"] + 1, "val_map": e["val_map"], "seconds": round(seconds, 2)} for e in epochs]
+    trial.write_json("curve.json", rows)
+    best = max(e["val_map"] for e in epochs)
+    print(f"{dataset} {number + 1}/{len(points())} {point} {best:.4f} {seconds:.1f} s an epoch", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="*", help=f"of {', '.join(DATASETS)}; those that are here unless given")
+    asked = parser.parse_args().datasets or [name for name, at in DATASETS.items() if at is None or at.is_dir()]
+    for dataset in asked:
+        job = job_of(dataset)
+        for number, point in enumerate(points()):
+            if not (job.run / "trials" / f"T{number:04d}").exists("curve.json"):
+                curve(job, dataset, number, point)
+    rows = []
+    for dataset in DATASETS:
+        for path in sorted((BUILD / dataset).glob("trials/*/curve.json")):
+            rows += [
+                {"dataset": dataset, "number": int(path.parent.name[1:]), **row} for row in json.loads(path.read_text())
+            ]
+    pd.DataFrame(rows).to_parquet(CURVES, index=False)
+    print(f"{CURVES}: {len(rows):,} epochs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What the processes of one machine share: decoded images in shared memory, and shards fetched from an object store.
+
+Decoded images stand in a file of /dev/shm (memory, not disk), a byte for each image that says whether it is
+there and then uint8 [capacity, size, size]. Whichever trial needs an image first decodes it; the others, and
+later epochs, copy it. Files are removed at a sweep's end; one that a killed sweep left is removed by the next
+(a live process holds a lock on its file).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from cxrlt_ray.prepare import Shards
+
+SHARE_OF_MEMORY = 0.25  # of what is available, for decoded images
+KEEP_FREE = 5e9  # bytes of the disk that fetched shards leave free
+MEMORY = Path("/dev/shm")
+PREFIX = f"cxrlt_ray-{os.getuid()}"
+
+
+def memory_bound(gigabytes: float | None = None) -> int:
+    """Bytes that decoded images may take on this machine: what is asked, else a share of the available memory."""
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return 0
+    wanted = gigabytes * 1e9 if gigabytes is not None else SHARE_OF_MEMORY * _available()
+    return int(min(wanted, 0.9 * shutil.disk_usage(MEMORY).free + _held()))
+
+
+class Decoded:
+    """Decoded images of `shards`, shared by this machine's processes; it holds those with a place below `capacity`."""
+
+    def __init__(self, shards: Shards, images: int, bound: int) -> None:
+        self.size = shards.size
+        self.capacity, self._file = _open(_name(shards), images, shards.size**2 + 1, bound)
+        if self.capacity:
+            there = np.memmap(self._file, np.uint8, "r+")  # type: ignore[call-overload]
+            self._known = there[: self.capacity]
+            self._pixels = there[self.capacity :].reshape(self.capacity, shards.size, shards.size)
+
+    def get(self, place: int) -> np.ndarray | None:
+        """The image [size, size], not to be written to; None where it is not there."""
+        return self._pixels[place] if place < self.capacity and self._known[place] else None
+
+    def put(self, place: int, image: np.ndarray) -> None:
+        """Keep an image, if it has a place."""
+        if place < self.capacity:
+            self._pixels[place] = image
+            self._known[place] = 1
+
+
+@lru_cache(maxsize=8)
+def decoded(shards: Shards, images: int, bound: int) -> Decoded:
+    """The machine's decoded images, opened once by a process."""
+    return Decoded(shards, images, bound)
+
+
+def forget() -> None:
+    """Remove this user's decoded images from this machine; who still reads them keeps them until it ends."""
+    for path in MEMORY.glob(f"{PREFIX}-*.u8"):
+        path.unlink(missing_ok=True)
+
+
+def fetched(shards: Shards, file: str) -> Path:
+    """A shard as a local file: itself, or a copy of an object store's, kept for all processes while disk allows."""
+    if shards.store.local is not None:
+        return shards.store.local / file
+    folder = Path(tempfile.gettempdir(), PREFIX, _name(shards))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / file
+    if not path.exists():
+        _make_room(folder.parent)
+        with shards.store.fetched(file) as there:
+            part = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.part")
+            shutil.copy(there, part)
+            os.replace(part, path)
+    return path
+
+
+def _make_room(folder: Path) -> None:
+    """Remove the copies fetched longest ago until the disk has KEEP_FREE bytes free."""
+    oldest = sorted(folder.glob("*/*.parquet"), key=lambda path: path.stat().st_mtime)
+    while oldest and shutil.disk_usage(folder).free < KEEP_FREE:
+        oldest.pop(0).unlink(missing_ok=True)
+
+
+def _open(name: str, images: int, each: int, bound: int) -> tuple[int, object]:
+    """Capacity and open file of the machine's decoded images `name`; made if it is not there and there is room."""
+    if not bound:
+        return 0, None
+    _remove_stale()
+    path = MEMORY / f"{PREFIX}-{name}.u8"
+    with open(MEMORY / f"{PREFIX}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time makes files
+        if not path.exists():
+            capacity = min(images, (bound - _held()) // each)
+            if capacity <= 0:
+                return 0, None
+            with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as made:
+                made.truncate(capacity * each)
+        file = open(path, "r+b")  # noqa: SIM115  kept open: its lock says that it is in use
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return path.stat().st_size // each, file
+
+
+def _remove_stale() -> None:
+    for path in MEMORY.glob(f"{PREFIX}-*.u8"):
+        try:
+            with open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+        except OSError:
+            continue  # in use, or gone
+
+
+def _held() -> int:
+    return sum(path.stat().st_size for path in MEMORY.glob(f"{PREFIX}-*.u8"))
+
+
+def _name(shards: Shards) -> str:
+    return hashlib.sha256(shards.store.uri.encode()).hexdigest()[:12] + f"-{shards.size}"
+
+
+def _available() -> float:
+    with open("/proc/meminfo") as lines:
+        values = dict(line.split(":", 1) for line in lines)
+    return float(values["MemAvailable"].split()[0]) * 1024
