@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 from conftest import write_images
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cxrlt_ray import prepare, stream
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.storage import Store
 
 SIZE = 32
 
@@ -75,6 +78,111 @@ def test_workers_share_an_epoch_without_overlap_and_in_equal_steps(shards):
     assert len(shares[0]) == len(shares[1])
     seen = order(shares[0]) + order(shares[1])
     assert len(seen) == len(set(seen)) == 30
+
+
+def test_ray_data_and_threads_give_the_same_pixels(shards):
+    options = {"seed": 3, "epoch": 1, "augment": 0.8, "flip": 0.5, "crop": 0.75}
+    first, second = (read(shards, ingest=stream.Ingest(engine), **options) for engine in stream.ENGINES)
+    assert order(first) == order(second)
+    assert all((a.images == b.images).all() for a, b in zip(first, second, strict=True))
+
+
+def test_an_epoch_entered_in_its_middle_goes_on_as_it_would_have(shards):
+    whole = read(shards, seed=1, epoch=4, augment=0.5, flip=0.5)
+    for engine in stream.ENGINES:
+        rest = read(shards, seed=1, epoch=4, augment=0.5, flip=0.5, start=2, ingest=stream.Ingest(engine))
+        assert order(rest) == order(whole[2:])
+        assert all((a.images == b.images).all() for a, b in zip(rest, whole[2:], strict=True))
+
+
+def test_rows_are_places_among_the_ids_asked_for_and_what_was_not_prepared_is_left_out(shards):
+    wanted = np.array(["nowhere", *ids(shards)[::-1]], object)
+    found = list(stream.batches(shards[1], wanted, SIZE, 7, seed=0))
+    assert all((wanted[batch.rows] == batch.image_id).all() for batch in found)
+    assert sorted(order(found)) == sorted(ids(shards))
+
+
+def test_a_crop_is_a_piece_of_the_larger_image_central_without_a_seed(shards):
+    (large,) = stream.batches(shards[1], ids(shards), SIZE, 100)
+    (centre,) = stream.batches(shards[1], ids(shards), SIZE // 2, 100, crop=0.5)
+    assert (centre.images == large.images[:, 8:24, 8:24]).all()
+    (random,) = stream.batches(shards[1], ids(shards), SIZE // 2, 100, crop=0.5, seed=0)
+    whole = {i: image for i, image in zip(large.image_id, large.images, strict=True)}
+    corners = set()
+    for image_id, image in zip(random.image_id, random.images, strict=True):
+        pieces = np.lib.stride_tricks.sliding_window_view(whole[image_id], image.shape)
+        corners.add(tuple(np.argwhere((pieces == image).all(axis=(2, 3)))[0]))
+    assert len(corners) > 5
+
+
+def test_a_flip_mirrors_as_many_images_as_its_probability_says(shards):
+    plain = {i: p for batch in read(shards) for i, p in zip(batch.image_id, batch.images, strict=True)}
+    for flip, least, most in [(0.0, 0, 0), (0.5, 5, 25), (1.0, 30, 30)]:
+        flipped = 0
+        for batch in read(shards, seed=0, flip=flip):
+            for i, image in zip(batch.image_id, batch.images, strict=True):
+                mirrored = (image == plain[i][:, ::-1]).all()
+                assert mirrored or (image == plain[i]).all()
+                flipped += mirrored
+        assert least <= flipped <= most
+
+
+def test_kept_decoded_images_are_the_same_and_spare_the_shards(shards, tmp_path, monkeypatch):
+    import shutil
+
+    from cxrlt_ray import node
+
+    monkeypatch.setattr(node, "MEMORY", tmp_path)
+    copy = tmp_path / "shards"
+    shutil.copytree(shards[1].store.local, copy)
+    mine = prepare.Shards(Store(str(copy)), SIZE)
+    ingest = stream.Ingest(memory=10**7)
+    options = {"seed": 0, "augment": 0.5, "ingest": ingest}
+    first = list(stream.batches(mine, ids(shards), SIZE, 7, **options))
+    for path in copy.glob("train-*.parquet"):
+        path.unlink()
+    second = list(stream.batches(mine, ids(shards), SIZE, 7, **options))
+    plain = read(shards, seed=0, augment=0.5)
+    for a, b, c in zip(first, second, plain, strict=True):
+        assert (a.images == b.images).all()
+        assert (a.images == c.images).all()
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 4))
+def test_steps_cover_an_epoch_once_and_leave_no_rank_idle(images, batch_size, world):
+    plan = stream.steps(images, batch_size, world)
+    rows = np.concatenate([np.arange(images)[part] for share in plan for part in share])
+    assert sorted(rows) == list(range(images))
+    assert all(len(share) == world for share in plan)
+    if images >= 2 * world:
+        sizes = [len(range(images)[part]) for share in plan for part in share]
+        assert min(sizes) >= min(2, batch_size)
+        assert max(sizes) - batch_size <= 2
+
+
+@given(st.integers(1, 30), st.integers(1, 20), st.integers(0, 5), st.integers(0, 3))
+def test_an_order_holds_every_image_once_and_a_window_opens_few_shards_at_a_time(files, each, window, seed):
+    file = np.repeat(np.arange(files), each)
+    found = stream.order(file, [seed, 0], window)
+    assert sorted(found) == list(range(files * each))
+    assert stream.order(file, None, window).tolist() == list(range(files * each))
+    if window:
+        first, last = {}, {}
+        for at, row in enumerate(found):
+            first.setdefault(file[row], at)
+            last[file[row]] = at
+        opened = [sum(first[f] <= at <= last[f] for f in first) for at in range(len(found))]
+        assert max(opened) <= window + 1
+
+
+def test_a_shuffle_without_window_is_uniform():
+    """Each image is as likely at any place, and neighbours in storage end up a third of the epoch apart."""
+    images, draws = 60, 400
+    file = np.repeat(np.arange(6), 10)
+    places = np.array([np.argsort(stream.order(file, [0, epoch])) for epoch in range(draws)])
+    counts = np.array([np.bincount(places[:, k] // 10, minlength=6) for k in range(images)])
+    assert ((counts - draws / 6) ** 2 / (draws / 6)).sum(axis=1).max() < 30  # chi square, 5 degrees of freedom
+    assert np.abs(np.diff(places, axis=1)).mean() == pytest.approx((images + 1) / 3, rel=0.05)
 
 
 def test_a_ray_client_address_is_refused_with_the_way_to_do_it():

@@ -26,6 +26,7 @@ from cxrlt_ray.readers.files import header
 from cxrlt_ray.storage import Store
 
 FILE = "labels.csv"
+PHOTOMETRIC = ["MONOCHROME1", "MONOCHROME2"]
 REQUIRED = ("image_id", "path", "subject_id")
 
 
@@ -70,14 +71,27 @@ def _meta(sheet: Sheet, labelled: bool, problems: list[str]) -> pd.DataFrame:
             "row": np.arange(1, sheet.table.num_rows + 1),
         }
     )
-    for name in ("race", "report", "photometric"):
+    for name in ("race", "report"):
         cells = sheet.text(name)
         table[name] = cells.where(cells != "")
+    table["photometric"] = _photometric(sheet, problems)
     if "split" in sheet.columns:
         table["split"] = _splits(sheet, problems)
     elif not labelled:
         table["split"] = "test"
     return table
+
+
+def _photometric(sheet: Sheet, problems: list[str]) -> pd.Series:
+    """DICOM's name of what bright means; it tells exported images that are to be inverted."""
+    cells = sheet.text("photometric").str.upper()
+    wrong = np.flatnonzero(~cells.isin(["", *PHOTOMETRIC]))
+    if len(wrong):
+        problems.append(
+            f"{sheet.file}: column 'photometric', {row_of(wrong[0])} holds {cells.iloc[wrong[0]]!r}: allowed are "
+            f"{quoted(PHOTOMETRIC)} or nothing."
+        )
+    return cells.where(cells != "")
 
 
 def _studies(sheet: Sheet) -> pd.Series:
