@@ -305,3 +305,28 @@ def test_dropout_and_drop_path_are_on_in_training_only():
     assert np.allclose(logits(model, spec), logits(model, spec))
     model.train()
     assert not torch.allclose(model(images(spec)), model(images(spec)))
+
+
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "swin_tiny_patch4_window7_224"]
+)
+def test_a_model_made_without_random_weights_is_the_same_once_they_are_loaded(backbone, tmp_path):
+    """What is skipped is initialisation only: buffers that no checkpoint holds are as they should be."""
+    from cxrlt_ray import models
+
+    spec = models.ModelSpec(backbone, 224 if "swin" in backbone else 64, pretrained=False)
+    made = models.build(spec, 3).eval()
+    models.save(made, spec, ("a", "b", "c"), tmp_path)
+    again = models.load(tmp_path)[0]
+    images = torch.randint(0, 255, (2, spec.resolution, spec.resolution), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(made(images), again(images))
+    assert made.state_dict().keys() == again.state_dict().keys()
+
+
+def test_initialisation_is_skipped_only_inside():
+    from cxrlt_ray.models.backbones import unfilled
+
+    with unfilled():
+        pass
+    assert float(torch.nn.Linear(50, 50).weight.std()) > 0

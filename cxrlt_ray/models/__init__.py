@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from cxrlt_ray.models.backbones import make_backbone
+from cxrlt_ray.models.backbones import make_backbone, unfilled
 from cxrlt_ray.models.heads import HEADS
 
 
@@ -41,9 +44,10 @@ class Classifier(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, spec: ModelSpec, findings: int) -> None:
+    def __init__(self, spec: ModelSpec, findings: int, making: Callable[[], Any] = nullcontext) -> None:
         super().__init__()
-        self.backbone, mean, std = make_backbone(spec)
+        with making():
+            self.backbone, mean, std = make_backbone(spec)
         features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)  # what forward_head gives
         self.head = HEADS[spec.head](features, findings, spec.drop_rate)
         if spec.in_chans == 1:
@@ -63,11 +67,12 @@ def build(spec: ModelSpec, findings: int) -> Classifier:
 
     Raises CxrltError, naming the backbone, where they cannot be had; they never turn into random ones.
     """
-    model = Classifier(spec, findings)
-    if spec.pretrained:
-        from cxrlt_ray.models.weights import load_pretrained
+    if not spec.pretrained:
+        return Classifier(spec, findings)
+    from cxrlt_ray.models.weights import load_pretrained
 
-        load_pretrained(model.backbone, spec)
+    model = Classifier(spec, findings, making=unfilled)
+    load_pretrained(model.backbone, spec)
     return model
 
 
@@ -88,7 +93,8 @@ def load(folder: Path) -> tuple[Classifier, ModelSpec, tuple[str, ...]]:
     about = json.loads((folder / "model.json").read_text())
     spec = ModelSpec(**about["spec"])
     # dropout and drop path have no say in evaluation; the weights come from the file
-    model = Classifier(spec, len(about["findings"]))
+    with unfilled():
+        model = Classifier(spec, len(about["findings"]))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval(), spec, tuple(about["findings"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,27 @@ def suggestions(name: str) -> list[str]:
     import timm
 
     return get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Skip random initialisation: most of the time that a large model takes, for weights that are then loaded."""
+    from torch import Tensor
+    from torch.nn import Parameter, init
+    from torch.overrides import TorchFunctionMode
+
+    names = ("trunc_normal_", "normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_")
+    skipped = {getattr(init, name) for name in names} | {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}
+    scaling = {Tensor.mul_, Tensor.add_, Tensor.clamp_}  # of random numbers, where it is done to a parameter
+
+    class Skip(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in skipped or (func in scaling and isinstance(args[0], Parameter)):
+                return args[0] if args else (kwargs or {})["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    with Skip():
+        yield
 
 
 def create(spec: ModelSpec, pretrained: bool) -> Any:

@@ -67,9 +67,9 @@ def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec) -> None:
 
 
 def _from_timm(spec: ModelSpec) -> dict[str, torch.Tensor]:
-    from cxrlt_ray.models.backbones import create
+    from cxrlt_ray.models.backbones import create, unfilled
 
-    with _offline_where_the_hub_has_no_address():
+    with _offline_where_the_hub_has_no_address(), unfilled():
         return create(spec, pretrained=True).state_dict()
 
 
