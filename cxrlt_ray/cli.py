@@ -86,6 +86,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
+def size(count: float) -> str:
+    """A number of bytes as people say it: 3.2 MB, 29 GB."""
+    for most, unit, name in ((1e6, 1e3, "KB"), (1e9, 1e6, "MB"), (1e13, 1e9, "GB")):
+        if count < most:
+            return f"{count / unit:,.1f} {name}" if count / unit < 10 else f"{count / unit:,.0f} {name}"
+    return f"{count / 1e12:,.1f} TB"
+
+
 def short(score: float) -> str:
     """A score in three digits, without the 0 before the point; "-" for nan."""
     return "-" if score != score else f"{score:.3f}".removeprefix("0")

@@ -60,6 +60,11 @@ def name(device: torch.device) -> str:
     return re.sub(r"\W+", "-", torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
 
 
+def label(device: torch.device, threads: int) -> str:
+    """What a rate belongs to: the GPU's name, or cpu-N for N threads."""
+    return name(device) if device.type == "cuda" else f"cpu-{threads}"
+
+
 def fitting(batch_size: int, step: Callable[[int], None], known: Store | None = None, key: str = "") -> int:
     """The largest of batch_size, its half, its quarter ... of which `step` does not run out of memory.
 

@@ -260,7 +260,7 @@ def _tell_estimate(
         return
     size = share * sum(cost[0] for cost in found.kinds.values())
     say(
-        f"  about {size / 1e9:,.1f} GB at {quality_name(quality)} from {share * found.original_bytes / 1e9:,.1f} GB, "
+        f"  about {cli.size(size)} at {quality_name(quality)} from {cli.size(share * found.original_bytes)}, "
         f"{cli.duration(share * found.seconds(cpus))} on {cpus:g} CPU (from {min(SAMPLE, found.images)} images)"
     )
     local = next(iter(stores.values())).local
@@ -268,7 +268,7 @@ def _tell_estimate(
         free = _free(local)
         if size > free:
             raise CxrltError(
-                f"the shards need about {size / 1e9:,.1f} GB and {local.parent} has {free / 1e9:,.1f} GB free: give "
+                f"the shards need about {cli.size(size)} and {local.parent} has {cli.size(free)} free: give "
                 "--storage a larger disk, fewer or smaller --sizes, or a lower --quality."
             )
 
@@ -398,12 +398,12 @@ def _estimate_table(found: Estimate, cpus: float) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("px", "quality", "KB an image", "GB", "dB", f"on {cpus:g} CPU"):
+    for column in ("px", "quality", "an image", "all", "dB", f"on {cpus:g} CPU"):
         table.add_column(column, justify="right", no_wrap=True)
     for (size, quality), (total, seconds, decibel) in found.kinds.items():
         alone = cli.duration((found.read_seconds + seconds) / cpus)
-        each = total / found.images / 1e3
-        table.add_row(str(size), quality_name(quality), f"{each:,.1f}", f"{total / 1e9:,.2f}", f"{decibel:.1f}", alone)
+        each = cli.size(total / found.images)
+        table.add_row(str(size), quality_name(quality), each, cli.size(total), f"{decibel:.1f}", alone)
     return table
 
 
@@ -439,17 +439,17 @@ def main(
         if found is None:
             raise CxrltError(f"none of {SAMPLE} images of {data} can be decoded.")
         cpus = len(os.sched_getaffinity(0))
-        print(f"{found.images:,} images, about {found.original_bytes / 1e9:,.1f} GB, read and decoded once:")
+        print(f"{found.images:,} images, about {cli.size(found.original_bytes)}, read and decoded once:")
         cli.console().print(_estimate_table(found, cpus))
-        room = "" if "://" in storage else f" {storage} has {_free(Path(storage)) / 1e9:,.1f} GB free."
+        room = "" if "://" in storage else f" {storage} has {cli.size(_free(Path(storage)))} free."
         print(f"dB: the cache's own loss, against the resized pixels.{room}")
         return
     store = Store(storage)
     store.check_writable()
     start_ray(address)
     for shards in prepare(cohort.manifest, storage, edges, max_bad, wanted):
-        size = shards.summary["bytes"] / 1e9
-        print(f"{shards.store.uri}: {shards.summary['images']:,} images, {size:,.2f} GB; {_told(shards.summary)}")
+        size = cli.size(shards.summary["bytes"])
+        print(f"{shards.store.uri}: {shards.summary['images']:,} images, {size}; {_told(shards.summary)}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,13 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import UsageError
 
+REDUCTION = 3  # ASHA keeps the best third at each rung
 Scalar = bool | int | float | str | None
+
+
+def grace(epochs: int) -> int:
+    """ASHA's first rung: how many epochs every trial has before it may be stopped."""
+    return max(1, min(2, epochs - 1))
 
 
 class TrialConfig(Config):
@@ -221,7 +227,7 @@ class Space:
         """Points that take every choice of what shapes a model, and of what a `when` looks at."""
         from cxrlt_ray.models import ModelSpec
 
-        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate", "drop_path"}
+        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"}
         shaping |= {name for rules in self.rules.values() for rule in rules for name in rule.when}
         todo: list[dict[str, Any]] = [{}]
         while todo:

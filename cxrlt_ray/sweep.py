@@ -15,10 +15,15 @@ from typing import Annotated, Any
 import numpy as np
 
 from cxrlt_ray import cli
+from cxrlt_ray import plan as pricing
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.plan import SPEEDS
+from cxrlt_ray.stream import RAY
 from cxrlt_ray.trials import DEFAULT_STORAGE
 
 PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
+PROBE_SECONDS = 60.0
+FINDINGS = 40  # of the models whose cost is planned: the head is next to nothing
 DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 
 
@@ -45,7 +50,7 @@ class Resources:
             each = f"{self.workers_per_trial} workers of {each}"
         return (
             f"{self.cpus:g} CPU, {self.gpus:g} GPU: {self.max_concurrent} trial(s) at a time, {each} each, "
-            f"{self.cpus_for_data:g} CPU left to stream images"
+            f"{self.cpus_for_data:g} CPU left"
         )
 
 
@@ -57,10 +62,12 @@ def plan_resources(
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
     workers_per_trial: int = 1,
+    data_cpus: float = DATA_CPUS,
 ) -> Resources:
     """Fill in what was not asked for; raises UsageError, with the numbers, for more than there is.
 
-    Trials that reserve every CPU would starve Ray Data and hang, so DATA_CPUS at least stay free.
+    Trials that reserve every CPU would starve Ray Data and hang, so `data_cpus` at least stay free; none need
+    where trials stream in threads of their own.
     """
     workers = max(workers_per_trial, 1)
     per_gpu = gpus_per_trial if gpus_per_trial is not None else (1.0 if gpus else 0.0)
@@ -80,14 +87,14 @@ def plan_resources(
             f"there are {gpus:g}: at most {fit_gpu} trials at a time."
         )
     if cpus_per_trial is None:
-        share = (cpus - DATA_CPUS) / (concurrent * workers)
+        share = (cpus - data_cpus) / (concurrent * workers)
         cpus_per_trial = 1.0 if share >= 1 else round(share - 0.05, 1)
-    if cpus_per_trial <= 0 or cpus - concurrent * workers * cpus_per_trial < DATA_CPUS:
-        asked = concurrent * workers * cpus_per_trial
+    asked = concurrent * workers * cpus_per_trial
+    if cpus_per_trial <= 0 or cpus - asked < data_cpus:
+        free = f", and {data_cpus:g} must stay free to stream images" if data_cpus else ""
         raise UsageError(
-            f"{concurrent} trial(s) x {workers} worker(s) x {cpus_per_trial:g} CPU ask for {asked:g} of {cpus:g} CPU, "
-            f"and {DATA_CPUS:g} must stay free to stream images: lower --max-concurrent, --cpus-per-trial or "
-            "--workers-per-trial."
+            f"{concurrent} trial(s) x {workers} worker(s) x {cpus_per_trial:g} CPU ask for {asked:g} of {cpus:g} CPU"
+            f"{free}: lower --max-concurrent, --cpus-per-trial or --workers-per-trial."
         )
     return Resources(cpus, gpus, cpus_per_trial, per_gpu, workers_per_trial, concurrent)
 
@@ -118,13 +125,19 @@ def main(
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE,
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
     resume: Annotated[bool, cli.option("continue the run --name, or the latest", "--resume")] = False,
-    dry_run: Annotated[bool, cli.option("print the plan, start nothing", "--dry-run")] = False,
+    dry_run: Annotated[bool, cli.option("print what would be done, start nothing", "--dry-run")] = False,
+    plan: Annotated[bool, cli.option("say what it will cost (time, GPU-hours, disk), start nothing", "--plan")] = False,
+    probe: Annotated[bool, cli.option("measure the plan's rates here, about a minute", "--probe")] = False,
+    images: Annotated[int | None, cli.option("plan for so many images instead of the data's")] = None,
+    gpu: Annotated[str | None, cli.option(f"plan for this GPU: {', '.join(SPEEDS)}; the one here, or H100")] = None,
+    price: Annotated[float, cli.option("of a GPU-hour, in any currency, for the plan")] = 3.0,
 ) -> None:
     """Train many classifiers, each a point of a search space.
 
     python -m cxrlt_ray.sweep task1
     python -m cxrlt_ray.sweep auto --data DIR --space laptop --trials 12
     python -m cxrlt_ray.sweep task1 --data /data/mimic --space task1 --trials 60 --address auto
+    python -m cxrlt_ray.sweep task1 --space task1 --plan --images 377110
     """
     from cxrlt_ray import models
     from cxrlt_ray import trials as store
@@ -134,6 +147,7 @@ def main(
     from cxrlt_ray.train import Job
 
     _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb)
+    _check_plan(plan or probe, images, gpu, price)
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
     given = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
@@ -144,13 +158,14 @@ def main(
         folds, views, seed, max_bad = about["folds"], about["views"], about["seed"], about["max_bad"]
         wanted_quality = about["quality"]
         trials, epochs = trials or about["trials"], epochs or about["epochs"]
-        if not dry_run:
+        if not dry_run and not plan:
             run.store.write_json("run.json", {**about, "trials": trials, "epochs": epochs})
-    elif not dry_run:
+    elif not dry_run and not plan:
         Store(storage).check_writable()
         name = name or f"{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         store.check_free(storage, name)
     cpus, gpus = _machine(address)
+    engine = _engine(ingest, address)
     resources = plan_resources(
         cpus,
         gpus,
@@ -158,11 +173,19 @@ def main(
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         workers_per_trial=workers_per_trial,
+        data_cpus=DATA_CPUS if engine == RAY else 0.0,
     )
     searched, text = _space(space, run, task, gpus, epochs)
+    threads = 0 if resources.gpus_per_trial else max(1, int(cpus // resources.max_concurrent))
     trials = trials or searched.trials
     print(f"Resources: {resources}")
     print(f"Plan: {trials} trials of up to {searched.epochs} epochs" + (f" x {folds} folds" if folds else ""))
+    priced = _Priced(searched, trials, folds, seed, resources, threads, Store(storage), address, gpu)
+    if probe:
+        priced.probe()
+    if plan and (images or not (run or data)):
+        priced.show(price, images or PHANTOM_IMAGES)
+        return
     if run:
         manifest, wanted = run.manifest(), run.task
     else:
@@ -171,6 +194,9 @@ def main(
             print("Dry run: nothing was started.")
             return
         manifest, wanted = _cohort(data, format, task, uncertain, seed, folds, holdout, views)
+    if plan:
+        priced.show(price, manifest)
+        return
     if dry_run:
         print("Dry run: nothing was started.")
         return
@@ -206,15 +232,136 @@ def main(
         views,
         folds,
         seed,
-        threads=0 if resources.gpus_per_trial else max(1, int(cpus // resources.max_concurrent)),
+        threads=threads,
         gpu=resources.gpus_per_trial > 0,
-        ingest=_ingest(ingest, address, resources, cache_gb),
+        ingest=_ingest(engine, resources, cache_gb),
     )
+    foreseen, before, started = priced.plan(manifest), len(run.trials()), time.monotonic()
     try:
         complete = _search(run, job, searched, resources, trials, budget, seed)
     finally:
         forget_decoded()
     _summary(run, complete, trials, storage)
+    if not before:
+        priced.compare(foreseen, run.trials(), time.monotonic() - started)
+
+
+class _Priced:
+    """The sweep's plan: what it will cost by what is known of rates, and how that compares with what it took."""
+
+    def __init__(
+        self,
+        space: Any,
+        trials: int,
+        folds: int,
+        seed: int,
+        resources: Resources,
+        threads: int,
+        storage: Any,
+        address: str | None,
+        gpu: str | None,
+    ) -> None:
+        self.space, self.folds, self.resources, self.threads = space, max(folds, 1), resources, threads
+        self.configs, self.rates = pricing.draw(space, trials, seed), pricing.Rates(storage)
+        self.address, self.here = address, _device_name(address, resources, threads)
+        self.gpu = gpu or (self.here if resources.gpus else "H100")
+
+    def probe(self) -> None:
+        """Measure every kind of model for a minute together, where trials will run, and keep the rates."""
+        import ray
+
+        arguments = (self.configs, FINDINGS, self.threads, self.resources.gpus_per_trial > 0, PROBE_SECONDS)
+        kinds = len({(config.backbone, config.resolution) for config in self.configs})
+        print(f"Probing {kinds} kinds of models for {PROBE_SECONDS:.0f} s on {self.here}", flush=True)
+        if self.address:
+            task = ray.remote(pricing.probe).options(num_gpus=self.resources.gpus_per_trial)
+            found = ray.get(task.remote(*arguments))
+        else:
+            found = pricing.probe(*arguments)
+        for (backbone, resolution), rate in found["rates"].items():
+            self.rates.note(found["device"], backbone, resolution, rate, "probe")
+        self.rates.save()
+
+    def kinds(self, device: str) -> dict[tuple[str, int], Any]:
+        """Rates of the space's kinds of models on a device."""
+        specs = {(config.backbone, config.resolution): config.spec() for config in self.configs}
+        return {key: self.rates.kind(spec, FINDINGS, device, self.threads or 1) for key, spec in specs.items()}
+
+    def work(self, images: Any) -> Any:
+        """How many images train and validate, of a manifest or of so many images."""
+        if isinstance(images, int):
+            found = pricing.Work.of(images)
+        else:
+            counts = images.table["split"].value_counts()
+            found = pricing.Work(*(int(counts.get(split, 0)) for split in ("train", "val", "test")))
+        if self.folds == 1:
+            return found
+        train = found.train + (found.val if isinstance(images, int) else 0)
+        return pricing.Work(train * (self.folds - 1) // self.folds, train // self.folds, found.test, self.folds)
+
+    def plan(self, images: Any) -> Any:
+        """The sweep on this machine."""
+        kinds, together = self.kinds(self.here), [self.resources.max_concurrent]
+        return pricing.plans(self.configs, kinds, self.work(images), self.space.epochs, together)[0]
+
+    def show(self, price: float, images: Any) -> None:
+        """Print the plan for this machine and for 1, 8 and 32 GPUs."""
+        from cxrlt_ray.node import memory_bound
+
+        work, here, there = self.work(images), self.kinds(self.here), self.kinds(self.gpu)
+        rows = [(self.here, self.plan(images))] if self.here != self.gpu else []
+        counts = (1, 8, 32)
+        planned = pricing.plans(self.configs, there, work, self.space.epochs, counts)
+        rows += [(f"{count} x {self.gpu}", each) for count, each in zip(counts, planned, strict=True)]
+        groups = [(self.gpu, list(there.values()))]
+        if self.here != self.gpu:
+            groups.insert(0, (self.here, list(here.values())))
+        pricing.show(rows, groups, work, price, self.resources.cpus, memory_bound(), FINDINGS, cli.console(160))
+        print("Plan only: nothing was started." + ("" if self.rates.known else " Measure the rates with --probe."))
+
+    def compare(self, foreseen: Any, trials: list[Any], seconds: float) -> None:
+        """Keep the rates that trials had, and say how the plan compares with what the sweep took."""
+        rates: dict[tuple[str, str, int], list[float]] = {}
+        for trial in trials:
+            config, speed = trial.about.get("config"), trial.about.get("images_per_second")
+            if config and speed:
+                device = trial.about["environment"]["device"]
+                rates.setdefault((device, config["backbone"], config["resolution"]), []).append(speed)
+        for key, values in rates.items():
+            self.rates.note(*key, float(np.median(values)), "trials")
+        self.rates.save()
+        epochs = sum(len(trial.about["epochs"]) for trial in trials)
+        planned, outcome = foreseen.outcome.wall, foreseen.outcome
+        print(
+            f"Planned {cli.duration(planned)} and {outcome.epochs.sum() * self.folds} epochs, took "
+            f"{cli.duration(seconds)} and {epochs}: {seconds / planned:.2f} times the plan. Rates kept for the next "
+            "plan (--plan)."
+        )
+
+
+def _device_name(address: str | None, resources: Resources, threads: int) -> str:
+    """What trials run on: a GPU's name, or cpu-N."""
+    if not resources.gpus_per_trial:
+        return f"cpu-{threads}"
+    if address is None:
+        import torch
+
+        from cxrlt_ray import device
+
+        return device.name(torch.device("cuda"))
+    import ray
+
+    kinds = [key.partition(":")[2] for key in ray.cluster_resources() if key.startswith("accelerator_type:")]
+    return kinds[0] if kinds else "GPU"
+
+
+def _check_plan(asked: bool, images: int | None, gpu: str | None, price: float) -> None:
+    if images is not None and (images < 10 or not asked):
+        raise UsageError(f"--images is for --plan and at least 10, not {images}.")
+    if gpu is not None and gpu not in SPEEDS:
+        raise UsageError(f"--gpu is one of {', '.join(SPEEDS)}, not '{gpu}'.")
+    if price < 0:
+        raise UsageError(f"--price is 0 or more, not {price:g}.")
 
 
 def _check_options(
@@ -265,21 +412,29 @@ def _edges(sizes: str | None, specs: list[Any]) -> list[int]:
     return given
 
 
-def _ingest(engine: str, address: str | None, resources: Resources, cache_gb: float | None) -> Any:
+def _engine(asked: str, address: str | None) -> str:
+    """What streams images: Ray Data on a cluster of several machines, whose cores can help; else threads."""
+    from cxrlt_ray.stream import RAY, THREADS
+
+    if asked != "auto":
+        return asked
+    if address is None:
+        return THREADS
+    import ray
+
+    return RAY if sum(node["Alive"] for node in ray.nodes()) > 1 else THREADS
+
+
+def _ingest(engine: str, resources: Resources, cache_gb: float | None) -> Any:
     """How trials stream images, told in a line."""
     from cxrlt_ray import stream
     from cxrlt_ray.node import memory_bound
 
-    if engine == "auto":
-        import ray
-
-        nodes = sum(node["Alive"] for node in ray.nodes()) if address else 1
-        engine = stream.RAY if nodes > 1 else stream.THREADS
     side_by_side = resources.max_concurrent * max(resources.workers_per_trial, 1)
     threads = max(1, min(8, round(resources.cpus / side_by_side)))
     memory = memory_bound(cache_gb)
     how = f"{threads} threads a trial" if engine == stream.THREADS else "Ray Data tasks"
-    print(f"Streaming: {how}; decoded images kept in up to {memory / 1e9:.1f} GB of memory a machine, for all trials")
+    print(f"Streaming: {how}; decoded images kept in up to {cli.size(memory)} of memory a machine, for all trials")
     return stream.Ingest(engine, threads, memory)
 
 

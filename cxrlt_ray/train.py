@@ -82,7 +82,7 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         "config": config.model_dump(),
         "findings": list(job.findings),
         "fingerprint": job.fingerprint,
-        "environment": _environment(),
+        "environment": _environment(job),
         "weights": weights.source(config.spec()),
         "began": time.time(),
         "epochs": [],
@@ -521,19 +521,18 @@ def _wrap(model: torch.nn.Module, world: int, device: torch.device) -> torch.nn.
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
-def _environment() -> dict[str, Any]:
+def _environment(job: Job) -> dict[str, Any]:
     import timm
     import torch
 
     from cxrlt_ray import __version__
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "cxrlt_ray": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,
-        "device": device,
+        "device": device_.label(_place(job)[2], torch.get_num_threads()),
     }
 
 

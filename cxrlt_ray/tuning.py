@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.search import Space
+from cxrlt_ray.search import REDUCTION, Space, grace
 from cxrlt_ray.train import Job, epochs_of, train
 from cxrlt_ray.trials import FAILED, FINISHED, PRUNED, RUNNING, Run, read_trial
 
@@ -54,7 +54,7 @@ def tune_trials(
                 metric=METRIC,
                 mode="max",
                 search_alg=search,
-                scheduler=ASHAScheduler(max_t=steps, grace_period=max(1, min(2, steps - 1)), reduction_factor=3),
+                scheduler=ASHAScheduler(max_t=steps, grace_period=grace(steps), reduction_factor=REDUCTION),
                 num_samples=missing,
                 max_concurrent_trials=resources.max_concurrent,
                 time_budget_s=budget,

@@ -330,3 +330,16 @@ def test_initialisation_is_skipped_only_inside():
     with unfilled():
         pass
     assert float(torch.nn.Linear(50, 50).weight.std()) > 0
+
+
+def test_a_backbone_without_drop_path_is_told_before_a_sweep_starts():
+    with pytest.raises(UsageError, match="densenet121' has no drop path"):
+        check_weights([ModelSpec("densenet121", 64, pretrained=False, drop_path=0.1)])
+
+
+@pytest.mark.parametrize("name", ["laptop", "task1", "task2"])
+def test_every_kind_of_model_of_our_spaces_can_be_built(name):
+    """At both ends of what shapes a model, drop path included: no trial fails where it is built."""
+    from cxrlt_ray.search import load_space
+
+    check_weights([dataclasses.replace(spec, pretrained=False) for spec in load_space(name).specs()])

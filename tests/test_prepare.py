@@ -174,7 +174,7 @@ def test_an_estimate_is_near_what_is_then_written(ray, manifest, tmp_path):
 
 def test_a_disk_that_will_not_hold_the_shards_is_refused_before_they_are_made(ray, manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_free", lambda _: 100)
-    with pytest.raises(CxrltError, match=r"need about .* GB and .* has 0.0 GB free"):
+    with pytest.raises(CxrltError, match=r"need about .* and .* has 0.1 KB free"):
         prepared(manifest, tmp_path)
 
 

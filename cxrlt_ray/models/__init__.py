@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,21 @@ def load(folder: Path) -> tuple[Classifier, ModelSpec, tuple[str, ...]]:
 
 
 def flops(spec: ModelSpec, findings: int) -> int:
-    """Floating-point operations (a multiplication and an addition are two) to score one image; no memory is used."""
+    """Floating-point operations (a multiplication and an addition are two) to score one image."""
+    return size(spec.backbone, spec.resolution, spec.head, spec.in_chans, findings)[0]
+
+
+@lru_cache(maxsize=1024)
+def size(backbone: str, resolution: int, head: str, in_chans: int, findings: int) -> tuple[int, int]:
+    """Floating-point operations to score one image, and how many numbers a checkpoint holds; no memory is used."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    spec = ModelSpec(backbone, resolution, pretrained=False, head=head, in_chans=in_chans)
     with torch.device("meta"):
-        model = Classifier(dataclasses.replace(spec, pretrained=False), findings).eval()
+        model = Classifier(spec, findings).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, spec.resolution, spec.resolution, dtype=torch.uint8))
-    return counter.get_total_flops()
+            model(torch.empty(1, resolution, resolution, dtype=torch.uint8))
+    return counter.get_total_flops(), sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def check_weights(specs: list[ModelSpec]) -> None:
@@ -116,7 +124,8 @@ def check_weights(specs: list[ModelSpec]) -> None:
 
     seen: set[tuple[str, str | None, int]] = set()
     for spec in specs:
-        backbone = make_backbone(spec)[0]
+        with unfilled():
+            backbone = make_backbone(spec)[0]
         key = (spec.backbone, spec.checkpoint, spec.in_chans)
         if spec.pretrained and key not in seen:
             seen.add(key)

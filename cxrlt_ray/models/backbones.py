@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import UsageError
@@ -51,6 +52,20 @@ def unfilled() -> Iterator[None]:
         yield
 
 
+@lru_cache(maxsize=256)
+def _drops_paths(name: str) -> bool:
+    """Whether a backbone can be built with stochastic depth (a DenseNet cannot)."""
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, drop_path_rate=0.1)
+    except TypeError as error:
+        return "drop_path_rate" not in str(error)
+    return True
+
+
 def create(spec: ModelSpec, pretrained: bool) -> Any:
     """A model of timm without classifier, at the spec's resolution and channels, with timm's own weights or none."""
     import timm
@@ -58,6 +73,8 @@ def create(spec: ModelSpec, pretrained: bool) -> Any:
     options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.in_chans, "pretrained": pretrained}
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
+    if spec.drop_path and not _drops_paths(spec.backbone):
+        raise UsageError(f"backbone '{spec.backbone}' has no drop path: give it `drop_path: 0` in the search space.")
     try:
         # transformers fix their grid when they are built, and timm fits position embeddings to it as it loads
         return timm.create_model(spec.backbone, img_size=spec.resolution, **options)

@@ -1,0 +1,324 @@
+"""What a sweep will cost, before it is paid for: `python -m cxrlt_ray.sweep TASK --plan`.
+
+A trial's time is its images over a rate, images/s of training a (backbone, resolution) on a device. Rates are, in
+this order: measured here (earlier trials and `--probe`, kept in STORAGE/rates.json), or estimated from the
+model's floating-point operations and what the device reaches (SPEEDS), scaled to what was measured on it.
+What ASHA saves is found by playing the sweep through with made-up learning curves.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxrlt_ray import cli
+from cxrlt_ray.search import REDUCTION, Space, TrialConfig, grace
+from cxrlt_ray.storage import Store
+
+# FLOP/s that training reaches; estimates, from 600 images/s of ConvNeXt-S at 384 px on an H100, and scaled by the
+# vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, measured on two AMD EPYC cores
+SPEEDS = {
+    "H200": 95e12,
+    "H100": 92e12,
+    "A100": 45e12,
+    "L40S": 45e12,
+    "A10G": 15e12,
+    "L4": 14e12,
+    "V100": 20e12,
+    "T4": 8e12,
+    "cpu": 20e9,
+}
+PASSES = 3.0  # a training step costs three forward passes, forward and twice that backward
+NOISE = 0.6  # of a made-up trial's score in its first epoch, in units of the spread between trials
+TURNAROUND, START = 2.0, 30.0  # seconds between trials of a process, and before its first
+PROCESS = 1.5e9  # bytes of a trial's process on the CPU's side: Python, torch, Ray and the batches under way
+DECODE = 2.9e-9  # seconds a pixel to decode a q95 JPEG, one core (PERFORMANCE.md: 1,320 images/s at 512 px)
+BYTES = 0.29  # a pixel of the cache at q95 (77 KB at 512 px)
+ORIGINAL_BYTES, ORIGINAL_RATE = 1.5e6, 60.0  # MIMIC-CXR-JPG's mean file; images/s of a core from original to shard
+SHARES = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024's images
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A (backbone, resolution) of the space: images/s of training, where that is from, bytes of a checkpoint."""
+
+    backbone: str
+    resolution: int
+    rate: float
+    source: str
+    checkpoint: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """How many images train, validate and are tested; K folds train K models a trial."""
+
+    train: int
+    val: int
+    test: int
+    folds: int = 1
+
+    @property
+    def images(self) -> int:
+        """All of them."""
+        return self.train + self.val + self.test
+
+    @classmethod
+    def of(cls, images: int) -> Work:
+        """So many images, split as those of CXR-LT 2024."""
+        total = sum(SHARES.values())
+        return cls(*(round(images * share / total) for share in SHARES.values()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A sweep played through: wall seconds, device seconds, and the epochs of each trial [N]."""
+
+    wall: float
+    busy: float
+    epochs: np.ndarray
+
+
+def epoch_seconds(kind: Kind, work: Work) -> float:
+    """One epoch of a trial: training images at the rate, validation images at a forward pass's."""
+    return work.folds * (work.train / kind.rate + work.val / (PASSES * kind.rate))
+
+
+def play(seconds: Sequence[float], epochs: int, together: int, prune: bool = True, seed: int = 0) -> Outcome:
+    """Trials with these seconds an epoch, `together` at a time, stopped by asynchronous successive halving.
+
+    A made-up trial has a quality drawn from a normal distribution; what an epoch shows of it is blurred by NOISE
+    that shrinks with the square root of the epoch. The rule is Ray's (`stops`).
+    """
+    rng = np.random.default_rng(seed)
+    quality = rng.normal(size=len(seconds))
+    rungs = [rung for k in range(20) if (rung := grace(epochs) * REDUCTION**k) < epochs]
+    seen: dict[int, list[float]] = {rung: [] for rung in rungs}
+    done = np.zeros(len(seconds), int)
+    free = [0.0] * together
+    busy = 0.0
+    queue: list[tuple[float, int, int]] = []
+    todo = iter(range(len(seconds)))
+    for at in free:  # events: (moment, trial, epoch that ends then)
+        if (trial := next(todo, None)) is not None:
+            heapq.heappush(queue, (at + START + seconds[trial], trial, 1))
+            busy += START + seconds[trial]
+    wall = 0.0
+    while queue:
+        wall, trial, epoch = heapq.heappop(queue)
+        done[trial] = epoch
+        stop = epoch >= epochs
+        if epoch in seen and prune:
+            score = float(quality[trial] + NOISE / np.sqrt(epoch) * rng.normal())
+            before = seen[epoch]
+            stop = stop or stops(score, before)
+            before.append(score)
+        if not stop:
+            heapq.heappush(queue, (wall + seconds[trial], trial, epoch + 1))
+            busy += seconds[trial]
+        elif (following := next(todo, None)) is not None:
+            heapq.heappush(queue, (wall + TURNAROUND + seconds[following], following, 1))
+            busy += TURNAROUND + seconds[following]
+    return Outcome(wall, busy, done)
+
+
+def stops(score: float, before: Sequence[float]) -> bool:
+    """Whether ASHA stops a trial at a rung where `before` was seen: it is below the top 1/REDUCTION of these."""
+    return bool(before) and score < float(np.percentile(before, 100 * (1 - 1 / REDUCTION)))
+
+
+def draw(space: Space, trials: int, seed: int = 0) -> list[TrialConfig]:
+    """Trials as a search might choose them: the space's start points, then points at random."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for point in space.start:
+        study.enqueue_trial(dict(point))
+    found = []
+    for _ in range(trials):
+        trial = study.ask()
+        space.define(trial)
+        found.append(space.to_config(trial.params))
+    return found
+
+
+class Rates:
+    """Images/s of training, measured (in STORAGE/rates.json) or estimated."""
+
+    def __init__(self, storage: Store) -> None:
+        self.store = storage
+        self.known: dict[str, Any] = storage.read_json("rates.json") if storage.exists("rates.json") else {}
+
+    def note(self, device: str, backbone: str, resolution: int, rate: float, source: str) -> None:
+        """Keep a measured rate; `save` writes them."""
+        self.known[f"{device} {backbone} {resolution}"] = {"images_per_second": round(rate, 2), "from": source}
+
+    def save(self) -> None:
+        """Write what is known."""
+        self.store.write_json("rates.json", self.known)
+
+    def kind(self, spec: Any, findings: int, device: str, cores: int = 1) -> Kind:
+        """The model's rate on `device` (a GPU's name, or cpu-N for N threads) and how it is known."""
+        from cxrlt_ray import models
+
+        flops, numbers = models.size(spec.backbone, spec.resolution, spec.head, spec.in_chans, findings)
+        checkpoint = 4 * numbers
+        key = f"{device} {spec.backbone} {spec.resolution}"
+        if key in self.known:
+            found = self.known[key]
+            return Kind(
+                spec.backbone, spec.resolution, found["images_per_second"], f"measured ({found['from']})", checkpoint
+            )
+        speed, source = self._speed(device, cores)
+        return Kind(spec.backbone, spec.resolution, speed / (PASSES * flops), source, checkpoint)
+
+    def _speed(self, device: str, cores: int) -> tuple[float, str]:
+        """FLOP/s reached on the device: of the models measured on it, the middle one; else SPEEDS."""
+        from cxrlt_ray import models
+
+        reached = []
+        for key, found in self.known.items():
+            there, backbone, resolution = key.split(" ")
+            if there == device:
+                spec = models.ModelSpec(backbone, int(resolution), pretrained=False)
+                reached.append(PASSES * models.flops(spec, 40) * found["images_per_second"])
+        if reached:
+            return statistics.median(reached), f"scaled from {len(reached)} measured"
+        if device.startswith("cpu"):
+            return SPEEDS["cpu"] * cores, "estimated"
+        name = next((name for name in SPEEDS if name in device), None)
+        return SPEEDS[name or "A100"], f"estimated ({name or 'as an A100'})"
+
+
+def measure(config: TrialConfig, findings: int, device: Any, seconds: float) -> float:
+    """Images/s of training steps on made-up images that lie on the device already, over about `seconds`."""
+    import torch
+
+    from cxrlt_ray import device as device_
+    from cxrlt_ray import models
+
+    spec = config.spec()
+    model = models.Classifier(spec, findings).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    amp = device_.autocast(config.precision, device)
+    images = torch.randint(0, 255, (config.batch_size, spec.resolution, spec.resolution), dtype=torch.uint8)
+    images, targets = images.to(device), torch.zeros(config.batch_size, findings, device=device)
+
+    def step() -> None:
+        with amp():
+            logits = model(images)
+        torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()  # the first picks algorithms
+    start, count = time.monotonic(), 0
+    while count < 2 or time.monotonic() - start < seconds:
+        step()
+        count += 1
+    return count * config.batch_size / (time.monotonic() - start)
+
+
+def probe(configs: Iterable[TrialConfig], findings: int, threads: int, gpu: bool, seconds: float) -> dict[str, Any]:
+    """Measured rates of every kind of model, in `seconds` together: device's name, and (backbone, px) -> images/s."""
+    import torch
+
+    from cxrlt_ray import device as device_
+
+    place = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+    if threads and place.type == "cpu":
+        torch.set_num_threads(threads)
+    kinds = {(config.backbone, config.resolution): config for config in configs}
+    each = seconds / len(kinds)
+    rates = {kind: measure(config, findings, place, each) for kind, config in kinds.items()}
+    return {"device": device_.label(place, threads), "rates": rates}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the sweep on one set of machines comes to."""
+
+    devices: int
+    outcome: Outcome
+    unpruned: Outcome
+
+
+def plans(
+    configs: list[TrialConfig], kinds: dict[tuple[str, int], Kind], work: Work, epochs: int, counts: Sequence[int]
+) -> list[Plan]:
+    """The sweep on each number of devices, a trial on each."""
+    seconds = [epoch_seconds(kinds[config.backbone, config.resolution], work) for config in configs]
+    return [Plan(count, play(seconds, epochs, count), play(seconds, epochs, count, prune=False)) for count in counts]
+
+
+def show(
+    rows: list[tuple[str, Plan]],
+    groups: list[tuple[str, list[Kind]]],
+    work: Work,
+    price: float,
+    cpus: float,
+    decoded: int,
+    findings: int,
+    console: Any,
+) -> None:
+    """Print the plan: kinds and rates on each device, disk, memory, what the ingest needs, time and cost by devices."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    columns = [(f"{device}: images/s", "rate is", "an epoch") for device, _ in groups]
+    for column in ("backbone", "px", *itertools.chain(*columns), "CPU"):
+        table.add_column(column, no_wrap=True)
+    for same in sorted(
+        zip(*(kinds for _, kinds in groups), strict=True), key=lambda k: (k[0].backbone, k[0].resolution)
+    ):
+        cells = [same[0].backbone, str(same[0].resolution)]
+        for kind in same:
+            cells += [f"{_digits(kind.rate)}", kind.source, cli.duration(epoch_seconds(kind, work))]
+        table.add_row(*cells, f"{same[-1].rate * same[-1].resolution ** 2 * DECODE:.2f}")
+    console.print(table)
+    console.print(f"CPU: cores that decode for one {groups[-1][0]}, from shards of the trial's size")
+    sizes = sorted({kind.resolution for _, kinds in groups for kind in kinds})
+    shards = sum(work.images * size**2 * BYTES for size in sizes)
+    checkpoint = statistics.mean(kind.checkpoint for _, kinds in groups for kind in kinds)
+    trials = len(rows[0][1].outcome.epochs)
+    left = trials * (max(work.folds, 1) * checkpoint + 4 * findings * (work.val + work.test))
+    console.print(
+        f"Prepare, once: {work.images:,} originals (about {cli.size(work.images * ORIGINAL_BYTES)} where they are "
+        f"like MIMIC-CXR-JPG) to {', '.join(map(str, sizes))} px: "
+        f"{cli.duration(work.images / ORIGINAL_RATE / cpus)} on {cpus:g} CPU\n"
+        f"Disk: {cli.size(shards)} of shards (q95), {cli.size(left)} of checkpoints and predictions\n"
+        f"Memory a machine: {cli.size(PROCESS)} a trial, up to {cli.size(decoded)} of decoded images; a GPU's "
+        "own: a batch is split to fit"
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("devices", "wall time", "device-hours", "cost", "epochs", "without pruning", "pruning saves"):
+        table.add_column(column, no_wrap=True)
+    for name, plan in rows:
+        outcome, whole = plan.outcome, plan.unpruned
+        cost = f"{outcome.busy / 3600 * price:,.2f}" if not name.startswith("cpu") else "-"
+        table.add_row(
+            name,
+            cli.duration(outcome.wall),
+            f"{outcome.busy / 3600:,.1f}",
+            cost,
+            f"{outcome.epochs.sum():,}",
+            cli.duration(whole.wall),
+            f"{1 - outcome.busy / whole.busy:.0%}",
+        )
+    console.print(table)
+    console.print(f"Cost at {price:.2f} a device-hour (--price); the head, the CPUs and the storage are not in it.")
+
+
+def _digits(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
