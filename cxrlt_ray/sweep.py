@@ -120,6 +120,7 @@ def main(
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = "95",
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto",
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None,
+    objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map",
     seed: Annotated[int, cli.option("seed of the search, the splits and the trials")] = 0,
     name: Annotated[str | None, cli.option("the run's name; task and time without it")] = None,
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE,
@@ -146,11 +147,12 @@ def main(
     from cxrlt_ray.stream import forget_decoded, start_ray
     from cxrlt_ray.train import Job
 
-    _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb)
+    _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb, objectives)
     _check_plan(plan or probe, images, gpu, price)
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
     given = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
+    given |= {"objectives": objectives if objectives != "map" else None}
     given |= {"views": views if views != "all" else None, "uncertain": uncertain if uncertain != "null" else None}
     run = _run_to_resume(storage, name, {**given, "seed": seed or None, "task_argument": task}) if resume else None
     if run:
@@ -216,6 +218,7 @@ def main(
             "epochs": searched.epochs,
             "folds": folds,
             "holdout": holdout,
+            "objectives": objectives,
             "views": views,
             "uncertain": uncertain,
             "seed": seed,
@@ -373,6 +376,7 @@ def _check_options(
     sizes: str | None,
     ingest: str,
     cache_gb: float | None,
+    objectives: str,
 ) -> None:
     """Refuse what is wrong whatever the data."""
     from cxrlt_ray.prepare import parse_sizes
@@ -382,6 +386,8 @@ def _check_options(
         parse_sizes(sizes)
     if ingest not in ("auto", *ENGINES):
         raise UsageError(f"--ingest is auto, {' or '.join(ENGINES)}, not '{ingest}'.")
+    if objectives not in ("map", "map,cost"):
+        raise UsageError(f"--objectives is map or map,cost, not '{objectives}'.")
     if cache_gb is not None and cache_gb < 0:
         raise UsageError(f"--cache-gb is 0 (none) or more, not {cache_gb:g}.")
     if views not in ("all", "frontal"):
@@ -397,6 +403,20 @@ def _check_options(
             "task3's five findings are not labelled in training: its zero-shot models are not built yet. "
             "Sweep task1 or task2."
         )
+
+
+def _front(trials: list[Any]) -> str:
+    """The finished trials that no other beats in both mAP and cost, cheapest first."""
+    from cxrlt_ray.ensemble import gflops
+    from cxrlt_ray.trials import FINISHED
+
+    done = [trial for trial in trials if trial.state == FINISHED]
+    best, told = -1.0, []
+    for cost, trial in sorted(zip(gflops(done), done, strict=True), key=lambda pair: (pair[0], -pair[1].val_map)):
+        if trial.val_map > best:
+            best = trial.val_map
+            told.append(f"{trial.name} {cli.short(best)} at {cost:.3g}")
+    return f"No other trial has both more mAP and fewer GFLOPs: {', '.join(told)}"
 
 
 def _edges(sizes: str | None, specs: list[Any]) -> list[int]:
@@ -521,6 +541,8 @@ def _summary(run: Any, complete: bool, trials: int, storage: str) -> None:
 
     done = run.trials()
     cli.console().print(trials_table(done))
+    if "cost" in run.about["objectives"]:
+        print(_front(done))
     again = f" --run {run.name}" + ("" if storage == DEFAULT_STORAGE else f" --storage {storage}")
     if not complete:
         on = f"python -m cxrlt_ray.sweep {run.about['task_argument']} --resume{again.replace('--run', '--name')}"

@@ -20,6 +20,7 @@ from typing import Any
 
 import optuna
 from ray import tune
+from ray.air.constants import TRAINING_ITERATION
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -28,7 +29,7 @@ from cxrlt_ray.search import REDUCTION, Space, grace
 from cxrlt_ray.train import Job, epochs_of, train
 from cxrlt_ray.trials import FAILED, FINISHED, PRUNED, RUNNING, Run, read_trial
 
-METRIC = "val_map"
+METRIC, COST = "val_map", "cost"
 SILENCE = 60.0
 
 
@@ -78,7 +79,10 @@ def missing_trials(run: Run, trials: int) -> int:
 
 
 class Search(OptunaSearch):
-    """Optuna's search on the run's own study; says PRUNED where the stock class says COMPLETE."""
+    """Optuna's search on the run's own study; says PRUNED where the stock class says COMPLETE.
+
+    With objectives map and cost the study is of two directions, validation mAP up and GFLOPs an image down.
+    """
 
     def __init__(self, run: Run, space: Space, seed: int) -> None:
         self.run = run
@@ -88,15 +92,17 @@ class Search(OptunaSearch):
             multivariate=True, group=True, constant_liar=True, n_startup_trials=4, seed=seed + len(run.trials())
         )
         fresh = run.name not in {s.study_name for s in optuna.get_all_study_summaries(storage)}
+        self.costs = COST in run.about["objectives"]
         super().__init__(
             space.define,
-            metric=METRIC,
-            mode="max",
+            metric=[METRIC, COST] if self.costs else METRIC,
+            mode=["max", "min"] if self.costs else "max",
             sampler=sampler,
             storage=storage,
             study_name=run.name,
             points_to_evaluate=list(space.start) if fresh else None,
         )
+        self._metric, self._mode = METRIC, "max"  # what trials report; what they cost is known without them
         assert self._ot_study is not None
         self.study: optuna.Study = self._ot_study
         if not fresh:
@@ -107,6 +113,11 @@ class Search(OptunaSearch):
         params = super().suggest(trial_id)
         return None if params is None else {"params": params, "number": self._ot_trials[trial_id].number}
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An epoch's score, for a pruned trial's rank; Optuna takes none in a study of two objectives."""
+        if not self.costs:
+            super().on_trial_result(trial_id, result)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Write the trial's last state to the store first, then tell the study."""
         if trial_id in self._completed_trials:
@@ -114,12 +125,15 @@ class Search(OptunaSearch):
         number = self._ot_trials[trial_id].number
         state = settle(self.run, number, error)
         value = (result or {}).get(METRIC)
+        if result and value is not None and not self.costs:
+            # the result at which a trial is stopped comes here only; Optuna judges a pruned trial by its last one
+            self._ot_trials[trial_id].report(value, result[TRAINING_ITERATION])
         if state == FAILED or value is None or value != value:
             self.study.tell(number, state=optuna.trial.TrialState.FAIL)
         elif state == PRUNED:
             self.study.tell(number, state=optuna.trial.TrialState.PRUNED)
         else:
-            self.study.tell(number, value)
+            self.study.tell(number, [value, _cost(self.run, number)] if self.costs else value)
         self._completed_trials.add(trial_id)
         _keep_database(self.run, self.database)
 
@@ -141,6 +155,13 @@ class Search(OptunaSearch):
         for left in self.run.trials():
             if left.state == RUNNING:
                 left.store.remove()  # its parameters run again under a new number
+
+
+def _cost(run: Run, number: int) -> float:
+    """GFLOPs of a trial's models to score one image."""
+    from cxrlt_ray.ensemble import gflops
+
+    return float(gflops([read_trial(run.store / "trials" / trial_name(number))])[0])
 
 
 def settle(run: Run, number: int, error: bool) -> str:

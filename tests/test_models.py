@@ -343,3 +343,8 @@ def test_every_kind_of_model_of_our_spaces_can_be_built(name):
     from cxrlt_ray.search import load_space
 
     check_weights([dataclasses.replace(spec, pretrained=False) for spec in load_space(name).specs()])
+
+
+def test_a_resolution_too_small_for_a_backbone_is_told_before_a_sweep_starts():
+    with pytest.raises(UsageError, match="'test_convnext' takes no images of 24 px"):
+        check_weights([ModelSpec("test_convnext", 24, pretrained=False)])

@@ -135,6 +135,7 @@ def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monk
         ({"sizes": "big"}, "--sizes"),
         ({"quality": "best"}, "--quality"),
         ({"cache_gb": -1.0}, "--cache-gb"),
+        ({"objectives": "cost"}, "--objectives is map or map,cost"),
     ],
 )
 def test_wrong_options_are_told(options, told, tmp_path):

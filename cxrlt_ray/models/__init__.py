@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models.backbones import make_backbone, unfilled
 from cxrlt_ray.models.heads import HEADS
 
@@ -107,14 +108,21 @@ def flops(spec: ModelSpec, findings: int) -> int:
 
 @lru_cache(maxsize=1024)
 def size(backbone: str, resolution: int, head: str, in_chans: int, findings: int) -> tuple[int, int]:
-    """Floating-point operations to score one image, and how many numbers a checkpoint holds; no memory is used."""
+    """Floating-point operations to score one image, and how many numbers a checkpoint holds; no memory is used.
+
+    Raises UsageError where the backbone can be built for that resolution but takes no such images.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     spec = ModelSpec(backbone, resolution, pretrained=False, head=head, in_chans=in_chans)
     with torch.device("meta"):
         model = Classifier(spec, findings).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, resolution, resolution, dtype=torch.uint8))
+        try:
+            with FlopCounterMode(display=False) as counter:
+                model(torch.empty(1, resolution, resolution, dtype=torch.uint8))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"backbone '{backbone}' takes no images of {resolution} px: {reason}") from None
     return counter.get_total_flops(), sum(tensor.numel() for tensor in model.state_dict().values())
 
 
@@ -126,6 +134,7 @@ def check_weights(specs: list[ModelSpec]) -> None:
     for spec in specs:
         with unfilled():
             backbone = make_backbone(spec)[0]
+        size(spec.backbone, spec.resolution, spec.head, spec.in_chans, 1)
         key = (spec.backbone, spec.checkpoint, spec.in_chans)
         if spec.pretrained and key not in seen:
             seen.add(key)

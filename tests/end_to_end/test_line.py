@@ -114,6 +114,10 @@ def test_the_studys_database_opens_and_agrees_with_the_store(storage):
     run = run_of(storage)
     study = optuna.load_study(study_name="line", storage=f"sqlite:///{storage}/line/optuna.db")
     assert len(study.trials) == 3
+    states = {"finished": "COMPLETE", "pruned": "PRUNED"}
+    assert [t.state.name for t in study.trials] == [states[t.state] for t in run.trials()]
+    for told, stored in zip(study.trials, run.trials(), strict=True):  # what a pruned trial had reached is known
+        assert told.intermediate_values[len(stored.about["epochs"])] == pytest.approx(stored.val_map)
     for trial, stored in zip(study.trials, run.trials(), strict=True):
         assert trial.params == stored.about["params"]
         assert trial.params["lr"] == pytest.approx(stored.about["config"]["lr"])

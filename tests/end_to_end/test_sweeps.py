@@ -134,3 +134,58 @@ def test_two_workers_leave_what_one_leaves(ray, table, tmp_path):
         assert two.state in ("finished", "pruned"), two.about.get("reason")
         assert one.about["config"] == two.about["config"]
         assert sorted(one.predictions().index) == sorted(two.predictions().index)
+
+
+def test_ray_data_and_threads_train_the_same_model(ray, table, tmp_path):
+    """The engine decides who decodes, not what is learnt; and a machine's memory is left as it was."""
+    from cxrlt_ray import node
+
+    found = {}
+    for engine in ("threads", "ray"):
+        sweep.main(
+            "auto", data=table, space=space(tmp_path), ingest=engine, name=engine, storage=str(tmp_path / "runs")
+        )
+        (trial,) = trials.load_run(str(tmp_path / "runs"), engine).trials()
+        found[engine] = trial.predictions()
+        assert {"model", "first_batch", "first_step", "training", "validation"} <= set(trial.about["seconds"])
+    pd.testing.assert_frame_equal(*found.values(), atol=1e-5)
+    assert not list(node.MEMORY.glob(f"{node.PREFIX}-*.u8"))
+
+
+def test_trials_at_two_resolutions_read_shards_of_their_own_size(ray, table, tmp_path):
+    path = Path(space(tmp_path))
+    path.write_text(path.read_text().replace("resolution: 32", "resolution: {choices: [32, 48]}\n  crop: 0.75") + TWO)
+    sweep.main("auto", data=table, space=str(path), trials=2, name="two", storage=str(tmp_path / "runs"))
+    run = trials.load_run(str(tmp_path / "runs"), "two")
+    assert [each.size for each in run.shards()] == [32, 48]
+    ensemble.main(select="mean", storage=str(tmp_path / "runs"), rounds=10)
+    for trial in run.trials():
+        assert len(trial.predictions("test")) == 12
+    assert "Planned" not in run.about
+
+
+TWO = """start:
+  - {resolution: 32}
+  - {resolution: 48}
+"""
+
+
+def test_a_search_for_map_and_cost_tells_optuna_both(ray, table, tmp_path, capsys):
+    import optuna
+
+    storage = str(tmp_path / "runs")
+    path = Path(space(tmp_path))
+    path.write_text(
+        path.read_text().replace("backbone: test_convnext", "backbone: {choices: [test_convnext, test_resnet]}")
+    )
+    options = {"data": table, "space": str(path), "objectives": "map,cost", "name": "two", "storage": storage}
+    sweep.main("auto", trials=2, **options)
+    assert "both more mAP and fewer GFLOPs: T000" in capsys.readouterr().out
+    study = optuna.load_study(study_name="two", storage=f"sqlite:///{storage}/two/optuna.db")
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    found = {trial.name: trial for trial in trials.load_run(storage, "two").trials()}
+    costs = ensemble.gflops(list(found.values()))
+    for told, trial, cost in zip(study.trials, found.values(), costs, strict=True):
+        assert told.values == pytest.approx([trial.val_map, cost])
+    sweep.main("auto", storage=storage, resume=True, trials=3)
+    assert len(trials.load_run(storage, "two").trials()) == 3
