@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +191,24 @@ def test_a_search_for_map_and_cost_tells_optuna_both(ray, table, tmp_path, capsy
         assert told.values == pytest.approx([trial.val_map, cost])
     sweep.main("auto", storage=storage, resume=True, trials=3)
     assert len(trials.load_run(storage, "two").trials()) == 3
+
+
+EDGE = """
+import sys
+import ray
+ray.init(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+from cxrlt_ray import ensemble, sweep
+data, space, storage, engine, cpus = sys.argv[1:]
+sweep._machine = lambda address: (1.0, 0.0)
+sweep.main("auto", data=data, space=space, storage=storage, name="edge", ingest=engine, cpus_per_trial=float(cpus))
+ensemble.main(select="mean", storage=storage, rounds=10)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "cpus"), [("threads", 1.0), ("ray", 0.4)])
+def test_one_core_all_of_it_taken_and_a_tiny_object_store_neither_hang_nor_fail(table, tmp_path, engine, cpus):
+    command = [sys.executable, "-c", EDGE, table, space(tmp_path), str(tmp_path / "runs"), engine, str(cpus)]
+    subprocess.run(command, check=True, timeout=500)
+    assert (tmp_path / "runs" / "edge" / "ensembles" / "mean" / "submission.csv").exists()
+    assert trials.load_run(str(tmp_path / "runs"), "edge").trials()[0].state == "finished"

@@ -1,0 +1,192 @@
+"""Time and memory of every stage at 1,000, 10,000 and 100,000 images: linear or better, the driver's memory flat.
+
+The cohort is a labels.csv of random labels whose rows share 1,000 small JPEGs (128 px), so that what grows is our own
+work and not the disk; a tenth each validates and is tested. Every stage is a process of its own; seconds are the
+stage's own, without Python's and Ray's start; memory is the driver's peak beyond what it had before the stage.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from cache import BUILD, images
+from report import options, write
+
+FINDINGS, SIZE, MEMBERS = 14, 64, 8
+STAGES = ("cohort", "prepare", "stream", "train", "score", "select", "submit")
+TOLD = {
+    "cohort": "read and check the cohort, split it",
+    "prepare": f"originals to {SIZE} px shards, Ray Data on 2 cores",
+    "stream": "an epoch of batches, shuffled and augmented",
+    "train": "train and validate test_convnext for an epoch",
+    "score": "score the test images",
+    "select": f"greedy on validation, {MEMBERS} members, cross-fitted",
+    "submit": "build, check and score the submission",
+}
+
+
+def cohort_folder(count: int) -> Path:
+    """A labels.csv with `count` rows over 1,000 images."""
+    import pandas as pd
+
+    folder = BUILD / f"growth-{count}"
+    if not (folder / "labels.csv").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        source = images(1000, 128)
+        if not (folder / "images").exists():
+            (folder / "images").symlink_to(source)
+        rng = np.random.default_rng(0)
+        names = sorted(path.name for path in source.glob("*.jpg"))
+        rows = np.arange(count)
+        table = pd.DataFrame({"image_id": [f"i{k:07d}" for k in rows], "subject_id": [f"s{k // 2}" for k in rows]})
+        table["path"] = [f"images/{names[k % len(names)]}" for k in rows]
+        table["split"] = np.array(["train"] * 8 + ["val", "test"])[(rows // 2) % 10]
+        for c in range(FINDINGS):
+            table[f"finding {c}"] = (rng.random(count) < 0.3 / (c + 1)).astype(int)
+        table.to_csv(folder / "labels.csv", index=False)
+    return folder
+
+
+def stage(name: str, count: int) -> None:
+    """Run one stage and print its seconds and memory."""
+    folder = cohort_folder(count)
+    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.prepare import prepare
+    from cxrlt_ray.stream import start_ray
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    if name == "cohort":
+        read_cohort(str(cohort_folder(1000)), task="auto")  # imports
+        before, start = peak(), time.perf_counter()
+        read_cohort(str(folder), task="auto")
+        print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - before}))
+        return
+    manifest = read_cohort(str(folder), task="auto").manifest
+    if name in ("prepare", "score"):
+        start_ray()
+    if name == "prepare":
+        import shutil
+
+        import ray
+
+        prepare(
+            read_cohort(str(cohort_folder(1000)), task="auto").manifest,
+            str(BUILD / "growth-warm"),
+            [SIZE],
+            say=lambda _: None,
+        )
+        shutil.rmtree(BUILD / "growth" / str(count), ignore_errors=True)
+        assert ray.is_initialized()
+    run = prepared(name, count, manifest)
+    before, start = peak(), time.perf_counter()
+    run()
+    print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - before}))
+
+
+def prepared(name: str, count: int, manifest):
+    """The stage as a function without arguments, with all it needs at hand."""
+    from cxrlt_ray.prepare import prepare
+    from cxrlt_ray.storage import Store
+
+    home = BUILD / "growth" / str(count)
+    if name == "prepare":
+        return lambda: prepare(manifest, str(home), [SIZE], say=lambda _: None)
+    (shards,) = prepare(manifest, str(home), [SIZE], say=lambda _: None)
+    ids = {split: manifest.of_split(split).table["image_id"].to_numpy() for split in ("train", "val", "test")}
+    if name == "stream":
+        from cxrlt_ray.stream import batches
+
+        next(batches(shards, ids["train"][:100], SIZE, 64, seed=0, augment=0.3))  # imports
+
+        def run() -> None:
+            for _ in batches(shards, ids["train"], SIZE, 64, seed=0, augment=0.3, flip=0.5):
+                pass
+
+        return run
+    store = Store(str(home / "run"))
+    if name == "train":
+        from cxrlt_ray.search import TrialConfig
+        from cxrlt_ray.stream import Ingest
+        from cxrlt_ray.train import Job, train
+
+        with store.place("manifest.parquet") as path:
+            manifest.write(path)
+        job = Job(store, (shards,), manifest.findings, manifest.fingerprint, threads=2, ingest=Ingest())
+        config = TrialConfig(backbone="test_convnext", resolution=SIZE, epochs=1, pretrained=False)
+        return lambda: train(job, "T0000", config, {}, lambda _: None)
+    if name == "score":
+        from cxrlt_ray.score import Member, score
+
+        member = Member(SIZE, 1.0, (str(home / "run" / "trials" / "T0000" / "fold-0"),))
+        work = Store(str(home / "scoring"))
+        if work.exists(""):
+            work.remove()
+        score(Store(str(home / "warm")), (shards,), [member], ids["test"][:10])
+        Store(str(home / "warm")).remove()
+        return lambda: score(work, (shards,), [member], ids["test"])
+    part = manifest.of_split("val" if name == "select" else "test")
+    targets = part.targets()
+    rng = np.random.default_rng(0)
+    if name == "select":
+        from cxrlt_ray.selection import greedy
+        from cxrlt_ray.selection.honest import Method, fit
+
+        shape = (MEMBERS, *targets.shape)
+        scores = (0.3 * rng.random(shape) + 0.2 * targets + 0.2 * rng.random(shape) ** 2).astype(np.float32)
+        groups = part.table["subject_id"].to_numpy()
+        greedy(scores[:, :200], targets[:200], groups[:200])  # compiles
+        return lambda: fit(Method("greedy"), scores, targets, groups)
+    from cxrlt_ray import submission
+    from cxrlt_ray.metrics import per_finding
+    from cxrlt_ray.tasks import Task
+
+    scores = np.clip(0.3 * targets + 0.7 * rng.random(targets.shape), 0, 1)
+    task = Task("growth", manifest.findings, "test")
+
+    def submit() -> None:
+        submission.write(store, submission.build(ids["test"], scores, manifest.findings), task, ids["test"])
+        per_finding(targets, scores, ("ap",))
+
+    return submit
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--stage"]:
+        stage(sys.argv[2], int(sys.argv[3]))
+        return
+    args = options(__doc__, {"most": 100_000}).parse_args()
+    counts = [count for count in (1_000, 10_000, 100_000, 1_000_000) if count <= args.most]
+    lines = [
+        f"| stage | {' | '.join(f'{count:,} images, s' for count in counts)} | time for 10 times the images | "
+        f"{' | '.join(f'{count:,}: MB' for count in counts)} |",
+        "|---|" + "---|" * (2 * len(counts) + 1),
+    ]
+    for name in STAGES:
+        found = []
+        for count in counts:
+            command = [sys.executable, __file__, "--stage", name, str(count)]
+            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found.append(json.loads(told.splitlines()[-1]))
+            print(f"{name} {count:,}: {found[-1]}", flush=True)
+        seconds, memory = [each["seconds"] for each in found], [each["memory"] / 1e6 for each in found]
+        growth = ", ".join(f"x {b / a:.1f}" for a, b in itertools.pairwise(seconds))
+        cells = [TOLD[name], *(f"{s:,.2f}" for s in seconds), growth, *(f"{m:,.0f}" for m in memory)]
+        lines.append(f"| {' | '.join(cells)} |")
+    heading = f"`python benchmarks/growth.py --write`: {FINDINGS} findings; what grows is the number of images only."
+    section = "\n".join(["## Growth", "", heading, "", *lines])
+    print(section)
+    if args.write:
+        write("growth", section)
+
+
+if __name__ == "__main__":
+    main()

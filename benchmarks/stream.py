@@ -1,0 +1,245 @@
+"""Shards to batches, against torch's DataLoader: the same decode, crop, flip, shuffle and batch.
+
+512 px JPEGs (q95), a random 384 px crop, a flip, batches of 64 uint8 images, an epoch a turn, page cache hot.
+Two worker processes or two threads on two cores; all in turn, `--rounds` rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+from cache import shards
+from report import options, ratios, spread, summarise, turns, write
+
+SIZE, CROP, BATCH, WORKERS = 512, 384, 64, 2
+
+
+def torch_loader(source, ids, augment: float):
+    """Torch's DataLoader over the same shards: an epoch's images/s at each call."""
+    import torch
+
+    from cxrlt_ray.augment import augmentation
+    from cxrlt_ray.decode import decode
+
+    change: list = []
+
+    index = source.index().loc[ids]
+    file, offset, length = index["file"].astype(str).to_numpy(), index["offset"].to_numpy(), index["length"].to_numpy()
+    folder = source.store.local
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(ids)
+
+        def __getitem__(self, k: int):
+            import os
+
+            import cv2
+
+            cv2.setNumThreads(1)
+            descriptor = os.open(folder / file[k], os.O_RDONLY)
+            image = decode(os.pread(descriptor, int(length[k]), int(offset[k])))[0]
+            os.close(descriptor)
+            rng = np.random.default_rng()
+            top, left = rng.integers(0, SIZE - CROP + 1, 2)
+            image = image[top : top + CROP, left : left + CROP]
+            if augment:
+                if not change:  # once in a worker
+                    change.append(augmentation(augment, int(rng.integers(2**31))))
+                image = change[0](image=image)["image"]
+            return torch.from_numpy(np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image))
+
+    loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    return lambda: epoch(batch.numpy() for batch in loader)
+
+
+def epoch(stream) -> float:
+    """Images/s of one pass, each batch looked at."""
+    start, count = time.perf_counter(), 0
+    for batch in stream:
+        count += len(batch)
+        batch[:, 0, 0].sum()
+    return count / (time.perf_counter() - start)
+
+
+def ours(source, ids, engine: str, augment: float = 0.0, memory: int = 0):
+    """Our stream: an epoch's images/s at each call."""
+    from cxrlt_ray.stream import Ingest, batches
+
+    number = iter(range(10**6))
+    ingest = Ingest(engine, WORKERS, memory)
+
+    def run() -> float:
+        found = batches(
+            source,
+            ids,
+            CROP,
+            BATCH,
+            seed=0,
+            epoch=next(number),
+            crop=CROP / SIZE,
+            flip=0.5,
+            augment=augment,
+            ingest=ingest,
+        )
+        return epoch(batch.images for batch in found)
+
+    return run
+
+
+def first_batch(source, ids, engine: str) -> float:
+    """Seconds from the start of an epoch to its first batch."""
+    from cxrlt_ray.stream import Ingest, batches
+
+    start = time.perf_counter()
+    stream = batches(source, ids, CROP, BATCH, seed=0, crop=CROP / SIZE, flip=0.5, ingest=Ingest(engine, WORKERS, 0))
+    next(stream)
+    seconds = time.perf_counter() - start
+    stream.close()
+    return seconds
+
+
+def shuffle_quality(source, ids) -> list[str]:
+    """How far from each other storage's neighbours come, duplicates, coverage, and shards a batch."""
+    from cxrlt_ray.stream import WINDOW, _located, order, steps
+
+    file = _located(source, ids)[1]
+    count = len(file)
+    lines = [
+        "| order | images twice | images never | neighbours' distance / uniform | shards in a batch |",
+        "|---|---|---|---|---|",
+    ]
+    uniform = np.random.default_rng(0).permutation(count)
+    taken = {
+        "torch's RandomSampler": uniform,
+        "ours, local shards": order(file, [0, 0]),
+        f"ours, an object store (window of {WINDOW} shards)": order(file, [0, 0], WINDOW),
+        "ours, local shards, 4 ranks": np.concatenate(
+            [order(file, [0, 0])[share[rank]] for rank in range(4) for share in steps(count, BATCH // 4, 4)]
+        ),
+    }
+    for name, rows in taken.items():
+        times = np.bincount(rows, minlength=count)
+        distance = np.abs(np.diff(np.argsort(rows))).mean() / ((count + 1) / 3)
+        mixed = np.mean([len(np.unique(file[rows[k : k + BATCH]])) for k in range(0, count - BATCH, BATCH)])
+        lines.append(f"| {name} | {(times > 1).sum()} | {(times == 0).sum()} | {distance:.3f} | {mixed:.1f} |")
+    return lines
+
+
+def side_by_side(trials: int, count: int, memory: int) -> tuple[float, float]:
+    """(images/s of all trials together, CPU seconds per 1,000 images) of `trials` processes, two epochs each."""
+    from cxrlt_ray import node
+
+    node.forget()
+    command = [sys.executable, __file__, "--one-trial", str(count), str(memory)]
+    start = time.perf_counter()
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(trials)]
+    found = [json.loads(each.communicate()[0].splitlines()[-1]) for each in running]
+    seconds = max(each["ended"] for each in found) - min(each["began"] for each in found)
+    del start
+    node.forget()
+    images = 2 * count * trials
+    return images / seconds, 1000 * sum(each["cpu"] for each in found) / images
+
+
+def one_trial(count: int, memory: int) -> None:
+    """Two epochs of one trial's stream; prints when and with how much CPU time."""
+    from cache import BUILD, images, manifest
+
+    from cxrlt_ray.prepare import Shards, _place
+    from cxrlt_ray.storage import Store
+
+    cohort = manifest(images(count))
+    source = Shards(Store(_place(cohort, str(BUILD), SIZE, 95).uri), SIZE)
+    run = ours(source, cohort.table["image_id"].to_numpy(), "threads", memory=memory)
+    source.index()
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.time()
+    run(), run()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"began": began, "ended": time.time(), "cpu": cpu}))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one-trial"]:
+        one_trial(int(sys.argv[2]), int(sys.argv[3]))
+        return
+    args = options(__doc__, {"images": 8192, "rounds": 5}).parse_args()
+    from cxrlt_ray import node
+
+    source, ids = shards(args.images)
+    memory = args.images * (SIZE**2 + 1)
+    rates = turns(
+        {
+            "torch DataLoader": torch_loader(source, ids, 0.0),
+            "threads": ours(source, ids, "threads"),
+            "ray": ours(source, ids, "ray"),
+            "threads, decoded kept": ours(source, ids, "threads", memory=memory),
+            "torch DataLoader, augmented": torch_loader(source, ids, 0.3),
+            "threads, augmented": ours(source, ids, "threads", 0.3),
+            "ray, augmented": ours(source, ids, "ray", 0.3),
+        },
+        args.rounds + 1,
+    )
+    rates = {name: values[1:] for name, values in rates.items()}  # the first round starts processes and fills memory
+    node.forget()
+    names = {
+        "threads": "threads of the trial's process (the default on one machine)",
+        "ray": "Ray Data (the default on a cluster of several)",
+        "threads, decoded kept": "threads, decoded images kept in memory (from the second epoch on)",
+        "threads, augmented": "threads, with rotation, shift, zoom, contrast (albumentations)",
+        "ray, augmented": "Ray Data, with the same",
+    }
+    lines = [
+        "## Streaming: shards to batches",
+        "",
+        f"`python benchmarks/stream.py --write`: {args.images:,} images, {SIZE} px q95 -> random {CROP} px crop, flip, "
+        f"shuffle, batches of {BATCH}, 2 workers or threads on 2 cores; {args.rounds} rounds in turn after one to warm "
+        "up.",
+        "",
+        "| loader | images/s | times torch's DataLoader |",
+        "|---|---|---|",
+    ]
+    rows = []
+    for name, values in rates.items():
+        peer = rates["torch DataLoader, augmented" if "augmented" in name else "torch DataLoader"]
+        lines.append(f"| {names.get(name, name)} | {spread(values)} | {ratios(values, peer)} |")
+        if name in ("threads", "ray"):
+            work = f"stream 512 px JPEG to 384 px crops: {names[name]}"
+            rows.append((work, "torch DataLoader, 2 workers", ratios(values, peer), "1.0"))
+    lines += ["", "First batch after the start of an epoch, s: "]
+    for engine in ("threads", "ray"):
+        first = [first_batch(source, ids, engine) for _ in range(args.rounds)]
+        lines[-1] += f"{engine} {spread(first, 3)}; "
+        rows.append((f"first batch of an epoch, {engine}", "goal in s", f"{spread(first, 3)} s", "2 s"))
+    lines += ["", *shuffle_quality(source, ids), ""]
+    lines += [
+        "Trials side by side, two epochs each, processes of their own (decoded images in memory: as a sweep does it):",
+        "",
+        "| trials | images/s together | CPU s per 1,000 images | without: images/s | without: CPU s per 1,000 |",
+        "|---|---|---|---|---|",
+    ]
+    for count in (1, 2, 4):
+        kept = [side_by_side(count, args.images, memory) for _ in range(3)]
+        plain = [side_by_side(count, args.images, 0) for _ in range(3)]
+        cells = [spread([each[k] for each in side], 2 * k) for side in (kept, plain) for k in (0, 1)]
+        lines.append(f"| {count} | {' | '.join(cells)} |")
+        if count == 1:
+            alone = [each[1] for each in kept]
+        rates_cpu = ratios([count * each[1] for each in kept], alone)
+        if count > 1:
+            rows.append((f"decoding CPU of {count} trials side by side", "one trial", rates_cpu, f"below {count}"))
+    section = "\n".join(lines)
+    print(section)
+    if args.write:
+        write("stream", section)
+        summarise(rows, "python benchmarks/stream.py --write")
+
+
+if __name__ == "__main__":
+    main()
