@@ -30,6 +30,12 @@ slow: .venv/.ready
 
 bench: .venv/.ready
 	$(PY) benchmarks/selection.py --write
+	$(PY) benchmarks/prepare.py --write
+	$(PY) benchmarks/stream.py --write
+	$(PY) benchmarks/trials.py --write
+	$(PY) benchmarks/growth.py --write
+	$(PY) benchmarks/search.py --write
+	$(PY) benchmarks/gpu.py --write
 	$(PY) benchmarks/honesty.py --write
 
 lint: .venv/.ready

@@ -35,6 +35,7 @@ SPEEDS = {
     "T4": 8e12,
     "cpu": 20e9,
 }
+GPUS = [name for name in SPEEDS if name != "cpu"]
 PASSES = 3.0  # a training step costs three forward passes, forward and twice that backward
 NOISE = 0.6  # of a made-up trial's score in its first epoch, in units of the spread between trials
 TURNAROUND, START = 2.0, 30.0  # seconds between trials of a process, and before its first

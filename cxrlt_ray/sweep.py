@@ -17,7 +17,7 @@ import numpy as np
 from cxrlt_ray import cli
 from cxrlt_ray import plan as pricing
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.plan import SPEEDS
+from cxrlt_ray.plan import GPUS
 from cxrlt_ray.stream import RAY
 from cxrlt_ray.trials import DEFAULT_STORAGE
 
@@ -130,7 +130,7 @@ def main(
     plan: Annotated[bool, cli.option("say what it will cost (time, GPU-hours, disk), start nothing", "--plan")] = False,
     probe: Annotated[bool, cli.option("measure the plan's rates here, about a minute", "--probe")] = False,
     images: Annotated[int | None, cli.option("plan for so many images instead of the data's")] = None,
-    gpu: Annotated[str | None, cli.option(f"plan for this GPU: {', '.join(SPEEDS)}; the one here, or H100")] = None,
+    gpu: Annotated[str | None, cli.option(f"plan for this GPU: {', '.join(GPUS)}; the one here, or H100")] = None,
     price: Annotated[float, cli.option("of a GPU-hour, in any currency, for the plan")] = 3.0,
 ) -> None:
     """Train many classifiers, each a point of a search space.
@@ -361,8 +361,8 @@ def _device_name(address: str | None, resources: Resources, threads: int) -> str
 def _check_plan(asked: bool, images: int | None, gpu: str | None, price: float) -> None:
     if images is not None and (images < 10 or not asked):
         raise UsageError(f"--images is for --plan and at least 10, not {images}.")
-    if gpu is not None and gpu not in SPEEDS:
-        raise UsageError(f"--gpu is one of {', '.join(SPEEDS)}, not '{gpu}'.")
+    if gpu is not None and gpu not in GPUS:
+        raise UsageError(f"--gpu is one of {', '.join(GPUS)}, not '{gpu}'.")
     if price < 0:
         raise UsageError(f"--price is 0 or more, not {price:g}.")
 
