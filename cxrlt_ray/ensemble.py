@@ -36,7 +36,7 @@ from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import GROUPS, rarity
 from cxrlt_ray.trials import DEFAULT_STORAGE, FINISHED, PRUNED, Run, Trial, load_run, write_predictions
 
-VERSION = 1
+VERSION = 2
 CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
 NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
 
@@ -363,6 +363,7 @@ def main(
     name, file = load_ensemble(select)
     check_costs(costs, file, explain)
     loaded = load_run(storage, run)
+    loaded.check_layout()
     task, manifest = loaded.task, loaded.manifest()
     split = split or task.scored_split
     scored = manifest.of_split(split)

@@ -36,6 +36,8 @@ SPEEDS = {
     "cpu": 20e9,
 }
 GPUS = [name for name in SPEEDS if name != "cpu"]
+PROBE_SECONDS = 60.0
+FINDINGS = 40  # of the models whose cost is planned: the head is next to nothing
 PASSES = 3.0  # a training step costs three forward passes, forward and twice that backward
 NOISE = 0.6  # of a made-up trial's score in its first epoch, in units of the spread between trials
 TURNAROUND, START = 2.0, 30.0  # seconds between trials of a process, and before its first
@@ -323,3 +325,112 @@ def show(
 
 def _digits(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+class Sweep:
+    """The sweep's plan: what it will cost by what is known of rates, and how that compares with what it took."""
+
+    def __init__(
+        self,
+        space: Any,
+        trials: int,
+        folds: int,
+        seed: int,
+        resources: Any,
+        threads: int,
+        storage: Any,
+        address: str | None,
+        gpu: str | None,
+    ) -> None:
+        self.space, self.folds, self.resources, self.threads = space, max(folds, 1), resources, threads
+        self.configs, self.rates = draw(space, trials, seed), Rates(storage)
+        self.address, self.here = address, _device_name(address, resources, threads)
+        self.gpu = gpu or (self.here if resources.gpus else "H100")
+
+    def probe(self) -> None:
+        """Measure every kind of model for a minute together, where trials will run, and keep the rates."""
+        import ray
+
+        arguments = (self.configs, FINDINGS, self.threads, self.resources.gpus_per_trial > 0, PROBE_SECONDS)
+        kinds = len({(config.backbone, config.resolution) for config in self.configs})
+        print(f"Probing {kinds} kinds of models for {PROBE_SECONDS:.0f} s on {self.here}", flush=True)
+        if self.address:
+            task = ray.remote(probe).options(num_gpus=self.resources.gpus_per_trial)
+            found = ray.get(task.remote(*arguments))
+        else:
+            found = probe(*arguments)
+        for (backbone, resolution), rate in found["rates"].items():
+            self.rates.note(found["device"], backbone, resolution, rate, "probe")
+        self.rates.save()
+
+    def kinds(self, device: str) -> dict[tuple[str, int], Any]:
+        """Rates of the space's kinds of models on a device."""
+        specs = {(config.backbone, config.resolution): config.spec() for config in self.configs}
+        return {key: self.rates.kind(spec, FINDINGS, device, self.threads or 1) for key, spec in specs.items()}
+
+    def work(self, images: Any) -> Any:
+        """How many images train and validate, of a manifest or of so many images."""
+        if isinstance(images, int):
+            found = Work.of(images)
+        else:
+            counts = images.table["split"].value_counts()
+            found = Work(*(int(counts.get(split, 0)) for split in ("train", "val", "test")))
+        if self.folds == 1:
+            return found
+        train = found.train + (found.val if isinstance(images, int) else 0)
+        return Work(train * (self.folds - 1) // self.folds, train // self.folds, found.test, self.folds)
+
+    def plan(self, images: Any) -> Plan:
+        """The sweep on this machine."""
+        kinds, together = self.kinds(self.here), [self.resources.max_concurrent]
+        return plans(self.configs, kinds, self.work(images), self.space.epochs, together)[0]
+
+    def show(self, price: float, images: Any) -> None:
+        """Print the plan for this machine and for 1, 8 and 32 GPUs."""
+        from cxrlt_ray.node import memory_bound
+
+        work, here, there = self.work(images), self.kinds(self.here), self.kinds(self.gpu)
+        rows = [(self.here, self.plan(images))] if self.here != self.gpu else []
+        counts = (1, 8, 32)
+        planned = plans(self.configs, there, work, self.space.epochs, counts)
+        rows += [(f"{count} x {self.gpu}", each) for count, each in zip(counts, planned, strict=True)]
+        groups = [(self.gpu, list(there.values()))]
+        if self.here != self.gpu:
+            groups.insert(0, (self.here, list(here.values())))
+        show(rows, groups, work, price, self.resources.cpus, memory_bound(), FINDINGS, cli.console(160))
+        print("Plan only: nothing was started." + ("" if self.rates.known else " Measure the rates with --probe."))
+
+    def compare(self, foreseen: Any, trials: list[Any], seconds: float) -> None:
+        """Keep the rates that trials had, and say how the plan compares with what the sweep took."""
+        rates: dict[tuple[str, str, int], list[float]] = {}
+        for trial in trials:
+            config, speed = trial.about.get("config"), trial.about.get("images_per_second")
+            if config and speed:
+                device = trial.about["environment"]["device"]
+                rates.setdefault((device, config["backbone"], config["resolution"]), []).append(speed)
+        for key, values in rates.items():
+            self.rates.note(*key, float(np.median(values)), "trials")
+        self.rates.save()
+        epochs = sum(len(trial.about["epochs"]) for trial in trials)
+        planned, outcome = foreseen.outcome.wall, foreseen.outcome
+        print(
+            f"Planned {cli.duration(planned)} and {outcome.epochs.sum() * self.folds} epochs, took "
+            f"{cli.duration(seconds)} and {epochs}: {seconds / planned:.2f} times the plan. Rates kept for the next "
+            "plan (--plan)."
+        )
+
+
+def _device_name(address: str | None, resources: Any, threads: int) -> str:
+    """What trials run on: a GPU's name, or cpu-N."""
+    if not resources.gpus_per_trial:
+        return f"cpu-{threads}"
+    if address is None:
+        import torch
+
+        from cxrlt_ray import device
+
+        return device.name(torch.device("cuda"))
+    import ray
+
+    kinds = [key.partition(":")[2] for key in ray.cluster_resources() if key.startswith("accelerator_type:")]
+    return kinds[0] if kinds else "GPU"

@@ -248,6 +248,7 @@ def _close(store: Store, chunks: list[dict[str, Any]], size: int, quality: int, 
         "seconds": round(seconds, 1),
     }
     store.write_json("summary.json", summary)
+    _index.cache_clear()  # shards of that name may have been read before they were mended
     return summary
 
 

@@ -22,8 +22,6 @@ from cxrlt_ray.stream import RAY
 from cxrlt_ray.trials import DEFAULT_STORAGE
 
 PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
-PROBE_SECONDS = 60.0
-FINDINGS = 40  # of the models whose cost is planned: the head is next to nothing
 DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 
 
@@ -182,7 +180,7 @@ def main(
     trials = trials or searched.trials
     print(f"Resources: {resources}")
     print(f"Plan: {trials} trials of up to {searched.epochs} epochs" + (f" x {folds} folds" if folds else ""))
-    priced = _Priced(searched, trials, folds, seed, resources, threads, Store(storage), address, gpu)
+    priced = pricing.Sweep(searched, trials, folds, seed, resources, threads, Store(storage), address, gpu)
     if probe:
         priced.probe()
     if plan and (images or not (run or data)):
@@ -247,115 +245,6 @@ def main(
     _summary(run, complete, trials, storage)
     if not before:
         priced.compare(foreseen, run.trials(), time.monotonic() - started)
-
-
-class _Priced:
-    """The sweep's plan: what it will cost by what is known of rates, and how that compares with what it took."""
-
-    def __init__(
-        self,
-        space: Any,
-        trials: int,
-        folds: int,
-        seed: int,
-        resources: Resources,
-        threads: int,
-        storage: Any,
-        address: str | None,
-        gpu: str | None,
-    ) -> None:
-        self.space, self.folds, self.resources, self.threads = space, max(folds, 1), resources, threads
-        self.configs, self.rates = pricing.draw(space, trials, seed), pricing.Rates(storage)
-        self.address, self.here = address, _device_name(address, resources, threads)
-        self.gpu = gpu or (self.here if resources.gpus else "H100")
-
-    def probe(self) -> None:
-        """Measure every kind of model for a minute together, where trials will run, and keep the rates."""
-        import ray
-
-        arguments = (self.configs, FINDINGS, self.threads, self.resources.gpus_per_trial > 0, PROBE_SECONDS)
-        kinds = len({(config.backbone, config.resolution) for config in self.configs})
-        print(f"Probing {kinds} kinds of models for {PROBE_SECONDS:.0f} s on {self.here}", flush=True)
-        if self.address:
-            task = ray.remote(pricing.probe).options(num_gpus=self.resources.gpus_per_trial)
-            found = ray.get(task.remote(*arguments))
-        else:
-            found = pricing.probe(*arguments)
-        for (backbone, resolution), rate in found["rates"].items():
-            self.rates.note(found["device"], backbone, resolution, rate, "probe")
-        self.rates.save()
-
-    def kinds(self, device: str) -> dict[tuple[str, int], Any]:
-        """Rates of the space's kinds of models on a device."""
-        specs = {(config.backbone, config.resolution): config.spec() for config in self.configs}
-        return {key: self.rates.kind(spec, FINDINGS, device, self.threads or 1) for key, spec in specs.items()}
-
-    def work(self, images: Any) -> Any:
-        """How many images train and validate, of a manifest or of so many images."""
-        if isinstance(images, int):
-            found = pricing.Work.of(images)
-        else:
-            counts = images.table["split"].value_counts()
-            found = pricing.Work(*(int(counts.get(split, 0)) for split in ("train", "val", "test")))
-        if self.folds == 1:
-            return found
-        train = found.train + (found.val if isinstance(images, int) else 0)
-        return pricing.Work(train * (self.folds - 1) // self.folds, train // self.folds, found.test, self.folds)
-
-    def plan(self, images: Any) -> Any:
-        """The sweep on this machine."""
-        kinds, together = self.kinds(self.here), [self.resources.max_concurrent]
-        return pricing.plans(self.configs, kinds, self.work(images), self.space.epochs, together)[0]
-
-    def show(self, price: float, images: Any) -> None:
-        """Print the plan for this machine and for 1, 8 and 32 GPUs."""
-        from cxrlt_ray.node import memory_bound
-
-        work, here, there = self.work(images), self.kinds(self.here), self.kinds(self.gpu)
-        rows = [(self.here, self.plan(images))] if self.here != self.gpu else []
-        counts = (1, 8, 32)
-        planned = pricing.plans(self.configs, there, work, self.space.epochs, counts)
-        rows += [(f"{count} x {self.gpu}", each) for count, each in zip(counts, planned, strict=True)]
-        groups = [(self.gpu, list(there.values()))]
-        if self.here != self.gpu:
-            groups.insert(0, (self.here, list(here.values())))
-        pricing.show(rows, groups, work, price, self.resources.cpus, memory_bound(), FINDINGS, cli.console(160))
-        print("Plan only: nothing was started." + ("" if self.rates.known else " Measure the rates with --probe."))
-
-    def compare(self, foreseen: Any, trials: list[Any], seconds: float) -> None:
-        """Keep the rates that trials had, and say how the plan compares with what the sweep took."""
-        rates: dict[tuple[str, str, int], list[float]] = {}
-        for trial in trials:
-            config, speed = trial.about.get("config"), trial.about.get("images_per_second")
-            if config and speed:
-                device = trial.about["environment"]["device"]
-                rates.setdefault((device, config["backbone"], config["resolution"]), []).append(speed)
-        for key, values in rates.items():
-            self.rates.note(*key, float(np.median(values)), "trials")
-        self.rates.save()
-        epochs = sum(len(trial.about["epochs"]) for trial in trials)
-        planned, outcome = foreseen.outcome.wall, foreseen.outcome
-        print(
-            f"Planned {cli.duration(planned)} and {outcome.epochs.sum() * self.folds} epochs, took "
-            f"{cli.duration(seconds)} and {epochs}: {seconds / planned:.2f} times the plan. Rates kept for the next "
-            "plan (--plan)."
-        )
-
-
-def _device_name(address: str | None, resources: Resources, threads: int) -> str:
-    """What trials run on: a GPU's name, or cpu-N."""
-    if not resources.gpus_per_trial:
-        return f"cpu-{threads}"
-    if address is None:
-        import torch
-
-        from cxrlt_ray import device
-
-        return device.name(torch.device("cuda"))
-    import ray
-
-    kinds = [key.partition(":")[2] for key in ray.cluster_resources() if key.startswith("accelerator_type:")]
-    return kinds[0] if kinds else "GPU"
 
 
 def _check_plan(asked: bool, images: int | None, gpu: str | None, price: float) -> None:
@@ -464,6 +353,7 @@ def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any
     from cxrlt_ray.trials import load_run
 
     run = load_run(storage, name)
+    run.check_layout()
     if given["task_argument"] != run.about["task_argument"]:
         raise UsageError(
             f"run {run.name} is of {run.about['task_argument']}, not {given['task_argument']}: name the run to "

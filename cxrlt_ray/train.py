@@ -355,6 +355,7 @@ def _piece(
     import torch
 
     def attempt(size: int) -> None:
+        model.zero_grad(set_to_none=True)
         images = torch.randint(0, 255, (size, config.resolution, config.resolution), dtype=torch.uint8, device=device)
         # what AdamW will hold once it has stepped
         later = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]

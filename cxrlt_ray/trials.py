@@ -95,10 +95,19 @@ class Run:
         """The task the run was trained for."""
         return Task(**{**self.about["task"], "findings": tuple(self.about["task"]["findings"])})
 
+    def check_layout(self) -> None:
+        """Raise UsageError for a run whose shards are laid out as they were before several sizes stood side by side."""
+        if not isinstance(self.about["shards"], list):
+            raise UsageError(
+                f"run {self.name} was made by an earlier version of cxrlt_ray, whose shards are not read any more: "
+                "make a new one."
+            )
+
     def shards(self) -> tuple[Shards, ...]:
         """The prepared images that the run's trials were trained on, by size; they lie beside the run."""
         from cxrlt_ray.prepare import Shards
 
+        self.check_layout()
         storage = Store(self.store.absolute().uri.rpartition("/")[0])
         return tuple(Shards(storage / "shards" / each["name"], each["size"]) for each in self.about["shards"])
 

@@ -118,7 +118,7 @@ def test_a_plan_names_rates_disk_ingest_time_and_cost_and_starts_nothing(tmp_pat
 
 
 def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.5)
     sweep.main("task1", space="laptop", plan=True, probe=True, images=10_000, storage=str(tmp_path))
     assert "measured (probe)" in capsys.readouterr().out
     assert all(rate["images_per_second"] > 0 for rate in plan.Rates(Store(str(tmp_path))).known.values())
