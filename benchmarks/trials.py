@@ -147,8 +147,11 @@ def command(source, ids: np.ndarray, groups: list[list]):
 
 def steps(seconds: float, rounds: int) -> list[str]:
     """Training steps of small models as they are, and without what we add: a table."""
+    import os
+
     import torch
 
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # as a new machine compiles
     lines = [
         "| training steps, images/s | plain | channels_last | fused AdamW too | compiled too | s to compile |",
         "|---|---|---|---|---|---|",
