@@ -112,7 +112,7 @@ def map_by_quality(seeds: int) -> list[str]:
     from cxrlt_ray.stream import Ingest, start_ray
     from cxrlt_ray.train import Job, predict_part, train
 
-    manifest = read_cohort(str(SHARED)).manifest
+    manifest = read_cohort(str(SHARED), task="auto").manifest
     start_ray()
     test = manifest.of_split("test")
     ids, targets = test.table["image_id"].to_numpy(), test.targets()

@@ -37,6 +37,7 @@ from cxrlt_ray.tasks import GROUPS, rarity
 from cxrlt_ray.trials import DEFAULT_STORAGE, FINISHED, PRUNED, Run, Trial, load_run, write_predictions
 
 VERSION = 2
+ENOUGH = 2  # finished trials, without which pruned ones are chosen among
 CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
 NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
 
@@ -138,16 +139,21 @@ def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
     return path.stem, content
 
 
-def candidates(run: Run, split: str | None, say: Any = print) -> list[Trial]:
+def candidates(run: Run, split: str | None, pruned: bool = False, say: Any = print) -> list[Trial]:
     """Trials that can be chosen: with validation predictions, and able to score `split` or having done so.
 
-    Raises CxrltError where there is none.
+    Pruned ones only if asked for, or where fewer than ENOUGH finished: chosen among, they cost an ensemble of what
+    it finds on other subjects (benchmarks/search.py). Raises CxrltError where there is none.
     """
     # a trial that still runs would change under the ensemble, or be run anew by --resume
     judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and trial.has_predictions()]
     able = [t for t in judged if split is None or t.checkpoints or t.has_predictions(split)]
     if len(able) < len(judged):
         say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
+    finished = [trial for trial in able if trial.state == FINISHED]
+    if not pruned and len(finished) >= ENOUGH and len(finished) < len(able):
+        say(f"{len(able) - len(finished)} pruned trial(s) left out (--pruned chooses among them too)")
+        able = finished
     if not able:
         raise CxrltError(
             f"run {run.name} has no finished trial to choose from: `python -m cxrlt_ray.trials {run.name}` says why; "
@@ -343,6 +349,7 @@ def main(
     drop_missing: Annotated[bool, cli.option("with --from: leave out images a member lacks", "--drop-missing")] = False,
     out: Annotated[str, cli.option("with --from: where to leave the ensemble")] = "ensemble",
     explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False,
+    pruned: Annotated[bool, cli.option("choose among pruned trials too", "--pruned")] = False,
 ) -> None:
     """Choose and weigh a run's trials, score the test images with them, write the submission.
 
@@ -369,7 +376,7 @@ def main(
     scored = manifest.of_split(split)
     if not len(scored.table):
         print(f"The data has no {split} images: weights are made, no submission")
-    pool = gather(loaded, manifest, candidates(loaded, split if len(scored.table) else None))
+    pool = gather(loaded, manifest, candidates(loaded, split if len(scored.table) else None, pruned))
     if takes_costs(file.selector) or explain:
         pool = replace(pool, costs=read_costs(costs, pool.names) if costs else gflops(pool.trials))
     print(f"Run {loaded.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")

@@ -60,7 +60,7 @@ def storage(ray, phantom, space, tmp_path_factory):
 @pytest.fixture(scope="module")
 def chosen(storage):
     """The greedy ensemble of the run, as a directory."""
-    ensemble.main(select="greedy", storage=storage, zip=True, rounds=50)
+    ensemble.main(select="greedy", storage=storage, zip=True, rounds=50, pruned=True)
     return Path(storage) / "line" / "ensembles" / "greedy"
 
 
@@ -215,7 +215,7 @@ def test_the_report_holds_optimistic_cross_fitted_holdout_and_test_scores(chosen
 
 
 def test_choosing_again_scores_no_image_again(chosen, storage, capsys):
-    ensemble.main(select="greedy", storage=storage, rounds=10, explain=True)
+    ensemble.main(select="greedy", storage=storage, rounds=10, explain=True, pruned=True)
     told = capsys.readouterr().out
     assert "Scoring" not in told
     assert "cost, GFLOPs" in told
@@ -227,9 +227,27 @@ def test_choosing_again_scores_no_image_again(chosen, storage, capsys):
     assert (chosen / "explain.png").exists()
 
 
+def test_pruned_trials_are_chosen_among_only_where_asked_for_or_too_few_finished(storage, tmp_path):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    run, told = run_of(str(copy)), []
+    for trial, state in zip(run.trials(), ("finished", "pruned", "finished"), strict=True):
+        trial.store.write_json("trial.json", {**trial.about, "state": state})
+
+    def names(**options):
+        return [trial.name for trial in ensemble.candidates(run, None, say=told.append, **options)]
+
+    assert names() == ["T0000", "T0002"]
+    assert "1 pruned trial(s) left out (--pruned" in told[-1]
+    assert names(pruned=True) == ["T0000", "T0001", "T0002"]
+    trial = run.trials()[2]
+    trial.store.write_json("trial.json", {**trial.about, "state": "pruned"})
+    assert names() == ["T0000", "T0001", "T0002"]
+
+
 @pytest.mark.parametrize("select", ["mean", "best"])
 def test_other_selections_leave_ensembles_of_their_own(storage, chosen, select):
-    ensemble.main(select=select, storage=storage, rounds=10)
+    ensemble.main(select=select, storage=storage, rounds=10, pruned=True)
     about = json.loads((Path(storage) / "line" / "ensembles" / select / "ensemble.json").read_text())
     assert len(about["members"]) == {"mean": 3, "best": 1}[select]
     assert (Path(storage) / "line" / "ensembles" / select / "submission.csv").exists()
@@ -239,7 +257,7 @@ def test_other_selections_leave_ensembles_of_their_own(storage, chosen, select):
 def test_an_ensemble_of_another_kind_predicts_new_images_as_the_test_images(storage, chosen, phantom, tmp_path, how):
     path = tmp_path / "mine.yaml"
     path.write_text(f"selector: greedy\n{how}\nguard: 5\n")
-    ensemble.main(select=str(path), storage=storage, rounds=10)
+    ensemble.main(select=str(path), storage=storage, rounds=10, pruned=True)
     folder = Path(storage) / "line" / "ensembles" / "mine"
     out = str(tmp_path / "out")
     predict.main(str(folder / "ensemble.json"), phantom, split="test", storage=str(tmp_path / "other"), out=out)
