@@ -159,6 +159,22 @@ def prepared(name: str, count: int, manifest):
     return submit
 
 
+def planned() -> str:
+    """What `sweep --plan` says of the challenge's images and of 10 million, in a store without measured rates."""
+    import tempfile
+
+    parts = ["## Planned, not run", ""]
+    for count in (377_110, 10_000_000):
+        with tempfile.TemporaryDirectory() as folder:
+            options = f"task1 --space task1 --trials 60 --plan --gpu H100 --images {count}"
+            command = [sys.executable, "-m", "cxrlt_ray.sweep", *options.split(), "--storage", folder]
+            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        start = told.index("Prepare, once")
+        kept = [line.rstrip() for line in told[start:].splitlines() if "cpu-" not in line and line.strip()]
+        parts += [f"`python -m cxrlt_ray.sweep {options}` (GPU rates estimated):", "", "```", *kept[:-1], "```", ""]
+    return "\n".join(parts).rstrip()
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--stage"]:
         stage(sys.argv[2], int(sys.argv[3]))
@@ -184,8 +200,11 @@ def main() -> None:
     heading = f"`python benchmarks/growth.py --write`: {FINDINGS} findings; what grows is the number of images only."
     section = "\n".join(["## Growth", "", heading, "", *lines])
     print(section)
+    plan = planned()
+    print(plan)
     if args.write:
         write("growth", section)
+        write("plan", plan)
 
 
 if __name__ == "__main__":

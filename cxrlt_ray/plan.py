@@ -44,7 +44,11 @@ TURNAROUND, START = 2.0, 30.0  # seconds between trials of a process, and before
 PROCESS = 1.5e9  # bytes of a trial's process on the CPU's side: Python, torch, Ray and the batches under way
 DECODE = 2.9e-9  # seconds a pixel to decode a q95 JPEG, one core (PERFORMANCE.md: 1,320 images/s at 512 px)
 BYTES = 0.29  # a pixel of the cache at q95 (77 KB at 512 px)
-ORIGINAL_BYTES, ORIGINAL_RATE = 1.5e6, 60.0  # MIMIC-CXR-JPG's mean file; images/s of a core from original to shard
+ORIGINAL_BYTES = 1.5e6  # MIMIC-CXR-JPG's mean file
+# seconds of a core from an original of 2544 x 3056 px to shards, measured (benchmarks/prepare.py): decoding, by the
+# largest size; resizing to each further size; encoding a pixel
+ORIGINAL = {318: 1 / 80, 636: 1 / 65, 1272: 1 / 50, 4096: 1 / 27}
+FURTHER, ENCODE = 3e-3, 1.6e-9
 SHARES = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024's images
 
 
@@ -77,7 +81,8 @@ class Work:
     def of(cls, images: int) -> Work:
         """So many images, split as those of CXR-LT 2024."""
         total = sum(SHARES.values())
-        return cls(*(round(images * share / total) for share in SHARES.values()))
+        train, val = (round(images * SHARES[split] / total) for split in ("train", "val"))
+        return cls(train, val, images - train - val)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,12 @@ class Outcome:
 def epoch_seconds(kind: Kind, work: Work) -> float:
     """One epoch of a trial: training images at the rate, validation images at a forward pass's."""
     return work.folds * (work.train / kind.rate + work.val / (PASSES * kind.rate))
+
+
+def prepare_seconds(sizes: Sequence[int]) -> float:
+    """Seconds of a core to bring one original of a usual radiograph's size to shards of these sizes."""
+    decoding = next(seconds for most, seconds in ORIGINAL.items() if max(sizes) <= most)
+    return decoding + FURTHER * (len(sizes) - 1) + ENCODE * sum(size**2 for size in sizes)
 
 
 def play(seconds: Sequence[float], epochs: int, together: int, prune: bool = True, seed: int = 0) -> Outcome:
@@ -299,7 +310,7 @@ def show(
     console.print(
         f"Prepare, once: {work.images:,} originals (about {cli.size(work.images * ORIGINAL_BYTES)} where they are "
         f"like MIMIC-CXR-JPG) to {', '.join(map(str, sizes))} px: "
-        f"{cli.duration(work.images / ORIGINAL_RATE / cpus)} on {cpus:g} CPU\n"
+        f"{cli.duration(work.images * prepare_seconds(sizes) / cpus)} on {cpus:g} CPU\n"
         f"Disk: {cli.size(shards)} of shards (q95), {cli.size(left)} of checkpoints and predictions\n"
         f"Memory a machine: {cli.size(PROCESS)} a trial, up to {cli.size(decoded)} of decoded images; a GPU's "
         "own: a batch is split to fit"

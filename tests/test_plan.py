@@ -107,6 +107,7 @@ def _params(space):
 def test_images_are_split_as_the_challenges():
     work = plan.Work.of(377_110)
     assert (work.train, work.val, work.test) == (258_871, 39_293, 78_946)
+    assert plan.Work.of(10_000_000).images == 10_000_000
 
 
 def test_a_plan_names_rates_disk_ingest_time_and_cost_and_starts_nothing(tmp_path, capsys):
