@@ -159,7 +159,8 @@ def compare(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[tup
         "|---|---|---|---|---|",
     ]
     rows = []
-    work = f"greedy selection, {args.members} members, {args.images:,} images, {args.findings} findings, {args.rounds} rounds"
+    work = f"greedy selection, {args.members} members, {args.images:,} images, {args.findings} findings, "
+    work += f"{args.rounds} rounds"
     for (name, threads), own in runs.items():
         seconds = [each["seconds"] for each in own]
         ratios = spread((slow["seconds"] / fast["seconds"] for slow, fast in zip(base, own, strict=True)), 1)
