@@ -31,6 +31,7 @@ slow: .venv/.ready
 bench: .venv/.ready
 	$(PY) benchmarks/selection.py --write
 	$(PY) benchmarks/prepare.py --write
+	$(PY) benchmarks/prepare.py --map --write
 	$(PY) benchmarks/stream.py --write
 	$(PY) benchmarks/trials.py --write
 	$(PY) benchmarks/growth.py --write

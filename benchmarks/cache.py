@@ -42,6 +42,19 @@ def manifest(folder: Path):
     return Manifest(table, (), "images", str(folder))
 
 
+def job(folder: Path, cohort, prepared, findings: tuple[str, ...] | None = None, threads: int = 2):
+    """What a trial needs to train outside of a sweep, its run in `folder`."""
+    from cxrlt_ray.storage import Store
+    from cxrlt_ray.stream import Ingest
+    from cxrlt_ray.train import Job
+
+    run = Store(str(folder))
+    with run.place("manifest.parquet") as path:
+        cohort.write(path)
+    ingest = Ingest(threads=threads)
+    return Job(run, prepared, findings or cohort.findings, cohort.fingerprint, threads=threads, ingest=ingest)
+
+
 def shards(count: int, size: int = 512):
     """`count` images at `size` px as shards, and their ids."""
     from cxrlt_ray.prepare import prepare

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from cache import job
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "curves"
@@ -40,26 +41,21 @@ def job_of(dataset: str):
     from cxrlt_ray.cohort import read_cohort
     from cxrlt_ray.phantom import write_phantom
     from cxrlt_ray.prepare import prepare
-    from cxrlt_ray.storage import Store
-    from cxrlt_ray.stream import Ingest, start_ray
+    from cxrlt_ray.stream import start_ray
     from cxrlt_ray.tasks import load_task
-    from cxrlt_ray.train import Job
 
     folder, task = DATASETS[dataset], "auto"
     if folder is None:
         folder, task = BUILD / "phantom-tree", "task1"
         write_phantom(str(folder), images=1600, size=128, seed=0)
     manifest = read_cohort(str(folder), task=task).manifest
-    store = Store(str(BUILD / dataset))
-    with store.place("manifest.parquet") as path:
-        manifest.write(path)
     start_ray()
     shards = prepare(manifest, str(BUILD), [RESOLUTION])
     findings = load_task(task, manifest.findings).findings
-    return Job(store, shards, findings, manifest.fingerprint, threads=1, ingest=Ingest(threads=1, memory=0))
+    return job(BUILD / dataset, manifest, shards, findings, threads=1)
 
 
-def curve(job, dataset: str, number: int, point: dict) -> None:
+def curve(shared, dataset: str, number: int, point: dict) -> None:
     """Train one point; write its curve and, at RUNGS, its predictions."""
     from cxrlt_ray.search import TrialConfig
     from cxrlt_ray.train import train
@@ -72,14 +68,14 @@ def curve(job, dataset: str, number: int, point: dict) -> None:
         **point,
     )
     name = f"T{number:04d}"
-    trial = job.run / "trials" / name
+    trial = shared.run / "trials" / name
 
     def keep(report: dict) -> None:
         if report["epoch"] in RUNGS:
             trial.write(f"rung-{report['epoch']}.parquet", trial.read("predictions/val.parquet"))
 
     start = time.monotonic()
-    train(job, name, config, point, keep)
+    train(shared, name, config, point, keep)
     epochs = trial.read_json("trial.json")["epochs"]
     seconds = (time.monotonic() - start) / EPOCHS
     rows = [{**point, "epoch": e["epoch"] + 1, "val_map": e["val_map"], "seconds": round(seconds, 2)} for e in epochs]
@@ -93,10 +89,10 @@ def main() -> None:
     parser.add_argument("datasets", nargs="*", help=f"of {', '.join(DATASETS)}; those that are here unless given")
     asked = parser.parse_args().datasets or [name for name, at in DATASETS.items() if at is None or at.is_dir()]
     for dataset in asked:
-        job = job_of(dataset)
+        shared = job_of(dataset)
         for number, point in enumerate(points()):
-            if not (job.run / "trials" / f"T{number:04d}").exists("curve.json"):
-                curve(job, dataset, number, point)
+            if not (shared.run / "trials" / f"T{number:04d}").exists("curve.json"):
+                curve(shared, dataset, number, point)
     rows = []
     for dataset in DATASETS:
         for path in sorted((BUILD / dataset).glob("trials/*/curve.json")):

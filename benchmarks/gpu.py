@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from cache import shards
-from report import options, ratios, spread, summarise, turns, write
+from report import options, publish, ratios, spread, turns
 
 KINDS = {"convnext_small": (384, 128), "tf_efficientnetv2_s": (512, 96)}
 DRY = {"test_convnext": (96, 16), "test_efficientnet": (96, 16)}
@@ -166,14 +166,8 @@ def main() -> None:
         work_name = f"train {name} at {resolution} px through the stream, {best}, {gpu}"
         rows.append((work_name, "resident tensors", ratios(rates[best], rates["resident"]), "0.95"))
         more += compiled(bench, args.seconds)
-    heading = (
-        f"`python benchmarks/gpu.py --write`: {gpu}, {cores} cores, {args.rounds} rounds in turn of {args.seconds} s."
-    )
-    section = "\n".join(["## On a GPU", "", heading, "", *lines, "", *more])
-    print(section)
-    if args.write and not args.dry:
-        write("gpu", section)
-        summarise(rows, "python benchmarks/gpu.py --write")
+    told = f": {gpu}, {cores} cores, {args.rounds} rounds in turn of {args.seconds} s."
+    publish("gpu", "On a GPU", told, [*lines, "", *more], args.write and not args.dry, rows)
 
 
 def compiled(bench: Bench, seconds: float) -> list[str]:

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from cache import BUILD, images
-from report import options, write
+from cache import BUILD, images, job
+from report import options, publish
 
 FINDINGS, SIZE, MEMBERS = 14, 64, 8
 STAGES = ("cohort", "prepare", "stream", "train", "score", "select", "submit")
@@ -115,14 +115,11 @@ def prepared(name: str, count: int, manifest):
     store = Store(str(home / "run"))
     if name == "train":
         from cxrlt_ray.search import TrialConfig
-        from cxrlt_ray.stream import Ingest
-        from cxrlt_ray.train import Job, train
+        from cxrlt_ray.train import train
 
-        with store.place("manifest.parquet") as path:
-            manifest.write(path)
-        job = Job(store, (shards,), manifest.findings, manifest.fingerprint, threads=2, ingest=Ingest())
+        whole = job(home / "run", manifest, (shards,))
         config = TrialConfig(backbone="test_convnext", resolution=SIZE, epochs=1, pretrained=False)
-        return lambda: train(job, "T0000", config, {}, lambda _: None)
+        return lambda: train(whole, "T0000", config, {}, lambda _: None)
     if name == "score":
         from cxrlt_ray.score import Member, score
 
@@ -159,11 +156,11 @@ def prepared(name: str, count: int, manifest):
     return submit
 
 
-def planned() -> str:
+def planned() -> list[str]:
     """What `sweep --plan` says of the challenge's images and of 10 million, in a store without measured rates."""
     import tempfile
 
-    parts = ["## Planned, not run", ""]
+    parts = []
     for count in (377_110, 10_000_000):
         with tempfile.TemporaryDirectory() as folder:
             options = f"task1 --space task1 --trials 60 --plan --gpu H100 --images {count}"
@@ -172,7 +169,7 @@ def planned() -> str:
         start = told.index("Prepare, once")
         kept = [line.rstrip() for line in told[start:].splitlines() if "cpu-" not in line and line.strip()]
         parts += [f"`python -m cxrlt_ray.sweep {options}` (GPU rates estimated):", "", "```", *kept[:-1], "```", ""]
-    return "\n".join(parts).rstrip()
+    return parts[:-1]
 
 
 def main() -> None:
@@ -197,14 +194,9 @@ def main() -> None:
         growth = ", ".join(f"x {b / a:.1f}" for a, b in itertools.pairwise(seconds))
         cells = [TOLD[name], *(f"{s:,.2f}" for s in seconds), growth, *(f"{m:,.0f}" for m in memory)]
         lines.append(f"| {' | '.join(cells)} |")
-    heading = f"`python benchmarks/growth.py --write`: {FINDINGS} findings; what grows is the number of images only."
-    section = "\n".join(["## Growth", "", heading, "", *lines])
-    print(section)
-    plan = planned()
-    print(plan)
-    if args.write:
-        write("growth", section)
-        write("plan", plan)
+    told = f": {FINDINGS} findings; what grows is the number of images only."
+    publish("growth", "Growth", told, lines, args.write)
+    publish("plan", "Planned, not run", ":", planned(), args.write)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from report import options, write
+from report import options, publish
 
 from cxrlt_ray import metrics
 from cxrlt_ray.ensemble import candidates, gather, load_ensemble
@@ -293,11 +293,7 @@ def main() -> None:
                 found[name].append(result)
                 print(f"\r{sum(map(len, found.values()))} of {len(jobs)} populations", end="", file=sys.stderr)
         name, title, lines = "honesty", "Honesty of selection, simulated", simulation(found)
-    command = f"`python benchmarks/honesty.py {' '.join(sys.argv[1:])}`."
-    section = "\n".join([f"## {title}", "", command, *lines])
-    print(section)
-    if args.write:
-        write(name, section)
+    publish(name, title, ".", lines, args.write)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from cache import BUILD
-from report import options, ratios, spread, summarise, turns, write
+from cache import BUILD, job
+from report import options, publish, ratios, spread, turns
 
 HEIGHT, WIDTH, COUNT = 3056, 2544, 6
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "nih384"
@@ -108,9 +108,8 @@ def map_by_quality(seeds: int) -> list[str]:
     from cxrlt_ray.metrics import macro, per_finding
     from cxrlt_ray.prepare import LOSSLESS, prepare, quality_name
     from cxrlt_ray.search import TrialConfig
-    from cxrlt_ray.storage import Store
-    from cxrlt_ray.stream import Ingest, start_ray
-    from cxrlt_ray.train import Job, predict_part, train
+    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.train import predict_part, train
 
     manifest = read_cohort(str(SHARED), task="auto").manifest
     start_ray()
@@ -122,15 +121,12 @@ def map_by_quality(seeds: int) -> list[str]:
     found: dict[int, list[tuple[float, float]]] = {90: [], 95: [], LOSSLESS: []}
     for seed in range(seeds):
         for quality in found:
-            (shards,) = prepare(manifest, str(BUILD), [128], quality=quality, say=lambda _: None)
-            run = Store(str(BUILD / f"map-{quality_name(quality)}-{seed}"))
-            with run.place("manifest.parquet") as path:
-                manifest.write(path)
-            job = Job(run, (shards,), manifest.findings, manifest.fingerprint, threads=2, ingest=Ingest())
+            prepared = prepare(manifest, str(BUILD), [128], quality=quality, say=lambda _: None)
+            run = BUILD / f"map-{quality_name(quality)}-{seed}"
             reports: list[dict] = []
-            train(job, "T0000", config.model_copy(update={"seed": seed}), {}, reports.append)
-            model = models.load(Path(run.uri) / "trials" / "T0000" / "fold-0")[0]
-            scores = predict_part(model, shards, ids, 128, config, torch.no_grad)
+            train(job(run, manifest, prepared), "T0000", config.model_copy(update={"seed": seed}), {}, reports.append)
+            model = models.load(run / "trials" / "T0000" / "fold-0")[0]
+            scores = predict_part(model, prepared[0], ids, 128, config, torch.no_grad)
             score = macro(per_finding(targets, scores, ("ap",))["ap"])
             found[quality].append((reports[-1]["val_map"], score))
             print(f"seed {seed} {quality_name(quality)}: val {found[quality][-1][0]:.4f} test {score:.4f}", flush=True)
@@ -151,17 +147,12 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     if args.map:
-        heading = f"`python benchmarks/prepare.py --map --write`: tf_efficientnet_lite0 (ImageNet), {args.seeds} seeds."
-        section = "\n".join(
-            ["## What the cache's quality costs in mAP (nih384)", "", heading, "", *map_by_quality(args.seeds)]
-        )
-        print(section)
-        if args.write:
-            write("prepare-map", section)
+        told = f": tf_efficientnet_lite0 (ImageNet), {args.seeds} seeds."
+        lines = map_by_quality(args.seeds)
+        publish("prepare-map", "What the cache's quality costs in mAP (nih384)", told, lines, args.write)
         return
     kinds = {"like MIMIC's": originals(1.3, 1.5), "grainy": originals(1.0, 3.0)}
     lines, rows = [], []
-    command = "python benchmarks/prepare.py --write"
     for kind, files in kinds.items():
         mb = statistics.mean(map(len, files)) / 1e6
         work = {f"torchvision to {size}": torchvision_way(files, size) for size in SIZES}
@@ -199,15 +190,11 @@ def main() -> None:
     ]
     for size in SIZES:
         table += cache_costs(kinds["like MIMIC's"], size)
-    heading = (
-        f"`{command}`: {COUNT} images a turn, one core, {args.rounds} rounds in turn; dB against the whole image "
-        "decoded and averaged down."
+    told = (
+        f": {COUNT} images a turn, one core, {args.rounds} rounds in turn; dB against the whole image decoded and "
+        "averaged down."
     )
-    section = "\n".join(["## Preparing: originals to shards", "", heading, *lines, *table])
-    print(section)
-    if args.write:
-        write("prepare", section)
-        summarise(rows, command)
+    publish("prepare", "Preparing: originals to shards", told, lines[1:] + table, args.write, rows)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import os
 import platform
 import re
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+Row = tuple[str, str, str, str]  # work, peer, ratio, goal
 COLUMNS = ("work", "peer", "ratio, median (least-most)", "goal", "machine", "command")
 
 
@@ -23,6 +25,17 @@ def options(description: str | None, numbers: dict[str, int]) -> argparse.Argume
     return parser
 
 
+def publish(name: str, title: str, told: str, lines: Sequence[str], write_it: bool, rows: Sequence[Row] = ()) -> None:
+    """Print the section `title`, its command followed by `told`; where asked, put it and its rows into RESULTS.md."""
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    section = "\n".join([f"## {title}", "", f"`{command}`{told}", "", *lines])
+    print(section)
+    if write_it:
+        write(name, section)
+        if rows:
+            summarise(rows, command)
+
+
 def write(name: str, section: str) -> None:
     """Put the section between its markers in RESULTS.md, at the end where there are none yet."""
     text = RESULTS.read_text() if RESULTS.exists() else "# Measured\n"
@@ -31,12 +44,12 @@ def write(name: str, section: str) -> None:
     RESULTS.write_text(text.replace(there[0], block) if there else f"{text.rstrip()}\n\n{block}\n")
 
 
-def summarise(rows: Sequence[tuple[str, str, str, str]], command: str) -> None:
-    """Put rows (work, peer, ratio, goal) into the table at the head of RESULTS.md, for the command's old ones."""
+def summarise(rows: Sequence[Row], command: str) -> None:
+    """Put rows into the table at the head of RESULTS.md, in place of what the same script left there."""
     text = RESULTS.read_text() if RESULTS.exists() else "# Measured\n"
     there = re.search("<!-- summary -->.*?<!-- /summary -->\n*", text, re.DOTALL)
     kept = [line for line in (there[0] if there else "").splitlines() if line.startswith("| ") and "`" in line]
-    kept = [line for line in kept if f"`{command}`" not in line]
+    kept = [line for line in kept if f"`python {command.split()[1]}" not in line]
     kept += [f"| {' | '.join((*row, machine(), f'`{command}`'))} |" for row in rows]
     head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     block = "\n".join(["<!-- summary -->", *head, *sorted(kept), "<!-- /summary -->", "", ""])

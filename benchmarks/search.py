@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from curves import BUILD, CURVES, GRID
-from report import options, summarise, write
+from report import options, publish
 
 TOGETHER, FULL = 4, 24  # trials at a time; whole trials that the reference's budget pays for
 Stop = Callable[[optuna.Trial, int, float], bool]
@@ -256,20 +256,18 @@ def main() -> None:
         lines += ["", *own]
         rows += summary
         gains += pruned_for_selection(str(name), curves, args.replays)
-    command = "python benchmarks/search.py --write"
-    heading = (
-        f"`{command}`: {args.replays} replays of each, {TOGETHER} trials at a time; quality 0 is the grid's median "
-        "trial, 1 its best; ± one standard error."
+    told = (
+        f": {args.replays} replays of each, {TOGETHER} trials at a time; quality 0 is the grid's median trial, 1 its "
+        f"best; ± one standard error.\nGrid: `{json.dumps(GRID)}`."
     )
-    grid = json.dumps(GRID)
-    told = ["", "What selection gets out of pruned trials (ASHA from the first epoch, half the budget):", "", *gains]
-    section = "\n".join(
-        ["## Search on replayed curves", "", heading, f"Grid: `{grid}`.", *lines, *(told if gains else [])]
-    )
-    print(section)
-    if args.write:
-        write("search", section)
-        summarise(rows, command)
+    if gains:
+        lines += [
+            "",
+            "What selection gets out of pruned trials (ASHA from the first epoch, half the budget):",
+            "",
+            *gains,
+        ]
+    publish("search", "Search on replayed curves", told, lines[1:], args.write, rows)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ import argparse
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from report import options, summarise, write
+from report import Row, machine, options, publish, spread
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray.phantom.labels import PREVALENCE
@@ -115,13 +113,7 @@ def run(name: str, data: Path, rounds: int, threads: int = 1, python: Path | str
     return result
 
 
-def spread(values: Iterable[float], digits: int) -> str:
-    """Median (least-most)."""
-    ordered = sorted(values)
-    return f"{median(ordered):,.{digits}f} ({ordered[0]:,.{digits}f}-{ordered[-1]:,.{digits}f})"
-
-
-def compare(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[tuple[str, str, str, str]]]:
+def compare(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Row]]:
     """The peers and ours on one and two threads, in turn: the table and the checks, lines of markdown."""
     predictions, targets, groups = reference(args.members, args.images, args.findings, args.seed)
     everything = save(folder / "everything.npz", predictions, targets, groups)
@@ -163,7 +155,7 @@ def compare(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[tup
     work += f"{args.rounds} rounds"
     for (name, threads), own in runs.items():
         seconds = [each["seconds"] for each in own]
-        ratios = spread((slow["seconds"] / fast["seconds"] for slow, fast in zip(base, own, strict=True)), 1)
+        ratios = spread([slow["seconds"] / fast["seconds"] for slow, fast in zip(base, own, strict=True)], 1)
         each = f"{median(seconds) / evaluations * 1e3:.3f}"
         lines.append(f"| {NAMES[name]} | {threads} | {spread(seconds, 2)} | {each} | {ratios} |")
         if name == "cxrlt_ray":
@@ -171,7 +163,7 @@ def compare(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[tup
     rows.append(("selection with all of its honesty", "goal in s", f"{spread(honest, 1)} s", "60 s"))
     ran = f"one finding (the median, {targets.sum()} positives), all members and rounds, multiplied by {times:.0f}"
     environment = ", ".join(f"{package} {version}" for package, version in base[0]["versions"].items())
-    started, loaded = (spread((each[key] for each in ours), 2) for key in ("import", "warm_up"))
+    started, loaded = (spread([each[key] for each in ours], 2) for key in ("import", "warm_up"))
     memory, before = (max(each[key] for each in ours) / 2**20 for key in ("memory", "memory_before"))
     return [
         *lines,
@@ -209,19 +201,14 @@ def growth(args: argparse.Namespace, folder: Path) -> list[str]:
     ]
     lines = ["| cxrlt_ray, 2 threads | halved | as it is, s | doubled |", "|---|---|---|---|"]
     for name, value in base.items():
-        half, twice = (spread((turn[name, factor] / turn["", 1] for turn in seconds), 2) for factor in (0.5, 2))
-        lines.append(f"| {name} ({value:,}) | x {half} | {spread((turn['', 1] for turn in seconds), 2)} | x {twice} |")
+        half, twice = (spread([turn[name, factor] / turn["", 1] for turn in seconds], 2) for factor in (0.5, 2))
+        lines.append(f"| {name} ({value:,}) | x {half} | {spread([turn['', 1] for turn in seconds], 2)} | x {twice} |")
     return lines
 
 
-def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+def software() -> str:
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "numba", "scikit-learn"))
-    processor = models[0] if models else platform.processor()
-    software = f"{platform.system()}, Python {platform.python_version()}, {packages}"
-    return f"{processor}, {os.cpu_count()} cores, {memory:.0f} GiB; {software}; {datetime.now(UTC):%Y-%m-%d}"
+    return f"{platform.system()}, Python {platform.python_version()}, {packages}; {datetime.now(UTC):%Y-%m-%d}"
 
 
 def main() -> None:
@@ -242,15 +229,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines, rows = compare(args, Path(folder))
         lines += [] if args.no_growth else ["", *growth(args, Path(folder))]
-    command = " ".join(["python benchmarks/selection.py", *sys.argv[1:]])
     work = f"{args.members} members, {args.images:,} images, {args.findings} findings, {args.rounds} rounds"
     evaluations = f"{args.members * args.findings * args.rounds:,} evaluations of average precision"
-    heading = f"`{command}` on {machine()}.\n{work} = {evaluations}; data from seed {args.seed}."
-    section = "\n".join(["## Ensemble selection", "", heading, "", *lines])
-    print(section)
-    if args.write:
-        write("selection", section)
-        summarise(rows, "python benchmarks/selection.py --write")
+    told = f" on {machine()}; {software()}.\n{work} = {evaluations}; data from seed {args.seed}."
+    publish("selection", "Ensemble selection", told, lines, args.write, rows)
 
 
 if __name__ == "__main__":

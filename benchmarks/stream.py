@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 from cache import shards
-from report import options, ratios, spread, summarise, turns, write
+from report import options, publish, ratios, spread, turns
 
 SIZE, CROP, BATCH, WORKERS = 512, 384, 64, 2
 
@@ -180,11 +180,9 @@ def side_by_side(trials: int, count: int, memory: int) -> tuple[float, float]:
 
     node.forget()
     command = [sys.executable, __file__, "--one-trial", str(count), str(memory)]
-    start = time.perf_counter()
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(trials)]
     found = [json.loads(each.communicate()[0].splitlines()[-1]) for each in running]
     seconds = max(each["ended"] for each in found) - min(each["began"] for each in found)
-    del start
     node.forget()
     images = 2 * count * trials
     return images / seconds, 1000 * sum(each["cpu"] for each in found) / images
@@ -247,12 +245,6 @@ def main() -> None:
         "ray, augmented": "Ray Data, with the same",
     }
     lines = [
-        "## Streaming: shards to batches",
-        "",
-        f"`python benchmarks/stream.py --write`: {args.images:,} images, {SIZE} px q95 -> random {CROP} px crop, flip, "
-        f"shuffle, batches of {BATCH}, 2 workers or threads on 2 cores; {args.rounds} rounds in turn after one to warm "
-        "up.",
-        "",
         "| loader | images/s | times torch's DataLoader |",
         "|---|---|---|",
     ]
@@ -285,11 +277,11 @@ def main() -> None:
         rates_cpu = ratios([count * each[1] for each in kept], alone)
         if count > 1:
             rows.append((f"decoding CPU of {count} trials side by side", "one trial", rates_cpu, f"below {count}"))
-    section = "\n".join(lines)
-    print(section)
-    if args.write:
-        write("stream", section)
-        summarise(rows, "python benchmarks/stream.py --write")
+    told = (
+        f": {args.images:,} images, {SIZE} px q95 -> random {CROP} px crop, flip, shuffle, batches of {BATCH}, "
+        f"2 workers or threads on 2 cores; {args.rounds} rounds in turn after one to warm up."
+    )
+    publish("stream", "Streaming: shards to batches", told, lines, args.write, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from cache import BUILD, shards
-from report import options, ratios, spread, summarise, turns, write
+from report import options, publish, ratios, spread, turns
 
 SPACE = """
 trials: 8
@@ -204,16 +204,11 @@ def _stepper(name: str, channels_last: bool, fused: bool, compiled: bool):
 
 def main() -> None:
     args = options(__doc__, {"images": 2048, "rounds": 5}).parse_args()
-    told = "python benchmarks/trials.py --write"
     between, total = turnaround()
     scored, rows = scoring(args.images, args.rounds)
     rows.append(("from a trial's end to the next one's first step", "goal in s", f"{total} s", "2 s"))
-    heading = f"`{told}`: 2 cores; small models, `--rounds {args.rounds}` in turn."
-    section = "\n".join(["## Trials", "", heading, "", *between, "", *scored, "", *steps(2.0, max(2, args.rounds - 2))])
-    print(section)
-    if args.write:
-        write("trials", section)
-        summarise(rows, told)
+    lines = [*between, "", *scored, "", *steps(2.0, max(2, args.rounds - 2))]
+    publish("trials", "Trials", f": 2 cores; small models, {args.rounds} rounds in turn.", lines, args.write, rows)
 
 
 if __name__ == "__main__":

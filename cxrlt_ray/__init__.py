@@ -3,9 +3,9 @@
 The data's way through the package, one module a step:
 
     phantom/ readers/ -> manifest, cohort, splits   images + labels become one table
-    prepare, stream                                 originals -> shards -> batches
-    models/, losses, train                          one trial
-    search, sweep, trials                           many trials, and what they leave behind
+    decode, prepare, stream, node                   originals -> shards -> batches; what a machine's trials share
+    models/, losses, device, train                  one trial
+    search, plan, sweep, tuning, trials             many trials, their cost beforehand, and what they leave behind
     selection/, ensemble, score, predict            the best of them, stacked
     submission, metrics, evaluate                   the CSV and what it is worth
 """

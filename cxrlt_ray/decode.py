@@ -128,6 +128,7 @@ def _dicom(content: bytes) -> tuple[np.ndarray, str]:
     try:
         file = pydicom.dcmread(io.BytesIO(content))
         pixels = file.pixel_array
+        shown = pixels if pixels.ndim == 3 else apply_voi_lut(apply_modality_lut(pixels, file), file)
     except Exception as error:  # pydicom and its plugins raise anything for a broken file
         raise ValueError(f"not a DICOM file that pydicom decodes ({' '.join(str(error).split())[:120]})") from None
     photometric = str(file.get("PhotometricInterpretation", ""))
@@ -137,7 +138,7 @@ def _dicom(content: bytes) -> tuple[np.ndarray, str]:
         if pixels.dtype != np.uint8 or "RGB" not in photometric:
             raise ValueError(f"colour DICOM of {pixels.dtype} in {photometric}")
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), "colour"
-    image = _to_8_bit(apply_voi_lut(apply_modality_lut(pixels, file), file))
+    image = _to_8_bit(shown)
     if photometric == "MONOCHROME1":
         return ~image, "inverted"
     return image, "" if pixels.dtype == np.uint8 else "16 bit"

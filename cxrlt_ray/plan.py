@@ -116,14 +116,12 @@ def play(seconds: Sequence[float], epochs: int, together: int, prune: bool = Tru
     rungs = [rung for k in range(20) if (rung := grace(epochs) * REDUCTION**k) < epochs]
     seen: dict[int, list[float]] = {rung: [] for rung in rungs}
     done = np.zeros(len(seconds), int)
-    free = [0.0] * together
     busy = 0.0
     queue: list[tuple[float, int, int]] = []
     todo = iter(range(len(seconds)))
-    for at in free:  # events: (moment, trial, epoch that ends then)
-        if (trial := next(todo, None)) is not None:
-            heapq.heappush(queue, (at + START + seconds[trial], trial, 1))
-            busy += START + seconds[trial]
+    for trial in itertools.islice(todo, together):  # events: (moment, trial, epoch that ends then)
+        heapq.heappush(queue, (START + seconds[trial], trial, 1))
+        busy += START + seconds[trial]
     wall = 0.0
     while queue:
         wall, trial, epoch = heapq.heappop(queue)
@@ -164,6 +162,13 @@ def draw(space: Space, trials: int, seed: int = 0) -> list[TrialConfig]:
     return found
 
 
+def family(device: str) -> str:
+    """The GPU of SPEEDS that a device's name speaks of (NVIDIA-H100-80GB-HBM3: H100), so that what torch, Ray and
+    --gpu call it is one; any other name as it is.
+    """
+    return next((word for word in device.split("-") if word in GPUS), device)
+
+
 class Rates:
     """Images/s of training, measured (in STORAGE/rates.json) or estimated."""
 
@@ -173,7 +178,7 @@ class Rates:
 
     def note(self, device: str, backbone: str, resolution: int, rate: float, source: str) -> None:
         """Keep a measured rate; `save` writes them."""
-        self.known[f"{device} {backbone} {resolution}"] = {"images_per_second": round(rate, 2), "from": source}
+        self.known[f"{family(device)} {backbone} {resolution}"] = {"images_per_second": round(rate, 2), "from": source}
 
     def save(self) -> None:
         """Write what is known."""
@@ -185,6 +190,7 @@ class Rates:
 
         flops, numbers = models.size(spec.backbone, spec.resolution, spec.head, spec.in_chans, findings)
         checkpoint = 4 * numbers
+        device = family(device)
         key = f"{device} {spec.backbone} {spec.resolution}"
         if key in self.known:
             found = self.known[key]
@@ -208,8 +214,8 @@ class Rates:
             return statistics.median(reached), f"scaled from {len(reached)} measured"
         if device.startswith("cpu"):
             return SPEEDS["cpu"] * cores, "estimated"
-        name = next((name for name in SPEEDS if name in device), None)
-        return SPEEDS[name or "A100"], f"estimated ({name or 'as an A100'})"
+        known = device in SPEEDS
+        return SPEEDS[device if known else "A100"], f"estimated ({device if known else 'as an A100'})"
 
 
 def measure(config: TrialConfig, findings: int, device: Any, seconds: float) -> float:

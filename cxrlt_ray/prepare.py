@@ -18,7 +18,7 @@ import hashlib
 import io
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -373,14 +373,14 @@ def _write_parquet(store: Store, name: str, frame: pd.DataFrame) -> None:
         frame.to_parquet(path, index=False)
 
 
-def parse_sizes(text: str, option: str = "--sizes") -> list[int]:
+def parse_sizes(text: str) -> list[int]:
     """'224,384' as whole numbers from 16 to 4096. Raises UsageError."""
     try:
         sizes = sorted({int(part) for part in text.split(",")})
     except ValueError:
         sizes = []
     if not sizes or not all(16 <= size <= 4096 for size in sizes):
-        raise UsageError(f"{option} is pixels from 16 to 4096 with commas between, such as 224,384; not '{text}'.")
+        raise UsageError(f"--sizes is pixels from 16 to 4096 with commas between, such as 224,384; not '{text}'.")
     return sizes
 
 
@@ -408,10 +408,6 @@ def _estimate_table(found: Estimate, cpus: float) -> Any:
     return table
 
 
-def _qualities(quality: int) -> Iterator[int]:
-    yield from dict.fromkeys((quality, 90, 95, LOSSLESS))
-
-
 def main(
     data: Annotated[str, cli.argument("the data's directory or URI")],
     sizes: Annotated[str, cli.option("edges of the shards' images in pixels, all from one decode")] = "512",
@@ -436,7 +432,7 @@ def main(
     edges, wanted = parse_sizes(sizes), parse_quality(quality)
     cohort = read_cohort(data, format=format, task=task)
     if estimate_only:
-        found = estimate(cohort.manifest, edges, list(_qualities(wanted)))
+        found = estimate(cohort.manifest, edges, list(dict.fromkeys((wanted, 90, QUALITY, LOSSLESS))))
         if found is None:
             raise CxrltError(f"none of {SAMPLE} images of {data} can be decoded.")
         cpus = len(os.sched_getaffinity(0))

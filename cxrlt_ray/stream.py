@@ -238,8 +238,9 @@ def _located(shards: Shards, image_ids: np.ndarray) -> tuple[np.ndarray, ...]:
 @lru_cache(maxsize=8)
 def _places(shards: Shards) -> np.ndarray:
     """Each indexed image's place among the decoded ones: what is trained on first, should not all have one."""
-    split = shards.index()["file"].astype(str).str.rpartition("-")[0]
-    wanted = split.map({"train": 0, "val": 1}).fillna(2).to_numpy()
+    file = shards.index()["file"].cat
+    turn = {"train": 0, "val": 1}
+    wanted = np.array([turn.get(name.rpartition("-")[0], 2) for name in file.categories])[file.codes]
     places = np.empty(len(wanted), np.int64)
     places[np.argsort(wanted, kind="stable")] = np.arange(len(wanted))
     return places

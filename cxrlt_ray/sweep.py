@@ -18,6 +18,7 @@ from cxrlt_ray import cli
 from cxrlt_ray import plan as pricing
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.plan import GPUS
+from cxrlt_ray.prepare import QUALITY
 from cxrlt_ray.stream import RAY
 from cxrlt_ray.trials import DEFAULT_STORAGE
 
@@ -115,7 +116,7 @@ def main(
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05,
     sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None,
-    quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = "95",
+    quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY),
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto",
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None,
     objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map",
@@ -146,11 +147,12 @@ def main(
     from cxrlt_ray.train import Job
 
     _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb, objectives)
-    _check_plan(plan or probe, images, gpu, price)
+    _check_plan(plan, images, gpu, price)
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
     given = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
     given |= {"objectives": objectives if objectives != "map" else None}
+    given |= {"sizes": sizes, "quality": wanted_quality if quality != str(QUALITY) else None}
     given |= {"views": views if views != "all" else None, "uncertain": uncertain if uncertain != "null" else None}
     run = _run_to_resume(storage, name, {**given, "seed": seed or None, "task_argument": task}) if resume else None
     if run:
@@ -221,6 +223,7 @@ def main(
             "uncertain": uncertain,
             "seed": seed,
             "max_bad": max_bad,
+            "sizes": sizes,
             "quality": wanted_quality,
             "shards": [{"name": each.name(), "size": each.size} for each in shards],
         }
@@ -250,6 +253,8 @@ def main(
 def _check_plan(asked: bool, images: int | None, gpu: str | None, price: float) -> None:
     if images is not None and (images < 10 or not asked):
         raise UsageError(f"--images is for --plan and at least 10, not {images}.")
+    if gpu is not None and not asked:
+        raise UsageError("--gpu is for --plan: a sweep trains on what there is.")
     if gpu is not None and gpu not in GPUS:
         raise UsageError(f"--gpu is one of {', '.join(GPUS)}, not '{gpu}'.")
     if price < 0:
@@ -362,10 +367,10 @@ def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any
     if given["data"] is not None:
         given = {**given, "data": Store(given["data"]).absolute().uri}
     for option, value in given.items():
-        if value is not None and value != run.about[option]:
+        if value is not None and value != run.about.get(option):
             raise UsageError(
-                f"run {run.name} was made with --{option} {run.about[option]}, not {value}; --resume goes on as it was "
-                f"made: leave --{option} out."
+                f"run {run.name} was made with --{option} {run.about.get(option)}, not {value}; --resume goes on as it "
+                f"was made: leave --{option} out."
             )
     return run
 

@@ -168,7 +168,7 @@ def _fit(
     average = _average(model, config)
     targets = torch.from_numpy(training.targets.astype(np.float32))
     amp = device_.autocast(config.precision, device)
-    piece = _piece(job, config, model, trained, loss_of, amp, device, rank)
+    piece = _piece(job, config, model, loss_of, amp, device, rank)
     forward = _Forward(trained, config.compile, device, piece, count * config.epochs)
     clock.lap("model")
     best, best_scores, skipped = -math.inf, np.full(validation.targets.shape, np.nan, np.float32), 0
@@ -194,7 +194,7 @@ def _fit(
         for number, (batch, pixels) in enumerate(device_.ahead(stream, device), 1):
             clock.first("first_batch")
             wanted = targets[batch.rows].to(device, non_blocking=True)
-            value = _backward(forward, trained, pixels, wanted, loss_of, piece, amp, world, config.accumulation)
+            value = _backward(forward, pixels, wanted, loss_of, piece, amp, world, config.accumulation)
             images += len(batch.rows) * world
             if value is not None:
                 losses_seen.append(value)
@@ -274,7 +274,7 @@ class _Forward:
         self.model, self.size, self.left = model, size, steps
         self.undecided = mode == "auto" and device.type == "cuda"
         self.called: Any = None
-        self.since = 0.0
+        self.ticks, self.since = 0, 0.0
         if mode == "on":
             self._compile()
 
@@ -288,7 +288,7 @@ class _Forward:
             return
         import torch
 
-        self.ticks = getattr(self, "ticks", 0) + 1
+        self.ticks += 1
         if self.ticks == device_.WARM_STEPS:
             torch.cuda.synchronize()
             self.since = time.monotonic()
@@ -306,7 +306,6 @@ class _Forward:
 
 def _backward(
     forward: _Forward,
-    trained: torch.nn.Module,
     pixels: torch.Tensor,
     wanted: torch.Tensor,
     loss_of: Any,
@@ -315,7 +314,10 @@ def _backward(
     world: int,
     accumulation: int,
 ) -> float | None:
-    """Add a batch's gradients, in pieces that fit the device; its loss, or None where that is not finite."""
+    """Add a batch's gradients, in pieces that fit the device; its loss, or None where that is not finite.
+
+    Pieces weigh by their images: the whole batch's gradient where images have equally many labels.
+    """
     from torch.nn.parallel import DistributedDataParallel as DDP
 
     total = 0.0
@@ -324,7 +326,9 @@ def _backward(
         share = len(pixels[part]) / len(pixels)
         # workers exchange gradients with a batch's last piece only
         alone = (
-            trained.no_sync() if isinstance(trained, DDP) and first + piece < len(pixels) else contextlib.nullcontext()
+            forward.model.no_sync()
+            if isinstance(forward.model, DDP) and first + piece < len(pixels)
+            else contextlib.nullcontext()
         )
         with alone:
             with amp():
@@ -343,7 +347,6 @@ def _piece(
     job: Job,
     config: TrialConfig,
     model: torch.nn.Module,
-    trained: torch.nn.Module,
     loss_of: Any,
     amp: Callable[[], Any],
     device: torch.device,

@@ -126,6 +126,17 @@ def test_dicom_monochrome1_and_2_of_one_radiograph_are_one_image():
     assert np.corrcoef(bright[0].ravel(), deep.ravel())[0, 1] > 0.999
 
 
+def test_a_dicom_whose_lookup_table_is_broken_is_told_as_undecodable(monkeypatch):
+    content = dicom(radiograph(60, 50).astype(np.uint16))
+
+    def broken(*_):
+        raise NotImplementedError("8 bits allocated are not supported")
+
+    monkeypatch.setattr("pydicom.pixels.apply_voi_lut", broken)
+    with pytest.raises(ValueError, match=r"pydicom decodes \(8 bits"):
+        decode.decode(content)
+
+
 def test_a_dicom_window_is_applied():
     ramp = np.tile(np.arange(1000, dtype=np.uint16), (4, 1))
     image = decode.decode(dicom(ramp, WindowCenter=500, WindowWidth=200))[0][0]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cxrlt_ray import plan, sweep
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.search import grace, load_space
 from cxrlt_ray.storage import Store
 
@@ -96,6 +97,27 @@ def test_rates_measured_before_are_used_and_scale_the_others(tmp_path):
     assert again.kind(other, 40, "H100").rate == before.rate  # what was measured here says nothing of a GPU
 
 
+@pytest.mark.parametrize(
+    ("device", "wanted"),
+    [
+        ("NVIDIA-H100-80GB-HBM3", "H100"),
+        ("NVIDIA-L40S", "L40S"),
+        ("NVIDIA-L4", "L4"),
+        ("Tesla-T4", "T4"),
+        ("A100-80G", "A100"),
+        ("NVIDIA-A10G", "A10G"),
+        ("cpu-2", "cpu-2"),
+        ("NVIDIA-GeForce-RTX-4090", "NVIDIA-GeForce-RTX-4090"),
+    ],
+)
+def test_a_gpu_is_one_whatever_torch_ray_and_the_option_call_it(device, wanted, tmp_path):
+    assert plan.family(device) == wanted
+    rates = plan.Rates(Store(str(tmp_path)))
+    rates.note(device, "test_resnet", 96, 123.0, "trials")
+    spec = ModelSpec("test_resnet", 96, pretrained=False)
+    assert rates.kind(spec, 40, wanted).rate == rates.kind(spec, 40, device).rate == 123.0
+
+
 def _params(space):
     return [
         {"backbone": name, "lr": 1e-3, "weight_decay": 0.01, "loss": "bce", "augment": 0.1, "drop_rate": 0.0}
@@ -130,6 +152,8 @@ def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monk
     [
         ({"plan": True, "images": 3}, "--images"),
         ({"images": 1000}, "--images is for --plan"),
+        ({"probe": True, "images": 1000}, "--images is for --plan"),
+        ({"gpu": "H100"}, "--gpu is for --plan"),
         ({"plan": True, "gpu": "B9000"}, "--gpu is one of"),
         ({"plan": True, "price": -1.0}, "--price"),
         ({"ingest": "magic"}, "--ingest is auto, threads or ray"),

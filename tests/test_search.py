@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import optuna
 import pytest
 
-from cxrlt_ray import config
+from cxrlt_ray import config, plan
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import weights
 from cxrlt_ray.search import load_space
@@ -43,13 +45,7 @@ def space(tmp_path):
 
 
 def sampled(space, count=40):
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = []
-    for _ in range(count):
-        trial = study.ask()
-        space.define(trial)
-        found.append(space.to_config(trial.params))
-    return found
+    return plan.draw(dataclasses.replace(space, start=()), count)
 
 
 def test_every_sampled_trial_keeps_to_choices_ranges_and_conditions(space):

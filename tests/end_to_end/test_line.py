@@ -165,6 +165,10 @@ def test_a_killed_sweep_goes_on_with_the_interrupted_trials_own_parameters(stora
     assert [trial.name for trial in ensemble.candidates(run_of(str(copy)), None)] == ["T0000", "T0001"]
     with pytest.raises(UsageError, match="is of task1, not auto"):
         sweep.main("auto", storage=str(copy), resume=True)
+    with pytest.raises(UsageError, match=r"made with --quality 95, not 90"):
+        sweep.main("task1", storage=str(copy), resume=True, quality="90")
+    with pytest.raises(UsageError, match=r"made with --sizes None, not 96"):
+        sweep.main("task1", storage=str(copy), resume=True, sizes="96")
     with pytest.raises(UsageError, match=r"made with --holdout 0\.3, not 0\.5"):
         sweep.main("task1", storage=str(copy), resume=True, holdout=0.5)
     sweep.main("task1", storage=str(copy), resume=True)
