@@ -23,7 +23,8 @@ from cxrlt_ray.search import REDUCTION, Space, TrialConfig, grace
 from cxrlt_ray.storage import Store
 
 # FLOP/s that training reaches; estimates, from 600 images/s of ConvNeXt-S at 384 px on an H100, and scaled by the
-# vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, measured on two AMD EPYC cores
+# vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, the low end of the 20 to 53 GFLOP/s that
+# the demo's models reached on two AMD EPYC cores
 SPEEDS = {
     "H200": 95e12,
     "H100": 92e12,
@@ -39,7 +40,9 @@ GPUS = [name for name in SPEEDS if name != "cpu"]
 PROBE_SECONDS = 60.0
 FINDINGS = 40  # of the models whose cost is planned: the head is next to nothing
 PASSES = 3.0  # a training step costs three forward passes, forward and twice that backward
-NOISE = 0.6  # of a made-up trial's score in its first epoch, in units of the spread between trials
+# of a made-up trial's score in its first epoch, in units of the spread between trials; chosen, not fitted: the small
+# models of benchmarks/search.py are noisier (rank correlation with the last epoch .46 to .56 after the first)
+NOISE = 0.6
 TURNAROUND, START = 2.0, 30.0  # seconds between trials of a process, and before its first
 PROCESS = 1.5e9  # bytes of a trial's process on the CPU's side: Python, torch, Ray and the batches under way
 DECODE = 2.9e-9  # seconds a pixel to decode a q95 JPEG, one core (PERFORMANCE.md: 1,320 images/s at 512 px)
