@@ -1,0 +1,70 @@
+"""Which training images an epoch shows, and how often: exact distributions, every image seen within E epochs.
+
+A sampler gives each image its expected number of draws an epoch, [N], which sum to N. `draws` turns them into
+rows by systematic sampling with offsets spread over the epochs: each epoch has exactly N draws, and over E
+epochs an image comes within one of E times what is expected of it. Nothing is random but where it starts.
+
+    natural       every image once
+    sqrt          findings in proportion to the square root of their positives (Kang et al. 2020, eq. 1, q = 1/2)
+    class_aware   all findings alike (q = 0)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cxrlt_ray.errors import UsageError
+
+POWERS = {"natural": 1.0, "sqrt": 0.5, "class_aware": 0.0}
+SAMPLERS = tuple(POWERS)
+
+
+def expected(sampler: str, targets: np.ndarray, epochs: int) -> np.ndarray:
+    """Expected draws an epoch, float [N], summing to N, of images with targets int8 [N, C] (1, 0, -1).
+
+    A finding j with n_j positives is drawn with p_j ~ n_j^q, one of its images at random; images without any
+    positive are a finding of their own. What that leaves below 1 / epochs is raised to it, the rest scaled down,
+    so that every image is seen. Raises UsageError for an unknown sampler.
+    """
+    if sampler not in POWERS:
+        raise UsageError(f"no sampler '{sampler}'; there are {', '.join(SAMPLERS)}.")
+    images = len(targets)
+    if sampler == "natural" or not images:
+        return np.ones(images)
+    positive = targets == 1
+    positive = np.column_stack([positive, ~positive.any(axis=1)])
+    counts = positive.sum(axis=0).astype(float)
+    positive, counts = positive[:, counts > 0], counts[counts > 0]
+    share = counts ** POWERS[sampler]
+    return _raised(images * positive @ (share / share.sum() / counts), 1 / epochs)
+
+
+def draws(counts: np.ndarray, epoch: int, epochs: int, seed: int = 0) -> np.ndarray:
+    """Rows [N] of epoch `epoch` of `epochs`, each as often as `counts` [N] (summing to N) expects, to within one."""
+    images = len(counts)
+    if not images or (counts == 1).all():
+        return np.arange(images)
+    rng = np.random.default_rng([seed, 77])
+    order = rng.permutation(images)
+    edges = np.cumsum(counts[order])
+    edges *= images / edges[-1]  # rounding of the sum must not lose a draw
+    offset = (rng.random() + epoch / epochs) % 1
+    whole = np.floor(edges + offset).astype(np.int64)
+    whole[-1] = images  # floor(N + offset)
+    times = np.diff(whole, prepend=0)
+    return np.sort(np.repeat(order, times))
+
+
+def _raised(counts: np.ndarray, least: float) -> np.ndarray:
+    """`counts` with none below `least`, the others scaled to keep the sum."""
+    total = counts.sum()
+    least *= 1 + 1e-9
+    low = np.zeros(len(counts), bool)
+    while True:  # each turn raises at least one more; a few turns in practice
+        free = total - least * low.sum()
+        scaled = counts * (free / max(counts[~low].sum(), 1e-300))
+        again = low | (scaled < least)
+        if (again == low).all() or again.all():
+            break
+        low = again
+    return np.where(low, least, scaled) if not again.all() else np.full(len(counts), total / len(counts))
