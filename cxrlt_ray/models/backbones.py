@@ -1,34 +1,84 @@
-"""Backbones: any name that timm knows, with or without a tag, at any resolution it allows."""
+"""Backbones by name: timm's, timm's from a hub or folder, torchxrayvision's DenseNets, transformers' image encoders.
+
+    convnext_small.fb_in22k_ft_in1k_384      timm's, with or without a tag
+    hf-hub:OWNER/NAME, local-dir:FOLDER      timm's format, of a hub or a folder
+    xrv:densenet121-res224-all               torchxrayvision's (see outside.py)
+    transformers:microsoft/rad-dino, transformers:FOLDER
+
+A name stands for a `Recipe`, which a saved model keeps: it is built again where no hub can be asked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.models import outside
 
 if TYPE_CHECKING:
     from cxrlt_ray.models import ModelSpec
 
 # pixel normalisation where it is not what timm says of the architecture: (x - 127) / 128 on 0..255
 NORMALISATION = {"tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
+HUB, FOLDER, XRV, TRANSFORMERS = "hf-hub:", "local-dir:", "xrv:", "transformers:"
+TRIES = 24  # resolutions tried on each side of one that is refused
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a backbone is built: by timm or transformers, an architecture's name, and options; mean, std: its own or
+    what timm says.
+    """
+
+    by: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether timm's name says it all."""
+        return self.by == "timm" and not self.options and not self.mean
 
 
 def known(name: str) -> bool:
-    """Whether timm has this backbone; hf-hub: names are taken on trust."""
+    """Whether there is such a backbone; what only a hub can tell is taken on trust."""
     import timm
 
-    return name.startswith("hf-hub:") or timm.is_model(name)
+    if name.startswith(HUB):
+        return "/" in name
+    if name.startswith(FOLDER):
+        return (Path(name.removeprefix(FOLDER)) / "config.json").is_file()
+    if name.startswith(XRV):
+        return name.removeprefix(XRV) in outside.DENSENETS
+    if name.startswith(TRANSFORMERS):
+        return outside.known(name.removeprefix(TRANSFORMERS))
+    if ":" in name or "/" in name or not timm.is_model(name):
+        return False
+    return "." not in name or name in timm.list_pretrained(name.split(".")[0] + "*")
 
 
 def suggestions(name: str) -> list[str]:
     """The names nearest to an unknown one."""
     import timm
 
-    return get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+    if name.startswith(XRV):
+        return [XRV + each for each in get_close_matches(name.removeprefix(XRV), outside.DENSENETS, n=3, cutoff=0)]
+    if name.startswith(TRANSFORMERS):
+        return [TRANSFORMERS + each for each in outside.CONFIGS] + [TRANSFORMERS + "FOLDER"]
+    if name.startswith((HUB, FOLDER)):
+        return []
+    base, _, tag = name.partition(".")
+    if timm.is_model(base) and tag:
+        return get_close_matches(name, timm.list_pretrained(base + ".*"), n=3, cutoff=0)
+    return get_close_matches(base, timm.list_models(), n=3)
 
 
 @contextmanager
@@ -66,36 +116,134 @@ def _drops_paths(name: str) -> bool:
     return True
 
 
-def create(spec: ModelSpec, pretrained: bool) -> Any:
-    """A model of timm without classifier, at the spec's resolution and channels, with timm's own weights or none."""
+def recipe(name: str) -> Recipe:
+    """What a name stands for. Raises UsageError for an unknown one, CxrltError where a hub or folder does not tell."""
+    if not known(name):
+        near = ", ".join(suggestions(name)) or "none"
+        raise UsageError(f"{_catalogue(name)} has no backbone '{name}'; near it are {near}.")
+    if name.startswith(XRV):
+        return outside.densenet(name.removeprefix(XRV))
+    if name.startswith(TRANSFORMERS):
+        return outside.encoder(name.removeprefix(TRANSFORMERS))
+    if name.startswith((HUB, FOLDER)):
+        return _published(name)
+    return Recipe("timm", name)
+
+
+def _catalogue(name: str) -> str:
+    return {XRV: "torchxrayvision", TRANSFORMERS: "transformers", FOLDER: "the disk"}.get(
+        name.partition(":")[0] + ":", "timm"
+    )
+
+
+@lru_cache(maxsize=256)
+def _published(name: str) -> Recipe:
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+    from cxrlt_ray.models.weights import offline_where_the_hub_has_no_address
+
+    try:
+        with offline_where_the_hub_has_no_address():
+            read = load_model_config_from_hf if name.startswith(HUB) else load_model_config_from_path
+            about, architecture, options = read(name.partition(":")[2])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CxrltError(
+            f"backbone '{name}': its config.json cannot be had ({reason}); fetch the model on a machine with internet "
+            f"and give its folder by `backbone: {FOLDER}PATH`."
+        ) from None
+    mean, std = about.get("mean", (0.485, 0.456, 0.406)), about.get("std", (0.229, 0.224, 0.225))
+    return Recipe("timm", architecture, dict(options), tuple(mean), tuple(std))
+
+
+def create(spec: ModelSpec, made: Recipe, pretrained: bool = False) -> Any:
+    """The backbone without classifier, at the spec's resolution and channels, with timm's own weights or none."""
+    if made.by == "transformers":
+        return outside.create(spec, made)
     import timm
 
-    options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.in_chans, "pretrained": pretrained}
+    name = spec.backbone if pretrained else made.name
+    options: dict[str, Any] = {**made.options, "num_classes": 0, "in_chans": spec.in_chans, "pretrained": pretrained}
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
-    if spec.drop_path and not _drops_paths(spec.backbone):
+    if spec.drop_path and not _drops_paths(made.name):
         raise UsageError(f"backbone '{spec.backbone}' has no drop path: give it `drop_path: 0` in the search space.")
     try:
         # transformers fix their grid when they are built, and timm fits position embeddings to it as it loads
-        return timm.create_model(spec.backbone, img_size=spec.resolution, **options)
-    except TypeError:
-        return timm.create_model(spec.backbone, **options)
+        return timm.create_model(name, **{**options, "img_size": spec.resolution})
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        options.pop("img_size", None)
+        return timm.create_model(name, **options)
 
 
-def make_backbone(spec: ModelSpec) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+def make_backbone(spec: ModelSpec, made: Recipe | None = None) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     """The backbone without weights, and its mean and std for pixels in 0..1.
 
-    Raises UsageError where timm does not know it, or cannot build it at that resolution.
+    Raises UsageError where there is none of that name, or it cannot be built at that resolution.
     """
     import timm
 
-    if not known(spec.backbone):
-        near = ", ".join(suggestions(spec.backbone)) or "none"
-        raise UsageError(f"timm has no backbone '{spec.backbone}'; near it are {near}.")
+    made = made or recipe(spec.backbone)
     try:
-        backbone = create(spec, pretrained=False)
+        backbone = create(spec, made)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UsageError(f"backbone '{spec.backbone}' cannot be built at {spec.resolution} px: {error}") from None
-    data = timm.data.resolve_model_data_config(backbone)
-    mean, std = NORMALISATION.get(spec.backbone.split(".")[0], (data["mean"], data["std"]))
+        raise UsageError(_refusal(spec, made, f"cannot be built at {spec.resolution} px", error)) from None
+    patch = patch_of(backbone)
+    if patch and spec.resolution % patch:
+        below = spec.resolution // patch * patch
+        near = " and ".join(str(edge) for edge in (below, below + patch) if edge)
+        raise UsageError(
+            f"backbone '{spec.backbone}' has patches of {patch} px, which do not fill {spec.resolution} px: "
+            f"the nearest resolutions are {near}."
+        )
+    data = timm.data.resolve_model_data_config(backbone) if not made.mean else {"mean": made.mean, "std": made.std}
+    mean, std = NORMALISATION.get(made.name.split(".")[0], (data["mean"], data["std"]))
     return backbone, tuple(mean), tuple(std)
+
+
+def patch_of(backbone: Any) -> int | None:
+    """The edge of a transformer's patches, where its grid must fill the image."""
+    embed = getattr(backbone, "patch_embed", None)
+    size = getattr(embed, "patch_size", None)
+    if size is None or getattr(embed, "dynamic_img_pad", False):
+        return None
+    return int(size if isinstance(size, int) else size[0])
+
+
+def refused(spec: ModelSpec, made: Recipe, error: Exception) -> UsageError:
+    """The error for a backbone that was built but takes no images of that resolution."""
+    return UsageError(_refusal(spec, made, f"takes no images of {spec.resolution} px", error))
+
+
+def _refusal(spec: ModelSpec, made: Recipe, what: str, error: Exception) -> str:
+    near = " and ".join(map(str, nearest(spec, made)))
+    mend = f"; the nearest resolutions that it takes are {near}" if near else ""
+    return f"backbone '{spec.backbone}' {what} ({str(error).splitlines()[0] if str(error) else error!r}){mend}."
+
+
+def nearest(spec: ModelSpec, made: Recipe) -> list[int]:
+    """The nearest resolution below and above that the backbone takes, by trying multiples of 32 (16, 8) on meta."""
+    step = next((step for step in (32, 16) if spec.resolution > 4 * step), 8)
+    first = spec.resolution // step * step
+    below = [edge for k in range(TRIES) if 0 < (edge := first - k * step) < spec.resolution]
+    above = [first + k * step for k in range(1, TRIES + 1)]
+    found = [_first_taken(spec, made, edges) for edges in (below, above)]
+    return [edge for edge in found if edge]
+
+
+def _first_taken(spec: ModelSpec, made: Recipe, edges: list[int]) -> int | None:
+    import dataclasses
+
+    import torch
+
+    for edge in edges:
+        try:
+            with torch.device("meta"), torch.no_grad():
+                backbone = create(dataclasses.replace(spec, resolution=edge, drop_path=0.0), made).eval()
+                backbone.forward_head(backbone.forward_features(torch.empty(1, spec.in_chans, edge, edge)))
+        except (RuntimeError, ValueError, AssertionError, TypeError):
+            continue
+        return edge
+    return None

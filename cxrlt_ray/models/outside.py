@@ -1,0 +1,157 @@
+"""Backbones from other libraries: torchxrayvision's DenseNets and transformers' image encoders (RAD-DINO).
+
+`xrv:NAME`: a chest X-ray DenseNet-121 (Cohen et al. 2022). The architecture is timm's densenet121 on one channel,
+tensor for tensor; the library (extra `xrv`) is needed for the download of the weights only, not with `checkpoint`.
+
+`transformers:NAME`: an image encoder of the hub or of a folder; the library (extra `transformers`) builds it. RAD-DINO
+(Perez-Garcia et al. 2025) is known without the hub: a ViT-B/14 of DINOv2 at 518 px.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from math import isqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from cxrlt_ray.errors import CxrltError, UsageError
+
+if TYPE_CHECKING:
+    from cxrlt_ray.models import ModelSpec
+    from cxrlt_ray.models.backbones import Recipe
+
+DENSENETS = tuple(f"densenet121-res224-{x}" for x in ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch"))
+# microsoft/rad-dino: its config.json, what differs from Dinov2Config, and its preprocessor_config.json
+CONFIGS: dict[str, dict[str, Any]] = {"microsoft/rad-dino": {"model_type": "dinov2", "image_size": 518}}
+NORMALISATION = {"microsoft/rad-dino": ((0.5307,) * 3, (0.2583,) * 3)}
+EXTRAS = {"torchxrayvision": "pip install 'cxrlt-ray[xrv]'", "transformers": "pip install 'cxrlt-ray[transformers]'"}
+
+
+def need(package: str, name: str) -> Any:
+    """The package. Raises CxrltError that names its extra where it is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise CxrltError(f"backbone '{name}' needs {package}: {EXTRAS[package]}.")
+    return importlib.import_module(package)
+
+
+def known(name: str) -> bool:
+    """Whether transformers can be asked for it: a folder with config.json, or a name of the hub (on trust)."""
+    path = Path(name)
+    return (path / "config.json").is_file() or (not path.is_absolute() and name.count("/") == 1 and name[0] != ".")
+
+
+def densenet(name: str) -> Recipe:
+    """Pixels as by torchxrayvision's normalize(): (2 * x - 1) * 1024 of 0..1."""
+    from cxrlt_ray.models.backbones import Recipe
+
+    return Recipe("timm", "densenet121", {}, (0.5,), (1 / 2048,))
+
+
+def densenet_weights(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a DenseNet under timm's names (the same); downloads them once, as torchxrayvision does."""
+    model = need("torchxrayvision", f"xrv:{name}").models.DenseNet(weights=name)
+    return {key: tensor for key, tensor in model.state_dict().items() if key.startswith("features.")}
+
+
+def encoder(name: str) -> Recipe:
+    """The configuration and normalisation of an image encoder. Raises CxrltError where they cannot be had."""
+    from cxrlt_ray.models.backbones import Recipe
+    from cxrlt_ray.models.weights import offline_where_the_hub_has_no_address
+
+    if name in CONFIGS:
+        return Recipe("transformers", name, CONFIGS[name], *NORMALISATION[name])
+    transformers = need("transformers", f"transformers:{name}")
+    try:
+        with offline_where_the_hub_has_no_address():
+            config = transformers.AutoConfig.from_pretrained(name)
+            about, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CxrltError(
+            f"backbone 'transformers:{name}': its config.json and preprocessor_config.json cannot be had ({reason}); "
+            "fetch them on a machine with internet and give their folder by `backbone: transformers:FOLDER`."
+        ) from None
+    if "image_mean" not in about or "image_std" not in about:
+        raise CxrltError(f"backbone 'transformers:{name}': preprocessor_config.json has no image_mean and image_std.")
+    told = {**config.to_diff_dict(), "model_type": config.model_type}
+    return Recipe("transformers", name, told, tuple(about["image_mean"]), tuple(about["image_std"]))
+
+
+def create(spec: ModelSpec, made: Recipe) -> Encoder:
+    """An image encoder of transformers without weights."""
+    transformers = need("transformers", spec.backbone)
+    options = {key: value for key, value in made.options.items() if key != "model_type"}
+    config = transformers.AutoConfig.for_model(made.options["model_type"], **options)
+    config.num_channels = spec.in_chans
+    if hasattr(config, "use_mask_token"):
+        config.use_mask_token = False  # of its pretraining: nothing that we train would use it
+    if spec.drop_path and not hasattr(config, "drop_path_rate"):
+        raise UsageError(f"backbone '{spec.backbone}' has no drop path: give it `drop_path: 0` in the search space.")
+    if spec.drop_path:
+        config.drop_path_rate = spec.drop_path
+    return Encoder(transformers.AutoModel.from_config(config), config)
+
+
+def encoder_weights(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of an encoder of the hub or of a folder, under its own names."""
+    transformers = need("transformers", f"transformers:{name}")
+    return transformers.AutoModel.from_pretrained(name).state_dict()
+
+
+class Encoder(nn.Module):
+    """An image encoder of transformers with the ways of one of timm's.
+
+    Its position embeddings stay as they were pretrained, and are interpolated as images of another size come.
+    """
+
+    def __init__(self, model: Any, config: Any) -> None:
+        super().__init__()
+        import inspect
+
+        if not hasattr(config, "patch_size") or not hasattr(config, "hidden_size"):
+            raise ValueError(f"a model of type '{config.model_type}' gives no tokens of patches")
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # the class token is taken as it is
+        self.model = model
+        self.patch_embed = _Patches(config.patch_size)
+        self.num_features = self.head_hidden_size = config.hidden_size
+        takes = inspect.signature(model.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        self.unpooled = False
+
+    @property
+    def num_prefix_tokens(self) -> None:
+        """Told by the number of tokens."""
+        return None
+
+    def reset_classifier(self, num_classes: int, global_pool: str) -> None:
+        """As timm's; there is never a classifier."""
+        self.unpooled = not global_pool
+
+    def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, P + N, D]."""
+        return self.model(pixels, **self.options).last_hidden_state
+
+    def forward_head(self, tokens: torch.Tensor, pre_logits: bool = True) -> torch.Tensor:
+        """The class token, or the mean where there is none; all tokens once unpooled."""
+        if self.unpooled:
+            return tokens
+        return tokens.mean(dim=1) if isqrt(tokens.shape[1]) ** 2 == tokens.shape[1] else tokens[:, 0]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers by name, for rates that differ by layer."""
+        return {"stem": r"^model\.embeddings", "blocks": [(r"\.layers?\.(\d+)", None), (r"norm", (99_999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        """What weight decay leaves alone."""
+        return {name for name, _ in self.named_parameters() if "token" in name or "position_embeddings" in name}
+
+
+class _Patches:
+    """What tells the edge of patches, as timm's patch_embed does."""
+
+    def __init__(self, size: int | list[int] | tuple[int, ...]) -> None:
+        self.patch_size = size if isinstance(size, int) else size[0]

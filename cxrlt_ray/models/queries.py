@@ -1,0 +1,104 @@
+"""Label embeddings for the head `query_text`: a file with one row a finding, by name where it has names.
+
+.parquet, .csv: a column of names (text), all other columns numbers. .npz: an array `embeddings` [C, E], and `names` [C]
+where it has them. .safetensors: a tensor `embeddings` [C, E] in the findings' order, or a tensor [E] under each name.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from cxrlt_ray.errors import CxrltError, UsageError
+
+
+def read(uri: str, findings: Sequence[str]) -> np.ndarray:
+    """float32 [C, E], one row for each of `findings`.
+
+    Raises UsageError naming the findings that the file lacks, or its number of rows where it has no names.
+    """
+    names, rows = _table(uri)
+    if names is None:
+        if len(rows) != len(findings):
+            raise UsageError(
+                f"{uri} has {len(rows)} label embeddings without names, the task has {len(findings)} findings: give "
+                "one row a finding in the task's order, or names."
+            )
+        return rows
+    lacking = [finding for finding in findings if finding not in names]
+    if lacking:
+        raise UsageError(f"{uri} has no label embedding for {', '.join(lacking)}: add a row for each.")
+    return rows[[names.index(finding) for finding in findings]]
+
+
+def width(uri: str) -> int:
+    """E of the file."""
+    return _table(uri)[1].shape[1]
+
+
+@lru_cache(maxsize=8)
+def _table(uri: str) -> tuple[list[str] | None, np.ndarray]:
+    from cxrlt_ray.storage import Store
+
+    folder, _, name = uri.rpartition("/")
+    kind = name.rpartition(".")[2].lower()
+    if kind not in _READERS:
+        raise UsageError(f"{uri}: label embeddings are read from .{', .'.join(_READERS)} only.")
+    try:
+        names, rows = _READERS[kind](Store(folder or ("/" if uri.startswith("/") else ".")).read(name))
+    except CxrltError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{uri} cannot be read as label embeddings ({reason}).") from None
+    if rows.ndim != 2 or not rows.size or (names is not None and len(names) != len(rows)):
+        raise UsageError(f"{uri}: label embeddings are one row a finding, not of shape {rows.shape}.")
+    if not np.isfinite(rows).all():
+        raise UsageError(f"{uri} has label embeddings that are not finite numbers.")
+    if names is not None and len(set(names)) < len(names):
+        twice = next(each for each in names if names.count(each) > 1)
+        raise UsageError(f"{uri} has two label embeddings for {twice}.")
+    return names, rows.astype(np.float32)
+
+
+def _of_table(table: object) -> tuple[list[str] | None, np.ndarray]:
+    import pandas as pd
+
+    assert isinstance(table, pd.DataFrame)
+    texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
+    if len(texts) > 1:
+        raise ValueError(f"columns {', '.join(map(str, texts))} are no numbers; one may hold the names")
+    names = [str(each) for each in table[texts[0]]] if texts else None
+    return names, table.drop(columns=texts).to_numpy(np.float64)
+
+
+def _parquet(content: bytes) -> tuple[list[str] | None, np.ndarray]:
+    import pandas as pd
+
+    return _of_table(pd.read_parquet(io.BytesIO(content)))
+
+
+def _csv(content: bytes) -> tuple[list[str] | None, np.ndarray]:
+    import pandas as pd
+
+    return _of_table(pd.read_csv(io.BytesIO(content)))
+
+
+def _npz(content: bytes) -> tuple[list[str] | None, np.ndarray]:
+    arrays = np.load(io.BytesIO(content), allow_pickle=False)
+    return [str(each) for each in arrays["names"]] if "names" in arrays else None, arrays["embeddings"]
+
+
+def _safetensors(content: bytes) -> tuple[list[str] | None, np.ndarray]:
+    from safetensors.torch import load
+
+    tensors = {name: tensor.float().numpy() for name, tensor in load(content).items()}
+    if set(tensors) == {"embeddings"}:
+        return None, tensors["embeddings"]
+    return list(tensors), np.stack(list(tensors.values()))
+
+
+_READERS = {"parquet": _parquet, "csv": _csv, "npz": _npz, "safetensors": _safetensors}
