@@ -1,40 +1,44 @@
 """A data directory in a known format -> the manifest, split by subject, or one clear sentence why not.
 
+Other cohorts may be joined to it, for training only: their findings are mapped to CXR-LT's (mapping.py), their
+ids begin with their name, and what they do not label is null.
+
 `python -m cxrlt_ray.cohort DIR` tells a person what is there and lists everything for which a sweep
 would refuse it, where the sweep stops at the first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
 from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.manifest import META, SPLITS, VIEWS, Manifest
-from cxrlt_ray.readers import Request, choose_reader
-from cxrlt_ray.readers.columns import counted
-from cxrlt_ray.readers.files import compare_with_disk
+from cxrlt_ray.manifest import COHORT, MAIN, META, Manifest
+from cxrlt_ray.readers import Raw, Request, all_readers, choose_reader
+from cxrlt_ray.readers.columns import UNCERTAIN_MEANS, counted
+from cxrlt_ray.readers.files import common_root, plain
 from cxrlt_ray.splits import holdout
 from cxrlt_ray.storage import Store
+from cxrlt_ray.summary import tell_counts, tell_files
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Column, Table
-
-UNCERTAIN = ("null", "zero", "one")
 VALIDATION = 0.15
+PHANTOM = "phantom:"  # before a directory: the phantom there poses as the cohort
+IDS = ("image_id", "study_id", "subject_id")
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """A manifest and what to tell of how it came about."""
+    """A manifest, what to tell of how it came about, and below which directory the images of each cohort lie."""
 
     manifest: Manifest
     notes: tuple[str, ...]
+    roots: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_cohort(
@@ -47,13 +51,15 @@ def read_cohort(
     validation: float = VALIDATION,
     labelled: bool = True,
     training: bool = True,
+    others: Mapping[str, str] | None = None,
 ) -> Cohort:
     """Read the directory or URI `data`.
 
     format: a reader's name; found by looking without it. task: its findings are read. uncertain: what
     CheXpert's -1 becomes. validation: share of the training subjects that becomes split `val` where the
     data has none, drawn with `seed`; 0: none is carved. labelled: False if labels and a training split may be missing.
-    training: False if the training split may be missing, to evaluate only.
+    training: False if the training split may be missing, to evaluate only. others: a mapping of cohorts/ ->
+    that cohort's directory or URI, or phantom:DIR: it is joined for training, whatever its own splits.
     Raises CxrltError with the first of the reasons to refuse it, UsageError for arguments that do not fit.
     """
     cohort, problems = examine(
@@ -65,9 +71,11 @@ def read_cohort(
         validation=validation,
         labelled=labelled,
         training=training,
+        others=others,
     )
     if problems:
-        more = f" ({len(problems) - 1} more: python -m cxrlt_ray.cohort {data})" if len(problems) > 1 else ""
+        more = f" ({len(problems) - 1} more: python -m cxrlt_ray.cohort {data}{_options(others)})"
+        more = more if len(problems) > 1 else ""
         raise CxrltError(problems[0] + more)
     return cohort
 
@@ -82,15 +90,16 @@ def examine(
     validation: float = VALIDATION,
     labelled: bool = True,
     training: bool = True,
+    others: Mapping[str, str] | None = None,
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
     from cxrlt_ray.tasks import load_task
 
-    if uncertain not in UNCERTAIN:
-        raise UsageError(f"--uncertain is one of {', '.join(UNCERTAIN)}, not '{uncertain}'.")
-    store = Store(data).absolute()
-    if not store.exists(""):
-        raise UsageError(f"no directory {data}.")
+    if uncertain not in UNCERTAIN_MEANS:
+        raise UsageError(f"--uncertain is one of {', '.join(UNCERTAIN_MEANS)}, not '{uncertain}'.")
+    if others and not (labelled and training):
+        raise UsageError("other cohorts only train: they are joined to data that is read for training.")
+    store = _directory(data)
     wanted = None if task == "auto" else load_task(task).findings
     reader, why = choose_reader(store, format, labelled)
     raw = reader.read(Request(store, task, wanted, uncertain, labelled))
@@ -98,16 +107,58 @@ def examine(
         raise CxrltError(f"{data}, read as {reader.name}, has no images.")
     if labelled:
         _check_findings(raw.findings, wanted, task, reader.name)
-    problems = list(dict.fromkeys(raw.problems))
-    table = _without_duplicates(_complete(raw.table, raw.findings), problems)
+    table, problems = _rows(raw)
     notes = [f"Data: format {reader.name} ({why}), {len(table):,} images, paths from {raw.root}.", *raw.notes]
     if labelled:
         _check_leaks(table, problems)
         if training:
             table = _with_all_splits(table, raw.findings, validation, seed, notes, problems)
-    table = table.sort_values(["subject_id", "study_id", "image_id"], kind="stable", ignore_index=True)
+    table = _ordered(table.assign(**{COHORT: MAIN}))
     manifest = Manifest(table[[*META, *raw.findings]], raw.findings, reader.name, raw.root)
-    return Cohort(manifest, tuple(notes)), problems
+    cohort = Cohort(manifest, tuple(notes), {MAIN: raw.root})
+    return (_joined(cohort, others, uncertain, problems) if others else cohort), problems
+
+
+def parse_cohorts(given: Sequence[str]) -> dict[str, str]:
+    """['nih=/data/nih', 'vindr=phantom:/data/phantom'] -> mapping -> directory, as `others` of `read_cohort`.
+
+    Raises UsageError for another form, a mapping that there is not or that is wrong, and a missing directory.
+    """
+    from cxrlt_ray.mapping import load_mapping
+
+    others: dict[str, str] = {}
+    for text in given:
+        name, _, where = text.partition("=")
+        if not (name and where):
+            raise UsageError(f"--cohort is NAME=DIR, such as nih=/data/nih; not '{text}'.")
+        if name in others:
+            raise UsageError(f"--cohort names {name} twice: give each cohort once.")
+        load_mapping(name)
+        _directory(where.removeprefix(PHANTOM))
+        others[name] = where
+    return others
+
+
+def _directory(data: str) -> Store:
+    store = Store(data).absolute()
+    if not store.exists(""):
+        raise UsageError(f"no directory {data}.")
+    return store
+
+
+def _options(others: Mapping[str, str] | None) -> str:
+    """`others` as they are given on a command line."""
+    return "".join(f" --cohort {shlex.quote(f'{name}={where}')}" for name, where in (others or {}).items())
+
+
+def _rows(raw: Raw) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of a reader in full, each image once, and what is wrong with them."""
+    problems = list(dict.fromkeys(raw.problems))
+    return _without_duplicates(_complete(raw.table, raw.findings), problems), problems
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(["subject_id", "study_id", "image_id"], kind="stable", ignore_index=True)
 
 
 def _check_findings(there: tuple[str, ...], wanted: tuple[str, ...] | None, task: str, reader: str) -> None:
@@ -213,11 +264,101 @@ def _carve(
     return table.assign(split=pd.Series(splits, table.index, "str"))
 
 
+def _joined(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str]) -> Cohort:
+    """`main` and, after its rows, those of the other cohorts by name; paths are below what all roots share."""
+    cohorts = [main]
+    for key, where in others.items():
+        other = _other(key, where, main.manifest, uncertain, problems)
+        if any(other.roots.keys() & cohort.roots.keys() for cohort in cohorts):
+            raise UsageError(f"two cohorts are called {next(iter(other.roots))}: give one of the mappings a `name:`.")
+        cohorts.append(other)
+    cohorts[1:] = sorted(cohorts[1:], key=lambda cohort: next(iter(cohort.roots)))
+    roots = {name: plain(root) for cohort in cohorts for name, root in cohort.roots.items()}
+    root = common_root(list(roots.values()))
+    tables = []
+    for cohort, below in zip(cohorts, roots.values(), strict=True):
+        prefix = below[len(root) :].strip("/")
+        path = cohort.manifest.table["path"]
+        tables.append(cohort.manifest.table.assign(path=f"{prefix}/" + path if prefix else path))
+    manifest = replace(main.manifest, table=pd.concat(tables, ignore_index=True), root=root)
+    return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots)
+
+
+def _other(key: str, where: str, main: Manifest, uncertain: str, problems: list[str]) -> Cohort:
+    """The images of another cohort that label a finding of `main`: all of split train, ids after the cohort's name."""
+    from cxrlt_ray.mapping import load_mapping, map_findings, posing
+
+    mapping = load_mapping(key)
+    name, wanted = mapping.name, [finding for finding in main.findings if finding in mapping.reached]
+    if not wanted:
+        raise UsageError(
+            f"cohort {name} labels none of the {len(main.findings)} findings of the task, such as {main.findings[0]}: "
+            "leave it out, or map its findings to those."
+        )
+    if where.startswith(PHANTOM):
+        raw = _phantom(where.removeprefix(PHANTOM), tuple(wanted))
+        table, wrong = _rows(raw)
+        labels = posing(Manifest(table, raw.findings, name, raw.root), key, main.findings).table[list(main.findings)]
+    else:
+        sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & set(wanted))
+        raw = all_readers()[mapping.reader].read(Request(_directory(where), "auto", sources, uncertain))
+        table, wrong = _rows(raw)
+        labels = map_findings(table, mapping, main.findings)
+    table = pd.concat([table[list(META)], labels], axis=1)
+    if table["path"].str.contains(r"^/|(?:^|/)\.\.(?:/|$)", regex=True).any():
+        wrong.append(f"a path leads out of {raw.root}: paths are relative to it and below it.")
+    if main.table[list(IDS)].apply(lambda ids: ids.str.startswith(f"{name}/").any()).any():
+        wrong.append(f"the main data has ids that begin with {name}/, as this cohort's do: give its mapping a `name:`.")
+    problems += [f"cohort {name}: {problem}" for problem in wrong]
+    notes = [f"Cohort {name}: {note}" for note in raw.notes]
+    table = _to_train_with(table, name, main, wanted, where, notes)
+    why = [f"{each} ({mapping.not_labelled[each]})" for each in main.findings if each in mapping.not_labelled]
+    notes += [f"Cohort {name} does not label {'; '.join(why)}."] if why else []
+    return Cohort(Manifest(table, main.findings, mapping.reader, raw.root), tuple(notes), {name: raw.root})
+
+
+def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
+    """The phantom's own rows. Raises UsageError for another directory: real patients pose as nobody's."""
+    from cxrlt_ray.phantom import MARKER
+
+    store = _directory(folder)
+    if not store.exists(MARKER):
+        raise UsageError(f"{folder} holds no phantom cohort to pose as another: python -m cxrlt_ray.phantom {folder}.")
+    return all_readers()["cxrlt2024"].read(Request(store, "auto", findings))
+
+
+def _to_train_with(
+    table: pd.DataFrame, name: str, main: Manifest, wanted: list[str], where: str, notes: list[str]
+) -> pd.DataFrame:
+    """What of a cohort's images may train beside `main`, in the manifest's form; adds to `notes` what is left out."""
+    shared = table["image_id"].isin(main.table["image_id"])
+    known = table["subject_id"].isin(table.loc[shared, "subject_id"])
+    if known.any():
+        notes.append(
+            f"Cohort {name}: {known.sum():,} images are left out, of the {table.loc[known, 'subject_id'].nunique():,} "
+            "subjects of whom the main data has an image of the same id: they would be trained on and scored."
+        )
+    labelled = table[wanted].notna().any(axis=1)
+    if not labelled[~known].all():
+        notes.append(f"Cohort {name}: {(~labelled & ~known).sum():,} images without a label of the task are left out.")
+    table = table[labelled & ~known]
+    if table.empty:
+        raise CxrltError(f"cohort {name} ({where}) has no image to train on. {' '.join(notes)}".rstrip())
+    there = [finding for finding in wanted if table[finding].notna().any()]
+    notes.append(
+        f"Cohort {name}: {len(table):,} images from {where}, ids begin with {name}/. They train, whatever their own "
+        f"split, and are never scored. Labelled: {len(there)} of the task's {len(main.findings)} findings."
+    )
+    ids = {column: f"{name}/" + table[column] for column in IDS}
+    return _ordered(table.assign(**ids, split="train", **{COHORT: name}))
+
+
 def main(
     data: Annotated[str, cli.argument("the data's directory or URI")],
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
     task: Annotated[str, cli.option("task1, task2, task3, auto (every finding of the data) or a YAML file")] = "auto",
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
+    cohorts: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on", "--cohort")] = None,
     files: Annotated[bool, cli.option("compare the table with the image files that are there")] = True,
 ) -> None:
     """Summarise a data directory: counts, missing files, leaks, and all for which a sweep would refuse it.
@@ -225,103 +366,26 @@ def main(
     python -m cxrlt_ray.cohort /data/mimic
 
     python -m cxrlt_ray.cohort /data/chexpert --uncertain one --no-files
+
+    python -m cxrlt_ray.cohort /data/mimic --task task1 --cohort nih=/data/nih vindr=/data/vindr
     """
-    cohort, problems = examine(data, format=format, task=task, uncertain=uncertain)
+    others = parse_cohorts(cohorts or ())
+    cohort, problems = examine(data, format=format, task=task, uncertain=uncertain, others=others)
     console = cli.console()
     for note in cohort.notes:
         console.print(note, markup=False, soft_wrap=True)
-    console.print(_splits_table(cohort.manifest), _findings_table(cohort.manifest))
-    for line in _remarks(cohort.manifest):
-        console.print(line, markup=False, soft_wrap=True)
+    tell_counts(cohort.manifest, console)
     if files:
-        problems += _tell_files(cohort.manifest, console)
+        problems += tell_files(cohort.manifest, cohort.roots, console)
     if problems:
         told = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
         console.print("\n- ".join(told), markup=False, soft_wrap=True)
         raise SystemExit(1)
-    console.print(f"Usable. Next: python -m cxrlt_ray.sweep {task} --data {data}", markup=False, soft_wrap=True)
+    following = f"python -m cxrlt_ray.sweep {task} --data {data}{_options(others)}"
+    console.print(f"Usable. Next: {following}", markup=False, soft_wrap=True)
 
 
-def _splits_table(manifest: Manifest) -> Table:
-    """Images, studies, subjects and views of each split."""
-    from rich import box
-    from rich.table import Table
-
-    shown = Table(
-        "split", *map(_right, ("images", "studies", "subjects", *VIEWS)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for split in [*_splits(manifest), "all"]:
-        part = manifest.table if split == "all" else manifest.table[manifest.table["split"] == split]
-        views = part["view"].value_counts()
-        counts = [len(part), part["study_id"].nunique(), part["subject_id"].nunique()]
-        counts += [int(views.get(view, 0)) for view in VIEWS]
-        shown.add_row(split, *(f"{count:,}" for count in counts))
-    return shown
-
-
-def _findings_table(manifest: Manifest) -> Table:
-    """Positives of each finding in each split, '-' where it is nowhere labelled, and its share of train."""
-    from rich import box
-    from rich.table import Table
-
-    from cxrlt_ray.tasks import rarity
-
-    splits = _splits(manifest)
-    targets = {split: manifest.of_split(split).targets() for split in splits}
-    train = targets.get("train", np.empty((0, len(manifest.findings)), np.int8))
-    shown = Table(
-        "finding", "group", *map(_right, (*splits, "% train", "null")), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for column, (finding, group) in enumerate(zip(manifest.findings, rarity(train), strict=True)):
-        here = {split: values[:, column] for split, values in targets.items()}
-        counts = [f"{(v == 1).sum():,}" if (v >= 0).any() else "-" for v in here.values()]
-        known = train[:, column] >= 0
-        share = f"{100 * (train[known, column] == 1).mean():.2f}" if known.any() else "-"
-        null = sum(int((v < 0).sum()) for v in here.values())
-        shown.add_row(finding, group if known.any() else "-", *counts, share, f"{null:,}" if null else "")
-    return shown
-
-
-def _remarks(manifest: Manifest) -> list[str]:
-    """Images a study, which of META is known, and findings without positives in a split."""
-    table = manifest.table
-    sizes = table.groupby("study_id").size().value_counts().sort_index()
-    lines = ["Studies by number of images: " + ", ".join(f"{size}: {count:,}" for size, count in sizes.items())]
-    known = table[["sex", "age", "race", "report"]].notna().mean()
-    lines.append("Known of the images: " + ", ".join(f"{name} {share:.1%}" for name, share in known.items()))
-    for split in _splits(manifest):
-        targets = manifest.of_split(split).targets()
-        none = (targets >= 0).any(axis=0) & ~(targets == 1).any(axis=0)
-        if none.any():
-            lines.append(f"Without positives in {split}: {', '.join(np.array(manifest.findings)[none])}")
-    return lines
-
-
-def _tell_files(manifest: Manifest, console: Console) -> list[str]:
-    """Print how table and disk differ; returns the reason to refuse the data, if too much is missing."""
-    from cxrlt_ray.prepare import MAX_BAD
-
-    disk, images = compare_with_disk(manifest.table["path"], manifest.root), len(manifest.table)
-    for count, what in ((disk.missing, "images not on disk"), (disk.unnamed, "image files that no row names")):
-        names = f": {', '.join(count[:3])}{' ...' if len(count) > 3 else ''}" if count else ""
-        console.print(f"{len(count):,} {what}{names}", markup=False, soft_wrap=True)
-    if len(disk.missing) <= MAX_BAD * images:
-        return []
-    return [
-        f"{len(disk.missing):,} of {images:,} images are not below {manifest.root}, more than the allowed share "
-        f"{MAX_BAD:g} (--max-bad): the first is {disk.missing[0]}."
-    ]
-
-
-def _splits(manifest: Manifest) -> list[str]:
-    there = set(manifest.table["split"].dropna())
-    return [split for split in SPLITS if split in there]
-
-
-def _right(name: str) -> Column:
-    from rich.table import Column
-
-    return Column(name, justify="right")
+main.many = ("--cohort",)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -21,8 +21,13 @@ import pyarrow.parquet as pq
 from cxrlt_ray.errors import CxrltError
 
 SCHEMA_VERSION = 1
+COHORT, MAIN = "cohort", "main"
 # photometric: MONOCHROME1 where bright is low, in an image file that does not say so itself
-META = ("image_id", "study_id", "subject_id", "view", "path", "split", "sex", "age", "race", "report", "photometric")
+# cohort: MAIN, or the name of another cohort, whose images only train
+META = (
+    "image_id", "study_id", "subject_id", "view", "path", "split", "sex", "age", "race", "report", "photometric",
+    COHORT,
+)  # fmt: skip
 VIEWS = ("PA", "AP", "LATERAL", "OTHER", "UNKNOWN")
 FRONTAL = ("PA", "AP")
 # development: images of the release's development set while its labels are withheld
@@ -42,6 +47,13 @@ class Manifest:
     findings: tuple[str, ...]
     source: str
     root: str
+
+    @property
+    def cohorts(self) -> pd.Series:
+        """Whose image each row is: MAIN or another cohort's name, str [N]."""
+        if COHORT not in self.table:
+            return pd.Series(MAIN, self.table.index, "str")
+        return self.table[COHORT].astype("str").fillna(MAIN)
 
     @property
     def fingerprint(self) -> str:
@@ -71,6 +83,10 @@ class Manifest:
         """The manifest of the images of `splits`."""
         return self.where(self.table["split"].isin(splits))
 
+    def of_cohort(self, *names: str) -> Manifest:
+        """The manifest of the images of the cohorts `names`."""
+        return self.where(self.cohorts.isin(names))
+
     def write(self, path: Path | str) -> None:
         """Write as Parquet: whole or not at all."""
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
@@ -88,7 +104,10 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path | str) -> Manifest:
-        """Read what `write` wrote. Raises CxrltError for a file that is none or of another version."""
+        """Read what `write` wrote. Raises CxrltError for a file that is none or of another version.
+
+        A file from before there were cohorts is of MAIN throughout.
+        """
         try:
             arrow = pq.read_table(path)
             about = json.loads((arrow.schema.metadata or {})[_KEY])
@@ -96,4 +115,7 @@ class Manifest:
             raise CxrltError(f"{path} is not a manifest of cxrlt_ray ({error}).") from None
         if about["schema_version"] != SCHEMA_VERSION:
             raise CxrltError(f"{path} is a manifest of version {about['schema_version']}; this is {SCHEMA_VERSION}.")
-        return cls(arrow.to_pandas(), tuple(about["findings"]), about["source"], about["root"])
+        read = cls(arrow.to_pandas(), tuple(about["findings"]), about["source"], about["root"])
+        if COHORT not in read.table:
+            read.table.insert(read.table.columns.isin(META).sum(), COHORT, read.cohorts)
+        return read

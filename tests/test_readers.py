@@ -120,12 +120,106 @@ def write_table(root: Path, count: int = 60) -> None:
     table.to_csv(root / "labels.csv", index=False)
 
 
+VINDR = (
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture", "Consolidation",
+    "Edema", "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity", "Lung cavity", "Lung cyst",
+    "Mediastinal shift", "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax",
+    "Pulmonary fibrosis", "Rib fracture", "Other lesion", "COPD", "Lung tumor", "Pneumonia", "Tuberculosis",
+    "Other diseases", "No finding",
+)  # fmt: skip
+
+
+def write_vindr(root: Path, count: int = 30) -> None:
+    """annotations/ with three rows an image of train, one of test, where a column is called otherwise; ID.dicom."""
+    rng = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    ids = {
+        "train": [f"{k:032x}" for k in rng.permutation(count)],
+        "test": [f"{k:032x}" for k in range(count, count + 8)],
+    }
+    for split, images in ids.items():
+        readers = ["R8", "R9", "R10"] if split == "train" else [""]
+        truth = (rng.random((len(images), len(VINDR))) < 0.3).astype(int)
+        rows = [(image, reader, *truth[k]) for k, image in enumerate(images) for reader in readers]
+        table = pd.DataFrame(rows, columns=["image_id", "rad_id", *VINDR])
+        if split == "test":
+            table = table.drop(columns="rad_id").rename(columns={"Other diseases": "Other disease"})
+        table.to_csv(root / "annotations" / f"image_labels_{split}.csv", index=False)
+        (root / split).mkdir()
+        for image in images:
+            (root / split / f"{image}.dicom").touch()
+
+
+BRAX = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion", "Lung Opacity", "Edema",
+    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
+    "Support Devices",
+)  # fmt: skip
+
+
+def write_brax(root: Path, count: int = 40) -> None:
+    """1.1.0's spreadsheet, two images a study, ages in groups, labels 1.0, 0.0, -1.0 and empty; images/ as PNG."""
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for k in range(count):
+        below = f"id_{k // 2:08x}/Study_{k // 2}.5/Series_{k}.7/image-{k:08d}-17"
+        labels = rng.choice(["1.0", "0.0", "-1.0", ""], len(BRAX), p=[0.3, 0.3, 0.1, 0.3])
+        meta = [f"Anonymized_DICOMs/{below}.dcm", f"images/{below}.png", f"id_{k // 2:08x}", "MF"[k // 2 % 2]]
+        meta += [["35", "85 or more"][k // 2 % 2], f"{k // 4}", "20110203", *labels]
+        rows.append([k, *meta, ["PA", "L"][k % 2], 2500, 2048, 3])
+        (root / "images" / below).parent.mkdir(parents=True)
+        (root / "images" / f"{below}.png").touch()
+    columns = ["", "DicomPath", "PngPath", "PatientID", "PatientSex", "PatientAge", "AccessionNumber", "StudyDate"]
+    columns += [*BRAX, "ViewPosition", "Rows", "Columns", "Manufacturer"]
+    pd.DataFrame(rows, columns=columns).to_csv(root / "master_spreadsheet_update.csv", index=False)
+
+
+PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+PADCHEST_COLUMNS = (
+    "", "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
+    "ViewPosition_DICOM", "Projection", "MethodProjection", "Pediatric", "Modality_DICOM", "Manufacturer_DICOM",
+    "PhotometricInterpretation_DICOM", "PixelRepresentation_DICOM", "PixelAspectRatio_DICOM",
+    "SpatialResolution_DICOM", "BitsStored_DICOM", "WindowCenter_DICOM", "WindowWidth_DICOM", "Rows_DICOM",
+    "Columns_DICOM", "XRayTubeCurrent_DICOM", "Exposure_DICOM", "ExposureInuAs_DICOM", "ExposureTime",
+    "RelativeXRayExposure_DICOM", "ReportID", "Report", "MethodLabel", "Labels", "Localizations",
+    "LabelsLocalizationsBySentence", "labelCUIS", "LocalizationsCUIS",
+)  # fmt: skip
+
+
+def write_padchest(root: Path, count: int = 40) -> None:
+    """The table as it was printed: an unnamed index, lists as Python and numpy write them, over several lines."""
+    root.mkdir(parents=True, exist_ok=True)
+    cells = ["['normal']", "['pleural effusion', ' cardiomegaly']", "['unchanged']", "['NSG tube', 'suboptimal study']"]
+    cells += ["['hiatal hernia', 'aortic elongation', 'unchanged']"]
+    rows = []
+    for k in range(count):
+        row = dict.fromkeys(PADCHEST_COLUMNS, "")
+        row |= {
+            "": k,
+            "ImageID": f"2168401113669640{k:06d}_00-0{k}.png",
+            "ImageDir": k % 2,
+            "StudyID": f"21684{k // 2}",
+        }
+        row |= {"StudyDate_DICOM": 20140915, "PatientID": f"839{k // 2:037d}", "PatientBirth": "1930.0"}
+        row |= {"PatientSex_DICOM": "F", "ViewPosition_DICOM": "POSTEROANTERIOR", "Projection": ["PA", "L"][k % 2]}
+        row |= {"PhotometricInterpretation_DICOM": f"MONOCHROME{1 + k % 2}", "Labels": cells[k // 2 % len(cells)]}
+        row |= {"Report": "sin hallazg , de interes .", "labelCUIS": "['C0032227' 'C0018800'\n 'C0003504']"}
+        rows.append(row)
+        (root / str(k % 2)).mkdir(exist_ok=True)
+        (root / str(k % 2) / row["ImageID"]).touch()
+    pd.DataFrame(rows, columns=PADCHEST_COLUMNS).to_csv(root / PADCHEST, index=False)
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "cxrlt2024": write_cxrlt2024,
     "cxrlt2023": write_cxrlt2023,
     "nih": write_nih,
     "chexpert": write_chexpert,
     "table": write_table,
+    "vindr": write_vindr,
+    "brax": write_brax,
+    "padchest": write_padchest,
 }
 
 
@@ -185,6 +279,20 @@ def test_a_tree_is_recognised_and_becomes_a_whole_manifest(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", WRITERS)
+def test_a_release_to_be_scored_is_no_directory_of_bare_images(tmp_path, format):
+    WRITERS[format](tmp_path)
+    (tmp_path / "scan.png").touch()
+    assert _read(tmp_path, labelled=False).manifest.source == format
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_a_reader_finds_no_finding_that_it_does_not_tell_of(tmp_path, format):
+    WRITERS[format](tmp_path)
+    known = all_readers()[format].findings
+    assert known is None or set(_read(tmp_path).manifest.findings) <= set(known)
+
+
+@pytest.mark.parametrize("format", WRITERS)
 def test_a_manifest_comes_back_from_its_file_with_the_same_fingerprint(tmp_path, format):
     WRITERS[format](tmp_path)
     manifest = _read(tmp_path).manifest
@@ -201,7 +309,7 @@ def test_a_uri_reads_as_the_directory_does(tmp_path, format):
 def test_directories_without_a_known_format_are_told_what_was_looked_for(tmp_path):
     with pytest.raises(UsageError, match=r"train_labeled.csv.*Data_Entry_2017.*labels.csv.*--format"):
         _read(tmp_path)
-    with pytest.raises(UsageError, match="no format 'nhi'; there are: chexpert, cxrlt2023"):
+    with pytest.raises(UsageError, match="no format 'nhi'; there are: brax, chexpert, cxrlt2023"):
         _read(tmp_path, format="nhi")
     with pytest.raises(UsageError, match="no directory"):
         _read(tmp_path / "nowhere")
@@ -469,6 +577,207 @@ def test_chexperts_labelled_test_set_replaces_valid(tmp_path):
     test[["Path"]].to_csv(release / "test.csv", index=False)
     assert len(_read(tmp_path).manifest.of_split("test").table) == 2
     assert set(_read(tmp_path, labelled=False).manifest.of_split("test").table["subject_id"]) == {"patient70000"}
+
+
+def _vindr(root: Path, train: str, test: str = "") -> Cohort:
+    """Two findings of a VinDr-CXR release, all other columns 0, from rows 'image reader Atelectasis Edema'."""
+    (root / "annotations").mkdir(exist_ok=True)
+    for split, rows in (("train", train), ("test", test)):
+        cells = [row.replace("-", "").split(" ") for row in rows.split(", ") if row]
+        table = pd.DataFrame(cells, columns=["image_id", "rad_id", "Atelectasis", "Edema"])
+        others = [name for name in VINDR if name not in table]
+        table[others] = "0"
+        if rows:
+            table.to_csv(root / "annotations" / f"image_labels_{split}.csv", index=False)
+    return _read(root, training=False)
+
+
+def test_vindrs_three_readers_vote_and_its_consensus_stands(tmp_path):
+    cohort = _vindr(tmp_path, "a R1 1 1, b R1 0 1, a R2 1 0, a R3 0 0, b R2 0 1, b R3 0 1", "c  1 0")
+    table = cohort.manifest.table.set_index("image_id")
+    assert table[["Atelectasis", "Edema"]].astype(int).to_numpy().tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert table["split"].tolist() == ["train", "train", "test"]
+    assert table["path"].tolist() == ["train/a.dicom", "train/b.dicom", "test/c.dicom"]
+    assert set(table["view"]) == {"PA"}
+    assert table["subject_id"].is_unique
+    assert any("each image is a subject of its own" in note for note in cohort.notes)
+    assert not any("another number of readers" in note for note in cohort.notes)
+
+
+def test_vindrs_readers_who_split_evenly_or_say_nothing_leave_no_label(tmp_path):
+    cohort = _vindr(tmp_path, "a R1 1 -, a R2 0 -, b R1 1 1, b R2 - 1, b R3 - 0, b R4 - 0")
+    assert cohort.manifest.targets(("Atelectasis", "Edema")).tolist() == [[-1, -1], [1, -1]]
+    assert any("2 images of train have another number of readers than 3" in note for note in cohort.notes)
+
+
+def test_vindrs_rows_that_cannot_be_are_named(tmp_path):
+    with pytest.raises(CxrltError, match=r"row 3 \(line 4\) is a second reading of image 'a' by the same radiologist"):
+        _vindr(tmp_path, "a R1 1 0, a R2 1 0, a R1 0 0")
+    with pytest.raises(CxrltError, match=r"image_labels_train.csv: column 'Edema', row 2 \(line 3\) holds '?2"):
+        _vindr(tmp_path, "a R1 1 0, a R2 1 2, a R3 0 0")
+    with pytest.raises(
+        CxrltError, match=r"image 'a' stands twice, in image_labels_train.csv row 1 and in image_labels_t"
+    ):
+        _vindr(tmp_path, "a R1 1 0", "a  1 0")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_vindrs_exports_are_found_by_their_suffix_and_its_csvs_beside_them(tmp_path, suffix):
+    write_vindr(tmp_path)
+    before = _read(tmp_path).manifest
+    assert before.table["path"].str.endswith(".dicom").all()
+    for file in tmp_path.glob("t*/*.dicom"):
+        file.with_suffix(f".{suffix}").touch()
+    for file in (tmp_path / "annotations").iterdir():
+        file.rename(tmp_path / file.name)
+    after = _read(tmp_path).manifest
+    assert (after.table["path"] == before.table["path"].str.replace(".dicom", f".{suffix}")).all()
+    assert after.root == before.root == str(tmp_path)
+    assert (after.targets() == before.targets()).all()
+
+
+@pytest.mark.parametrize(("uncertain", "value"), [("null", -1), ("zero", 0), ("one", 1)])
+def test_brax_follows_the_rule_of_chexpert(tmp_path, uncertain, value):
+    write_brax(tmp_path)
+    truth = pd.read_csv(tmp_path / "master_spreadsheet_update.csv", keep_default_na=False, dtype=str)
+    manifest = _read(tmp_path, uncertain=uncertain).manifest
+    assert set(manifest.findings) == set(BRAX)
+    truth = truth.set_index("PngPath").loc[manifest.table["path"], list(manifest.findings)]
+    meaning = {"1.0": 1, "0.0": 0, "": 0, "-1.0": value}
+    assert (manifest.targets() == truth.map(meaning.get).to_numpy()).all()
+
+
+def test_brax_reads_studies_ages_and_views_as_it_writes_them(tmp_path):
+    write_brax(tmp_path)
+    table = _read(tmp_path).manifest.table.set_index("image_id")
+    first, last = table.loc["image-00000000-17"], table.loc["image-00000003-17"]
+    assert first[["study_id", "subject_id", "view", "sex", "age"]].tolist() == [
+        "id_00000000_0",
+        "id_00000000",
+        "PA",
+        "M",
+        35,
+    ]
+    assert last[["view", "age"]].tolist() == ["LATERAL", 85]
+    # accession numbers repeat across patients
+    assert table["study_id"].nunique() == 20
+
+
+def test_brax_takes_the_dicom_files_where_there_are_no_png(tmp_path):
+    write_brax(tmp_path)
+    assert _read(tmp_path).manifest.table["path"].str.fullmatch(r"images/.*png").all()
+    (tmp_path / "images").rename(tmp_path / "Anonymized_DICOMs")
+    assert _read(tmp_path).manifest.table["path"].str.fullmatch(r"Anonymized_DICOMs/.*dcm").all()
+
+
+def test_brax_names_a_label_and_a_column_that_are_wrong(tmp_path):
+    write_brax(tmp_path)
+    file = tmp_path / "master_spreadsheet_update.csv"
+    _edit(file, lambda t: t.assign(Edema=t["Edema"].where(t.index != 4, "2")))
+    with pytest.raises(CxrltError, match=r"'Edema', row 5 \(line 6\) holds 2.0: a label is 1, 0, -1 or empty"):
+        _read(tmp_path)
+    _edit(file, lambda t: t.drop(columns="AccessionNumber"))
+    with pytest.raises(CxrltError, match="has no column 'AccessionNumber'"):
+        _read(tmp_path)
+
+
+def _padchest(root: Path, *labels: str, **columns: str) -> Cohort:
+    """Images of a PadChest release with these cells of Labels, each of a patient, all to train on."""
+    write_padchest(root, len(labels))
+    images = [str(k) for k in range(len(labels))]
+    _edit(root / PADCHEST, lambda t: t.assign(Labels=labels, ImageID=images, PatientID=images, **columns))
+    return _read(root, training=False)
+
+
+@pytest.mark.parametrize(
+    ("cell", "positive"),
+    [
+        ("['pleural effusion', 'cardiomegaly']", ["cardiomegaly", "pleural effusion"]),
+        ("[' pneumonia', '', 'Unchanged']", ["pneumonia"]),
+        ("['nsg tube', 'copd signs', 'chilaiditi sign']", ["COPD signs", "Chilaiditi sign", "NSG tube"]),
+        ('["double J stent"]', ["double J stent"]),
+        ("['normal', 'unchanged']", ["normal"]),
+        ("['suboptimal study', 'nodule']", ["nodule"]),
+    ],
+)
+def test_padchests_lists_are_its_positives_and_all_else_is_0(tmp_path, cell, positive):
+    manifest = _padchest(tmp_path, cell).manifest
+    assert [name for name in manifest.findings if manifest.table[name].iloc[0] == 1] == positive
+    assert (manifest.targets() >= 0).all()
+    assert not {"exclude", "unchanged", "suboptimal study"} & set(manifest.findings)
+
+
+@pytest.mark.parametrize("cell", ["", "[]", "['']", "['unchanged']", "['suboptimal study']", "['exclude', 'mass']"])
+def test_padchests_lists_that_name_no_finding_are_no_label(tmp_path, cell):
+    cohort = _padchest(tmp_path, cell, "['mass']")
+    assert (cohort.manifest.targets()[0] == -1).all()
+    assert (cohort.manifest.targets()[1] >= 0).all()
+    assert any("1 images are not labelled" in note for note in cohort.notes)
+
+
+def test_padchests_excluded_projections_are_not_labelled(tmp_path):
+    assert (_padchest(tmp_path, "['mass']", Projection="EXCLUDE").manifest.targets() == -1).all()
+
+
+@pytest.mark.parametrize(
+    "cell", ["cardiomegaly", "['mass'", "['mass' 'nodule']", "__import__('os').getcwd()", "[mass]"]
+)
+def test_padchests_cells_that_are_no_list_are_named_and_never_run(tmp_path, cell):
+    with pytest.raises(CxrltError, match=r"column 'Labels', row 2 \(image '1'\) holds .*should be a list such as"):
+        _padchest(tmp_path, "['mass']", cell)
+
+
+def test_padchests_unknown_labels_are_told(tmp_path):
+    cohort = _padchest(tmp_path, "['covid 19', 'mass']", "['covid 19', 'post covid']")
+    assert any("2 labels not known and left out: 'covid 19', 'post covid'." in note for note in cohort.notes)
+    assert cohort.manifest.targets(("mass",)).tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("projection", "position", "view"),
+    [
+        ("AP_horizontal", "", "AP"),
+        ("L", "POSTEROANTERIOR", "LATERAL"),
+        ("COSTAL", "", "OTHER"),
+        ("", "ANTEROPOSTERIOR", "AP"),
+        ("", "", "UNKNOWN"),
+    ],
+)
+def test_padchests_projection_is_its_view(tmp_path, projection, position, view):
+    cohort = _padchest(tmp_path, "['mass']", Projection=projection, ViewPosition_DICOM=position)
+    assert cohort.manifest.table["view"].tolist() == [view]
+
+
+def test_padchest_reads_years_and_inverted_images(tmp_path):
+    write_padchest(tmp_path)
+    table = _read(tmp_path).manifest.table
+    assert set(table["age"]) == {84}
+    assert set(table["photometric"]) == {"MONOCHROME1", "MONOCHROME2"}
+    assert (table["photometric"] == "MONOCHROME1").tolist() == table["path"].str.startswith("0/").tolist()
+    assert set(_padchest(tmp_path / "x", "['mass']", PatientBirth="").manifest.table["age"].isna()) == {True}
+
+
+@pytest.mark.parametrize("layout", ["folders", "images", "flat"])
+def test_padchests_images_are_found_wherever_they_lie(tmp_path, layout):
+    write_padchest(tmp_path)
+    below = {"folders": "", "images": "images", "flat": "images-224"}[layout]
+    (tmp_path / below).mkdir(exist_ok=True)
+    for folder in ("0", "1"):
+        if layout == "images":
+            (tmp_path / folder).rename(tmp_path / below / folder)
+        elif layout == "flat":
+            for file in (tmp_path / folder).iterdir():
+                file.rename(tmp_path / below / file.name)
+            (tmp_path / folder).rmdir()
+    assert all((tmp_path / path).is_file() for path in _read(tmp_path).manifest.table["path"])
+
+
+def test_padchests_packed_table_is_read_as_the_plain_one(tmp_path):
+    write_padchest(tmp_path)
+    before = _read(tmp_path).manifest.fingerprint
+    (tmp_path / f"{PADCHEST}.gz").write_bytes(gzip.compress((tmp_path / PADCHEST).read_bytes()))
+    (tmp_path / PADCHEST).unlink()
+    assert _read(tmp_path).manifest.fingerprint == before
 
 
 def test_a_plain_table_names_the_columns_it_ignores(tmp_path):

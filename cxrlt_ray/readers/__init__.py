@@ -6,8 +6,8 @@
     the others   a format each
 
 To add one: a module here with `@register_reader(name, looks_for, recognise)` on its read function.
-Readers are asked in the order of their names, and the first that recognises the directory reads it;
-no reader opens or stats images.
+Readers are asked in the order of their names, bare images last, and the first that recognises the directory
+reads it; no reader opens or stats images.
 """
 
 from __future__ import annotations
@@ -61,22 +61,28 @@ Read = Callable[[Request], Raw]
 
 @dataclass(frozen=True)
 class Reader:
-    """A format. looks_for: what it is known by, as told to the user. recognise(data, labelled): what it found."""
+    """A format. looks_for: what it is known by, as told to the user. recognise(data, labelled): what it found.
+
+    findings: all that it can label, None where the data's own columns say.
+    """
 
     name: str
     looks_for: str
     recognise: Recognise
     read: Read
+    findings: tuple[str, ...] | None
 
 
 _READERS: dict[str, Reader] = {}
 
 
-def register_reader(name: str, looks_for: str, recognise: Recognise) -> Callable[[Read], Read]:
+def register_reader(
+    name: str, looks_for: str, recognise: Recognise, findings: tuple[str, ...] | None = None
+) -> Callable[[Read], Read]:
     """Make a read function known as format `name` to --format, to detection and to the tests of all readers."""
 
     def register(read: Read) -> Read:
-        _READERS[name] = Reader(name, looks_for, recognise, read)
+        _READERS[name] = Reader(name, looks_for, recognise, read, findings)
         return read
 
     return register
@@ -86,7 +92,8 @@ def all_readers() -> dict[str, Reader]:
     """Every reader by name, in the order in which they are asked; imported on demand, for a quick --help."""
     for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         importlib.import_module(f"{__name__}.{module}")
-    return dict(sorted(_READERS.items()))
+    # any release without a table at its top would pass for a directory of bare images
+    return dict(sorted(_READERS.items(), key=lambda item: (item[0] == "images", item[0])))
 
 
 def choose_reader(data: Store, format: str | None, labelled: bool) -> tuple[Reader, str]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.readers import Raw, Request, register_reader
-from cxrlt_ray.readers.columns import NO_LABEL, Labels, Sheet, ages, read_sheet, row_of, sexes, views
+from cxrlt_ray.readers.columns import Sheet, ages, read_sheet, row_of, sexes, views
 from cxrlt_ray.readers.files import header, places
 from cxrlt_ray.storage import Store
 
@@ -22,8 +22,6 @@ FINDINGS = (
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
 TEXT = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
-UNCERTAIN = -1
-MEANING = {"null": NO_LABEL, "zero": 0, "one": 1}
 
 
 def recognise(data: Store, labelled: bool) -> str | None:
@@ -32,7 +30,7 @@ def recognise(data: Store, labelled: bool) -> str | None:
     return found and f"{found[1]} with Path in {found[0].uri}"
 
 
-@register_reader("chexpert", "train.csv or valid.csv with column Path, in it or a directory in it", recognise)
+@register_reader("chexpert", "train.csv or valid.csv with column Path, in it or a directory in it", recognise, FINDINGS)
 def read(request: Request) -> Raw:
     """The rows of the tables that count."""
     found = _find(request.data)
@@ -94,15 +92,8 @@ def _rows(sheet: Sheet, wanted: tuple[str, ...], uncertain: str, problems: list[
             "row": np.arange(1, len(path) + 1),
         }
     )
-    return table.assign(**{name: _labels(sheet, name, uncertain, problems) for name in wanted if name in sheet.columns})
-
-
-def _labels(sheet: Sheet, name: str, uncertain: str, problems: list[str]) -> pd.api.extensions.ExtensionArray:
-    labels = sheet.labels(name, (0, 1, UNCERTAIN))
-    if labels.bad:
-        problems.append(f"{sheet.file}: column '{name}', {labels.first_bad()}: a label is 1, 0, -1 or empty.")
-    codes = np.where(labels.codes == NO_LABEL, 0, labels.codes)
-    return Labels(np.where(codes == UNCERTAIN, MEANING[uncertain], codes), ()).nullable()
+    labels = {name: sheet.chexpert_labels(name, uncertain, problems) for name in wanted if name in sheet.columns}
+    return table.assign(**labels)
 
 
 def _below(release: Store, paths: pd.Series) -> pd.Series:

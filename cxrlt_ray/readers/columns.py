@@ -21,9 +21,12 @@ from cxrlt_ray.storage import Store
 VIEW_NAMES = {
     "PA": "PA",
     "POSTERO-ANTERIOR": "PA",
+    "POSTEROANTERIOR": "PA",
     "AP": "AP",
     "ANTERO-POSTERIOR": "AP",
+    "ANTEROPOSTERIOR": "AP",
     "LATERAL": "LATERAL",
+    "L": "LATERAL",
     "LEFT LATERAL": "LATERAL",
     "LL": "LATERAL",
     "RL": "LATERAL",
@@ -42,6 +45,8 @@ SPLIT_NAMES = {
 }
 MAX_AGE = 120  # NIH's table has ages up to 414
 NO_LABEL, BAD_LABEL = -2, -3
+UNCERTAIN = -1
+UNCERTAIN_MEANS = {"null": NO_LABEL, "zero": 0, "one": 1}
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,14 @@ class Sheet:
             columns[name] = labels.nullable()
         return columns
 
+    def chexpert_labels(self, name: str, uncertain: str, problems: list[str]) -> pd.api.extensions.ExtensionArray:
+        """A column of CheXpert's labeller as Int8: 1, 0, -1 (as `uncertain` says), empty (not mentioned: 0)."""
+        labels = self.labels(name, (0, 1, UNCERTAIN))
+        if labels.bad:
+            problems.append(f"{self.file}: column '{name}', {labels.first_bad()}: a label is 1, 0, -1 or empty.")
+        codes = np.where(labels.codes == NO_LABEL, 0, labels.codes)
+        return Labels(np.where(codes == UNCERTAIN, UNCERTAIN_MEANS[uncertain], codes), ()).nullable()
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -125,16 +138,20 @@ class Labels:
         return pd.arrays.IntegerArray(np.where(self.known, self.codes, 0).astype(np.int8), ~self.known)
 
 
-def read_sheet(folder: Store, name: str, text: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> Sheet:
+def read_sheet(
+    folder: Store, name: str, text: tuple[str, ...] = (), only: tuple[str, ...] | None = None, multiline: bool = False
+) -> Sheet:
     """A CSV file (.gz is unpacked). text: columns to keep as written. only: those wanted, where they are there.
 
+    multiline: a quoted cell may hold line breaks.
     Raises CxrltError, naming the file, if it cannot be read or repeats a column.
     """
     try:
         filesystem, root = fs.FileSystem.from_uri(folder.uri)
         with filesystem.open_input_stream(f"{root}/{name}") as stream:
             options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
-            table = csv.read_csv(stream, convert_options=options)
+            parsing = csv.ParseOptions(newlines_in_values=multiline)
+            table = csv.read_csv(stream, parse_options=parsing, convert_options=options)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise CxrltError(f"{folder.uri}/{name} cannot be read as CSV: {reason}.") from None

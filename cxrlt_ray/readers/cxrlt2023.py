@@ -29,7 +29,7 @@ def recognise(data: Store, labelled: bool) -> str | None:
 
 
 @register_reader(
-    "cxrlt2023", "train.csv or test.csv with columns dicom_id and path, in it or a directory in it", recognise
+    "cxrlt2023", "train.csv or test.csv with columns dicom_id and path, in it or a directory in it", recognise, TASK2
 )
 def read(request: Request) -> Raw:
     """The release's rows."""

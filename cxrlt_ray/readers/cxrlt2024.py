@@ -33,7 +33,9 @@ def recognise(data: Store, labelled: bool) -> str | None:
     return found and f"{found[1]} in {found[0].uri}"
 
 
-@register_reader("cxrlt2024", f"{TRAIN} or test_task1.csv, in it, in {RELEASE}/ or in a directory in it", recognise)
+@register_reader(
+    "cxrlt2024", f"{TRAIN} or test_task1.csv, in it, in {RELEASE}/ or in a directory in it", recognise, ALL_FINDINGS
+)
 def read(request: Request) -> Raw:
     """The release's rows for the request's task."""
     near = places(request.data, RELEASE)

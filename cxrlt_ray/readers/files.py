@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,31 @@ def image_files(data: Store, folder: str = "", recursive: bool = True) -> Iterat
             for _, images in found:
                 yield from images
             level = [name for below, _ in found for name in below] if recursive else []
+
+
+def plain(root: str) -> str:
+    """A local directory as a path, however it was given; another URI as it is."""
+    return root.removeprefix("file://")
+
+
+def common_root(roots: Sequence[str]) -> str:
+    """The deepest directory or URI at or above all of `roots`, plain ones. Raises CxrltError where there is none.
+
+    >>> common_root(["/data/mimic", "/data/more/nih"]), common_root(["s3://bucket/mimic", "s3://bucket/nih"])
+    ('/data', 's3://bucket')
+    """
+    parted = [root.rpartition("://") for root in roots]
+    places = [[part for part in path.split("/") if part] for _, _, path in parted]
+    levels = takewhile(lambda parts: len(set(parts)) == 1, zip(*places, strict=False))
+    shared = "/".join(parts[0] for parts in levels)
+    schemes = {scheme for scheme, _, _ in parted}
+    if len(schemes) > 1 or (schemes != {""} and not shared):
+        raise CxrltError(
+            f"the cohorts lie in different places ({', '.join(roots)}): a manifest has one root, so that all must be "
+            "local or in one bucket. Copy or mount them side by side."
+        )
+    scheme = schemes.pop()
+    return f"{scheme}://{shared}" if scheme else f"/{shared}"
 
 
 @dataclass(frozen=True)

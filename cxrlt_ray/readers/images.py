@@ -19,7 +19,9 @@ def recognise(data: Store, labelled: bool) -> str | None:
     return first and f"no table, but {first}"
 
 
-@register_reader("images", f"image files ({' '.join(IMAGE_SUFFIXES)}) without a table, to be scored only", recognise)
+@register_reader(
+    "images", f"image files ({' '.join(IMAGE_SUFFIXES)}) without a table, to be scored only", recognise, ()
+)
 def read(request: Request) -> Raw:
     """A row for each image file; the id is the file's name without suffix, or its path where names repeat."""
     if request.labelled:

@@ -36,7 +36,7 @@ def recognise(data: Store, labelled: bool) -> str | None:
     return found and f"{found[1]} in {found[0].uri}"
 
 
-@register_reader("nih", "Data_Entry_2017*.csv, in it or a directory in it", recognise)
+@register_reader("nih", "Data_Entry_2017*.csv, in it or a directory in it", recognise, FINDINGS)
 def read(request: Request) -> Raw:
     """The images that the table names."""
     found = _find(request.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.manifest import META
+from cxrlt_ray.manifest import COHORT, META
 from cxrlt_ray.readers import Raw, Request, register_reader
 from cxrlt_ray.readers.columns import (
     SPLIT_NAMES,
@@ -28,6 +28,7 @@ from cxrlt_ray.storage import Store
 FILE = "labels.csv"
 PHOTOMETRIC = ["MONOCHROME1", "MONOCHROME2"]
 REQUIRED = ("image_id", "path", "subject_id")
+KNOWN = tuple(name for name in META if name != COHORT)
 
 
 def recognise(data: Store, labelled: bool) -> str | None:
@@ -39,7 +40,7 @@ def recognise(data: Store, labelled: bool) -> str | None:
 @register_reader("table", f"{FILE} with columns {', '.join(REQUIRED)}, split and one per finding", recognise)
 def read(request: Request) -> Raw:
     """The table's rows."""
-    sheet = read_sheet(request.data, FILE, META)
+    sheet = read_sheet(request.data, FILE, KNOWN)
     problems: list[str] = []
     sheet.need(*(REQUIRED if request.labelled else REQUIRED[:2]))
     table = _meta(sheet, request.labelled, problems)
@@ -115,10 +116,10 @@ def _splits(sheet: Sheet, problems: list[str]) -> pd.Series:
 
 
 def _binary_columns(sheet: Sheet) -> tuple[tuple[str, ...], list[str]]:
-    """Columns outside META that hold only 1, 0 or empty; and the others, each with its first other cell."""
+    """Columns outside KNOWN that hold only 1, 0 or empty; and the others, each with its first other cell."""
     findings, ignored = [], []
     for name in sheet.columns:
-        if name in META:
+        if name in KNOWN:
             continue
         labels = sheet.labels(name)
         if labels.bad:
