@@ -1,9 +1,14 @@
-"""Training augmentation with albumentations: one strength from 0 (none) to 1 scales all of it."""
+"""What training does to images: one at a time (albumentations, one strength for all of it), or two mixed (torch)."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def augmentation(strength: float, seed: int) -> Any:
@@ -29,3 +34,44 @@ def augmentation(strength: float, seed: int) -> Any:
         ],
         seed=seed,
     )
+
+
+def mixed(
+    kind: str,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    alpha: float,
+    random: np.random.Generator,
+    beside: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, list[tuple[float, torch.Tensor]]]:
+    """Images mixed with others, float [B, H, W] in 0..1, and the targets [B, C] of both with their shares.
+
+    images: uint8 [B, H, W]. The loss is the sum of share x loss over both targets, so that what one image has no
+    label for is not learned from it.
+
+    mixup            x = l a + (1 - l) b, l ~ Beta(alpha, alpha); b: the batch shuffled (Zhang et al. 2018)
+    cutmix           a rectangle of b of area 1 - l in a; the shares are those of the area (Yun et al. 2019)
+    balanced_mixup   b: `beside`, images and targets drawn class-aware; 1 - l ~ Beta(alpha, 1) (Galdran et al. 2021)
+    """
+    import torch
+
+    first = images.float() / 255
+    if kind == "balanced_mixup":
+        assert beside is not None
+        count = min(len(images), len(beside[0]))  # quarantine may leave one stream an image short
+        first, other, second = first[:count], beside[0][:count].float() / 255, beside[1][:count]
+        targets, share = targets[:count], 1 - float(random.beta(alpha, 1))
+    else:
+        order = torch.from_numpy(random.permutation(len(images))).to(images.device)
+        other, second, share = first[order], targets[order], float(random.beta(alpha, alpha))
+    if kind != "cutmix":
+        return share * first + (1 - share) * other, [(share, targets), (1 - share, second)]
+    height, width = images.shape[1:]
+    edge = np.sqrt(1 - share)
+    row, column = random.integers(height), random.integers(width)
+    top, bottom = (int(np.clip(row + sign * edge * height / 2, 0, height)) for sign in (-1, 1))
+    left, right = (int(np.clip(column + sign * edge * width / 2, 0, width)) for sign in (-1, 1))
+    pasted = first.clone()
+    pasted[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+    share = 1 - (bottom - top) * (right - left) / (height * width)
+    return pasted, [(share, targets), (1 - share, second)]

@@ -193,6 +193,29 @@ def weighted_asl(
     return _mixed(positive * weights, negative, targets)
 
 
+@register_loss("chexfusion_asl")
+def chexfusion_asl(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+    positives: torch.Tensor,
+    labelled: torch.Tensor,
+) -> torch.Tensor:
+    """Asymmetric loss with both sides weighed as CXR-LT's winners do; class weights do not enter.
+
+    A positive's term times exp(1 - p), a negative's times exp(p), p the finding's share of positives in training: at
+    most e, so that a rare positive weighs 2.7 times its negatives (the public code of CheXFusion, model/loss.py, and
+    of teams A and F of CXR-LT 2024).
+    """
+    positive, negative = _asl(_float(logits), gamma_neg, gamma_pos, clip)
+    share = positives / labelled.clamp(min=1)
+    return _mixed(positive * torch.exp(1 - share), negative * torch.exp(share), targets)
+
+
 @register_loss("class_balanced")
 def class_balanced(
     logits: torch.Tensor,

@@ -13,7 +13,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from cxrlt_ray import cli
 from cxrlt_ray.search import REDUCTION, Space, TrialConfig, grace
 from cxrlt_ray.storage import Store
+from cxrlt_ray.trialconfig import ALL, MAIN, OUTSIDE
 
 # FLOP/s that training reaches; estimates, from 600 images/s of ConvNeXt-S at 384 px on an H100, and scaled by the
 # vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, the low end of the 20 to 53 GFLOP/s that
@@ -52,6 +53,8 @@ ORIGINAL_BYTES = 1.5e6  # MIMIC-CXR-JPG's mean file
 # largest size; resizing to each further size; encoding a pixel
 ORIGINAL = {318: 1 / 80, 636: 1 / 65, 1272: 1 / 50, 4096: 1 / 27}
 FURTHER, ENCODE = 3e-3, 1.6e-9
+# images of published cohorts, where a plan is for a number of images and the cohorts are only named
+COHORTS = {"nih": 112_120, "chexpert": 223_414, "vindr": 18_000, "brax": 40_967, "padchest": 160_868}
 SHARES = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024's images
 
 
@@ -68,17 +71,25 @@ class Kind:
 
 @dataclass(frozen=True)
 class Work:
-    """How many images train, validate and are tested; K folds train K models a trial."""
+    """How many images train, validate and are tested; K folds train K models a trial. outside: of other cohorts."""
 
     train: int
     val: int
     test: int
     folds: int = 1
+    outside: dict[str, int] = field(default_factory=dict)
+
+    def trained(self, cohorts: str) -> int:
+        """Images that a stage of `cohorts` (TrialConfig.cohorts) trains on."""
+        others = sum(self.outside.values())
+        if cohorts in (MAIN, OUTSIDE, ALL):
+            return {MAIN: self.train, OUTSIDE: others, ALL: self.train + others}[cohorts]
+        return sum(self.train if name == MAIN else self.outside.get(name, 0) for name in cohorts.split("+"))
 
     @property
     def images(self) -> int:
         """All of them."""
-        return self.train + self.val + self.test
+        return self.train + self.val + self.test + sum(self.outside.values())
 
     @classmethod
     def of(cls, images: int) -> Work:
@@ -97,9 +108,26 @@ class Outcome:
     epochs: np.ndarray
 
 
-def epoch_seconds(kind: Kind, work: Work) -> float:
-    """One epoch of a trial: training images at the rate, validation images at a forward pass's."""
-    return work.folds * (work.train / kind.rate + work.val / (PASSES * kind.rate))
+def epoch_seconds(kind: Kind, work: Work, stage: TrialConfig | None = None) -> float:
+    """One epoch of a trial: training images at the rate, validation images at a forward pass's.
+
+    stage: whose cohorts train, and of whose frozen backbone training is hardly more than the forward pass.
+    """
+    train = work.train if stage is None else work.trained(stage.cohorts)
+    rate = kind.rate * (PASSES if stage is not None and stage.frozen_backbone else 1)
+    return work.folds * (train / rate + work.val / (PASSES * kind.rate))
+
+
+def trial_seconds(config: TrialConfig, kinds: dict[tuple[str, int], Kind], work: Work) -> list[float]:
+    """Every epoch of a trial, stage after stage; what comes after them (refit) is added to the last."""
+    found = [
+        epoch_seconds(kinds[stage.backbone, stage.resolution], work, stage)
+        for stage in config.staged()
+        for _ in range(stage.epochs)
+    ]
+    if config.refit:
+        found[-1] += sum(found) / work.folds
+    return found
 
 
 def prepare_seconds(sizes: Sequence[int]) -> float:
@@ -108,39 +136,49 @@ def prepare_seconds(sizes: Sequence[int]) -> float:
     return decoding + FURTHER * (len(sizes) - 1) + ENCODE * sum(size**2 for size in sizes)
 
 
-def play(seconds: Sequence[float], epochs: int, together: int, prune: bool = True, seed: int = 0) -> Outcome:
-    """Trials with these seconds an epoch, `together` at a time, stopped by asynchronous successive halving.
+def play(
+    seconds: Sequence[float | Sequence[float]],
+    epochs: int,
+    together: int,
+    prune: bool = True,
+    seed: int = 0,
+    first: int | None = None,
+) -> Outcome:
+    """Trials with these seconds an epoch (or for each epoch), `together` at a time, stopped by successive halving.
+
+    first: the first rung, an epoch.
 
     A made-up trial has a quality drawn from a normal distribution; what an epoch shows of it is blurred by NOISE
     that shrinks with the square root of the epoch. The rule is Ray's (`stops`).
     """
     rng = np.random.default_rng(seed)
     quality = rng.normal(size=len(seconds))
-    rungs = [rung for k in range(20) if (rung := grace(epochs) * REDUCTION**k) < epochs]
+    each = [[float(s)] * epochs if np.ndim(s) == 0 else list(s) for s in seconds]  # type: ignore[arg-type]
+    rungs = [rung for k in range(20) if (rung := (first or grace(epochs)) * REDUCTION**k) < epochs]
     seen: dict[int, list[float]] = {rung: [] for rung in rungs}
     done = np.zeros(len(seconds), int)
     busy = 0.0
     queue: list[tuple[float, int, int]] = []
     todo = iter(range(len(seconds)))
     for trial in itertools.islice(todo, together):  # events: (moment, trial, epoch that ends then)
-        heapq.heappush(queue, (START + seconds[trial], trial, 1))
-        busy += START + seconds[trial]
+        heapq.heappush(queue, (START + each[trial][0], trial, 1))
+        busy += START + each[trial][0]
     wall = 0.0
     while queue:
         wall, trial, epoch = heapq.heappop(queue)
         done[trial] = epoch
-        stop = epoch >= epochs
+        stop = epoch >= len(each[trial])
         if epoch in seen and prune:
             score = float(quality[trial] + NOISE / np.sqrt(epoch) * rng.normal())
             before = seen[epoch]
             stop = stop or stops(score, before)
             before.append(score)
         if not stop:
-            heapq.heappush(queue, (wall + seconds[trial], trial, epoch + 1))
-            busy += seconds[trial]
+            heapq.heappush(queue, (wall + each[trial][epoch], trial, epoch + 1))
+            busy += each[trial][epoch]
         elif (following := next(todo, None)) is not None:
-            heapq.heappush(queue, (wall + TURNAROUND + seconds[following], following, 1))
-            busy += TURNAROUND + seconds[following]
+            heapq.heappush(queue, (wall + TURNAROUND + each[following][0], following, 1))
+            busy += TURNAROUND + each[following][0]
     return Outcome(wall, busy, done)
 
 
@@ -191,7 +229,7 @@ class Rates:
         """The model's rate on `device` (a GPU's name, or cpu-N for N threads) and how it is known."""
         from cxrlt_ray import models
 
-        flops, numbers = models.size(spec.backbone, spec.resolution, spec.head, spec.in_chans, findings)
+        flops, numbers = models.size(spec, findings)
         checkpoint = 4 * numbers
         device = family(device)
         key = f"{device} {spec.backbone} {spec.resolution}"
@@ -261,7 +299,7 @@ def probe(configs: Iterable[TrialConfig], findings: int, threads: int, gpu: bool
     place = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     if threads and place.type == "cpu":
         torch.set_num_threads(threads)
-    kinds = {(config.backbone, config.resolution): config for config in configs}
+    kinds = {(stage.backbone, stage.resolution): stage for config in configs for stage in config.staged()}
     each = seconds / len(kinds)
     rates = {kind: measure(config, findings, place, each) for kind, config in kinds.items()}
     return {"device": device_.label(place, threads), "rates": rates}
@@ -277,11 +315,20 @@ class Plan:
 
 
 def plans(
-    configs: list[TrialConfig], kinds: dict[tuple[str, int], Kind], work: Work, epochs: int, counts: Sequence[int]
+    configs: list[TrialConfig],
+    kinds: dict[tuple[str, int], Kind],
+    work: Work,
+    epochs: int,
+    counts: Sequence[int],
+    first: int | None = None,
+    prune: bool = True,
 ) -> list[Plan]:
-    """The sweep on each number of devices, a trial on each."""
-    seconds = [epoch_seconds(kinds[config.backbone, config.resolution], work) for config in configs]
-    return [Plan(count, play(seconds, epochs, count), play(seconds, epochs, count, prune=False)) for count in counts]
+    """The sweep on each number of devices, a trial on each. first: ASHA's first rung; without `prune` it stops none."""
+    seconds = [trial_seconds(config, kinds, work) for config in configs]
+    return [
+        Plan(count, play(seconds, epochs, count, prune, first=first), play(seconds, epochs, count, prune=False))
+        for count in counts
+    ]
 
 
 def show(
@@ -364,6 +411,7 @@ class Sweep:
     ) -> None:
         self.space, self.folds, self.resources, self.threads = space, max(folds, 1), resources, threads
         self.configs, self.rates = draw(space, trials, seed), Rates(storage)
+        self.first = space.grace(space.epochs)
         self.address, self.here = address, _device_name(address, resources, threads)
         self.gpu = gpu or (self.here if resources.gpus else "H100")
 
@@ -372,7 +420,7 @@ class Sweep:
         import ray
 
         arguments = (self.configs, FINDINGS, self.threads, self.resources.gpus_per_trial > 0, PROBE_SECONDS)
-        kinds = len({(config.backbone, config.resolution) for config in self.configs})
+        kinds = len(self.kinds(self.here))
         print(f"Probing {kinds} kinds of models for {PROBE_SECONDS:.0f} s on {self.here}", flush=True)
         if self.address:
             task = ray.remote(probe).options(num_gpus=self.resources.gpus_per_trial)
@@ -385,34 +433,43 @@ class Sweep:
 
     def kinds(self, device: str) -> dict[tuple[str, int], Any]:
         """Rates of the space's kinds of models on a device."""
-        specs = {(config.backbone, config.resolution): config.spec() for config in self.configs}
+        stages = [stage for config in self.configs for stage in config.staged()]
+        specs = {(stage.backbone, stage.resolution): stage.spec() for stage in stages}
         return {key: self.rates.kind(spec, FINDINGS, device, self.threads or 1) for key, spec in specs.items()}
 
-    def work(self, images: Any) -> Any:
-        """How many images train and validate, of a manifest or of so many images."""
+    def work(self, images: Any, others: Iterable[str] = ()) -> Any:
+        """How many images train and validate, of a manifest or of so many images and the published cohorts `others`."""
         if isinstance(images, int):
-            found = Work.of(images)
+            found = replace(Work.of(images), outside={name: COHORTS[name] for name in others if name in COHORTS})
         else:
-            counts = images.table["split"].value_counts()
-            found = Work(*(int(counts.get(split, 0)) for split in ("train", "val", "test")))
+            main = images.table["cohort"] == MAIN
+            counts = images.table.loc[main, "split"].value_counts()
+            outside = images.table.loc[~main, "cohort"].value_counts().to_dict()
+            found = Work(*(int(counts.get(split, 0)) for split in ("train", "val", "test")), outside=outside)
         if self.folds == 1:
             return found
         train = found.train + (found.val if isinstance(images, int) else 0)
-        return Work(train * (self.folds - 1) // self.folds, train // self.folds, found.test, self.folds)
+        train, val = train * (self.folds - 1) // self.folds, train // self.folds
+        return replace(found, train=train, val=val, folds=self.folds)
 
     def plan(self, images: Any) -> Plan:
         """The sweep on this machine."""
         kinds, together = self.kinds(self.here), [self.resources.max_concurrent]
-        return plans(self.configs, kinds, self.work(images), self.space.epochs, together)[0]
+        return plans(self.configs, kinds, self.work(images), self.space.epochs, together, self.first, self.space.prune)[
+            0
+        ]
 
-    def show(self, price: float, images: Any) -> None:
-        """Print the plan for this machine and for 1, 8 and 32 GPUs."""
+    def show(self, price: float, images: Any, others: Iterable[str] = ()) -> None:
+        """Print the plan for this machine and for 1, 8 and 32 GPUs; for a number of images, with `others` beside."""
         from cxrlt_ray.node import memory_bound
 
-        work, here, there = self.work(images), self.kinds(self.here), self.kinds(self.gpu)
-        rows = [(self.here, self.plan(images))] if self.here != self.gpu else []
+        work, here, there = self.work(images, others), self.kinds(self.here), self.kinds(self.gpu)
+        alone = plans(
+            self.configs, here, work, self.space.epochs, [self.resources.max_concurrent], self.first, self.space.prune
+        )[0]
+        rows = [(self.here, alone)] if self.here != self.gpu else []
         counts = (1, 8, 32)
-        planned = plans(self.configs, there, work, self.space.epochs, counts)
+        planned = plans(self.configs, there, work, self.space.epochs, counts, self.first, self.space.prune)
         rows += [(f"{count} x {self.gpu}", each) for count, each in zip(counts, planned, strict=True)]
         groups = [(self.gpu, list(there.values()))]
         if self.here != self.gpu:

@@ -1,81 +1,118 @@
 """Images to predictions by chosen members: one pass over the images for all members that see them at one size.
 
-Ray Data hands shards to actors that hold the members' models (one a GPU, else one a machine). An actor
-reads, decodes and resizes a shard's images in its own threads, once for every resolution among its members,
-and scores them with each. A shard's scores are written as they come, so that a killed run goes on where it
-was; a member's predictions are kept in its trial, so that the next ensemble finds them.
+Ray Data hands shards to actors that hold the members' models (one a GPU, else one a machine). An actor reads, decodes
+and resizes a shard's images in its own threads, once for every look among its members, and scores them with each; a
+study's images come together, for members that fuse views. A shard's scores are written as they come, so that a killed
+run goes on where it was; a member's predictions are kept in its trial, so that the next ensemble finds them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.manifest import VIEWS
 from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.storage import Store
+from cxrlt_ray.stream import Look
 from cxrlt_ray.trials import Trial, write_predictions
 
+if TYPE_CHECKING:
+    import torch
+
 BATCH = 64
+CROP = 0.9  # of the edge, of the crops of test-time augmentation
+ZOOMS = (0.9, 0.8)
+CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 
 @dataclass(frozen=True)
 class Member:
-    """What scores images: its pixels' edge, its crop, and the directories of its checkpoints, whose mean counts."""
+    """What scores images: how it looks at them, and the directories of its checkpoints; the mean over both counts."""
 
-    resolution: int
-    crop: float
+    looks: tuple[Look, ...]
     checkpoints: tuple[str, ...]
 
 
-def member(trial: Trial) -> Member:
-    """The trial as a member."""
-    config = trial.about["config"]
-    uris = tuple((trial.store.absolute() / fold).uri for fold in trial.checkpoints)
-    return Member(config["resolution"], config["crop"], uris)
+def looks_of(resolution: int, crop: float, tta: str = "none") -> tuple[Look, ...]:
+    """How a model looks at an image: the plain way first, then what test-time augmentation adds to it.
+
+    tta: `none`, or of these, joined by +.  crops: five of CROP of the edge, from the centre and the corners.
+    zooms: the centre at ZOOMS of the edge.  flip: the mirror image of every look.
+    """
+    kinds = set() if tta == "none" else set(tta.split("+"))
+    looks = [Look(resolution, crop)]
+    if "crops" in kinds:
+        looks += [Look(resolution, crop * CROP, place) for place in ((0.5, 0.5), *CORNERS)]
+    if "zooms" in kinds:
+        looks += [Look(resolution, crop * zoom) for zoom in ZOOMS]
+    if "flip" in kinds:
+        looks += [replace(look, mirrored=True) for look in looks]
+    return tuple(dict.fromkeys(looks))
+
+
+def member(trial: Trial, tta: bool = False) -> Member:
+    """The trial as a member, under its test-time augmentation if `tta`."""
+    config = trial.config
+    uris = tuple((trial.store.absolute() / name).uri for name in trial.checkpoints)
+    return Member(looks_of(config.resolution, config.crop, config.tta if tta else "none"), uris)
 
 
 def score_trials(
-    run: Store, shards: tuple[Shards, ...], trials: list[Trial], image_ids: np.ndarray, split: str, say: Any = print
+    run: Store,
+    shards: tuple[Shards, ...],
+    trials: list[Trial],
+    images: pd.DataFrame,
+    split: str,
+    say: Any = print,
+    tta: Sequence[bool] | None = None,
 ) -> None:
-    """Store the predictions of `split` in every trial that has none yet; a trial of K folds gives their mean."""
-    todo = [trial for trial in trials if not trial.has_predictions(split)]
+    """Store the predictions of `split` in every trial that has none yet; a trial of K folds gives their mean.
+
+    images: a manifest's rows. tta: which of the trials look under test-time augmentation, as `split`-tta.
+    """
+    flags = list(tta) if tta is not None else [False] * len(trials)
+    asked = [(trial, flag, f"{split}-tta" if flag else split) for trial, flag in zip(trials, flags, strict=True)]
+    todo = [each for each in asked if not each[0].has_predictions(each[2])]
     if not todo:
         return
-    say(f"Scoring {len(image_ids):,} {split} images with {', '.join(trial.name for trial in todo)}", flush=True)
-    members = [member(trial) for trial in todo]
+    say(f"Scoring {len(images):,} {split} images with {', '.join(trial.name for trial, *_ in todo)}", flush=True)
+    members = [member(trial, flag) for trial, flag, _ in todo]
     work = run / f"scoring-{split}-{hashlib.sha256(repr((split, members)).encode()).hexdigest()[:8]}"
-    found = score(work, shards, members, image_ids)
+    found = score(work, shards, members, images)
     scores = np.stack(found["scores"].to_list())
-    for k, trial in enumerate(todo):
+    for k, (trial, _, name) in enumerate(todo):
         about = trial.about
         write_predictions(
             trial.store,
-            f"predictions/{split}.parquet",
+            f"predictions/{name}.parquet",
             found.index.to_numpy(),
             scores[:, k],
             tuple(about["findings"]),
-            split,
+            name,
             about["fingerprint"],
         )
     work.remove()
 
 
-def score(work: Store, shards: tuple[Shards, ...], members: list[Member], image_ids: np.ndarray) -> pd.DataFrame:
-    """Probabilities of every member for `image_ids`: index image_id, column `scores` with float32 [M, C] arrays.
+def score(work: Store, shards: tuple[Shards, ...], members: list[Member], images: pd.DataFrame) -> pd.DataFrame:
+    """Probabilities of every member for `images`: index image_id, column `scores` with float32 [M, C] arrays.
 
-    A member sees the shards it was trained on, those nearest its resolution. work: where finished shards'
-    scores are kept until all are there.
+    images: image_id, study_id and view of a manifest; a study's images are scored together. A member sees the shards
+    it was trained on, those nearest its resolution. work: where finished shards' scores are kept until all are there.
     """
     groups: dict[Shards, list[int]] = {}
     for k, each in enumerate(members):
-        groups.setdefault(nearest(shards, each.resolution), []).append(k)
+        groups.setdefault(nearest(shards, each.looks[0].resolution), []).append(k)
     passes = [
-        _pass(work / f"{source.size}px", source, [members[k] for k in chosen], image_ids)
+        _pass(work / f"{source.size}px", source, [members[k] for k in chosen], images)
         for source, chosen in groups.items()
     ]
     # shards of every size hold the same images: what cannot be decoded cannot at any
@@ -84,15 +121,13 @@ def score(work: Store, shards: tuple[Shards, ...], members: list[Member], image_
     return pd.DataFrame({"scores": list(scores[:, back])}, index=pd.Index(passes[0][0], name="image_id"))
 
 
-def _pass(work: Store, shards: Shards, members: list[Member], image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [N] of what was prepared of `image_ids`, in their order, and scores float32 [N, M, C]."""
+def _pass(work: Store, shards: Shards, members: list[Member], images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [N] of what was prepared of `images`, in their order, and scores float32 [N, M, C]."""
     import ray
 
-    index = shards.index()
-    index = index[index.index.isin(image_ids)]
-    files = {str(name): rows.index.to_numpy() for name, rows in index.groupby("file", observed=True)}
+    items = {item["file"]: item for item in _items(shards, images)}
     done = set(work.list())
-    todo = [{"file": name, "image_id": ids.tolist()} for name, ids in files.items() if name not in done]
+    todo = [item for name, item in items.items() if name not in done]
     if todo:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
@@ -113,10 +148,34 @@ def _pass(work: Store, shards: Shards, members: list[Member], image_ids: np.ndar
                 frame["scores"] = list(block["scores"][mine].reshape(mine.sum(), -1))
                 with work.place(str(name)) as path:
                     frame.to_parquet(path, index=False)
-    frames = [pd.read_parquet(io.BytesIO(work.read(name))) for name in files]
+    frames = [pd.read_parquet(io.BytesIO(work.read(name))) for name in items]
     table = pd.concat(frames, ignore_index=True).set_index("image_id")["scores"]
-    found = np.array([i for i in image_ids if i in table.index], object)
+    found = np.array([i for i in images["image_id"] if i in table.index], object)
     return found, np.stack(table.loc[found].to_list()).astype(np.float32).reshape(len(found), len(members), -1)
+
+
+def _items(shards: Shards, images: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """For each shard the images to score with it: those of the studies whose first image lies there, study by study."""
+    index = shards.index()
+    images = images[images["image_id"].isin(index.index)]
+    at = index.index.get_indexer(images["image_id"])
+    study = images["study_id"].fillna(images["image_id"]).astype(str).to_numpy()
+    view = images["view"].map({name: k for k, name in enumerate(VIEWS)}).fillna(VIEWS.index("UNKNOWN")).to_numpy(int)
+    codes = np.unique(study, return_inverse=True)[1]
+    first = np.full(codes.max(initial=-1) + 1, len(index))
+    np.minimum.at(first, codes, at)
+    order = np.lexsort([at, first[codes]])  # studies as they lie, and their images as they lie
+    files = index["file"].astype(str).to_numpy()[first[codes[order]]]
+    ids = images["image_id"].to_numpy()[order]
+    for name in np.unique(files):
+        mine = files == name
+        chosen = order[mine]
+        yield {
+            "file": name,
+            "image_id": ids[mine].tolist(),
+            "study": codes[chosen].tolist(),
+            "view": view[chosen].tolist(),
+        }
 
 
 class Scorer:
@@ -140,20 +199,71 @@ class Scorer:
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """File and image_id [n], and scores float32 [n, M, C]."""
-        import torch
+        ids, study, view = (np.asarray(list(item[key][0])) for key in ("image_id", "study", "view"))
+        ids = ids.astype(object)
+        several = [(models, each.looks) for models, each in zip(self.models, self.members, strict=True)]
+        scores = _looked(several, self.shards, ids, study, view, self.device, threads=2)
+        return {"file": np.full(len(ids), item["file"][0], object), "image_id": ids, "scores": scores}
 
-        from cxrlt_ray.stream import views
 
-        ids = np.asarray(list(item["image_id"][0]), object)
-        looks = sorted({(each.resolution, each.crop) for each in self.members})
-        parts = []
-        with torch.inference_mode():
-            for found in views(self.shards, ids, looks, BATCH):
-                seen = {look: torch.from_numpy(view).to(self.device) for look, view in zip(looks, found, strict=True)}
-                scores = [
-                    sum(model(seen[each.resolution, each.crop]).float().sigmoid() for model in models) / len(models)
-                    for each, models in zip(self.members, self.models, strict=True)
-                ]
-                parts.append(torch.stack(scores, dim=1).cpu())
-        file = np.full(len(ids), item["file"][0], object)
-        return {"file": file, "image_id": ids, "scores": torch.cat(parts).numpy()}
+def predict_looks(
+    model: Any,
+    shards: Shards,
+    image_ids: np.ndarray,
+    looks: Sequence[Look],
+    study: np.ndarray,
+    view: np.ndarray,
+    threads: int = 2,
+) -> np.ndarray:
+    """Probabilities float32 [N, C] of prepared images: the mean over `looks`. study, view: codes [N]."""
+    device = next(model.parameters()).device
+    order = np.argsort(study, kind="stable")
+    scores = _looked([([model], tuple(looks))], shards, image_ids[order], study[order], view[order], device, threads)
+    found = np.empty_like(scores[:, 0])
+    found[order] = scores[:, 0]
+    return found
+
+
+def _looked(
+    several: list[tuple[list[Any], tuple[Look, ...]]],
+    shards: Shards,
+    ids: np.ndarray,
+    study: np.ndarray,
+    view: np.ndarray,
+    device: torch.device,
+    threads: int,
+) -> np.ndarray:
+    """Scores float32 [N, M, C] of M times (models, looks): each image is decoded once, each look made once.
+
+    Images of a study stand together, and are never parted between batches.
+    """
+    import torch
+
+    from cxrlt_ray.stream import views
+
+    plain = sorted({replace(look, mirrored=False) for _, looks in several for look in looks}, key=repr)
+    parts, found = _whole(study, BATCH), []
+    with torch.inference_mode():
+        for part, images in zip(parts, views(shards, ids, plain, parts, threads), strict=True):
+            seen = {look: torch.from_numpy(each).to(device) for look, each in zip(plain, images, strict=True)}
+            codes = [torch.from_numpy(np.asarray(each[part], np.int64)).to(device) for each in (study, view)]
+            scores = []
+            for models, looks in several:
+                total: Any = 0.0
+                for look in looks:
+                    pixels = seen[replace(look, mirrored=False)]
+                    pixels = pixels.flip(-1) if look.mirrored else pixels
+                    total = total + sum(model(pixels, *codes).float().sigmoid() for model in models)
+                scores.append(total / (len(looks) * len(models)))
+            found.append(torch.stack(scores, dim=1).cpu())
+    return torch.cat(found).numpy()
+
+
+def _whole(study: np.ndarray, size: int) -> list[slice]:
+    """Slices of about `size` images that end where studies do."""
+    ends = [*(np.flatnonzero(np.diff(study)) + 1).tolist(), len(study)]
+    cuts = [0]
+    for end in ends:
+        if end - cuts[-1] >= size or end == len(study):
+            cuts.append(end)
+    return [slice(a, b) for a, b in pairwise(cuts) if b > a]

@@ -2,7 +2,7 @@
 
     description: what it is for
     trials: 12
-    epochs: 6
+    epochs: 6                                          # of a trial without stages
     optional_backbones: [tf_efficientnet_lite0]        # left out, with a note, where its package is missing
     parameters:
       backbone: {choices: [tf_efficientnet_lite0, test_convnext]}
@@ -11,11 +11,18 @@
         - {value: true}
       lr: {low: 1.0e-4, high: 1.0e-2, log: true}
       batch_size: 32                                   # fixed
+    stages:                                            # one after the other, in a trial; each changes what it names
+      - {epochs: 1, frozen_backbone: true}
+      - {epochs: 5, frozen_backbone: false, lr: {low: 1.0e-5, high: 1.0e-3, log: true}}
+      - {epochs: 2, when: {backbone: test_convnext}, resolution: 128}
     start:
       - {backbone: tf_efficientnet_lite0, lr: 1.0e-3}  # tried first; what is not given is sampled
+    smoke:                                             # of --smoke: the same structure with small models and images
+      backbones: {convnext_small.fb_in22k_ft_in1k_384: test_convnext}
+      resolutions: {384: 64}
 
-A parameter is a field of TrialConfig or a setting of a loss (losses.py); a `when` looks at parameters
-above it. To add a search dimension: a field of TrialConfig, read where it acts.
+A parameter is a field of TrialConfig (trialconfig.py) or a setting of a loss (losses.py); a `when` looks at
+parameters above it. A stage's parameter is called `stages.K.NAME`, K from 0, where Optuna or `start` speak of it.
 """
 
 from __future__ import annotations
@@ -24,57 +31,21 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.trialconfig import WHOLE, Scalar, TrialConfig
 
 REDUCTION = 3  # ASHA keeps the best third at each rung
-Scalar = bool | int | float | str | None
+SMOKE_IMAGES = 300
 
 
 def grace(epochs: int) -> int:
     """ASHA's first rung: how many epochs every trial has before it may be stopped."""
     return max(1, min(2, epochs - 1))
-
-
-class TrialConfig(Config):
-    """Everything that makes a trial, besides the data it is given."""
-
-    backbone: str
-    resolution: Annotated[int, Field(ge=16, le=4096)]
-    epochs: Annotated[int, Field(ge=1)]
-    pretrained: bool = True
-    checkpoint: str | None = None
-    frozen_backbone: bool = False
-    head: str = "linear"
-    in_chans: Literal[1, 3] = 3
-    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    loss: str = "bce"
-    loss_settings: dict[str, float] = Field(default={})
-    class_weight_exponent: Annotated[float, Field(ge=0, le=1)] = 0.5
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    accumulation: Annotated[int, Field(ge=1)] = 1
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no average
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: on a GPU, where it saves more than it costs
-    augment: Annotated[float, Field(ge=0, le=1)] = 0.3
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    crop: Annotated[float, Field(ge=0.25, le=1)] = 1.0  # of the edge: random in training, central after it
-    seed: int = 0
-
-    def spec(self) -> Any:
-        """The models.ModelSpec of this trial."""
-        from cxrlt_ray.models import ModelSpec
-
-        return ModelSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelSpec)})
 
 
 class Rule(Config):
@@ -137,21 +108,49 @@ class Rule(Config):
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
 
+class Smoke(Config):
+    """What --smoke puts in a space's place: backbones and resolutions one for one, and parameters as they say."""
+
+    backbones: dict[str, str] = Field(default={})
+    resolutions: dict[int, int] = Field(default={})
+    parameters: dict[str, Scalar] = Field(default={})
+    trials: Annotated[int, Field(ge=1)] = 2
+    epochs: Annotated[int, Field(ge=1)] = 1  # of a trial, and of each stage
+    images: Annotated[int, Field(ge=200)] = SMOKE_IMAGES
+    folds: Annotated[int, Field(ge=2)] = 2  # where the space has folds
+
+
 class SpaceFile(Config):
     """The keys of a search-space file."""
 
     description: str = ""
     trials: Annotated[int, Field(ge=1)]
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1)] = 1
     optional_backbones: tuple[str, ...] = ()
     parameters: dict[str, Scalar | Rule | tuple[Rule, ...]]
+    stages: tuple[dict[str, Any], ...] = ()
+    folds: Annotated[int, Field(ge=0)] = 0  # of every trial, unless --folds says otherwise
+    prune: bool = True  # ASHA stops trials that lag; false: every trial is trained to its end
     start: tuple[dict[str, Scalar], ...] = ()
+    smoke: Smoke | None = None
+
+    @model_validator(mode="after")
+    def _lasting(self) -> SpaceFile:
+        if self.stages and "epochs" in self.model_fields_set:
+            raise ValueError("`epochs` and `stages` are both given: stages have epochs of their own")
+        if not self.stages and "epochs" not in self.model_fields_set:
+            raise ValueError("key 'epochs' is missing (or `stages`, with epochs of their own)")
+        return self
 
 
 @dataclass(frozen=True)
 class Space:
-    """A validated search space. `start`: points to try first, by Optuna's parameter names; `notes`: what to tell;
-    `folder`: where relative checkpoints are.
+    """A validated search space.
+
+    epochs: of its longest trial. rules: of parameters, then of those of stages, `stages.K.NAME`. start: points to try
+    first, by Optuna's parameter names. notes: what to tell. folder: where relative checkpoints are. storage: where the
+    runs are that init_from names. images: how many a smoke run takes. folds: K, where the trials are of K folds.
+    staged: whether it has stages. prune: whether ASHA stops trials.
     """
 
     name: str
@@ -161,6 +160,11 @@ class Space:
     start: tuple[dict[str, Scalar], ...] = ()
     notes: tuple[str, ...] = ()
     folder: str = ""
+    storage: str | None = None
+    images: int | None = None
+    folds: int = 0
+    staged: bool = False
+    prune: bool = True
 
     def define(self, trial: Any) -> None:
         """Optuna's define-by-run function."""
@@ -178,11 +182,16 @@ class Space:
     def to_config(self, params: Mapping[str, Any], seed: int = 0) -> TrialConfig:
         """The trial at the point `params`, which `define` suggested; `seed` unless the space searches it."""
         from cxrlt_ray import losses
+        from cxrlt_ray.trials import weights_of
 
         chosen = self._walk(lambda key, _: params[key])
         known = {name: value for name, value in chosen.items() if name in TrialConfig.model_fields}
-        if self.folder and known.get("checkpoint") and "://" not in str(known["checkpoint"]):
-            known["checkpoint"] = str(Path(self.folder, str(known["checkpoint"])))  # Tune changes a trial's directory
+        for name in ("checkpoint", "queries"):
+            if self.folder and known.get(name) and "://" not in str(known[name]):
+                known[name] = str(Path(self.folder, str(known[name])))  # Tune changes a trial's directory
+        if known.get("init_from") and self.storage is not None:
+            uri = weights_of(self.storage, str(known["init_from"]), str(known["backbone"]))
+            known |= {"checkpoint": uri, "pretrained": True}
         settings = losses.settings(chosen.get("loss", "bce"))
         return TrialConfig.model_validate(
             {
@@ -190,13 +199,38 @@ class Space:
                 "seed": seed,
                 **known,
                 "loss_settings": settings | {k: float(v) for k, v in chosen.items() if k in settings},
+                "stages": tuple(self._stages(chosen)),
             }
         )
 
+    def _stages(self, chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The stages that hold, in order: each the values that it names."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, value in chosen.items():
+            if name.startswith("stages."):
+                _, number, field = name.split(".")
+                found.setdefault(number, {})[field] = value
+        yield from (stage for stage in found.values() if "epochs" in stage)
+
     def specs(self) -> list[Any]:
-        """The models.ModelSpec of every kind of model that the space can make."""
-        specs = {self.to_config(point).spec(): None for point in self._corners()}
-        return list(specs)
+        """The models.ModelSpec of every kind of model that the space can make; raises UsageError for a bad mixture."""
+        return list(dict.fromkeys(spec for config in self.kinds() for spec in config.specs()))
+
+    def kinds(self) -> list[TrialConfig]:
+        """A trial of every kind: one for each way to choose what shapes a model, and what a `when` looks at."""
+        try:
+            return [self.to_config(point) for point in self._corners()]
+        except ValidationError as error:
+            raise UsageError(f"search space {self.name}: {_message(error)}.") from None
+
+    def cohorts(self) -> set[str]:
+        """The values of `cohorts` that stages have."""
+        return {stage.cohorts for config in self.kinds() for stage in config.staged()}
+
+    def grace(self, steps: int) -> int:
+        """ASHA's first rung of `steps` reports: trials are compared in their last stage, as stages' scores are not."""
+        before = max((config.total_epochs - config.staged()[-1].epochs for config in self.kinds()), default=0)
+        return min(before + grace(steps - before), max(1, steps - 1))
 
     def starting(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """A start point of the file under Optuna's names. Raises ValueError for a value that is not allowed there."""
@@ -227,7 +261,7 @@ class Space:
         """Points that take every choice of what shapes a model, and of what a `when` looks at."""
         from cxrlt_ray.models import ModelSpec
 
-        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"}
+        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"} | {"cohorts", "tta"}
         shaping |= {name for rules in self.rules.values() for rule in rules for name in rule.when}
         todo: list[dict[str, Any]] = [{}]
         while todo:
@@ -235,7 +269,8 @@ class Space:
             open_: list[tuple[str, Rule]] = []
 
             def choose(key: str, rule: Rule, point: dict[str, Any] = point, open_: list[Any] = open_) -> Any:
-                if key not in point and key.split("@")[0] in shaping and not open_:
+                name = key.split("@")[0]
+                if key not in point and {name, name.split(".")[-1]} & shaping and not open_:
                     open_.append((key, rule))
                 return point.get(key, rule.ends()[0])
 
@@ -261,26 +296,103 @@ class _Ends(dict[str, Any]):
         )
 
 
-def load_space(name: str, epochs: int | None = None) -> Space:
+def load_space(name: str, epochs: int | None = None, smoke: bool = False, storage: str | None = None) -> Space:
     """The search space `name` (a path, or found in search_spaces/), for `epochs` instead of its own.
 
+    smoke: in small, as its `smoke` says. storage: of the runs that init_from names.
     Raises UsageError that names the file and, for every mistake, the key, what was given and what is allowed.
     """
     path = find("search_spaces", name)
-    content = validate(SpaceFile, _rules_only(read_yaml(path), path), path)
+    text = read_yaml(path)
+    small = None
+    if smoke:
+        if not isinstance(text.get("smoke"), dict):
+            raise UsageError(f"{path} has no `smoke:` part, which says what --smoke is to put in its place.")
+        small = validate(Smoke, text["smoke"], f"{path}: key 'smoke'")
+        text = _smoked(text, small)
+    content = validate(SpaceFile, _rules_only(text, path), path)
     rules = {
         key: (given,) if isinstance(given, Rule) else given if isinstance(given, tuple) else (Rule(value=given),)
         for key, given in content.parameters.items()
     }
+    rules |= _stage_rules(content.stages, path)
     if epochs is not None and epochs < 1:
         raise UsageError(f"--epochs must be at least 1, not {epochs}.")
-    space = Space(path.stem, content.trials, epochs or content.epochs, rules, folder=str(Path.cwd()))
+    if epochs is not None and content.stages:
+        raise UsageError(f"--epochs: {path} has stages, which have epochs of their own: change them there.")
+    if content.folds == 1:
+        raise UsageError(f"{path}: key 'folds': given 1: at least 2 folds are wanted, or 0 for none.")
+    space = Space(
+        path.stem,
+        content.trials,
+        epochs or content.epochs,
+        rules,
+        folder=str(Path.cwd()),
+        storage=storage,
+        images=small and small.images,
+        folds=min(content.folds, small.folds) if small else content.folds,
+        staged=bool(content.stages),
+        prune=content.prune,
+    )
     mistakes = list(_parameter_mistakes(rules)) or list(_start_mistakes(space, content.start))
     if mistakes:
         raise UsageError(f"{path}: {'; '.join(mistakes)}.")
     missing = _missing(content.optional_backbones)
     start = tuple(space.starting(point) for point in content.start if point.get("backbone") not in missing)
-    return _without(dataclasses.replace(space, start=start), missing, path)
+    space = _without(dataclasses.replace(space, start=start), missing, path)
+    if content.stages:
+        space = dataclasses.replace(space, epochs=max(config.total_epochs for config in space.kinds()))
+    return space
+
+
+def _smoked(content: dict[str, Any], small: Smoke) -> dict[str, Any]:
+    """The file's content with small backbones and resolutions in the place of the large, and one epoch a stage."""
+
+    def changed(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {k: changed(v, key if k in ("choices", "value") else k) for k, v in value.items()}
+        if isinstance(value, list):
+            found = [changed(each, key) for each in value]
+            # several large backbones may have one small one
+            return list({repr(each): each for each in found}.values()) if key in ("backbone", "resolution") else found
+        if key == "backbone":
+            return small.backbones.get(value, value)
+        if key == "resolution":
+            return small.resolutions.get(value, value)
+        return small.epochs if key == "epochs" else value
+
+    text = {key: value for key, value in content.items() if key != "smoke"}
+    parameters = {**changed(text.get("parameters", {}), ""), **small.parameters}
+    text |= {"parameters": parameters, "trials": small.trials}
+    text |= {key: changed(text[key], "") for key in ("stages", "start") if key in text}
+    fixed = set(small.parameters)
+    text["stages"] = [{k: v for k, v in stage.items() if k not in fixed} for stage in text.get("stages", [])]
+    text["start"] = [
+        {k: v for k, v in point.items() if k.split(".")[-1] not in fixed} for point in text.get("start", [])
+    ]
+    return text if text["stages"] else {**text, "epochs": small.epochs}
+
+
+def _stage_rules(stages: tuple[dict[str, Any], ...], path: Path) -> dict[str, tuple[Rule, ...]]:
+    """The rules of the stages' parameters, each under the stage's own `when`."""
+    rules: dict[str, tuple[Rule, ...]] = {}
+    for number, stage in enumerate(stages):
+        where = f"{path}: key 'stages.{number}"
+        if "epochs" not in stage:
+            raise UsageError(f"{where}' has no `epochs`.")
+        when = stage.get("when", {})
+        if not isinstance(when, dict):
+            raise UsageError(f"{where}.when': given {when!r}: a mapping of parameters to their values is wanted.")
+        for name, given in stage.items():
+            if name == "when":
+                continue
+            each = given if isinstance(given, list) else [given]
+            made = []
+            for rule in each:
+                rule = rule if isinstance(rule, dict) else {"value": rule}
+                made.append(validate(Rule, {**rule, "when": {**when, **rule.get("when", {})}}, f"{where}.{name}'"))
+            rules[f"stages.{number}.{name}"] = tuple(made)
+    return rules
 
 
 def _rules_only(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -303,37 +415,46 @@ def _parameter_mistakes(rules: dict[str, tuple[Rule, ...]]) -> Iterator[str]:
     from cxrlt_ray import losses
 
     settings = {name for loss in losses.LOSSES for name in losses.settings(loss)}
-    fields = set(TrialConfig.model_fields) - {"epochs", "loss_settings"}
+    fields = set(TrialConfig.model_fields) - {"epochs", "loss_settings", "stages"}
     for name in ("backbone", "resolution"):
         if name not in rules:
             yield f"key 'parameters.{name}' is missing"
     above: list[str] = []
     for name, given in rules.items():
-        if name not in fields | settings:
-            yield f"unknown key 'parameters.{name}'; allowed: {', '.join(sorted(fields | settings))}"
+        staged, own = name.startswith("stages."), name.split(".")[-1]
+        key = name if staged else f"parameters.{name}"
+        allowed = (fields | {"epochs"} if staged else fields) | settings
+        if staged and own in WHOLE:
+            yield f"key '{key}': it is the trial's as a whole, a stage cannot change it"
+            continue
+        if own not in allowed:
+            yield f"unknown key '{key}'; allowed: {', '.join(sorted(allowed - (WHOLE if staged else set())))}"
             continue
         for rule in given:
             for other in rule.when:
                 if other not in above:
-                    yield f"key 'parameters.{name}': `when` names '{other}', which is not a parameter above it"
+                    yield f"key '{key}': `when` names '{other}', which is not a parameter above it"
             for value in rule.ends():
-                if fault := _value_mistake(name, value):
-                    yield f"key 'parameters.{name}': given {value!r}: {fault}"
+                if fault := _value_mistake(own, value):
+                    yield f"key '{key}': given {value!r}: {fault}"
         above.append(name)
 
 
 def _value_mistake(name: str, value: Any) -> str:
     from cxrlt_ray import losses
-    from cxrlt_ray.models import backbones, heads
+    from cxrlt_ray.models import backbones, fusion, heads
 
     if name == "backbone":
         if isinstance(value, str) and backbones.known(value):
             return ""
         return f"timm has no such backbone; near it are {', '.join(backbones.suggestions(str(value))) or 'none'}"
-    for kind, registry in (("loss", losses.LOSSES), ("head", heads.HEADS)):
+    kinds = {"loss": losses.LOSSES, "head": heads.HEADS, "fusion": ("none", *fusion.FUSIONS)}
+    for kind, registry in kinds.items():
         if name == kind:
             return "" if value in registry else f"there is no such {kind}; there are {', '.join(registry)}"
     field = TrialConfig.model_fields.get(name)
+    if field is None and isinstance(value, int | float) and (fault := losses.setting_fault(name, value)):
+        return fault
     kind_of: Any = field.annotation if field else float  # a loss's setting is a number
     if kind_of is int and isinstance(value, float):
         return "a whole number is wanted (a range of them needs `int: true`)"
@@ -344,7 +465,17 @@ def _value_mistake(name: str, value: Any) -> str:
         adapter.validate_python(value)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
+    if name == "tta":
+        try:
+            TrialConfig(backbone="any", resolution=16, epochs=1, tta=str(value))
+        except ValidationError as error:
+            return _message(error)
     return ""
+
+
+def _message(error: ValidationError) -> str:
+    """The first mistake that pydantic found, in its words or ours."""
+    return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
 
 
 def _start_mistakes(space: Space, start: tuple[dict[str, Scalar], ...]) -> Iterator[str]:

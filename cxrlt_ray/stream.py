@@ -20,7 +20,7 @@ import pickle
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +76,18 @@ class Recipe:
     crop: float = 1.0
     flip: float = 0.0
     augment: float = 0.0
+    strong: float = 0.0
     seed: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """One way to see an image: the share `crop` of its edge at `place` (down, right; 0 to 1), perhaps mirrored."""
+
+    resolution: int
+    crop: float = 1.0
+    place: tuple[float, float] = (0.5, 0.5)
+    mirrored: bool = False
 
 
 def batches(
@@ -93,6 +104,9 @@ def batches(
     rank: int = 0,
     world: int = 1,
     start: int = 0,
+    study: np.ndarray | None = None,
+    strong: np.ndarray | None = None,
+    strength: float = 0.0,
     ingest: Ingest | None = None,
 ) -> Iterator[Batch]:
     """Batches of the images `image_ids` at `resolution` pixels: in storage order without a seed, shuffled with one.
@@ -100,22 +114,40 @@ def batches(
     augment: strength 0 (none) to 1. flip: probability. crop: share of the edge that a crop keeps, at a random
     place with a seed, else from the centre. rank, world: this worker's share; each yields the same number of
     batches. start: the first batch's number, to go on in the middle of an epoch. Images in quarantine are left out.
+    An id may stand several times. study: [N], then a batch is of `batch_size` studies, whole and each in one piece.
+    strong: bool [N], the images that are augmented with `strength` instead.
     """
     ingest = ingest or Ingest()
     rows, file, offset, length, place = _located(shards, image_ids)
     window = 0 if shards.store.local is not None else WINDOW
-    taken = order(file, None if seed is None else [seed, epoch], window)
-    plan = [share[rank] for share in steps(len(rows), batch_size, world)]
-    recipe = Recipe(resolution, crop, flip, augment, None if seed is None else (seed, epoch, rank))
+    first, member = _units(len(rows) if study is None else study[rows])
+    taken = order(file[first], None if seed is None else [seed, epoch], window)
+    plan = [member(taken[share[rank]]) for share in steps(len(first), batch_size, world)]
+    recipe = Recipe(resolution, crop, flip, augment, strength, None if seed is None else (seed, epoch, rank))
     names = shards.index()["file"].cat.categories
+    more = (lambda at: ()) if strong is None else (lambda at: (strong[rows[at]],))
     work = [
-        (step, names[file[at]].to_numpy(str), offset[at], length[at], place[at])
-        for step, at in ((step, taken[plan[step]]) for step in range(start, len(plan)))
+        (step, names[file[at]].to_numpy(str), offset[at], length[at], place[at], *more(at))
+        for step, at in ((step, plan[step]) for step in range(start, len(plan)))
     ]
     engine = _in_threads if ingest.engine == THREADS else _through_ray
     for (step, *_), images in zip(work, engine(shards, recipe, work, ingest), strict=True):
-        chosen = rows[taken[plan[step]]]
+        chosen = rows[plan[step]]
         yield Batch(chosen, image_ids[chosen], images)
+
+
+def _units(study: int | np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What a batch is counted in: so many images, or studies of codes [n]: each one's first image, and all of some."""
+    if not isinstance(study, np.ndarray):
+        return np.arange(study), lambda units: units
+    codes = np.unique(study, return_inverse=True)[1]
+    within = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[within], prepend=-1))
+    pieces = np.split(within, starts[1:])
+    turn = np.argsort([piece[0] for piece in pieces], kind="stable")  # as they lie
+    pieces = [pieces[k] for k in turn]
+    none = np.empty(0, np.int64)
+    return within[starts][turn], lambda units: np.concatenate([pieces[k] for k in units]) if len(units) else none
 
 
 def order(file: np.ndarray, seed: list[int] | None, window: int = 0) -> np.ndarray:
@@ -161,13 +193,15 @@ def read(
     offsets: np.ndarray,
     lengths: np.ndarray,
     places: np.ndarray,
+    strong: np.ndarray | None = None,
 ) -> np.ndarray:
     """The batch `step` as uint8 [B, resolution, resolution]; the same wherever and whenever it is made."""
     random = None if recipe.seed is None else np.random.default_rng([*recipe.seed, step])
-    change = None
-    if random is not None and recipe.augment > 0:
-        change = _augmentation(recipe.augment)
-        change.set_random_seed(int(random.integers(2**32)))
+    changes: dict[bool, Any] = {}
+    for hard, strength in ((False, recipe.augment), (True, recipe.strong)):
+        if random is not None and strength > 0 and (not hard or (strong is not None and strong.any())):
+            changes[hard] = _augmentation(strength)
+            changes[hard].set_random_seed(int(random.integers(2**32)))
     kept = _kept(shards, memory)
     spare = _edge(recipe.resolution, recipe.crop) - recipe.resolution
     corners = np.full((len(files), 2), spare // 2) if random is None else random.integers(0, spare + 1, (len(files), 2))
@@ -175,31 +209,40 @@ def read(
     batch = np.empty((len(files), recipe.resolution, recipe.resolution), np.uint8)
     for k, where in enumerate(zip(files, offsets, lengths, places, strict=True)):
         image = _cropped(_decoded(shards, kept, *where), recipe.resolution, recipe.crop, corners[k])
-        if change:
+        if change := changes.get(strong is not None and bool(strong[k])):
             image = change(image=image)["image"]
         batch[k] = image[:, ::-1] if flips[k] else image
     return batch
 
 
 def views(
-    shards: Shards, image_ids: np.ndarray, looks: list[tuple[int, float]], batch_size: int, threads: int = 2
+    shards: Shards, image_ids: np.ndarray, looks: list[Look], parts: Sequence[slice] | int, threads: int = 2
 ) -> Iterator[list[np.ndarray]]:
-    """For each batch of `image_ids`, in their order, uint8 [B, H, W] at every (resolution, crop) of `looks`.
+    """For each of `parts` of `image_ids` (or so many at a time), in their order, uint8 [B, H, W] for every look.
 
-    Each image is decoded once. The ids are those of prepared images, in storage order.
+    Each image is decoded once. Looks that mirror are left to the device: they come as they are. The ids are those
+    of prepared images.
     """
-    rows, file, offset, length, place = _located(shards, image_ids)
-    assert np.array_equal(rows, np.arange(len(image_ids)))
-    names = shards.index()["file"].cat.categories
+    index = shards.index().loc[image_ids]
+    names, place = index["file"].astype(str).to_numpy(), np.zeros(len(index), np.int64)
+    offset, length = index["offset"].to_numpy(), index["length"].to_numpy()
+    if isinstance(parts, int):
+        parts = [slice(k, k + parts) for k in range(0, len(index), parts)]
 
     def make(at: slice) -> list[np.ndarray]:
         found = [
-            _decoded(shards, None, *where)
-            for where in zip(names[file[at]], offset[at], length[at], place[at], strict=True)
+            _decoded(shards, None, *where) for where in zip(names[at], offset[at], length[at], place[at], strict=True)
         ]
-        return [np.stack([_cropped(image, size, crop) for image in found]) for size, crop in looks]
+        return [
+            np.stack([_cropped(image, look.resolution, look.crop, _corner(look)) for image in found]) for look in looks
+        ]
 
-    yield from _ahead(make, [(slice(k, k + batch_size),) for k in range(0, len(rows), batch_size)], threads)
+    yield from _ahead(make, [(part,) for part in parts], threads)
+
+
+def _corner(look: Look) -> np.ndarray:
+    spare = _edge(look.resolution, look.crop) - look.resolution
+    return np.array([int(spare * share) for share in look.place])
 
 
 def _decoded(shards: Shards, kept: Any, file: str, offset: int, length: int, place: int) -> np.ndarray:
@@ -271,15 +314,18 @@ def _augmentation(strength: float) -> Any:
     """The transform of this thread: they hold random state, and cost 70 ms to make."""
     from cxrlt_ray.augment import augmentation
 
-    if getattr(_local, "strength", None) != strength:
-        _local.change, _local.strength = augmentation(strength, 0), strength
-    return _local.change
+    made = _local.__dict__.setdefault("changes", {})
+    if strength not in made:
+        if len(made) >= 4:  # of trials gone by
+            made.clear()
+        made[strength] = augmentation(strength, 0)
+    return made[strength]
 
 
 def _in_threads(shards: Shards, recipe: Recipe, work: list[Any], ingest: Ingest) -> Iterator[np.ndarray]:
     """Batches made by threads of this process."""
-    if recipe.augment > 0:
-        _augmentation(recipe.augment)  # imported here, not by several threads at once
+    if recipe.augment > 0 or recipe.strong > 0:
+        _augmentation(recipe.augment or recipe.strong)  # imported here, not by several threads at once
     return _ahead(partial(read, shards, recipe, ingest.memory), work, ingest.threads)
 
 

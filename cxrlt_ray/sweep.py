@@ -110,7 +110,8 @@ def main(
     gpus_per_trial: Annotated[float | None, cli.option("GPUs a worker; fractions share one")] = None,
     cpus_per_trial: Annotated[float | None, cli.option("CPUs a worker")] = None,
     workers_per_trial: Annotated[int, cli.option("Train workers a trial")] = 1,
-    folds: Annotated[int, cli.option("K: each trial trains K models, predictions are out-of-fold")] = 0,
+    folds: Annotated[int | None, cli.option("K: each trial trains K models, out-of-fold; 0 without it")] = None,
+    cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None,
     holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0,
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all",
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
@@ -125,7 +126,8 @@ def main(
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE,
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
     resume: Annotated[bool, cli.option("continue the run --name, or the latest", "--resume")] = False,
-    dry_run: Annotated[bool, cli.option("print what would be done, start nothing", "--dry-run")] = False,
+    dry_run: Annotated[bool, cli.option("build all models without memory, plan, start nothing", "--dry-run")] = False,
+    smoke: Annotated[bool, cli.option("the space in small: tiny models, few images, minutes", "--smoke")] = False,
     plan: Annotated[bool, cli.option("say what it will cost (time, GPU-hours, disk), start nothing", "--plan")] = False,
     probe: Annotated[bool, cli.option("measure the plan's rates here, about a minute", "--probe")] = False,
     images: Annotated[int | None, cli.option("plan for so many images instead of the data's")] = None,
@@ -137,28 +139,32 @@ def main(
     python -m cxrlt_ray.sweep task1
     python -m cxrlt_ray.sweep auto --data DIR --space laptop --trials 12
     python -m cxrlt_ray.sweep task1 --data /data/mimic --space task1 --trials 60 --address auto
-    python -m cxrlt_ray.sweep task1 --space task1 --plan --images 377110
+    python -m cxrlt_ray.sweep task1 --space team_d --smoke
+    python -m cxrlt_ray.sweep task1 --space team_d --dry-run --images 377110
     """
     from cxrlt_ray import models
     from cxrlt_ray import trials as store
+    from cxrlt_ray.cohort import parse_cohorts
+    from cxrlt_ray.fit import Job
     from cxrlt_ray.prepare import parse_quality, prepare
     from cxrlt_ray.storage import Store
     from cxrlt_ray.stream import forget_decoded, start_ray
-    from cxrlt_ray.train import Job
 
     _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb, objectives)
-    _check_plan(plan, images, gpu, price)
+    _check_plan(plan or dry_run, images, gpu, price)
+    others = parse_cohorts(cohort or [])
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
     given = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
     given |= {"objectives": objectives if objectives != "map" else None}
     given |= {"sizes": sizes, "quality": wanted_quality if quality != str(QUALITY) else None}
+    given |= {"cohorts": others or None, "smoke": smoke or None}
     given |= {"views": views if views != "all" else None, "uncertain": uncertain if uncertain != "null" else None}
     run = _run_to_resume(storage, name, {**given, "seed": seed or None, "task_argument": task}) if resume else None
     if run:
         about = run.about
         folds, views, seed, max_bad = about["folds"], about["views"], about["seed"], about["max_bad"]
-        wanted_quality = about["quality"]
+        wanted_quality, smoke = about["quality"], about.get("smoke", False)
         trials, epochs = trials or about["trials"], epochs or about["epochs"]
         if not dry_run and not plan:
             run.store.write_json("run.json", {**about, "trials": trials, "epochs": epochs})
@@ -177,7 +183,8 @@ def main(
         workers_per_trial=workers_per_trial,
         data_cpus=DATA_CPUS if engine == RAY else 0.0,
     )
-    searched, text = _space(space, run, task, gpus, epochs)
+    searched, text = _space(space, run, task, gpus, epochs, smoke, storage)
+    folds = searched.folds if folds is None else folds
     threads = 0 if resources.gpus_per_trial else max(1, int(cpus // resources.max_concurrent))
     trials = trials or searched.trials
     print(f"Resources: {resources}")
@@ -185,25 +192,26 @@ def main(
     priced = pricing.Sweep(searched, trials, folds, seed, resources, threads, Store(storage), address, gpu)
     if probe:
         priced.probe()
-    if plan and (images or not (run or data)):
-        priced.show(price, images or PHANTOM_IMAGES)
+    if dry_run:
+        _show_models(searched, task)
+    if (plan or dry_run) and (images or not (run or data)):
+        priced.show(price, images or searched.images or PHANTOM_IMAGES, others)
         return
     if run:
         manifest, wanted = run.manifest(), run.task
     else:
-        data = data or _phantom(storage, seed, dry_run)
-        if dry_run and not Store(data).exists(""):
-            print("Dry run: nothing was started.")
-            return
-        manifest, wanted = _cohort(data, format, task, uncertain, seed, folds, holdout, views)
-    if plan:
+        drawn = searched.images or PHANTOM_IMAGES
+        others = _others(searched, others, storage if smoke and not data else None, seed, drawn)
+        own = data is not None
+        data = data or _phantom(storage, seed, drawn)
+        manifest, wanted = _cohort(data, format, task, uncertain, seed, folds, holdout, views, others)
+        if smoke and own:
+            manifest = _few(manifest, drawn, seed)
+    if plan or dry_run:
         priced.show(price, manifest)
         return
-    if dry_run:
-        print("Dry run: nothing was started.")
-        return
     specs = searched.specs()
-    models.check_weights(specs)
+    models.check_weights(specs, wanted.findings)
     start_ray(address)
     edges = [each["size"] for each in run.about["shards"]] if run else _edges(sizes, specs)
     shards = prepare(manifest, storage, edges, max_bad, wanted_quality)
@@ -215,7 +223,9 @@ def main(
             "format": manifest.source,
             "space": searched.name,
             "trials": trials,
-            "epochs": searched.epochs,
+            "epochs": None if searched.staged else searched.epochs,
+            "smoke": smoke,
+            "cohorts": others,
             "folds": folds,
             "holdout": holdout,
             "objectives": objectives,
@@ -266,7 +276,7 @@ def _check_options(
     views: str,
     holdout: float,
     trials: int | None,
-    folds: int,
+    folds: int | None,
     sizes: str | None,
     ingest: str,
     cache_gb: float | None,
@@ -290,7 +300,7 @@ def _check_options(
         raise UsageError(f"--holdout is a share from 0 to below 1, not {holdout:g}.")
     if trials is not None and trials < 1:
         raise UsageError(f"--trials must be at least 1, not {trials}.")
-    if folds < 0 or folds == 1:
+    if folds is not None and (folds < 0 or folds == 1):
         raise UsageError(f"--folds needs at least 2 folds, not {folds}.")
     if task == "task3":
         raise UsageError(
@@ -375,18 +385,20 @@ def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any
     return run
 
 
-def _space(space: str | None, run: Any, task: str, gpus: float, epochs: int | None) -> tuple[Any, bytes]:
+def _space(
+    space: str | None, run: Any, task: str, gpus: float, epochs: int | None, smoke: bool, storage: str
+) -> tuple[Any, bytes]:
     """The search space and its file's text; a resumed run has kept its own."""
     from cxrlt_ray import config
     from cxrlt_ray.search import load_space
 
     if run:
         with run.store.fetched("space.yaml") as path:
-            return load_space(str(path), epochs), b""
+            return load_space(str(path), epochs, smoke, storage), b""
     if space is None:
         space = "laptop" if not gpus else ("task2" if task == "task2" else "task1")
         print(f"Search space: {space}" + (" (no GPU here)" if not gpus else ""))
-    searched = load_space(space, epochs)
+    searched = load_space(space, epochs, smoke, storage)
     for note in searched.notes:
         print(note)
     return searched, config.find("search_spaces", space).read_bytes()
@@ -401,6 +413,7 @@ def _cohort(
     folds: int,
     holdout: float,
     views: str,
+    others: dict[str, str],
 ) -> tuple[Any, Any]:
     """The manifest as this run splits it, and the task; says what the reader had to tell."""
     from cxrlt_ray.cohort import VALIDATION, read_cohort
@@ -409,7 +422,9 @@ def _cohort(
 
     # with folds every training image is validated on once: nothing need be carved
     carved = 0.0 if folds else VALIDATION
-    cohort = read_cohort(data, format=format, task=task, uncertain=uncertain, seed=seed, validation=carved)
+    cohort = read_cohort(
+        data, format=format, task=task, uncertain=uncertain, seed=seed, validation=carved, others=others
+    )
     for note in cohort.notes:
         print(note)
     wanted = load_task(task, cohort.manifest.findings)
@@ -469,14 +484,61 @@ def _machine(address: str | None) -> tuple[float, float]:
     return there.get("CPU", 0.0), there.get("GPU", 0.0)
 
 
-def _phantom(storage: str, seed: int, dry_run: bool) -> str:
-    folder = f"{storage if '://' not in storage else DEFAULT_STORAGE}/phantom-{PHANTOM_IMAGES}x{PHANTOM_SIZE}-{seed}"
-    print(f"No --data: the built-in phantom cohort of {PHANTOM_IMAGES:,} drawn chest X-rays, in {folder}")
-    if not dry_run:
-        from cxrlt_ray.phantom import write_phantom
+def _phantom(storage: str, seed: int, images: int, what: str = "No --data: the built-in phantom cohort") -> str:
+    from cxrlt_ray.phantom import write_phantom
 
-        write_phantom(folder, images=PHANTOM_IMAGES, size=PHANTOM_SIZE, seed=seed)
+    folder = f"{storage if '://' not in storage else DEFAULT_STORAGE}/phantom-{images}x{PHANTOM_SIZE}-{seed}"
+    print(f"{what} of {images:,} drawn chest X-rays, in {folder}")
+    write_phantom(folder, images=images, size=PHANTOM_SIZE, seed=seed)
     return folder
+
+
+def _others(space: Any, given: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
+    """The other cohorts that the space's stages train on; in smoke (`storage` given) phantoms stand in for them."""
+    from cxrlt_ray.trialconfig import ALL, MAIN, OUTSIDE
+
+    named = sorted(space.cohorts())
+    wanted = [name for each in named if each not in (MAIN, OUTSIDE, ALL) for name in each.split("+")]
+    lacking = [name for name in dict.fromkeys(wanted) if name not in given and name != MAIN]
+    if not given and not lacking and (OUTSIDE in named or (ALL in named and storage is not None)):
+        lacking = ["nih"]
+    if lacking and storage is None:
+        raise UsageError(
+            f"search space {space.name} trains on {', '.join(lacking)} too: say where that is by "
+            f"{' '.join(f'--cohort {name}=DIRECTORY' for name in lacking)}, or copy the space and leave these stages "
+            "out."
+        )
+    if ALL in named and not given and not lacking:
+        print(f"Search space {space.name} trains on all cohorts; there is the main one only (--cohort NAME=DIRECTORY).")
+    stand_ins = {
+        name: f"phantom:{_phantom(str(storage), seed + 1 + k, images, f'In the place of {name}: another phantom')}"
+        for k, name in enumerate(lacking)
+    }
+    return {**given, **stand_ins}
+
+
+def _few(manifest: Any, images: int, seed: int) -> Any:
+    """About so many images of a manifest, as whole subjects, each split in its share."""
+    table = manifest.table
+    if len(table) <= images:
+        return manifest
+    subjects = table.groupby("subject_id", sort=True).agg(size=("image_id", "size"), split=("split", "first"))
+    subjects = subjects.sample(frac=1, random_state=seed)
+    so_far = subjects.groupby("split", dropna=False)["size"].cumsum()
+    share = subjects["split"].map(table["split"].value_counts()) * images / len(table)
+    kept = subjects.index[(so_far <= share.clip(lower=30)).to_numpy()]
+    return manifest.where(table["subject_id"].isin(kept))
+
+
+def _show_models(space: Any, task: str) -> None:
+    """Every kind of model of the space, built without memory, and one training step of each."""
+    from cxrlt_ray import blueprint
+    from cxrlt_ray.tasks import TASK1, load_task
+
+    findings = load_task(task).findings or TASK1  # auto's are not known yet
+    found = blueprint.prints(space.kinds(), findings)
+    cli.console(160).print(blueprint.table(found))
+    print(f"{len(found)} kinds of models were built for {len(findings)} findings, and took a training step, on paper.")
 
 
 def _with_holdout(manifest: Any, findings: tuple[str, ...], share: float, seed: int, folds: int) -> Any:
@@ -521,6 +583,8 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         raise UsageError(f"--time-budget is a number and s, m, h or d, such as 2h; not '{text}'.") from None
 
+
+main.many = ("--cohort",)  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
     cli.run("sweep")

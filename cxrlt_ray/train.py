@@ -1,22 +1,25 @@
-"""One trial: the loop that runs in Ray Train, on one device or on several, with the same code.
+"""One trial: its folds, its stages, and what it leaves; the code that runs in Ray Train, on one device or on several.
 
-AdamW, linear warm-up and cosine decay by step, clipped gradients, accumulation, an exponential moving
-average of the weights, bfloat16 where the device has it. After each epoch the validation images are
-scored; predictions and checkpoint of the best epoch are kept, so that a trial that is stopped early
-leaves what it had. Loss that is not finite is skipped; MAX_SKIPPED steps in a row end the trial.
+After each epoch the validation images are scored; predictions and checkpoint of the best epoch of the stage are kept,
+so that a trial that is stopped early leaves what it had. A stage begins with the weights that the one before ended
+with (carried to its resolution, head and fusion), and with nothing of its scores: they are of another model.
 
-With K folds a trial trains K models on the same folds as every other trial: its validation
-predictions are out-of-fold over train. Fold 0 reports each epoch to the scheduler; the others follow.
+With K folds a trial trains K models on the same folds as every other trial: its validation predictions are
+out-of-fold over train. Fold 0 reports each epoch to the scheduler; the others follow. With `refit` one more model is
+trained, on train and validation images together, and scores new images.
+
+A stage of other cohorts' images is alike for many trials: its weights are kept in RUN/stages and taken up by the next
+trial with the same stages up to there.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import json
 import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,43 +27,20 @@ import numpy as np
 
 from cxrlt_ray import device as device_
 from cxrlt_ray import metrics
-from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.manifest import FRONTAL, Manifest
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.fit import Clock, Job, Part, fit, place
+from cxrlt_ray.manifest import FRONTAL, VIEWS, Manifest
 from cxrlt_ray.prepare import Shards, nearest
-from cxrlt_ray.search import TrialConfig
 from cxrlt_ray.storage import Store
-from cxrlt_ray.stream import Ingest, batches, steps
-from cxrlt_ray.trials import FINISHED, RUNNING, write_predictions
+from cxrlt_ray.stream import Ingest, batches
+from cxrlt_ray.trialconfig import ALL, MAIN, OUTSIDE, TrialConfig
+from cxrlt_ray.trials import FINISHED, REFIT, RUNNING, write_predictions
 
 if TYPE_CHECKING:
     import torch
 
-MAX_SKIPPED = 10
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a run share. `findings`: the task's; `folds` 0 or 1: the val split validates."""
-
-    run: Store
-    shards: tuple[Shards, ...]
-    findings: tuple[str, ...]
-    fingerprint: str
-    views: str = "all"
-    folds: int = 0
-    seed: int = 0
-    threads: int = 0
-    gpu: bool = True
-    ingest: Ingest = field(default_factory=Ingest)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Images of one role, in manifest order: image_id [N], targets int8 [N, C]."""
-
-    image_id: np.ndarray
-    targets: np.ndarray
+TTA = "val-tta"
 
 
 def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], report: Report) -> None:
@@ -83,31 +63,31 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         "findings": list(job.findings),
         "fingerprint": job.fingerprint,
         "environment": _environment(job),
-        "weights": weights.source(config.spec()),
+        "weights": weights.source(config.staged()[0].spec()),
         "began": time.time(),
         "epochs": [],
         "val_map": None,
     }
-    rank, _, _ = _place(job)
-    keep = store if rank == 0 else None
+    keep = store if place(job)[0] == 0 else None
     if keep:
         keep.write_json("trial.json", about)
     manifest = _manifest(job.run)
     found: list[tuple[Part, np.ndarray]] = []
     for fold in range(max(job.folds, 1)):
-        training, validation = parts(manifest, job, fold)
-        first = fold == 0
-        scores = _fit(job, config, fold, training, validation, keep, about, report if first else lambda _: None)
-        found.append((validation, scores))
+        validation = parts(manifest, job, fold)[1]
+        trial = _Fold(job, config, fold, manifest, validation, keep, about, report if fold == 0 else lambda _: None)
+        found.append((validation, trial.run()))
     about["val_map"] = _keep_predictions(job, keep, found, about)
+    if config.tta != "none" and keep:
+        _keep_looks(job, config, keep, [validation for validation, _ in found], about)
+    if config.refit:
+        _refit(job, config, manifest, keep, about)
     about["state"] = FINISHED
     about["ended"] = time.time()
     _note(keep, about)
-    if job.folds > 1:
-        last = about["epochs"][-1]
-        report(
-            {"val_map": about["val_map"], "epoch": last["epoch"] + 1, "images_per_second": last["images_per_second"]}
-        )
+    if job.folds > 1 or config.refit or config.tta != "none":
+        speed = about["epochs"][-1]["images_per_second"]
+        report({"val_map": about["val_map"], "epoch": config.total_epochs + 1, "images_per_second": speed})
 
 
 @lru_cache(maxsize=1)
@@ -117,284 +97,231 @@ def _manifest(run: Store) -> Manifest:
         return Manifest.read(path)
 
 
-def parts(manifest: Manifest, job: Job, fold: int) -> tuple[Part, Part]:
-    """Training and validation images of `fold`. The views option limits training only."""
+def parts(manifest: Manifest, job: Job, fold: int, cohorts: str = MAIN, everything: bool = False) -> tuple[Part, Part]:
+    """Training and validation images of `fold`. The views option limits training only.
+
+    cohorts: whose images train (TrialConfig.cohorts); validation is the main cohort's. everything: validation images
+    train too. Raises UsageError for a cohort that is not there.
+    """
     from cxrlt_ray.splits import assign_folds
 
     table = manifest.table
+    main = (table["cohort"] == MAIN).to_numpy() if "cohort" in table else np.ones(len(table), bool)
     training = (table["split"] == "train").to_numpy()
-    validation = (table["split"] == "val").to_numpy()
+    validation = (table["split"] == "val").to_numpy() & main
     targets = manifest.targets(job.findings)
     if job.folds > 1:
-        rows = np.flatnonzero(training)
+        rows = np.flatnonzero(training & main)
         of = assign_folds(targets[rows], table["subject_id"].to_numpy()[rows], job.folds, job.seed)
-        validation, training = np.zeros(len(table), bool), training.copy()
+        validation = np.zeros(len(table), bool)
         validation[rows[of == fold]] = True
-        training[rows[of == fold]] = False
+    training = (training | validation) if everything else training & ~validation
+    training = training & _of_cohorts(table, main, cohorts)
     if job.views == "frontal":
         training = training & table["view"].isin(FRONTAL).to_numpy()
-    ids = table["image_id"].to_numpy()
-    return Part(ids[training], targets[training]), Part(ids[validation], targets[validation])
+    study = table["study_id"].fillna(table["image_id"]).astype("category").cat.codes.to_numpy(np.int64)
+    view = table["view"].map({name: k for k, name in enumerate(VIEWS)}).fillna(VIEWS.index("UNKNOWN"))
+    whole = Part(table["image_id"].to_numpy(), targets, study, view.to_numpy(np.int64))
+    return whole.at(np.flatnonzero(training)), whole.at(np.flatnonzero(validation))
 
 
-def _fit(
-    job: Job,
-    config: TrialConfig,
-    fold: int,
-    training: Part,
-    validation: Part,
-    store: Store | None,
-    about: dict[str, Any],
-    report: Report,
-) -> np.ndarray:
-    """Train one model; returns its best epoch's probabilities [N, C] for `validation`."""
-    import torch
+def _of_cohorts(table: Any, main: np.ndarray, cohorts: str) -> np.ndarray:
+    """Which rows [N] belong to the cohorts that are named."""
+    if cohorts in (MAIN, OUTSIDE, ALL):
+        chosen = {MAIN: main, OUTSIDE: ~main, ALL: np.ones(len(main), bool)}[cohorts]
+    else:
+        chosen = table["cohort"].isin(cohorts.split("+")).to_numpy() if "cohort" in table else ~main & main
+    if not chosen.any():
+        raise UsageError(f"cohorts: {cohorts}: the run has no images of it; give them by --cohort NAME=DIRECTORY.")
+    return chosen
 
-    from cxrlt_ray import losses, models
 
-    clock = Clock()
-    torch.manual_seed(config.seed)
-    rank, world, device = _place(job)
-    spec = config.spec()
-    shards = nearest(job.shards, spec.resolution)
-    # channels last: up to 1.6 times as fast here on convolutions, and what tensor cores want
-    model = models.build(spec, len(job.findings)).to(device).to(memory_format=torch.channels_last)
-    if config.frozen_backbone:
-        model.backbone.requires_grad_(False)
-    trained = _wrap(model, world, device)
-    loss_of = losses.bound(config.loss, config.loss_settings, _class_weights(config, training.targets, device))
-    count = len(steps(len(training.image_id), config.batch_size, world))
-    optimizer, schedule = _optimizer(model, config, math.ceil(count / config.accumulation) * config.epochs)
-    average = _average(model, config)
-    targets = torch.from_numpy(training.targets.astype(np.float32))
-    amp = device_.autocast(config.precision, device)
-    piece = _piece(job, config, model, loss_of, amp, device, rank)
-    forward = _Forward(trained, config.compile, device, piece, count * config.epochs)
-    clock.lap("model")
-    best, best_scores, skipped = -math.inf, np.full(validation.targets.shape, np.nan, np.float32), 0
-    for epoch in range(config.epochs):
-        started, images, losses_seen = time.monotonic(), 0, []
-        trained.train()
-        if config.frozen_backbone:
-            model.backbone.eval()
-        stream = batches(
-            shards,
-            training.image_id,
-            spec.resolution,
-            config.batch_size,
-            seed=config.seed + 1000 * fold,
-            epoch=epoch,
-            augment=config.augment,
-            flip=config.flip,
-            crop=config.crop,
-            rank=rank,
-            world=world,
-            ingest=job.ingest,
-        )
-        for number, (batch, pixels) in enumerate(device_.ahead(stream, device), 1):
-            clock.first("first_batch")
-            wanted = targets[batch.rows].to(device, non_blocking=True)
-            value = _backward(forward, pixels, wanted, loss_of, piece, amp, world, config.accumulation)
-            images += len(batch.rows) * world
-            if value is not None:
-                losses_seen.append(value)
-                skipped = 0
-            else:
-                skipped += 1
-                optimizer.zero_grad(set_to_none=True)
-                if skipped >= MAX_SKIPPED:
-                    raise CxrltError(f"diverged: the loss was not finite {MAX_SKIPPED} steps in a row; lower lr")
+class _Fold:
+    """One fold of a trial, stage after stage."""
+
+    def __init__(
+        self,
+        job: Job,
+        config: TrialConfig,
+        fold: int,
+        manifest: Manifest,
+        validation: Part,
+        store: Store | None,
+        about: dict[str, Any],
+        report: Report,
+    ) -> None:
+        self.job, self.config, self.fold, self.manifest = job, config, fold, manifest
+        self.validation, self.store, self.about, self.report = validation, store, about, report
+        self.clock, self.done = Clock(), 0
+        self.best, self.scores = -math.inf, np.full(validation.targets.shape, np.nan, np.float32)
+
+    def run(self) -> np.ndarray:
+        """Train all stages; the last one's best epoch's probabilities [N, C] of the validation images."""
+        from safetensors.torch import load_file
+
+        from cxrlt_ray import models
+
+        model: Any = None
+        stages = self.config.staged()
+        for number, stage in enumerate(stages):
+            training = parts(self.manifest, self.job, self.fold, stage.cohorts)[0]
+            model = begin(self.job, stage, model, stages[number - 1] if number else None)
+            kept = self.job.run / "stages"
+            key = self._key(stages[: number + 1]) if number + 1 < len(stages) and stage.cohorts != MAIN else ""
+            if key and _agreed(kept.exists(f"{key}/model.safetensors"), self.job):
+                with kept.fetched(key) as folder:
+                    model.load_state_dict(load_file(folder / "model.safetensors"))
+                self.done += stage.epochs
                 continue
-            if number % config.accumulation == 0:
-                _step(model, optimizer, schedule, config, average)
-            clock.first("first_step")
-        if number % config.accumulation:
-            _step(model, optimizer, schedule, config, average)
-        speed = images / (time.monotonic() - started)
-        clock.lap("training")
-        judged = average.module if average is not None else model
-        scores = predict_part(judged, shards, validation.image_id, spec.resolution, config, amp, job.ingest)
-        value = _map(validation.targets, scores)
-        clock.lap("validation")
-        about["epochs"].append(
-            {
-                "fold": fold,
-                "epoch": epoch,
-                "val_map": value,
-                "loss": float(np.mean(losses_seen)) if losses_seen else None,
-                "images_per_second": round(speed, 1),
-            }
-        )
-        if value > best or epoch == 0:
-            best, best_scores = value, scores
-            if store:
-                with store.place(f"fold-{fold}") as folder:
+            model = self._stage(number, stage, model, training)
+            if key and self.store:
+                with kept.place(key) as folder:
                     folder.mkdir()
-                    models.save(judged, spec, job.findings, folder)
-        if store and job.folds <= 1:
-            about["val_map"], about["best_epoch"] = best, int(np.argmax([e["val_map"] for e in about["epochs"]]))
-            if best_scores is scores:
-                _keep_predictions(job, store, [(validation, scores)], about)
-        about["images_per_second"] = round(speed, 1)
-        clock.lap("writing")
-        about["seconds"], about["ended"] = clock.seconds(), time.time()
-        _note(store, about)
-        report({"val_map": best, "epoch": epoch + 1, "images_per_second": speed})
-        clock.lap("reporting")
-    return best_scores
+                    models.save(model, stage.spec(), self.job.findings, folder)
+        return self.scores
+
+    def _stage(self, number: int, stage: TrialConfig, model: Any, training: Part) -> Any:
+        """Train one stage; the model it ends with."""
+        from cxrlt_ray import models
+
+        job, about, clock = self.job, self.about, self.clock
+        shards, amp = nearest(job.shards, stage.resolution), device_.autocast(stage.precision, place(job)[2])
+        self.best, judged = -math.inf, model
+        for epoch in fit(job, stage, model, training, self.fold, clock):
+            judged = epoch.model
+            scores = predict_part(
+                judged, shards, self.validation.image_id, stage.resolution, stage, amp, job.ingest, self.validation
+            )
+            value = _map(self.validation.targets, scores)
+            clock.lap("validation")
+            speed = round(epoch.images_per_second, 1)
+            about["epochs"].append(
+                {
+                    "fold": self.fold,
+                    "stage": number,
+                    "epoch": self.done + epoch.number,
+                    "val_map": value,
+                    "loss": epoch.loss,
+                    "images_per_second": speed,
+                }
+            )
+            if value > self.best or epoch.number == 0:
+                self.best, self.scores = value, scores
+                about["stage"] = number
+                if self.store:
+                    with self.store.place(f"fold-{self.fold}") as folder:
+                        folder.mkdir()
+                        models.save(judged, stage.spec(), job.findings, folder)
+            if self.store and job.folds <= 1:
+                about["val_map"], about["best_epoch"] = self.best, _best_epoch(about["epochs"], number)
+                if self.scores is scores:
+                    _keep_predictions(job, self.store, [(self.validation, scores)], about)
+            about["images_per_second"] = speed
+            clock.lap("writing")
+            about["seconds"], about["ended"] = clock.seconds(), time.time()
+            _note(self.store, about)
+            told = {"val_map": self.best, "epoch": self.done + epoch.number + 1}
+            self.report({**told, "images_per_second": epoch.images_per_second})
+            clock.lap("reporting")
+        self.done += stage.epochs
+        return judged
+
+    def _key(self, stages: list[TrialConfig]) -> str:
+        """What the weights that these stages lead to are kept under, for every trial that has them."""
+        told = [stage.model_dump(exclude={"stages", "system", "tta", "refit"}) for stage in stages]
+        return hashlib.sha256(json.dumps([told, self.fold], sort_keys=True).encode()).hexdigest()[:12]
 
 
-class Clock:
-    """Where a fold's time goes: `lap` adds what passed since the last one to a part, `first` notes a first event."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-        self.parts: dict[str, float] = {}
-
-    def lap(self, part: str) -> None:
-        """Add the time since the last lap to `part`."""
-        now = time.monotonic()
-        self.parts[part] = self.parts.get(part, 0.0) + now - self.last
-        self.last = now
-
-    def first(self, event: str) -> None:
-        """Note when `event` came for the first time, since the start."""
-        if event not in self.parts:
-            self.parts[event] = time.monotonic() - self.start
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each part, and from the start to each first event."""
-        return {name: round(value, 3) for name, value in self.parts.items()}
-
-
-class _Forward:
-    """The model's forward pass, compiled from where that pays; batches of another size stay as they are."""
-
-    def __init__(self, model: torch.nn.Module, mode: str, device: torch.device, size: int, steps: int) -> None:
-        self.model, self.size, self.left = model, size, steps
-        self.undecided = mode == "auto" and device.type == "cuda"
-        self.called: Any = None
-        self.ticks, self.since = 0, 0.0
-        if mode == "on":
-            self._compile()
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (self.called if self.called is not None and len(pixels) == self.size else self.model)(pixels)
-
-    def tick(self) -> None:
-        """A step is done: time the first ones and decide."""
-        self.left -= 1
-        if not self.undecided:
-            return
-        import torch
-
-        self.ticks += 1
-        if self.ticks == device_.WARM_STEPS:
-            torch.cuda.synchronize()
-            self.since = time.monotonic()
-        if self.ticks == device_.WARM_STEPS + device_.TIMED_STEPS:
-            torch.cuda.synchronize()
-            self.undecided = False
-            if device_.worth_compiling((time.monotonic() - self.since) / device_.TIMED_STEPS, self.left):
-                self._compile()
-
-    def _compile(self) -> None:
-        import torch
-
-        self.called = torch.compile(self.model, dynamic=False)
-
-
-def _backward(
-    forward: _Forward,
-    pixels: torch.Tensor,
-    wanted: torch.Tensor,
-    loss_of: Any,
-    piece: int,
-    amp: Callable[[], Any],
-    world: int,
-    accumulation: int,
-) -> float | None:
-    """Add a batch's gradients, in pieces that fit the device; its loss, or None where that is not finite.
-
-    Pieces weigh by their images: the whole batch's gradient where images have equally many labels.
-    """
-    from torch.nn.parallel import DistributedDataParallel as DDP
-
-    total = 0.0
-    for first in range(0, len(pixels), piece):
-        part = slice(first, first + piece)
-        share = len(pixels[part]) / len(pixels)
-        # workers exchange gradients with a batch's last piece only
-        alone = (
-            forward.model.no_sync()
-            if isinstance(forward.model, DDP) and first + piece < len(pixels)
-            else contextlib.nullcontext()
-        )
-        with alone:
-            with amp():
-                logits = forward(pixels[part])
-            loss = loss_of(logits.float(), wanted[part])
-            value = float(loss.detach())
-            if not _all_finite(value, world, pixels.device):
-                return None
-            (loss * (share / accumulation)).backward()
-        total += share * value
-    forward.tick()
-    return total
-
-
-def _piece(
-    job: Job,
-    config: TrialConfig,
-    model: torch.nn.Module,
-    loss_of: Any,
-    amp: Callable[[], Any],
-    device: torch.device,
-    rank: int,
-) -> int:
-    """How many images of a batch fit the device at once; found by trying, once for all trials of this kind."""
-    if device.type != "cuda":
-        return config.batch_size
+def begin(job: Job, stage: TrialConfig, before: Any, was: TrialConfig | None) -> Any:
+    """The model with which `stage` begins, on its device: a new one, or `before` of stage `was` carried over."""
     import torch
 
-    def attempt(size: int) -> None:
-        model.zero_grad(set_to_none=True)
-        images = torch.randint(0, 255, (size, config.resolution, config.resolution), dtype=torch.uint8, device=device)
-        # what AdamW will hold once it has stepped
-        later = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
-        with amp():
-            logits = model(images)
-        loss_of(logits.float(), torch.zeros_like(logits, dtype=torch.float32)).backward()
-        del later
+    from cxrlt_ray import models
 
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch norm must not learn from noise
-    known = Store(job.run.uri.rpartition("/")[0]) / "devices" / device_.name(device) if rank == 0 else None
-    kind = config.spec()
-    key = f"{kind.backbone}-{kind.resolution}px-{config.precision}".replace("/", "_").replace(":", "_")
-    try:
-        return device_.fitting(config.batch_size, attempt, known, key + ("-frozen" if config.frozen_backbone else ""))
-    finally:
-        for name, buffer in model.named_buffers():
-            buffer.copy_(kept[name])
-        model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
+    torch.manual_seed(stage.seed)
+    if before is None or was is None:
+        model = models.build(stage.spec(), job.findings)
+    else:
+        model = models.carry(before.cpu(), was.spec(), stage.spec(), job.findings, fresh_head=stage.fresh_head)
+    # channels last: up to 1.6 times as fast here on convolutions, and what tensor cores want
+    return model.to(place(job)[2]).to(memory_format=torch.channels_last)
+
+
+def _best_epoch(epochs: list[dict[str, Any]], stage: int) -> int:
+    """The number, over all stages, of the epoch that was kept."""
+    return max((e for e in epochs if e["stage"] == stage and e["fold"] == 0), key=lambda e: e["val_map"])["epoch"]
+
+
+def _agreed(there: bool, job: Job) -> bool:
+    """Rank 0's answer, for all ranks: a file may appear between their looks."""
+    if place(job)[1] == 1:
+        return there
+    import torch
+
+    flag = torch.tensor(float(there), device=place(job)[2])
+    torch.distributed.broadcast(flag, 0)
+    return bool(flag > 0)
+
+
+def _refit(job: Job, config: TrialConfig, manifest: Manifest, store: Store | None, about: dict[str, Any]) -> None:
+    """Train on train and validation images, the last stage for as many epochs as were best, and keep that model."""
+    from cxrlt_ray import models
+
+    model: Any = None
+    stages = config.staged()
+    last = len(stages) - 1
+    before = sum(stage.epochs for stage in stages[:-1])
+    best = [
+        max((e for e in about["epochs"] if e["fold"] == fold and e["stage"] == last), key=lambda e: e["val_map"])
+        for fold in range(max(job.folds, 1))
+    ]
+    epochs = round(float(np.mean([e["epoch"] - before + 1 for e in best])))
+    stages[-1] = stages[-1].model_copy(update={"epochs": epochs})
+    clock = Clock()
+    for number, stage in enumerate(stages):
+        training = parts(manifest, job, 0, stage.cohorts, everything=True)[0]
+        model = begin(job, stage, model, stages[number - 1] if number else None)
+        for epoch in fit(job, stage, model, training, max(job.folds, 1), clock):
+            judged = epoch.model
+        model = judged
+    if store:
+        with store.place(REFIT) as folder:
+            folder.mkdir()
+            models.save(model, stages[-1].spec(), job.findings, folder)
+    about["refit"] = {"epochs": epochs, "seconds": clock.seconds()}
+
+
+def _keep_looks(job: Job, config: TrialConfig, store: Store, folds: list[Part], about: dict[str, Any]) -> None:
+    """Score the validation images under test-time augmentation too: what it gains, at what price."""
+    from cxrlt_ray import models
+    from cxrlt_ray.score import looks_of, predict_looks
+
+    stage = config.staged()[-1]
+    looks = looks_of(stage.resolution, stage.crop, config.tta)
+    shards = nearest(job.shards, stage.resolution)
+    found: list[tuple[Part, np.ndarray]] = []
+    seconds = {1: 0.0, len(looks): 0.0}
+    for fold, part in enumerate(folds):
+        with store.fetched(f"fold-{fold}") as folder:
+            model = models.load(folder)[0].to(place(job)[2]).eval()
+        rows = np.flatnonzero(np.isin(part.image_id, shards.index().index))
+        for count in seconds:
+            started = time.monotonic()
+            scores = predict_looks(
+                model, shards, part.image_id[rows], looks[:count], part.study[rows], part.view[rows], job.ingest.threads
+            )
+            seconds[count] += time.monotonic() - started
+        whole = np.full(part.targets.shape, np.nan, np.float32)
+        whole[rows] = scores
+        found.append((part, whole))
+    value = _keep_predictions(job, store, found, about, TTA)
+    about["tta"] = {"looks": len(looks), "val_map": value, "price": round(seconds[len(looks)] / seconds[1], 2)}
 
 
 def _note(store: Store | None, about: dict[str, Any]) -> None:
     """Write trial.json, unless the trial was ended from outside: a worker group may be an epoch behind that."""
     if store and store.read_json("trial.json")["state"] == RUNNING:
         store.write_json("trial.json", about)
-
-
-def _all_finite(value: float, world: int, device: torch.device) -> bool:
-    """Whether the loss is finite on every worker: they must skip a step together, or all-reduces no longer match."""
-    if world == 1:
-        return math.isfinite(value)
-    import torch
-
-    flag = torch.tensor(float(math.isfinite(value)), device=device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-    return bool(flag > 0)
 
 
 def predict_part(
@@ -405,18 +332,34 @@ def predict_part(
     config: TrialConfig,
     amp: Callable[[], Any],
     ingest: Ingest | None = None,
+    part: Part | None = None,
 ) -> np.ndarray:
-    """Probabilities float32 [N, C] of `image_ids`, in their order; nan where an image is in quarantine."""
+    """Probabilities float32 [N, C] of `image_ids`, in their order; nan where an image is in quarantine.
+
+    part: the images' studies and views, for models that fuse them.
+    """
     import torch
 
     device = next(model.parameters()).device
     model.eval()
     scores: np.ndarray | None = None
-    stream = batches(shards, image_ids, resolution, config.batch_size * 2, crop=config.crop, ingest=ingest)
+    fused = config.fusion != "none" and part is not None
+    stream = batches(
+        shards,
+        image_ids,
+        resolution,
+        config.batch_size * (1 if fused else 2),
+        crop=config.crop,
+        study=part.study if fused and part is not None else None,
+        ingest=ingest,
+    )
     with torch.inference_mode():
         for batch, pixels in device_.ahead(stream, device):
+            inputs = [pixels]
+            if fused and part is not None:
+                inputs += [torch.from_numpy(codes[batch.rows]).to(device) for codes in (part.study, part.view)]
             with amp():
-                logits = model(pixels)
+                logits = model(*inputs)
             found = logits.float().sigmoid().cpu().numpy()
             if not np.isfinite(found).all():
                 raise CxrltError("diverged: the model's predictions are not finite; lower lr")
@@ -429,7 +372,7 @@ def predict_part(
 
 
 def _keep_predictions(
-    job: Job, store: Store | None, found: list[tuple[Part, np.ndarray]], about: dict[str, Any]
+    job: Job, store: Store | None, found: list[tuple[Part, np.ndarray]], about: dict[str, Any], split: str = "val"
 ) -> float:
     """Store the validation predictions of all folds together; returns their macro mAP."""
     ids = np.concatenate([part.image_id for part, _ in found])
@@ -438,7 +381,7 @@ def _keep_predictions(
     seen = _seen(scores)
     if store:
         write_predictions(
-            store, "predictions/val.parquet", ids[seen], scores[seen], job.findings, "val", job.fingerprint
+            store, f"predictions/{split}.parquet", ids[seen], scores[seen], job.findings, split, job.fingerprint
         )
     return _map(targets, scores)
 
@@ -454,77 +397,6 @@ def _map(targets: np.ndarray, scores: np.ndarray) -> float:
     return metrics.macro(metrics.per_finding(targets[seen], scores[seen], ("ap",))["ap"])
 
 
-def _class_weights(config: TrialConfig, targets: np.ndarray, device: torch.device) -> torch.Tensor:
-    from cxrlt_ray import losses
-
-    weights = losses.class_weights((targets == 1).sum(0), (targets >= 0).sum(0), config.class_weight_exponent)
-    import torch
-
-    return torch.as_tensor(np.asarray(weights), dtype=torch.float32, device=device)
-
-
-def _optimizer(model: torch.nn.Module, config: TrialConfig, steps: int) -> tuple[Any, Any]:
-    import torch
-
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # norms and biases
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    warm = max(1, round(config.warmup_fraction * steps))
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _step(model: torch.nn.Module, optimizer: Any, schedule: Any, config: TrialConfig, average: Any) -> None:
-    import torch
-
-    if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad(set_to_none=True)
-    if average is not None:
-        average.update(model, step=schedule.last_epoch)  # the step's number: without it there is no warm-up
-
-
-def _average(model: torch.nn.Module, config: TrialConfig) -> Any:
-    if not config.ema_decay:
-        return None
-    from timm.utils import ModelEmaV3
-
-    # warm-up of the decay: short runs would otherwise keep their random start
-    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
-
-
-def _place(job: Job) -> tuple[int, int, torch.device]:
-    """(rank, world size, device), in a Train worker group, in local mode or outside of Ray."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from ray.train.torch import get_device
-
-        return torch.distributed.get_rank(), torch.distributed.get_world_size(), get_device()
-    return 0, 1, torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu")
-
-
-def _wrap(model: torch.nn.Module, world: int, device: torch.device) -> torch.nn.Module:
-    if world == 1:
-        return model
-    import torch
-
-    if device.type == "cuda":
-        from timm.layers import convert_sync_batchnorm
-
-        model = convert_sync_batchnorm(model)  # torch's own drops the activations of timm's fused layers
-    ids = [device.index] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
-
-
 def _environment(job: Job) -> dict[str, Any]:
     import timm
     import torch
@@ -536,7 +408,7 @@ def _environment(job: Job) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,
-        "device": device_.label(_place(job)[2], torch.get_num_threads()),
+        "device": device_.label(place(job)[2], torch.get_num_threads()),
     }
 
 

@@ -5,8 +5,9 @@
     RUN/space.yaml                   the search space as it was
     RUN/optuna.db                    the search's state, for optuna-dashboard
     RUN/trials/T0001/trial.json      state, parameters, metrics by epoch, environment, reason of a failure
-                    /fold-0/         the kept checkpoint: model.safetensors, model.json
+                    /fold-0/         the kept checkpoint: model.safetensors, model.json; refit/ beside it, if asked for
                     /predictions/val.parquet    image_id, then one float32 probability per finding
+                                 val-tta.parquet        the same, under test-time augmentation
 
 Predictions are those of the kept checkpoint; their file carries findings, split and fingerprint in
 its metadata, and is refused where they do not fit the run.
@@ -31,8 +32,10 @@ from cxrlt_ray.tasks import Task
 
 if TYPE_CHECKING:
     from cxrlt_ray.prepare import Shards
+    from cxrlt_ray.trialconfig import TrialConfig
 
 RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+REFIT = "refit"  # the checkpoint trained on train and validation images
 DEFAULT_STORAGE = "runs"
 
 
@@ -61,8 +64,16 @@ class Trial:
 
     @property
     def checkpoints(self) -> list[str]:
-        """Names of the kept checkpoints below the trial, one a fold; [] once dropped."""
-        return [name for name in self.store.list() if name.startswith("fold-")]
+        """Names of the checkpoints that score new images: the refit one, else one a fold; [] once dropped."""
+        names = self.store.list()
+        return [REFIT] if REFIT in names else [name for name in names if name.startswith("fold-")]
+
+    @property
+    def config(self) -> TrialConfig:
+        """The configuration of the stage whose checkpoint and predictions are kept: the last it came to."""
+        from cxrlt_ray.trialconfig import TrialConfig
+
+        return TrialConfig(**self.about["config"]).staged()[self.about.get("stage", -1)]
 
     def has_predictions(self, split: str = "val") -> bool:
         """Whether the predictions of `split` were stored."""
@@ -162,6 +173,28 @@ def load_run(storage: str = DEFAULT_STORAGE, name: str | None = None) -> Run:
         raise UsageError(f"no run '{name}' in {storage}; there are: {', '.join(names) or 'none'}.")
     store = Store(storage) / name
     return Run(store, store.read_json("run.json"))
+
+
+def weights_of(storage: str, source: str, backbone: str) -> str:
+    """Where the weights lie that `init_from: RUN/TRIAL` means, or RUN alone: those of its best trial of `backbone`.
+
+    Raises UsageError where there is no such trial, or none of that backbone.
+    """
+    name, _, wanted = source.partition("/")
+    trials = load_run(storage, name).trials()
+    named = [trial for trial in trials if wanted in ("", trial.name)]
+    if not named:
+        raise UsageError(
+            f"init_from '{source}': run {name} has no trial {wanted}; it has {', '.join(t.name for t in trials)}."
+        )
+    able = [trial for trial in named if trial.checkpoints and trial.about["config"].get("backbone") == backbone]
+    if not able:
+        there = sorted({str(trial.about["config"].get("backbone")) for trial in named if trial.checkpoints})
+        raise UsageError(
+            f"init_from '{source}' has no weights of backbone '{backbone}'; it has {', '.join(there) or 'none left'}."
+        )
+    best = max(able, key=lambda trial: -1 if trial.val_map != trial.val_map else trial.val_map)
+    return (best.store.absolute() / best.checkpoints[0]).uri + "/model.safetensors"
 
 
 def runs(storage: str) -> list[str]:

@@ -21,12 +21,14 @@ from typing import Any
 import optuna
 from ray import tune
 from ray.air.constants import TRAINING_ITERATION
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.search import REDUCTION, Space, grace
-from cxrlt_ray.train import Job, epochs_of, train
+from cxrlt_ray.fit import Job
+from cxrlt_ray.search import REDUCTION, Space
+from cxrlt_ray.train import epochs_of, train
+from cxrlt_ray.trialconfig import TrialConfig
 from cxrlt_ray.trials import FAILED, FINISHED, PRUNED, RUNNING, Run, read_trial
 
 METRIC, COST = "val_map", "cost"
@@ -41,7 +43,7 @@ def tune_trials(
     warnings.filterwarnings("ignore", module="optuna|ray")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = Search(run, space, seed)
-    steps = space.epochs + (job.folds > 1)
+    steps = space.epochs + _has_more(space, job)
     workers = max(resources.workers_per_trial, 1)
     bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
     # the trial itself needs next to nothing where its worker group has the resources; Ray refuses nothing at all
@@ -55,7 +57,7 @@ def tune_trials(
                 metric=METRIC,
                 mode="max",
                 search_alg=search,
-                scheduler=ASHAScheduler(max_t=steps, grace_period=grace(steps), reduction_factor=REDUCTION),
+                scheduler=_scheduler(space, steps),
                 num_samples=missing,
                 max_concurrent_trials=resources.max_concurrent,
                 time_budget_s=budget,
@@ -71,6 +73,19 @@ def tune_trials(
     if out_of_time:
         search.close()
     return missing_trials(run, trials) == 0 or out_of_time
+
+
+def _scheduler(space: Space, steps: int) -> TrialScheduler:
+    """ASHA, or where the space says `prune: false` none: every trial is trained to its end."""
+    if not space.prune:
+        return FIFOScheduler()
+    # by epoch, not by Tune's count of reports: a stage that was trained before is not reported again
+    return ASHAScheduler("epoch", max_t=steps, grace_period=space.grace(steps), reduction_factor=REDUCTION)
+
+
+def _has_more(space: Space, job: Job) -> bool:
+    """Whether a trial may have work after its last epoch, and reports once more: ASHA's max_t would cut it off."""
+    return job.folds > 1 or any(config.refit or config.tta != "none" for config in space.kinds())
 
 
 def missing_trials(run: Run, trials: int) -> int:
@@ -173,15 +188,21 @@ def settle(run: Run, number: int, error: bool) -> str:
         )
     about = read_trial(store).about
     if about["state"] == RUNNING:
-        epochs = len(list(epochs_of(about)))
-        judged = epochs > 0 and not error
+        epochs = list(epochs_of(about))
+        judged = bool(epochs) and not error
         # Tune stops a trial at its last report, before its own last word
-        whole = judged and epochs == about["config"]["epochs"] and run.about["folds"] <= 1
+        whole = judged and run.about["folds"] <= 1 and _is_last(about["config"], epochs[-1]["epoch"])
         about["state"] = FINISHED if whole else PRUNED if judged else FAILED
         if about["state"] == FAILED:
             about.setdefault("reason", "its process ended before an epoch was done (out of memory, or killed)")
         store.write_json("trial.json", about)
     return about["state"]
+
+
+def _is_last(config: dict[str, Any], epoch: int) -> bool:
+    """Whether a trial whose last epoch was that one had no more to do: no epoch, refit or look at the images."""
+    trial = TrialConfig(**config)
+    return epoch + 1 == trial.total_epochs and not trial.refit and trial.tta == "none"
 
 
 def trial_name(number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cxrlt_ray import device, train
+from cxrlt_ray import device, fit
 from cxrlt_ray.storage import Store
 
 
@@ -54,8 +54,17 @@ def test_pieces_of_a_batch_give_the_whole_batchs_gradient_and_loss(piece):
     wanted = model[1].weight.grad.clone()
     model.zero_grad()
     cpu = torch.device("cpu")
-    forward = train._Forward(model, "auto", cpu, piece, 10)
-    found = train._backward(forward, images, targets, loss_of, piece, device.autocast("fp32", cpu), 1, 1)
+    forward = fit._Forward(model, "auto", cpu, piece, 10)
+    found = fit._backward(
+        forward,
+        (images,),
+        [(1.0, targets)],
+        lambda logits, wanted: loss_of(logits, wanted[0][1]),
+        piece,
+        device.autocast("fp32", cpu),
+        1,
+        1,
+    )
     assert found == pytest.approx(float(whole.detach()), rel=1e-5)
     assert torch.allclose(model[1].weight.grad, wanted, atol=1e-6)
 
@@ -70,7 +79,7 @@ def test_asked_for_compilation_serves_whole_pieces_and_leaves_the_rest_as_they_a
     sizes = []
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: lambda x: (sizes.append(len(x)), model(x))[1])
     model = torch.nn.Linear(4, 2)
-    forward = train._Forward(model, "on", torch.device("cpu"), 8, 10)
+    forward = fit._Forward(model, "on", torch.device("cpu"), 8, 10)
     for count in (8, 5):
         assert torch.equal(forward(torch.ones(count, 4)), model(torch.ones(count, 4)))
     assert sizes == [8]

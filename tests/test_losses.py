@@ -546,3 +546,15 @@ def test_a_loss_that_needs_counts_says_so_and_one_that_is_unknown_too():
         bound("ldam", {}, torch.ones(4))
     with pytest.raises(UsageError, match="weighted_asl"):
         bound("asymmetric", {}, torch.ones(4))
+
+
+def test_chexfusion_asl_weighs_both_sides_by_the_exponential_of_a_findings_share():
+    logits, targets, weights = example()
+    positives, labelled = torch.tensor([1.0, 10, 50, 90]).double(), torch.full((4,), 100.0).double()
+    p, y, c = terms(logits, targets)
+    share = (positives / labelled).numpy()[c]
+    shifted = np.maximum(p - 0.05, 0)
+    positive, negative = -(1 - p) * np.log(p), -(shifted**4) * np.log(1 - shifted)
+    expected = np.mean(np.where(y == 1, np.exp(1 - share) * positive, np.exp(share) * negative))
+    ours = LOSSES["chexfusion_asl"](logits, targets, weights, positives=positives, labelled=labelled)
+    assert ours.item() == pytest.approx(expected)

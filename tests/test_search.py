@@ -120,7 +120,7 @@ def test_an_unknown_space_is_refused_with_those_there_are():
 @pytest.mark.parametrize("name", config.names("search_spaces"))
 def test_a_shipped_space_is_valid_and_samples(name):
     loaded = load_space(name)
-    assert {each.backbone for each in sampled(loaded, 30)} == {spec.backbone for spec in loaded.specs()}
+    assert {each.backbone for each in sampled(loaded, 200)} == {spec.backbone for spec in loaded.specs()}
 
 
 def test_without_its_package_the_pretrained_backbone_is_left_out_and_said(monkeypatch):
@@ -130,3 +130,115 @@ def test_without_its_package_the_pretrained_backbone_is_left_out_and_said(monkey
     assert not any(spec.pretrained for spec in loaded.specs())
     assert any("pip install" in note and "tf_efficientnet_lite0" in note for note in loaded.notes)
     assert len(loaded.start) == 1
+
+
+STAGED = """
+trials: 4
+parameters:
+  system: {choices: [plain, fused]}
+  backbone: {choices: [test_convnext, test_resnet]}
+  pretrained: false
+  resolution: 64
+  lr: {low: 1e-4, high: 1e-2, log: true}
+  loss: asl
+stages:
+  - {epochs: 1, frozen_backbone: true}
+  - {epochs: 3, frozen_backbone: false, lr: {low: 1e-5, high: 1e-3, log: true}, gamma_neg: 2.0}
+  - epochs: 2
+    when: {system: fused}
+    fusion: attention
+    resolution: [{when: {backbone: test_resnet}, value: 96}, {value: 80}]
+start:
+  - {system: fused, backbone: test_resnet, stages.1.lr: 1e-4}
+smoke:
+  backbones: {test_resnet: test_convnext}
+  resolutions: {64: 32, 80: 40, 96: 40}
+  parameters: {lr: 0.01, loss: bce}
+  trials: 2
+  images: 250
+"""
+
+
+def staged(tmp_path, text=STAGED, **options):
+    path = tmp_path / "staged.yaml"
+    path.write_text(text)
+    return load_space(str(path), **options)
+
+
+def test_a_space_with_stages_makes_trials_whose_stages_hold_where_their_when_does(tmp_path):
+    space = staged(tmp_path)
+    assert space.epochs == 6
+    found = {}
+    for seed in range(30):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+        space.define(trial)
+        config = space.to_config(trial.params)
+        found.setdefault((config.system, config.backbone), config)
+        assert 1e-5 <= config.staged()[1].lr <= 1e-3
+        assert config.staged()[1].loss_settings["gamma_neg"] == 2.0
+        assert config.staged()[0].loss_settings["gamma_neg"] == 4.0
+        assert "stages.1.lr" in trial.params
+    assert len(found) == 4
+    assert found["plain", "test_resnet"].total_epochs == 4
+    assert [stage.fusion for stage in found["fused", "test_resnet"].staged()] == ["none", "none", "attention"]
+    assert [stage.resolution for stage in found["fused", "test_resnet"].staged()] == [64, 64, 96]
+    assert [stage.resolution for stage in found["fused", "test_convnext"].staged()] == [64, 64, 80]
+
+
+def test_a_spaces_models_are_those_of_all_its_stages(tmp_path):
+    kinds = {(spec.backbone, spec.resolution, spec.fusion) for spec in staged(tmp_path).specs()}
+    assert kinds == {
+        ("test_convnext", 64, "none"),
+        ("test_convnext", 80, "attention"),
+        ("test_resnet", 64, "none"),
+        ("test_resnet", 96, "attention"),
+    }
+
+
+def test_trials_with_stages_are_compared_in_their_last_stage_only(tmp_path):
+    space = staged(tmp_path)
+    assert space.grace(space.epochs) == 4 + 1
+    assert load_space("laptop").grace(6) == 2
+
+
+def test_start_points_may_name_a_stages_parameter(tmp_path):
+    assert staged(tmp_path).start[0]["stages.1.lr"] == 1e-4
+
+
+def test_smoke_keeps_the_structure_with_small_models_and_one_epoch_a_stage(tmp_path):
+    space = staged(tmp_path, smoke=True)
+    assert (space.trials, space.images, space.epochs) == (2, 250, 3)
+    configs = space.kinds()
+    assert {config.backbone for config in configs} == {"test_convnext"}
+    assert {len(config.staged()) for config in configs} == {2, 3}
+    assert {stage.resolution for config in configs for stage in config.staged()} == {32, 40}
+    assert {(config.loss, config.lr) for config in configs} == {("bce", 0.01)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs: 1, frozen", "frozen", r"key 'stages\.0' has no `epochs`"),
+        ("fusion: attention", "fusion: sum", r"key 'stages\.2\.fusion': given 'sum': there is no such fusion"),
+        ("fusion: attention", "backbone: test_vit", r"key 'stages\.2\.backbone': it is the trial's as a whole"),
+        ("fusion: attention", "colour: red", r"unknown key 'stages\.2\.colour'; allowed: .*epochs"),
+        ("when: {system: fused}", "when: {sistem: fused}", "`when` names 'sistem', which is not a parameter above it"),
+        ("trials: 4", "trials: 4\nepochs: 3", "`epochs` and `stages` are both given"),
+        ("loss: asl", "loss: asl\n  ema_decay: 0.9\n  swa_start: 0.5", "average weights twice"),
+        ("loss: asl", "loss: asl\n  tta: spin", "tta: 'spin' is none of flip, crops, zooms"),
+    ],
+)
+def test_a_mistake_in_stages_is_named_with_its_key(tmp_path, old, new, message):
+    assert old in STAGED
+    with pytest.raises(UsageError, match=message):
+        staged(tmp_path, STAGED.replace(old, new)).specs()
+
+
+def test_epochs_of_a_space_with_stages_are_not_overridden(tmp_path):
+    with pytest.raises(UsageError, match="has stages, which have epochs of their own"):
+        staged(tmp_path, epochs=3)
+
+
+def test_smoke_of_a_space_that_does_not_say_how_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="has no `smoke:` part"):
+        staged(tmp_path, STAGED[: STAGED.index("smoke:")], smoke=True)

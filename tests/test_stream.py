@@ -188,3 +188,71 @@ def test_a_shuffle_without_window_is_uniform():
 def test_a_ray_client_address_is_refused_with_the_way_to_do_it():
     with pytest.raises(UsageError, match="--address auto"):
         stream.start_ray("ray://head:10001")
+
+
+def test_batches_of_studies_hold_whole_studies_each_in_one_piece(shards):
+    mine = ids(shards)
+    study = np.random.default_rng(0).integers(0, 12, len(mine))
+    for seed in (None, 4):
+        found = list(stream.batches(shards[1], mine, SIZE, 3, seed=seed, study=study))
+        for batch in found:
+            codes = study[batch.rows]
+            runs = 1 + (np.diff(codes) != 0).sum()
+            assert runs == len(set(codes)) <= 5
+            assert all((study == code).sum() == (codes == code).sum() for code in codes)
+        assert sorted(order(found)) == sorted(mine)
+    orders = [order(stream.batches(shards[1], mine, SIZE, 3, seed=s, study=study)) for s in (4, 5)]
+    assert orders[0] != orders[1]
+
+
+def test_both_engines_make_the_same_batches_of_studies(shards, ray):
+    mine = ids(shards)
+    study = np.repeat(np.arange(10), 3)
+    made = [
+        list(stream.batches(shards[1], mine, SIZE, 4, seed=2, study=study, ingest=stream.Ingest(engine)))
+        for engine in stream.ENGINES
+    ]
+    for one, other in zip(*made, strict=True):
+        assert (one.rows == other.rows).all()
+        assert (one.images == other.images).all()
+
+
+def test_an_id_may_come_several_times(shards):
+    mine = np.repeat(ids(shards)[:10], 3)
+    found = list(stream.batches(shards[1], mine, SIZE, 7, seed=0))
+    rows = np.concatenate([batch.rows for batch in found])
+    assert sorted(rows) == list(range(30))
+    assert all((mine[batch.rows] == batch.image_id).all() for batch in found)
+
+
+def test_only_strong_images_are_augmented_with_the_strength_for_them(shards):
+    mine = ids(shards)
+    strong = np.arange(len(mine)) % 3 == 0
+    plain = {i: p for b in read(shards, seed=0) for i, p in zip(b.image_id, b.images, strict=True)}
+    changed = {
+        i: p
+        for b in stream.batches(shards[1], mine, SIZE, 7, seed=0, strong=strong, strength=1.0)
+        for i, p in zip(b.image_id, b.images, strict=True)
+    }
+    differ = np.array([(plain[i] != changed[i]).any() for i in mine])
+    assert not differ[~strong].any()
+    assert differ[strong].mean() > 0.5
+
+
+def test_looks_are_crops_of_the_resized_image_at_their_places(shards):
+    mine = ids(shards)[:5]
+    looks = [stream.Look(SIZE), stream.Look(SIZE, 0.8), stream.Look(SIZE, 0.8, (0.0, 1.0))]
+    plain, centre, corner = (
+        np.concatenate(each) for each in zip(*stream.views(shards[1], mine, looks, 2), strict=True)
+    )
+    assert plain.shape == centre.shape == corner.shape == (5, SIZE, SIZE)
+    whole = {i: p for b in read(shards) for i, p in zip(b.image_id, b.images, strict=True)}
+    assert all((plain[k] == whole[i]).all() for k, i in enumerate(mine))
+    edge = round(SIZE / 0.8)
+    from cxrlt_ray.decode import resize
+
+    spare = edge - SIZE
+    for k in range(5):
+        large = resize(plain[k], edge)
+        assert (centre[k] == large[spare // 2 : spare // 2 + SIZE, spare // 2 : spare // 2 + SIZE]).all()
+        assert (corner[k] == large[:SIZE, spare:]).all()

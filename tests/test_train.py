@@ -1,56 +1,13 @@
-"""Pieces of the training loop: the schedule, the average of the weights, what validates."""
+"""A trial: what trains and what validates, stage after stage, and what is left."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-import torch
 from conftest import write_images
 
 from cxrlt_ray import train
-from cxrlt_ray.search import TrialConfig
+from cxrlt_ray.errors import UsageError
 from cxrlt_ray.storage import Store
-
-
-def config(**options):
-    return TrialConfig(backbone="test_convnext", resolution=32, epochs=2, **options)
-
-
-def test_the_rate_rises_to_lr_and_falls_to_zero():
-    model = torch.nn.Linear(2, 2)
-    optimizer, schedule = train._optimizer(model, config(lr=0.1, warmup_fraction=0.2), 50)
-    rates = []
-    for _ in range(50):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert max(rates) == pytest.approx(0.1)
-    assert np.argmax(rates) in (9, 10)
-    assert (np.diff(rates[:10]) > 0).all()
-    assert (np.diff(rates[10:]) < 0).all()
-    assert rates[-1] < 0.001
-
-
-def test_norms_and_biases_do_not_decay():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    optimizer, _ = train._optimizer(model, config(weight_decay=0.5), 10)
-    decayed, plain = optimizer.param_groups
-    assert [p.ndim for p in decayed["params"]] == [2]
-    assert {p.ndim for p in plain["params"]} == {1}
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
-
-
-def test_the_average_of_the_weights_leaves_the_random_start_behind_within_an_epoch():
-    model = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(model.weight, 100.0)
-    settings = config(ema_decay=0.999)
-    optimizer, schedule = train._optimizer(model, settings, 100)
-    average = train._average(model, settings)
-    torch.nn.init.constant_(model.weight, 1.0)  # as if training had moved it at once
-    for _ in range(20):
-        model.weight.grad = torch.zeros_like(model.weight)
-        train._step(model, optimizer, schedule, settings, average)
-    assert abs(float(average.module.weight.detach()) - 1.0) < 0.05
 
 
 @pytest.mark.parametrize("folds", [0, 3])
@@ -70,6 +27,34 @@ def test_training_and_validation_share_no_subject_and_views_limit_training_only(
         validated += list(validation.image_id)
     split = "train" if folds else "val"
     assert sorted(validated) == sorted(manifest.of_split(split).table["image_id"])
+
+
+def test_cohorts_choose_who_trains_and_validation_is_always_the_main_ones(tmp_path):
+    manifest = write_images(tmp_path, 40)
+    manifest.table["cohort"] = ["main", "nih", "main", "chexpert"] * 10
+    of = manifest.table.set_index("image_id")["cohort"]
+    job = train.Job(Store(str(tmp_path)), None, manifest.findings, "")
+    for cohorts, wanted in [
+        ("main", {"main"}),
+        ("outside", {"nih"}),
+        ("all", {"main", "nih"}),
+        ("nih", {"nih"}),
+        ("main+nih", {"main", "nih"}),
+    ]:
+        training, validation = train.parts(manifest, job, 0, cohorts)
+        assert set(of[training.image_id]) == wanted
+        assert set(of[validation.image_id]) == {"main"}
+    with pytest.raises(UsageError, match="no images of it; give them by --cohort NAME=DIRECTORY"):
+        train.parts(manifest, job, 0, "vindr")
+
+
+def test_refitting_trains_on_validation_images_too_and_never_on_test(tmp_path):
+    manifest = write_images(tmp_path, 40)
+    job = train.Job(Store(str(tmp_path)), None, manifest.findings, "")
+    training, _ = train.parts(manifest, job, 0, everything=True)
+    split = manifest.table.set_index("image_id")["split"]
+    assert set(split[training.image_id]) == {"train", "val"}
+    assert len(training) == 30
 
 
 def test_a_trial_ended_from_outside_is_not_written_over(tmp_path):
