@@ -324,7 +324,8 @@ def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
     store = _directory(folder)
     if not store.exists(MARKER):
         raise UsageError(f"{folder} holds no phantom cohort to pose as another: python -m cxrlt_ray.phantom {folder}.")
-    return all_readers()["cxrlt2024"].read(Request(store, "auto", findings))
+    raw = all_readers()["cxrlt2024"].read(Request(store, "auto", findings))
+    return replace(raw, notes=[])  # they are of splits that do not count here
 
 
 def _to_train_with(
@@ -335,19 +336,21 @@ def _to_train_with(
     known = table["subject_id"].isin(table.loc[shared, "subject_id"])
     if known.any():
         notes.append(
-            f"Cohort {name}: {known.sum():,} images are left out, of the {table.loc[known, 'subject_id'].nunique():,} "
-            "subjects of whom the main data has an image of the same id: they would be trained on and scored."
+            f"Cohort {name}: {counted(known.sum(), 'image')} left out, of "
+            f"{counted(table.loc[known, 'subject_id'].nunique(), 'subject')} of whom the main data has an image of the "
+            "same id: they would be trained on and scored."
         )
     labelled = table[wanted].notna().any(axis=1)
     if not labelled[~known].all():
-        notes.append(f"Cohort {name}: {(~labelled & ~known).sum():,} images without a label of the task are left out.")
+        bare = (~labelled & ~known).sum()
+        notes.append(f"Cohort {name}: {counted(bare, 'image')} without a label of the task left out.")
     table = table[labelled & ~known]
     if table.empty:
         raise CxrltError(f"cohort {name} ({where}) has no image to train on. {' '.join(notes)}".rstrip())
     there = [finding for finding in wanted if table[finding].notna().any()]
     notes.append(
-        f"Cohort {name}: {len(table):,} images from {where}, ids begin with {name}/. They train, whatever their own "
-        f"split, and are never scored. Labelled: {len(there)} of the task's {len(main.findings)} findings."
+        f"Cohort {name}: {counted(len(table), 'image')} from {where}, ids begin with {name}/. They train, whatever "
+        f"their own split, and are never scored. Labelled: {len(there)} of the task's {len(main.findings)} findings."
     )
     ids = {column: f"{name}/" + table[column] for column in IDS}
     return _ordered(table.assign(**ids, split="train", **{COHORT: name}))

@@ -8,14 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from releases import write_brax, write_nih, write_padchest, write_vindr
 
 from cxrlt_ray import cli
-from cxrlt_ray.cohort import examine, read_cohort
+from cxrlt_ray.cohort import Cohort, examine, parse_cohorts, read_cohort
+from cxrlt_ray.decode import decode
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.phantom import labels, tree
+from cxrlt_ray.mapping import load_mapping
+from cxrlt_ray.phantom import labels, tree, write_phantom
+from cxrlt_ray.readers.files import common_root
 
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -240,3 +245,296 @@ def test_the_release_at_full_size_takes_under_30_s_and_4_gib(tmp_path):
     rows, kibibytes = map(int, done.stdout.split())
     assert rows == 377_110
     assert kibibytes < 4 << 20
+
+
+# several cohorts at once
+
+
+@pytest.fixture
+def main_data(tmp_path) -> Path:
+    """A plain table of two of CXR-LT's findings, in a folder beside those of other cohorts."""
+    (tmp_path / "main").mkdir()
+    return _write(tmp_path / "main")
+
+
+def _joined(main: Path, **others: str) -> Cohort:
+    return read_cohort(str(main), task="auto", others=others)
+
+
+def test_another_cohort_only_trains_and_is_told_by_its_name(main_data, tmp_path):
+    write_nih(tmp_path / "nih")
+    alone, cohort = read_cohort(str(main_data), task="auto"), _joined(main_data, nih=str(tmp_path / "nih"))
+    main, nih = cohort.manifest.of_cohort("main"), cohort.manifest.of_cohort("nih")
+    unprefixed = main.table["path"].str.removeprefix("main/")
+    pd.testing.assert_frame_equal(main.table.assign(path=unprefixed), alone.manifest.table)
+    assert (cohort.manifest.table["cohort"].iloc[: len(main.table)] == "main").all()
+    assert set(nih.table["split"]) == {"train"}
+    assert len(nih.table) == 38
+    assert cohort.manifest.findings == alone.manifest.findings
+    for column in ("image_id", "study_id", "subject_id"):
+        assert nih.table[column].str.startswith("nih/").all()
+    assert any("38 images from" in note and "never scored" in note for note in cohort.notes)
+    assert any("does not label" not in note and "Labelled: 2 of the task's 2" in note for note in cohort.notes)
+
+
+def test_subjects_of_the_same_name_in_two_cohorts_stay_two(main_data, tmp_path):
+    write_nih(tmp_path / "nih")
+    subjects = _joined(main_data, nih=str(tmp_path / "nih")).manifest.table.groupby("subject_id")
+    assert {"0", "nih/0"} <= set(subjects.groups)
+    assert (subjects["cohort"].nunique() == 1).all()
+    assert (subjects["split"].nunique() == 1).all()
+
+
+def test_splits_are_carved_from_the_main_data_as_without_others(main_data, tmp_path):
+    write_nih(tmp_path / "nih")
+    _write(main_data, lambda t: t.drop(columns="split"))
+    alone = read_cohort(str(main_data), task="auto", seed=3).manifest
+    cohort = read_cohort(str(main_data), task="auto", seed=3, others={"nih": str(tmp_path / "nih")}).manifest
+    assert cohort.of_cohort("main").table["split"].tolist() == alone.table["split"].tolist()
+    assert set(cohort.of_split("val", "test").table["cohort"]) == {"main"}
+
+
+def test_what_a_cohort_does_not_label_is_null_and_images_without_a_label_are_left_out(tmp_path):
+    (tmp_path / "main").mkdir()
+    _write(tmp_path / "main", lambda t: t.rename(columns={"Nodule": "Normal"}))
+    write_nih(tmp_path / "nih")
+    file = tmp_path / "nih" / "Data_Entry_2017.csv"
+    file.write_text(file.read_text().replace("00000005_000.png,Pleural_Thickening|Mass,", "00000005_000.png,,"))
+    cohort = _joined(tmp_path / "main", nih=str(tmp_path / "nih"))
+    nih = cohort.manifest.of_cohort("nih")
+    assert (nih.targets(("Normal",)) == -1).all()
+    assert (nih.targets(("Mass",)) >= 0).all()
+    assert "nih/00000005_000" not in set(nih.table["image_id"])
+    assert any("1 image without a label of the task left out" in note for note in cohort.notes)
+    assert any("does not label Normal (its No Finding only says" in note for note in cohort.notes)
+
+
+def test_labels_of_another_cohort_are_mapped(tmp_path):
+    (tmp_path / "main").mkdir()
+    renamed = {"Mass": "Fracture", "Nodule": "Rib Fracture"}
+    _write(tmp_path / "main", lambda t: t.rename(columns=renamed))
+    write_vindr(tmp_path / "vindr")
+    own = read_cohort(str(tmp_path / "vindr"), task="auto").manifest.table.set_index("image_id")
+    manifest = _joined(tmp_path / "main", vindr=str(tmp_path / "vindr")).manifest.of_cohort("vindr")
+    own = own.loc[manifest.table["image_id"].str.removeprefix("vindr/")]
+    rib, clavicle = (own[name].to_numpy(int) for name in ("Rib fracture", "Clavicle fracture"))
+    assert (manifest.targets(("Rib Fracture",))[:, 0] == rib).all()
+    assert (manifest.targets(("Fracture",))[:, 0] == np.maximum(rib, clavicle)).all()
+
+
+def test_the_order_in_which_cohorts_are_given_does_not_matter(main_data, tmp_path):
+    write_nih(tmp_path / "nih")
+    write_padchest(tmp_path / "padchest")
+    where = {name: str(tmp_path / name) for name in ("nih", "padchest")}
+    first, second = _joined(main_data, **where), _joined(main_data, **dict(reversed(where.items())))
+    assert first.manifest.fingerprint == second.manifest.fingerprint
+    assert first.manifest.fingerprint != read_cohort(str(main_data), task="auto").manifest.fingerprint
+    assert list(first.manifest.table["cohort"].unique()) == ["main", "nih", "padchest"]
+
+
+def test_uncertain_labels_of_another_cohort_become_what_is_asked(tmp_path):
+    (tmp_path / "main").mkdir()
+    _write(tmp_path / "main", lambda t: t.rename(columns={"Mass": "Edema"}))
+    write_brax(tmp_path / "brax")
+    others = {"brax": str(tmp_path / "brax")}
+    options = {"task": "auto", "others": others}
+    null, one = (read_cohort(str(tmp_path / "main"), uncertain=u, **options).manifest for u in ("null", "one"))
+    # an image whose only label of the task is uncertain is left out
+    assert 0 < len(null.of_cohort("brax").table) < len(one.of_cohort("brax").table) == 40
+
+
+def test_subjects_that_the_main_data_scores_are_left_out_of_another_cohort(tmp_path):
+    (tmp_path / "main").mkdir()
+    write_nih(tmp_path / "nih")
+    # the main data: some images of NIH's, as a table. Subject 5 has images 10 and 11
+    _write(tmp_path / "main", lambda t: t.assign(image_id=t["image_id"].replace({"i4": "00000010_000"})))
+    cohort = _joined(tmp_path / "main", nih=str(tmp_path / "nih"))
+    left = set(cohort.manifest.of_cohort("nih").table["subject_id"])
+    assert "nih/5" not in left
+    assert len(left) == 18
+    assert any("2 images left out, of 1 subject of whom the main data has" in note for note in cohort.notes)
+
+
+def test_a_phantom_poses_as_another_cohort(tmp_path):
+    for seed, name in enumerate(("main", "other")):
+        write_phantom(tmp_path / name, images=200, seed=seed, pictures=False)
+    whole = read_cohort(str(tmp_path / "other"), task="task1").manifest
+    others = {"nih": f"phantom:{tmp_path / 'other'}", "vindr": f"phantom:{tmp_path / 'other'}"}
+    manifest = read_cohort(str(tmp_path / "main"), task="task1", others=others).manifest
+    for name in others:
+        posed = manifest.of_cohort(name)
+        reached = [finding for finding in manifest.findings if finding in load_mapping(name).reached]
+        truth = whole.table.set_index("image_id").loc[posed.table["image_id"].str.removeprefix(f"{name}/")]
+        assert len(posed.table) == 200
+        assert (posed.targets(tuple(reached)) == truth[reached].to_numpy(int)).all()
+        assert (posed.targets(tuple(set(manifest.findings) - set(reached))) == -1).all()
+        assert set(posed.table["split"]) == {"train"}
+
+
+def test_a_phantom_that_is_the_main_data_itself_does_not_train_on_its_own_test_images(tmp_path):
+    write_phantom(tmp_path, images=200, pictures=False)
+    with pytest.raises(CxrltError, match=r"cohort nih .*has no image to train on. .*200 images left out"):
+        read_cohort(str(tmp_path), task="task1", others={"nih": f"phantom:{tmp_path}"})
+
+
+def test_real_data_do_not_pose_as_a_phantom(main_data, tmp_path):
+    with pytest.raises(UsageError, match="holds no phantom cohort to pose as another"):
+        _joined(main_data, nih=f"phantom:{main_data}")
+
+
+def test_what_is_wrong_with_another_cohort_is_told_with_its_name(main_data, tmp_path):
+    write_nih(tmp_path / "nih")
+    file = tmp_path / "nih" / "Data_Entry_2017.csv"
+    file.write_text(file.read_text().replace("Hernia", "Hernai", 1))
+    with pytest.raises(CxrltError, match=r"^cohort nih: Data_Entry_2017.csv: .*row 4 \(line 5\) holds 'Hernai'"):
+        _joined(main_data, nih=str(tmp_path / "nih"))
+    with pytest.raises(CxrltError, match="holds no PadChest"):
+        _joined(main_data, padchest=str(tmp_path / "nih"))
+
+
+def test_a_cohort_that_labels_nothing_of_the_task_is_refused(main_data, tmp_path):
+    write_brax(tmp_path / "brax")
+    with pytest.raises(UsageError, match="cohort brax labels none of the 2 findings of the task, such as Mass"):
+        _joined(main_data, brax=str(tmp_path / "brax"))
+
+
+@pytest.mark.parametrize("path", ["../main/x.png", "/etc/x.png", "a/../../x.png"])
+def test_paths_that_lead_out_of_another_cohorts_directory_are_refused(main_data, tmp_path, path):
+    (tmp_path / "mine.yaml").write_text("reader: table\nfindings: {Mass: Mass}")
+    (tmp_path / "mine").mkdir()
+    _write(tmp_path / "mine", lambda t: _set(0, "path", path)(t.assign(image_id="m" + t["image_id"])))
+    with pytest.raises(CxrltError, match=r"cohort mine: a path leads out of .*mine"):
+        read_cohort(str(main_data), task="auto", others={str(tmp_path / "mine.yaml"): str(tmp_path / "mine")})
+
+
+def test_ids_of_the_main_data_that_look_like_another_cohorts_are_refused(tmp_path):
+    (tmp_path / "main").mkdir()
+    _write(tmp_path / "main", _set(3, "image_id", "nih/3"))
+    write_nih(tmp_path / "nih")
+    with pytest.raises(CxrltError, match="cohort nih: the main data has ids that begin with nih/"):
+        _joined(tmp_path / "main", nih=str(tmp_path / "nih"))
+
+
+def test_two_mappings_of_one_name_are_refused(main_data, tmp_path):
+    write_nih(tmp_path / "nih")
+    (tmp_path / "other.yaml").write_text("name: nih\nreader: nih\nfindings: {Mass: Mass}")
+    others = {"nih": str(tmp_path / "nih"), str(tmp_path / "other.yaml"): str(tmp_path / "nih")}
+    with pytest.raises(UsageError, match="two cohorts are called nih"):
+        read_cohort(str(main_data), task="auto", others=others)
+
+
+def test_other_cohorts_are_not_read_to_score(main_data):
+    with pytest.raises(UsageError, match="other cohorts only train"):
+        read_cohort(str(main_data), task="auto", training=False, others={"nih": str(main_data)})
+
+
+@pytest.mark.parametrize(
+    ("roots", "above"),
+    [
+        (["/data/mimic", "/data/nih"], "/data"),
+        (["/data", "/data/nih"], "/data"),
+        (["/data/mimic", "/mnt/nih"], "/"),
+        (["/data/ab", "/data/abc"], "/data"),
+        (["s3://bucket/a/mimic", "s3://bucket/a/nih"], "s3://bucket/a"),
+        (["s3://bucket/mimic", "s3://bucket/nih"], "s3://bucket"),
+    ],
+)
+def test_the_root_of_several_cohorts_is_what_lies_above_all(roots, above):
+    assert common_root(roots) == above
+
+
+@pytest.mark.parametrize("roots", [["/data/mimic", "s3://bucket/nih"], ["s3://a/mimic", "s3://b/nih"]])
+def test_cohorts_in_different_places_are_refused(roots):
+    with pytest.raises(CxrltError, match=r"lie in different places \(.*local or in one bucket"):
+        common_root(roots)
+
+
+def test_a_uri_of_the_main_data_goes_with_a_local_cohort(main_data, tmp_path):
+    write_nih(tmp_path / "nih")
+    local = _joined(main_data, nih=str(tmp_path / "nih")).manifest
+    by_uri = read_cohort(f"file://{main_data}", task="auto", others={"nih": f"file://{tmp_path}/nih"}).manifest
+    assert (by_uri.root, by_uri.fingerprint) == (local.root, local.fingerprint)
+
+
+def test_prepare_opens_the_images_of_all_cohorts(ray, tmp_path):
+    """Gray 40 in the main data, 200 in NIH's, and PadChest's 16-bit ramps, of which every second one is inverted."""
+    from cxrlt_ray.prepare import prepare
+
+    (tmp_path / "main").mkdir()
+    _write(tmp_path / "main")
+    write_nih(tmp_path / "more" / "nih")
+    write_padchest(tmp_path / "more" / "padchest", 8)
+    ramp = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (64, 1))
+    others = {name: str(tmp_path / "more" / name) for name in ("nih", "padchest")}
+    manifest = _joined(tmp_path / "main", **others).manifest
+    assert manifest.root == str(tmp_path)
+    for cohort, path in zip(manifest.table["cohort"], manifest.table["path"], strict=True):
+        image = {"main": np.full((64, 64), 40, np.uint8), "nih": np.full((64, 64), 200, np.uint8)}.get(cohort, ramp)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / path), image)
+    (shards,) = prepare(manifest, str(tmp_path / "runs"), [32], say=lambda _: None)
+    assert shards.summary["quarantined"] == 0
+    index = shards.index()
+    for _, row in manifest.table.iterrows():
+        where = index.loc[row["image_id"]]
+        content = shards.store.read(where["file"])[where["offset"] : where["offset"] + where["length"]]
+        image, _ = decode(content)
+        if row["cohort"] == "padchest":
+            bright = "left" if row["photometric"] == "MONOCHROME1" else "right"
+            assert (image[:, 0].mean() > image[:, -1].mean()) == (bright == "left")
+        else:
+            assert image.mean() == pytest.approx({"main": 40, "nih": 200}[row["cohort"]], abs=1)
+
+
+# --cohort
+
+
+def test_cohorts_are_given_as_name_and_directory(tmp_path):
+    given = [f"nih={tmp_path}", f"vindr=phantom:{tmp_path}"]
+    assert parse_cohorts(given) == {"nih": str(tmp_path), "vindr": f"phantom:{tmp_path}"}
+    assert parse_cohorts([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("nih", r"--cohort is NAME=DIR, such as nih=/data/nih; not 'nih'"),
+        ("=/data", r"--cohort is NAME=DIR"),
+        ("nih=", r"--cohort is NAME=DIR"),
+        ("nhi=.", r"no cohorts file 'nhi': .*brax, chexpert, nih, padchest, vindr"),
+        ("nih=/no/where", r"no directory /no/where"),
+        ("nih=phantom:/no/where", r"no directory /no/where"),
+    ],
+)
+def test_a_cohort_given_otherwise_is_wrong_usage(given, said):
+    with pytest.raises(UsageError, match=said):
+        parse_cohorts([given])
+
+
+def test_a_cohort_given_twice_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="--cohort names nih twice"):
+        parse_cohorts([f"nih={tmp_path}", f"nih={tmp_path}"])
+
+
+def test_the_summary_counts_other_cohorts_apart(main_data, tmp_path, capsys):
+    write_nih(tmp_path / "nih")
+    (main_data / "x").mkdir()
+    for k in range(30):
+        (main_data / f"x/{k}.png").touch()
+    (tmp_path / "nih" / "images_001" / "images" / "00000003_000.png").unlink()
+    code, said = _summary(capsys, str(main_data), "--cohort", f"nih={tmp_path / 'nih'}")
+    assert code == 0
+    words = [line.split() for line in said.splitlines()]
+    assert ["train", "18", "18", "9", "18", "0", "0", "0", "0"] in words
+    assert ["cohort", "nih", "38", "38", "19", "38", "0", "0", "0", "0"] in words
+    assert ["all", "68", "68", "34", "68", "0", "0", "0", "0"] in words
+    positives = _joined(main_data, nih=str(tmp_path / "nih")).manifest.of_cohort("nih").targets(("Mass",)).sum()
+    assert next(line for line in words if line[:2] == ["Mass", "head"])[5] == str(positives)
+    assert "0 images not on disk" in said
+    assert "1 images of cohort nih not on disk: images/00000003_000.png" in said
+    assert f"sweep auto --data {main_data} --cohort nih={tmp_path / 'nih'}" in said
+    for file in (tmp_path / "nih").rglob("*.png"):
+        file.unlink()
+    code, said = _summary(capsys, str(main_data), "--cohort", f"nih={tmp_path / 'nih'}")
+    assert code == 1
+    assert "38 of 38 images of cohort nih are not below" in said

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from cxrlt_ray.errors import CxrltError
@@ -37,3 +40,30 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path):
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(CxrltError, match=r"x\.parquet is not a manifest"):
         Manifest.read(tmp_path / "x.parquet")
+
+
+def _without_cohorts(path, manifest):
+    """The file that was written before there were cohorts."""
+    manifest.write(path)
+    old = pq.read_table(path)
+    pq.write_table(old.drop_columns("cohort"), path)
+
+
+def test_a_file_from_before_there_were_cohorts_is_of_the_main_data(manifest, tmp_path):
+    _without_cohorts(tmp_path / "old.parquet", manifest)
+    old = Manifest.read(tmp_path / "old.parquet")
+    assert list(old.table.columns) == [*META, "Mass"]
+    assert old.table["cohort"].tolist() == ["main"] * 3
+    assert old.fingerprint == manifest.fingerprint
+
+
+def test_the_fingerprint_is_what_it_was_before_there_were_cohorts(manifest):
+    assert manifest.fingerprint == "eb5d6857d4a060df"  # of version 1, when META ended with photometric
+
+
+def test_images_are_told_apart_by_cohort(manifest):
+    several = replace(manifest, table=manifest.table.assign(cohort=["main", None, "nih"]))
+    assert several.cohorts.tolist() == ["main", "main", "nih"]
+    assert several.of_cohort("nih").table["split"].tolist() == ["test"]
+    assert len(several.of_cohort("main", "nih").table) == 3
+    assert replace(manifest, table=manifest.table.drop(columns="cohort")).cohorts.tolist() == ["main"] * 3

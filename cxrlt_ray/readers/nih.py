@@ -79,7 +79,7 @@ def _paths(root: Store, file: pd.Series) -> pd.Series:
     """images_0xx/images/NAME or images/NAME."""
     below = [f"{name}/images" for name in folders(root) if name.startswith("images_")]
     where = {path.rsplit("/", 1)[1]: path for folder in below for path in image_files(root, folder, recursive=False)}
-    return file.map(where).fillna("images/" + file).astype("str")
+    return file.map(lambda name: where.get(name, f"images/{name}")).astype("str")
 
 
 def _labels(sheet: Sheet, findings: tuple[str, ...], problems: list[str]) -> dict[str, pd.Series]:

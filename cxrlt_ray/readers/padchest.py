@@ -179,7 +179,8 @@ def _labels(
     said = np.array([bool(names - {*SAY_NOTHING}) and EXCLUDED not in names for names in sets], bool)
     unlabelled = ~said[codes] | (_projections(sheet) == "EXCLUDE").to_numpy(bool)
     if unlabelled.any():
-        notes.append(f"{unlabelled.sum():,} images are not labelled: excluded by PadChest, or without a finding named.")
+        count = counted(int(unlabelled.sum()), "image")
+        notes.append(f"{count} not labelled: excluded by PadChest, or without a finding named.")
     positive = np.array([[name in names for name in findings] for names in sets], np.int8).reshape(len(sets), -1)
     values = positive[codes]
     return pd.DataFrame(

@@ -19,7 +19,7 @@ import pandas as pd
 from cxrlt_ray.decode import DICOM_SUFFIXES
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.readers import Raw, Request, register_reader
-from cxrlt_ray.readers.columns import Sheet, and_more, read_sheet, row_of
+from cxrlt_ray.readers.columns import Sheet, and_more, counted, read_sheet, row_of
 from cxrlt_ray.readers.files import image_files, places
 from cxrlt_ray.storage import Store
 
@@ -102,7 +102,7 @@ def _voted(
     votes = np.bincount(image)
     odd = int((votes != READERS).sum())
     if odd:
-        notes.append(f"{odd:,} images of train have another number of readers than {READERS}: those there are vote.")
+        notes.append(f"{counted(odd, 'image')} of train read by another number than {READERS}: those there are vote.")
     labels = {name: _majority(rows[name].fillna(-1).to_numpy(np.int8), image) for name in findings}
     return rows.drop_duplicates("image_id", ignore_index=True).assign(**labels)
 
