@@ -78,15 +78,15 @@ def _splits_table(manifest: Manifest, parts: dict[str, Manifest]) -> Table:
 def _findings_table(manifest: Manifest, parts: dict[str, Manifest]) -> Table:
     """Positives of each finding in each part, '-' where it is nowhere labelled, and its share of the main train."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from cxrlt_ray.tasks import rarity
 
     targets = {name: part.targets() for name, part in parts.items()}
     train = targets.get("train", np.empty((0, len(manifest.findings)), np.int8))
-    shown = Table(
-        "finding", "group", *map(_right, (*parts, "% train", "null")), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    columns = [name.removeprefix(f"{COHORT} ") for name in parts]
+    heads = [Column("finding", no_wrap=True), "group", *map(_right, (*columns, "% train", "null"))]
+    shown = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column, (finding, group) in enumerate(zip(manifest.findings, rarity(train), strict=True)):
         here = {name: values[:, column] for name, values in targets.items()}
         counts = [f"{(v == 1).sum():,}" if (v >= 0).any() else "-" for v in here.values()]
