@@ -85,8 +85,8 @@ def _findings_table(manifest: Manifest, parts: dict[str, Manifest]) -> Table:
     targets = {name: part.targets() for name, part in parts.items()}
     train = targets.get("train", np.empty((0, len(manifest.findings)), np.int8))
     columns = [name.removeprefix(f"{COHORT} ") for name in parts]
-    heads = [Column("finding", no_wrap=True), "group", *map(_right, (*columns, "% train", "null"))]
-    shown = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    heads = map(_right, (*columns, "% train", "null"))
+    shown = Table(Column("finding", no_wrap=True), "group", *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column, (finding, group) in enumerate(zip(manifest.findings, rarity(train), strict=True)):
         here = {name: values[:, column] for name, values in targets.items()}
         counts = [f"{(v == 1).sum():,}" if (v >= 0).any() else "-" for v in here.values()]
