@@ -11,21 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.ensemble import (
-    Pool,
-    applied,
-    check_costs,
-    chosen,
-    compare,
-    finite,
-    judge,
-    load_ensemble,
-    read_costs,
-    show,
-    show_curve,
-    tell_why,
-)
+from cxrlt_ray.ensemble import applied, check_costs, compare, finite, judge, kept, show, show_curve, tell_why
+from cxrlt_ray.ensemblefile import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.pool import Pool, read_costs
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.selection.honest import side_by_side
 from cxrlt_ray.storage import Store
@@ -50,8 +39,7 @@ def stack(
 ) -> None:
     """Choose and weigh members given as tables, say how good that is, and apply it. Arguments: see ensemble.main."""
     name, file = load_ensemble(select)
-    if file.views is not None:
-        raise UsageError("key 'views' needs each image's study and view, which a run has: it does not go with --from.")
+    _check_file(file)
     alone = len(tables) == 1 and tables[0].endswith(".npz")
     if alone and (targets or groups or findings or id_column or drop_missing):
         raise UsageError(f"{tables[0]} holds labels and all: of the options for tables it takes --apply only.")
@@ -90,12 +78,22 @@ def stack(
     store.write("weights.csv", table.to_csv().encode())
     store.write("validation.csv", _csv(members.image_id, rows[-1].optimistic, members.findings))
     if scored:
-        combined = applied(file, scored[1], predictions, weights)
+        each = scored[0]  # an image a study
+        combined = applied(rows[-1].space, rows[-1].rule, scored[1], predictions, weights, each, each)
         store.write("predictions.csv", _csv(scored[0], combined, members.findings))
-    about = {"name": name, **file.model_dump(), "space": file.place(), "chosen": chosen(rows[-1].fitted)}
+    about = {"name": name, **kept(file, rows[-1])}
     store.write_json("report.json", {**about, "members": members.names, "scores": finite(report)})
     left = "weights.csv, validation.csv, report.json" + (", predictions.csv" if scored else "")
     print(f"Left in {store.absolute().uri}: {left}")
+
+
+def _check_file(file: EnsembleFile) -> None:
+    """Raise UsageError for what an ensembles/ file wants of images or trials that tables of predictions do not know."""
+    if file.joined() != "none":
+        key = "aggregation" if file.aggregation else "views"
+        raise UsageError(f"key '{key}' needs each image's study and view, which a run has: it does not go with --from.")
+    if file.tta == "on":
+        raise UsageError("tta: on needs a run's trials: it does not go with --from, whose scores are as they are.")
 
 
 def _csv(image_id: np.ndarray, scores: np.ndarray, findings: list[str]) -> bytes:

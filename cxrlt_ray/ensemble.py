@@ -12,86 +12,31 @@ honestly -> test images scored by the chosen members only -> RUN/ensembles/NAME/
 from __future__ import annotations
 
 import hashlib
-import io
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from cxrlt_ray import cli, metrics, selection
-from cxrlt_ray.config import Config, find, read_yaml, validate
+from cxrlt_ray.ensemblefile import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
-from cxrlt_ray.selection import SELECTORS, SPACES_OF, curve, spaces, takes_costs
-from cxrlt_ray.selection import settings as settings_of
-from cxrlt_ray.selection.honest import AUTO, Fitted, Method, combine, fit, side_by_side
-from cxrlt_ray.selection.views import by_study
+from cxrlt_ray.pool import Pool, candidates, gather, gflops, read_costs, studies, under_tta
+from cxrlt_ray.selection import curve, spaces, takes_costs
+from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
+from cxrlt_ray.selection.views import Rule
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import GROUPS, rarity
-from cxrlt_ray.trials import DEFAULT_STORAGE, FINISHED, PRUNED, Run, Trial, load_run, write_predictions
+from cxrlt_ray.trials import DEFAULT_STORAGE, Run, load_run, write_predictions
 
 VERSION = 2
-ENOUGH = 2  # finished trials, without which pruned ones are chosen among
-CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
 NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
-
-
-class EnsembleFile(Config):
-    """The keys of an ensembles/ file; see selection.honest.Method for what they mean."""
-
-    selector: str
-    settings: dict[str, int | float | str | bool] = Field(default={})
-    fallback: list[str] = Field(default=[])  # taken instead where better by more than one standard error
-    choices: list[str] = Field(default=list(CHOICES))  # of selector auto, the simplest first
-    space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
-    views: dict[Literal["PA", "AP", "LATERAL", "OTHER", "UNKNOWN"], Annotated[float, Field(ge=0)]] | None = None
-    guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
-    members: Annotated[int, Field(ge=1)] | None = None
-    folds: Annotated[int, Field(ge=2)] = 5
-    repeats: Annotated[int, Field(ge=1)] = 1
-
-    def methods(self) -> list[Method]:
-        """What selection.honest chooses among, in order of preference."""
-        if self.selector == AUTO:
-            return [Method(name, {}, self.guard, self.members) for name in self.choices]
-        others = [Method(name, {}, 0.0, self.members) for name in self.fallback]
-        return [Method(self.selector, dict(self.settings), self.guard, self.members), *others]
-
-    def margin(self) -> float:
-        """By how many standard errors a method must be better than those before it: of auto's, by any."""
-        return 0.0 if self.selector == AUTO else 1.0
-
-    def joined(self, values: np.ndarray, study: np.ndarray | None, view: np.ndarray | None) -> np.ndarray:
-        """Values [M, N, C] with one voice a study where `views` says so; a view it does not name has weight 1."""
-        if self.views is None or study is None or view is None:
-            return values
-        given = {str(each): weight for each, weight in self.views.items()}
-        return by_study(values, study, np.array([given.get(str(each), 1.0) for each in view]))
-
-    def place(self) -> str:
-        """The space in which predictions are combined."""
-        return self.space or SPACES_OF.get(self.selector, "probability")
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What there is to choose from: M trials' predictions float32 [M, N, C] of the same N validation images."""
-
-    names: list[str]
-    image_id: np.ndarray
-    predictions: np.ndarray
-    targets: np.ndarray
-    groups: np.ndarray
-    trials: list[Trial]  # [] where the predictions are not of a run
-    costs: np.ndarray | None = None  # [M], of scoring an image; None where not known
-    study: np.ndarray | None = None
-    view: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -101,114 +46,15 @@ class Row:
     title: str
     optimistic: np.ndarray
     crossed: list[np.ndarray]
-    values: np.ndarray  # [M, N, C] what the weights are for
+    values: np.ndarray  # [M, N, C] what the weights are for: the predictions in `space`, joined by `rule`
     fitted: Fitted
+    space: str
+    rule: Rule
 
     @property
     def weights(self) -> np.ndarray:
         """[M, C], chosen on all validation images."""
         return self.fitted.weights
-
-
-def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
-    """The name and content of an ensembles/ file; a selector's own name will do. Raises UsageError naming file, key."""
-    try:
-        path = find("ensembles", name)
-    except UsageError:
-        if name in SELECTORS or name == AUTO:
-            return name, EnsembleFile(selector=name)
-        raise
-    content = validate(EnsembleFile, read_yaml(path), path)
-    others = [(key, each) for key in ("fallback", "choices") for each in getattr(content, key)]
-    for key, given in [("selector", content.selector), *others]:
-        if given not in SELECTORS and not (key == "selector" and given == AUTO):
-            raise UsageError(
-                f"{path}: key '{key}': given '{given}': there is no such selector; there are {', '.join(SELECTORS)}"
-                + (f" and {AUTO}." if key == "selector" else ".")
-            )
-    lost = "fallback" if content.selector == AUTO else "choices"
-    if lost in content.model_fields_set:
-        uses = "which takes 'choices'" if content.selector == AUTO else f"only to selector {AUTO}; 'fallback' does"
-        raise UsageError(f"{path}: key '{lost}' means nothing to selector {content.selector}, {uses}.")
-    known = settings_of(content.selector) if content.selector in SELECTORS else {}
-    if unknown := set(content.settings) - set(known):
-        raise UsageError(
-            f"{path}: unknown key 'settings.{sorted(unknown)[0]}'; selector {content.selector} has "
-            f"{', '.join(known) or 'none'}."
-        )
-    return path.stem, content
-
-
-def candidates(run: Run, split: str | None, pruned: bool = False, say: Any = print) -> list[Trial]:
-    """Trials that can be chosen: with validation predictions, and able to score `split` or having done so.
-
-    Pruned ones only if asked for, or where fewer than ENOUGH finished: chosen among, they cost an ensemble of what
-    it finds on other subjects (benchmarks/search.py). Raises CxrltError where there is none.
-    """
-    # a trial that still runs would change under the ensemble, or be run anew by --resume
-    judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and trial.has_predictions()]
-    able = [t for t in judged if split is None or t.checkpoints or t.has_predictions(split)]
-    if len(able) < len(judged):
-        say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
-    finished = [trial for trial in able if trial.state == FINISHED]
-    if not pruned and len(finished) >= ENOUGH and len(finished) < len(able):
-        say(f"{len(able) - len(finished)} pruned trial(s) left out (--pruned chooses among them too)")
-        able = finished
-    if not able:
-        raise CxrltError(
-            f"run {run.name} has no finished trial to choose from: `python -m cxrlt_ray.trials {run.name}` says why; "
-            f"continue it with `python -m cxrlt_ray.sweep {run.about['task_argument']} --resume --name {run.name}`."
-        )
-    return able
-
-
-def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) -> Pool:
-    """The trials' validation predictions side by side; a trial whose file does not fit is named and left out."""
-    kept, frames = [], []
-    for trial in trials:
-        try:
-            frames.append(trial.predictions())
-            kept.append(trial)
-        except CxrltError as error:
-            say(f"Left out {trial.name}: {error}")
-    if not kept:
-        raise CxrltError(f"none of the {len(trials)} trials of run {run.name} has predictions that fit it.")
-    shared = frames[0].index
-    for frame in frames[1:]:
-        shared = shared.intersection(frame.index)
-    table = manifest.table.set_index("image_id")
-    rows = pd.Index(table.index).get_indexer(shared)
-    return Pool(
-        [trial.name for trial in kept],
-        shared.to_numpy(),
-        side_by_side(np.stack([frame.loc[shared, list(run.task.findings)].to_numpy(np.float32) for frame in frames])),
-        manifest.targets(run.task.findings)[rows],
-        table["subject_id"].to_numpy()[rows],
-        kept,
-        *studies(manifest.table.iloc[rows]),
-    )
-
-
-def gflops(trials: list[Trial]) -> np.ndarray:
-    """What it costs each trial [M] to score an image: 10^9 floating-point operations, of all its folds."""
-    from cxrlt_ray.models import flops
-    from cxrlt_ray.search import TrialConfig
-
-    each = [flops(TrialConfig(**trial.about["config"]).spec(), len(trial.about["findings"])) for trial in trials]
-    return np.array([cost * max(len(trial.checkpoints), 1) / 1e9 for cost, trial in zip(each, trials, strict=True)])
-
-
-def read_costs(path: str, names: list[str]) -> np.ndarray:
-    """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
-    folder, _, name = path.rpartition("/")
-    try:
-        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype={0: str}).iloc[:, :2]
-        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0])
-    except (ValueError, IndexError) as error:
-        raise CxrltError(f"{path} is no table of members and their costs: {error}.") from None
-    if lacking := [each for each in names if each not in costs.index]:
-        raise CxrltError(f"{path} has no cost of {lacking[0]}: give each of {', '.join(names)} a row.")
-    return costs[~costs.index.duplicated()].loc[names].to_numpy(float)
 
 
 def check_costs(costs: str | None, file: EnsembleFile, explain: bool) -> None:
@@ -223,6 +69,8 @@ def tell_why(findings: Sequence[str], pool: Pool, row: Row, unit: str, seed: int
 
     if row.fitted.fold is None:
         raise CxrltError("--explain needs images of 2 subjects or more: it tells of cross-fitted scores.")
+    if others := sum(rule != row.fitted.rule for rule in row.fitted.rules):
+        print(f"Note: explained as if all folds had chosen {row.rule}; {others} of {len(row.fitted.rules)} did not")
     found = explain.examine(
         pool.names, findings, row.values, pool.targets, pool.groups, row.fitted, pool.costs, unit, seed
     )
@@ -248,11 +96,6 @@ def show_curve(pool: Pool, file: EnsembleFile, values: np.ndarray, unit: str, ro
     cli.console().print(table)
 
 
-def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Study and view of each image of a manifest's table; an image of no known study is a study of its own."""
-    return table["study_id"].fillna(table["image_id"]).to_numpy(), table["view"].fillna("UNKNOWN").to_numpy()
-
-
 def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
     """The best single trial, the plain mean and the ensemble of `file`, on validation."""
     if not any(Path(selection.__file__).parent.glob("__pycache__/*.nbi")):
@@ -261,7 +104,10 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
     systems = (("best", EnsembleFile(selector="best")), ("mean", EnsembleFile(selector="mean")), (title, file))
     folds = min(file.folds, len(np.unique(pool.groups)))
     for name, each in systems:
-        values = each.joined(spaces.into(each.place(), pool.predictions, pool.predictions), pool.study, pool.view)
+        rules = _rules(each, pool)
+        made = [partial(_values, each.place(), rule, pool) for rule in rules]
+        single = len(rules) == 1  # is applied once; of several one is held at a time
+        values = made[0](pool.predictions) if single else pool.predictions
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter("always")
             fitted = fit(
@@ -274,57 +120,93 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
                 seed=seed,
                 costs=pool.costs,
                 margin=each.margin(),
+                rules=[as_given] if single else made,
             )
+        values = values if single else made[fitted.rule](pool.predictions)
         if each is file:  # told once
             for doubt in dict.fromkeys(str(warning.message) for warning in doubts):
                 print(f"Note: {doubt}")
+            if told := _told(each, rules, fitted):
+                print(f"Chosen by cross-fitting: {told}")
         label = f"{title} ensemble"
         if each is not file:
             best = pool.names[int(fitted.weights[:, 0].argmax())]
             kind = "trial" if pool.trials else "member"
             label = f"best {kind} {best}" if name == "best" else f"mean of {len(pool.names)} {kind}s"
-        elif len(each.methods()) > 1 or each.guard == AUTO:
-            guard = f", guard {fitted.method.guard:g}" if each.guard == AUTO else ""
-            print(f"Chosen by cross-fitting: selector {fitted.method.selector}{guard}")
         optimistic = spaces.out_of(each.place(), combine(values, fitted.weights))
         crossed = [spaces.out_of(each.place(), scores) for scores in fitted.crossed]
-        rows.append(Row(label, optimistic, crossed, values, fitted))
+        rows.append(Row(label, optimistic, crossed, values, fitted, each.place(), rules[fitted.rule]))
     return rows
 
 
-def score_split(run: Run, pool: Pool, members: np.ndarray, image_ids: np.ndarray, split: str, address: str | None):
-    """Predictions float32 [M, N, C] of `split` by `members` (a mask [M]); nan for the others and for bad images."""
+def _rules(file: EnsembleFile, pool: Pool) -> list[Rule]:
+    """The rules to choose among; the first alone where the pool's images cannot tell them apart."""
+    rules = file.rules()
+    if len(rules) > 1 and (pool.study is None or len(np.unique(pool.study)) == len(pool.study)):
+        print(f"No study has two validation images: {rules[0]}, for there is nothing to choose by")
+        return rules[:1]
+    return rules
+
+
+def _values(space: str, rule: Rule, pool: Pool, predictions: np.ndarray) -> np.ndarray:
+    """The pool's predictions in `space`, joined by `rule`; where no study is known each image stands by itself."""
+    if pool.study is None or pool.view is None:
+        return spaces.into(space, predictions, predictions)
+    return rule.values(space, predictions, predictions, pool.study, pool.view)
+
+
+def _told(file: EnsembleFile, rules: list[Rule], fitted: Fitted) -> str:
+    """What cross-fitting chose, and in how many folds it chose the same rule; "" where there was no choice."""
+    parts = []
+    if len(file.methods()) > 1 or file.guard == AUTO:
+        guard = f", guard {fitted.method.guard:g}" if file.guard == AUTO else ""
+        parts.append(f"selector {fitted.method.selector}{guard}")
+    if len(rules) > 1 and fitted.rules:
+        agreeing = sum(rule == fitted.rule for rule in fitted.rules)
+        parts.append(f"{rules[fitted.rule]} (so do {agreeing} of {len(fitted.rules)} folds)")
+    return "; ".join(parts)
+
+
+def score_split(
+    run: Run, pool: Pool, members: np.ndarray, images: pd.DataFrame, split: str, address: str | None
+) -> np.ndarray:
+    """Predictions float32 [M, N, C] of `split` by `members` (a mask [M]); nan for the others and for bad images.
+
+    images: image_id, study_id and view of a manifest. Each member looks as the pool says (Pool.tta).
+    """
     from cxrlt_ray.score import score_trials
 
-    chosen = [trial for trial, member in zip(pool.trials, members, strict=True) if member]
-    if any(not trial.has_predictions(split) for trial in chosen):
+    chosen = [int(m) for m in np.flatnonzero(members)]
+    if any(not pool.trials[m].has_predictions(pool.split_of(m, split)) for m in chosen):
         from cxrlt_ray.stream import start_ray
 
         start_ray(address)
-        score_trials(run.store.absolute(), run.shards(), chosen, image_ids, split)
-    findings = list(run.task.findings)
-    found = np.full((len(pool.trials), len(image_ids), len(findings)), np.nan, np.float32)
-    for m, trial in enumerate(pool.trials):
-        if members[m]:
-            found[m] = trial.predictions(split).reindex(image_ids)[findings].to_numpy(np.float32)
+        flags = [bool(pool.tta and pool.tta[m]) for m in chosen]
+        score_trials(run.store.absolute(), run.shards(), [pool.trials[m] for m in chosen], images, split, tta=flags)
+    findings, ids = list(run.task.findings), images["image_id"].to_numpy()
+    found = np.full((len(pool.trials), len(images), len(findings)), np.nan, np.float32)
+    for m in chosen:
+        frame = pool.trials[m].predictions(pool.split_of(m, split))
+        found[m] = frame.reindex(ids)[findings].to_numpy(np.float32)
     return found
 
 
 def applied(
-    file: EnsembleFile,
+    space: str,
+    rule: Rule,
     predictions: np.ndarray,
     reference: np.ndarray,
     weights: np.ndarray,
-    study: np.ndarray | None = None,
-    view: np.ndarray | None = None,
+    study: np.ndarray,
+    view: np.ndarray,
 ) -> np.ndarray:
     """An ensemble's scores float64 [N, C] in [0, 1] of predictions [M, N, C]; nan where a needed one is missing.
 
-    reference: the members' validation predictions [M, V, C]. study, view: [N], for files that weigh views.
+    reference: the members' validation predictions [M, V, C], images by themselves. study, view: [N].
     """
     used = weights.sum(axis=1) > 0
-    values = file.joined(spaces.into(file.place(), predictions[used], reference[used]), study, view)
-    return spaces.out_of(file.place(), combine(values, weights[used]))
+    values = rule.values(space, predictions[used], reference[used], study, view)
+    return spaces.out_of(space, combine(values, weights[used]))
 
 
 def main(
@@ -376,9 +258,11 @@ def main(
     scored = manifest.of_split(split)
     if not len(scored.table):
         print(f"The data has no {split} images: weights are made, no submission")
-    pool = gather(loaded, manifest, candidates(loaded, split if len(scored.table) else None, pruned))
+    able = split if len(scored.table) else None
+    pool = gather(loaded, manifest, candidates(loaded, able, pruned))
+    pool = under_tta(pool, file.tta, able, seed)
     if takes_costs(file.selector) or explain:
-        pool = replace(pool, costs=read_costs(costs, pool.names) if costs else gflops(pool.trials))
+        pool = replace(pool, costs=read_costs(costs, pool.names) if costs else gflops(pool.trials, pool.tta))
     print(f"Run {loaded.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")
     if len(pool.trials) == 1:
         print("There is one trial: the ensemble is that trial")
@@ -393,19 +277,12 @@ def main(
     for part in dict.fromkeys(["holdout", split]):
         images = manifest.of_split(part)
         if len(images.table):
-            ids = images.table["image_id"].to_numpy()
-            predictions = score_split(loaded, pool, needed, ids, part, address)
-            plain = EnsembleFile(selector="mean")
+            predictions = score_split(loaded, pool, needed, images.table, part, address)
+            study, view = studies(images.table)
             found = [
                 None
                 if ((row.weights.sum(axis=1) > 0) & ~needed).any()  # a member that has not scored
-                else applied(
-                    file if row is rows[-1] else plain,
-                    predictions,
-                    pool.predictions,
-                    row.weights,
-                    *studies(images.table),
-                )
+                else applied(row.space, row.rule, predictions, pool.predictions, row.weights, study, view)
                 for row in rows
             ]
             parts[part] = (images, found)
@@ -414,7 +291,7 @@ def main(
     show(report, name)
     if explain:
         tell_why(task.findings, pool, rows[-1], costs or "GFLOPs", seed, store)
-    _write(store, loaded, file, name, pool, rows[-1].fitted, parts.get(split), report, zip)
+    _write(store, loaded, file, name, pool, rows[-1], parts.get(split), report, zip)
     _next(loaded, store, split, parts.get(split))
 
 
@@ -541,7 +418,7 @@ def _write(
     file: EnsembleFile,
     name: str,
     pool: Pool,
-    fitted: Fitted,
+    row: Row,
     part: tuple[Manifest, list[np.ndarray | None]] | None,
     report: dict[str, Any],
     zip: bool,
@@ -549,7 +426,7 @@ def _write(
     """Leave the ensemble's files; each is whole or not there, ensemble.json comes last."""
     from cxrlt_ray import submission
 
-    findings, weights = run.task.findings, fitted.weights
+    findings, weights = run.task.findings, row.weights
     used = np.flatnonzero(weights.sum(axis=1) > 0)
     with store.place("weights.csv") as path:
         weights_table(pool, weights, findings).to_csv(path, index=False)
@@ -573,18 +450,26 @@ def _write(
             "fingerprint": run.about["fingerprint"],
             "sizes": [each["size"] for each in run.about["shards"]],
             "quality": run.about["quality"],
-            **file.model_dump(),
-            "space": file.place(),
-            "chosen": chosen(fitted),
-            "members": [_member(pool.trials[m], weights[m], findings) for m in used],
+            **kept(file, row),
+            "members": [_member(pool, int(m), weights[m], findings) for m in used],
             "scores": finite(report),
         },
     )
 
 
-def chosen(fitted: Fitted) -> dict[str, Any]:
-    """The selector that was taken and its guard; null: all findings are weighed alike."""
-    return finite({"selector": fitted.method.selector, "guard": float(fitted.method.guard)})
+def kept(file: EnsembleFile, row: Row) -> dict[str, Any]:
+    """An ensembles/ file as it was applied: with the space, the rule and (`chosen`) the selector that were taken.
+
+    chosen.guard is null where all findings are weighed alike.
+    """
+    method = row.fitted.method
+    return {
+        **file.model_dump(),
+        "space": row.space,
+        "aggregation": row.rule.how,
+        "views": None if row.rule.views is None else dict(row.rule.views),
+        "chosen": finite({"selector": method.selector, "guard": float(method.guard)}),
+    }
 
 
 def filled(scores: np.ndarray, say: Any = print) -> np.ndarray:
@@ -597,27 +482,30 @@ def filled(scores: np.ndarray, say: Any = print) -> np.ndarray:
 
 
 def weights_table(pool: Pool, weights: np.ndarray, findings: tuple[str, ...]) -> pd.DataFrame:
-    """A row a member, heaviest first: trial, backbone, px, val mAP, its mean weight, then its weight per finding."""
+    """A row a member, heaviest first: what it is, val mAP, its mean weight, then its weight per finding."""
     rows = [
         {
             "trial": trial.name,
-            "backbone": trial.about["config"]["backbone"],
-            "resolution": trial.about["config"]["resolution"],
-            "loss": trial.about["config"]["loss"],
+            "backbone": trial.config.backbone,
+            "resolution": trial.config.resolution,
+            "loss": trial.config.loss,
+            "looks": trial.about["tta"]["looks"] if pool.tta and pool.tta[m] else 1,
             "val_map": round(trial.val_map, 4),
             "mean_weight": round(float(weight.mean()), 4),
             **dict(zip(findings, weight.round(4).tolist(), strict=True)),
         }
-        for trial, weight in zip(pool.trials, weights, strict=True)
+        for m, (trial, weight) in enumerate(zip(pool.trials, weights, strict=True))
         if weight.sum() > 0
     ]
     return pd.DataFrame(rows).sort_values("mean_weight", ascending=False, kind="stable")
 
 
-def _member(trial: Trial, weights: np.ndarray, findings: tuple[str, ...]) -> dict[str, Any]:
+def _member(pool: Pool, m: int, weights: np.ndarray, findings: tuple[str, ...]) -> dict[str, Any]:
+    trial = pool.trials[m]
     return {
         "trial": trial.name,
-        "resolution": trial.about["config"]["resolution"],
+        "resolution": trial.config.resolution,
+        "tta": bool(pool.tta and pool.tta[m]),
         "checkpoints": {name: fingerprint(trial.store, name) for name in trial.checkpoints},
         "weights": dict(zip(findings, weights.tolist(), strict=True)),
     }

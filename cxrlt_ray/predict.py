@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 
 from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.pool import TTA
+from cxrlt_ray.selection.views import Rule
 from cxrlt_ray.storage import Store
 from cxrlt_ray.trials import DEFAULT_STORAGE, Trial, read_trial, write_predictions
 
@@ -26,6 +29,17 @@ class Ensemble:
     about: dict[str, Any]
     trials: list[Trial]
     weights: np.ndarray
+
+    @property
+    def tta(self) -> list[bool]:
+        """Which members look under test-time augmentation [M]."""
+        return [member.get("tta", False) for member in self.about["members"]]
+
+    @property
+    def rule(self) -> Rule:
+        """How the images of a study are joined; an ensemble of before `aggregation` has the mean where it has views."""
+        views = self.about.get("views")
+        return Rule(self.about.get("aggregation") or ("none" if views is None else "mean"), views)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -58,27 +72,20 @@ def load(uri: str) -> Ensemble:
     return Ensemble(about, trials, weights)
 
 
-def score(
-    ensemble: Ensemble,
-    work: Store,
-    shards: tuple[Any, ...],
-    image_ids: np.ndarray,
-    study: np.ndarray | None = None,
-    view: np.ndarray | None = None,
-) -> np.ndarray:
-    """The ensemble's scores float64 [N, C] in [0, 1] of `image_ids`; nan for images in quarantine."""
+def score(ensemble: Ensemble, work: Store, shards: tuple[Any, ...], images: pd.DataFrame) -> np.ndarray:
+    """The ensemble's scores float64 [N, C] in [0, 1] of `images`, rows of a manifest; nan for those in quarantine."""
     from cxrlt_ray import score as scoring
-    from cxrlt_ray.ensemble import EnsembleFile, applied
+    from cxrlt_ray.ensemble import applied
+    from cxrlt_ray.pool import studies
 
-    shape = (len(ensemble.trials), len(image_ids), len(ensemble.findings))
-    predictions = np.full(shape, np.nan, np.float32)
-    found = scoring.score(work, shards, [scoring.member(trial) for trial in ensemble.trials], image_ids)
-    rows = np.flatnonzero(np.isin(image_ids, found.index))
-    predictions[:, rows] = np.stack(found.loc[image_ids[rows], "scores"].to_list(), axis=1)
-    reference = _references(ensemble)
-    about = ensemble.about
-    file = EnsembleFile(selector=about["selector"], space=about["space"], views=about.get("views"))
-    return applied(file, predictions, reference, ensemble.weights, study, view)
+    ids = images["image_id"].to_numpy()
+    predictions = np.full((len(ensemble.trials), len(ids), len(ensemble.findings)), np.nan, np.float32)
+    members = [scoring.member(*each) for each in zip(ensemble.trials, ensemble.tta, strict=True)]
+    found = scoring.score(work, shards, members, images)
+    rows = np.flatnonzero(np.isin(ids, found.index))
+    predictions[:, rows] = np.stack(found.loc[ids[rows], "scores"].to_list(), axis=1)
+    inputs = (predictions, _references(ensemble), ensemble.weights)
+    return applied(ensemble.about["space"], ensemble.rule, *inputs, *studies(images))
 
 
 def main(
@@ -98,7 +105,7 @@ def main(
     """
     from cxrlt_ray import submission
     from cxrlt_ray.cohort import read_cohort
-    from cxrlt_ray.ensemble import filled, studies
+    from cxrlt_ray.ensemble import filled
     from cxrlt_ray.prepare import prepare
     from cxrlt_ray.stream import start_ray
     from cxrlt_ray.tasks import Task
@@ -118,7 +125,7 @@ def main(
     # what a killed run left is good for the same members and images only
     key = hashlib.sha256(repr((shards, loaded.about["members"])).encode()).hexdigest()[:8]
     work = store / f"scoring-{key}"
-    scores = filled(score(loaded, work, shards, ids, *studies(images.table)))
+    scores = filled(score(loaded, work, shards, images.table))
     if work.exists(""):
         work.remove()
     write_predictions(
@@ -144,7 +151,9 @@ def _references(ensemble: Ensemble) -> np.ndarray:
     """The members' validation predictions [M, V, C], which ranks refer to."""
     if ensemble.about["space"] != "rank":
         return np.empty((len(ensemble.trials), 0, len(ensemble.findings)), np.float32)
-    frames = [trial.predictions() for trial in ensemble.trials]
+    frames = [
+        trial.predictions(TTA if looked else "val") for trial, looked in zip(ensemble.trials, ensemble.tta, strict=True)
+    ]
     shared = frames[0].index
     for frame in frames[1:]:
         shared = shared.intersection(frame.index)

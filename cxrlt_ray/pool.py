@@ -1,0 +1,198 @@
+"""What an ensemble chooses among: a run's trials, their validation predictions, and what each costs an image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray import metrics
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.manifest import Manifest
+from cxrlt_ray.selection.honest import side_by_side
+from cxrlt_ray.storage import Store
+from cxrlt_ray.trials import FINISHED, PRUNED, Run, Trial
+
+TTA = "val-tta"  # the split of validation predictions under test-time augmentation
+DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1.5 s a trial on 2 cores
+ENOUGH = 2  # finished trials, without which pruned ones are chosen among
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What there is to choose from: M trials' predictions float32 [M, N, C] of the same N validation images."""
+
+    names: list[str]
+    image_id: np.ndarray
+    predictions: np.ndarray
+    targets: np.ndarray
+    groups: np.ndarray
+    trials: list[Trial]  # [] where the predictions are not of a run
+    costs: np.ndarray | None = None  # [M], of scoring an image; None where not known
+    study: np.ndarray | None = None
+    view: np.ndarray | None = None
+    tta: tuple[bool, ...] = ()  # which trials look under test-time augmentation; () for none
+
+    def split_of(self, m: int, split: str) -> str:
+        """The name under which trial m's predictions of `split` are kept."""
+        return f"{split}-tta" if self.tta and self.tta[m] else split
+
+
+def candidates(run: Run, split: str | None, pruned: bool = False, say: Any = print) -> list[Trial]:
+    """Trials that can be chosen: with validation predictions, and able to score `split` or having done so.
+
+    Pruned ones only if asked for, or where fewer than ENOUGH finished: chosen among, they cost an ensemble of what
+    it finds on other subjects (benchmarks/search.py). Raises CxrltError where there is none.
+    """
+    # a trial that still runs would change under the ensemble, or be run anew by --resume
+    judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and trial.has_predictions()]
+    able = [t for t in judged if split is None or t.checkpoints or t.has_predictions(split)]
+    if len(able) < len(judged):
+        say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
+    finished = [trial for trial in able if trial.state == FINISHED]
+    if not pruned and len(finished) >= ENOUGH and len(finished) < len(able):
+        say(f"{len(able) - len(finished)} pruned trial(s) left out (--pruned chooses among them too)")
+        able = finished
+    if not able:
+        raise CxrltError(
+            f"run {run.name} has no finished trial to choose from: `python -m cxrlt_ray.trials {run.name}` says why; "
+            f"continue it with `python -m cxrlt_ray.sweep {run.about['task_argument']} --resume --name {run.name}`."
+        )
+    return able
+
+
+def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) -> Pool:
+    """The trials' validation predictions side by side; a trial whose file does not fit is named and left out."""
+    kept, frames = [], []
+    for trial in trials:
+        try:
+            frames.append(trial.predictions())
+            kept.append(trial)
+        except CxrltError as error:
+            say(f"Left out {trial.name}: {error}")
+    if not kept:
+        raise CxrltError(f"none of the {len(trials)} trials of run {run.name} has predictions that fit it.")
+    shared = frames[0].index
+    for frame in frames[1:]:
+        shared = shared.intersection(frame.index)
+    table = manifest.table.set_index("image_id")
+    rows = pd.Index(table.index).get_indexer(shared)
+    return Pool(
+        [trial.name for trial in kept],
+        shared.to_numpy(),
+        side_by_side(np.stack([frame.loc[shared, list(run.task.findings)].to_numpy(np.float32) for frame in frames])),
+        manifest.targets(run.task.findings)[rows],
+        table["subject_id"].to_numpy()[rows],
+        kept,
+        *studies(manifest.table.iloc[rows]),
+    )
+
+
+def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say: Any = print) -> Pool:
+    """The pool with trials' predictions under test-time augmentation in the place of the plain ones, as `tta` says.
+
+    on: of every trial that has them and can score `split` so.  off: of none.  auto: of those whose validation mAP they
+    raise by more than one standard error of the difference (bootstrap by subject); each is told with its price.
+    This choice sees all validation subjects, as epoch choice did, and cross-fitting does not undo it: it is one bit a
+    trial, and the margin keeps luck from being paid for at every image. Raises UsageError where `on` finds none.
+    """
+    if tta == "off":
+        return pool
+    found = dict(_looked(pool, split, say))
+    if tta == "on":
+        if not found:
+            raise UsageError(
+                f"tta: on needs trials scored under test-time augmentation, which {', '.join(pool.names)} lack: "
+                "sweep a space that has `tta` (as in `tta: flip`), or set tta: auto in the ensembles/ file."
+            )
+        lacking = [name for m, name in enumerate(pool.names) if m not in found]
+        say(
+            f"Test-time augmentation: {len(found)} of {len(pool.names)} trials look at an image several times"
+            + (f"; {', '.join(lacking)} cannot" if lacking else "")
+        )
+    else:
+        found = {m: values for m, values in found.items() if _gains(pool, m, values, seed, say)}
+    predictions = pool.predictions.copy(order="K") if found else pool.predictions
+    for m, values in found.items():
+        predictions[m] = values
+    return replace(pool, predictions=predictions, tta=tuple(m in found for m in range(len(pool.names))))
+
+
+def _looked(pool: Pool, split: str | None, say: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Trials that can look under test-time augmentation, and their predictions [N, C] so."""
+    for m, trial in enumerate(pool.trials):
+        if not trial.has_predictions(TTA):
+            continue
+        if split is not None and not trial.checkpoints and not trial.has_predictions(f"{split}-tta"):
+            say(f"{trial.name} looks plainly: its checkpoint was dropped, {split} images cannot be scored otherwise")
+            continue
+        try:
+            frame = trial.predictions(TTA)
+        except CxrltError as error:
+            say(f"{trial.name} looks plainly: {error}")
+            continue
+        values = frame.reindex(pool.image_id)[list(trial.about["findings"])].to_numpy(np.float32)
+        if np.isnan(values).any():
+            say(f"{trial.name} looks plainly: its predictions under test-time augmentation lack images")
+            continue
+        yield m, values
+
+
+def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Any) -> bool:
+    """Whether trial m's predictions under test-time augmentation are better than its plain ones by more than chance."""
+    from cxrlt_ray.selection import exact
+
+    systems = [np.ascontiguousarray(pool.predictions[m]), values]
+    plain, looked = (metrics.macro(ap) for ap in exact.precisions(np.stack(systems), pool.targets))
+    drawn = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=DRAWS, seed=seed)
+    difference = drawn[1] - drawn[0]
+    taken = bool(looked - plain > np.nanstd(difference))
+    low, high = (_signed(end) for end in metrics.interval(difference))
+    about = pool.trials[m].about["tta"]
+    say(
+        f"{pool.names[m]} TTA of {about['looks']} looks: {_signed(looked - plain)} [{low}, {high}] at "
+        f"{about['price']:.1f} times the price: {'taken' if taken else 'refused'}"
+    )
+    return taken
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("0.", ".", 1)
+
+
+def gflops(trials: Sequence[Trial], tta: Sequence[bool] = ()) -> np.ndarray:
+    """What it costs each trial [M] to score an image: 10^9 floating-point operations, of all its folds and looks.
+
+    tta: which trials look under test-time augmentation; () for none.
+    """
+    from cxrlt_ray.models import flops
+
+    each = [
+        flops(trial.config.spec(), len(trial.about["findings"])) * max(len(trial.checkpoints), 1) for trial in trials
+    ]
+    looks = [
+        t.about["tta"]["looks"] if flag else 1 for t, flag in zip(trials, tta or [False] * len(trials), strict=True)
+    ]
+    return np.array(each, float) * looks / 1e9
+
+
+def read_costs(path: str, names: list[str]) -> np.ndarray:
+    """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
+    folder, _, name = path.rpartition("/")
+    try:
+        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype={0: str}).iloc[:, :2]
+        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0])
+    except (ValueError, IndexError) as error:
+        raise CxrltError(f"{path} is no table of members and their costs: {error}.") from None
+    if lacking := [each for each in names if each not in costs.index]:
+        raise CxrltError(f"{path} has no cost of {lacking[0]}: give each of {', '.join(names)} a row.")
+    return costs[~costs.index.duplicated()].loc[names].to_numpy(float)
+
+
+def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Study and view of each image of a manifest's table; an image of no known study is a study of its own."""
+    return table["study_id"].fillna(table["image_id"]).to_numpy(), table["view"].fillna("UNKNOWN").to_numpy()
