@@ -5,7 +5,7 @@
     features.py    a backbone's features as places; pooling
     heads.py       what turns places into logits; register yours there (attention.py, queries.py serve it)
     fusion.py      what joins the views of a study; register yours there
-    carry.py       the model of a trial's next stage
+    stages.py      the model of a trial's next stage
 
 A saved model is a folder with `model.safetensors` and `model.json`; loading it needs nothing else.
 """
@@ -91,10 +91,9 @@ class Classifier(nn.Module):
         features = width_of(self.backbone)
         self.fusion = fusion(features, count, spec) if fusion else None
         self.head = head(self.fusion.width if self.fusion else features, count, spec, given)
-        if spec.in_chans == 1:
-            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):  # as many as channels
+            each = values if len(values) == spec.in_chans else (sum(values) / len(values),) * spec.in_chans
+            self.register_buffer(name, torch.tensor(each).view(1, -1, 1, 1))
         self.register_buffer("shift", torch.zeros(count))
 
     def forward(
@@ -146,6 +145,7 @@ def build(spec: ModelSpec, findings: int | Sequence[str]) -> Classifier:
     Raises CxrltError, naming the backbone, where they cannot be had; they never turn into random ones. Raises
     UsageError for a head that reads queries, where `findings` are a number.
     """
+    check(spec)
     if isinstance(findings, int) and spec.queries:
         raise UsageError(f"head '{spec.head}' finds its label embeddings by name: give the names of the findings.")
     if not spec.pretrained:
@@ -191,8 +191,8 @@ def carry(
     findings: int | Sequence[str],
     fresh_head: bool = False,
 ) -> Classifier:
-    """The model of a trial's next stage, `spec`, from that of the stage before, `was`; see carry.py."""
-    from cxrlt_ray.models.carry import carried
+    """The model of a trial's next stage, `spec`, from that of the stage before, `was`; see stages.py."""
+    from cxrlt_ray.models.stages import carried
 
     return carried(previous, was, spec, findings, fresh_head)
 

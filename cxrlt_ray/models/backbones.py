@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # pixel normalisation where it is not what timm says of the architecture: (x - 127) / 128 on 0..255
 NORMALISATION = {"tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
 HUB, FOLDER, XRV, TRANSFORMERS = "hf-hub:", "local-dir:", "xrv:", "transformers:"
+LIBRARIES = {XRV: "torchxrayvision", TRANSFORMERS: "transformers"}
 TRIES = 24  # resolutions tried on each side of one that is refused
 
 
@@ -119,8 +120,12 @@ def _drops_paths(name: str) -> bool:
 def recipe(name: str) -> Recipe:
     """What a name stands for. Raises UsageError for an unknown one, CxrltError where a hub or folder does not tell."""
     if not known(name):
+        if name.startswith(FOLDER):
+            raise UsageError(f"backbone '{name}': the folder holds no config.json; save_for_hf of timm writes one.")
         near = ", ".join(suggestions(name)) or "none"
-        raise UsageError(f"{_catalogue(name)} has no backbone '{name}'; near it are {near}.")
+        raise UsageError(
+            f"{LIBRARIES.get(name.partition(':')[0] + ':', 'timm')} has no backbone '{name}'; near it are {near}."
+        )
     if name.startswith(XRV):
         return outside.densenet(name.removeprefix(XRV))
     if name.startswith(TRANSFORMERS):
@@ -128,12 +133,6 @@ def recipe(name: str) -> Recipe:
     if name.startswith((HUB, FOLDER)):
         return _published(name)
     return Recipe("timm", name)
-
-
-def _catalogue(name: str) -> str:
-    return {XRV: "torchxrayvision", TRANSFORMERS: "transformers", FOLDER: "the disk"}.get(
-        name.partition(":")[0] + ":", "timm"
-    )
 
 
 @lru_cache(maxsize=256)
@@ -218,8 +217,8 @@ def refused(spec: ModelSpec, made: Recipe, error: Exception) -> UsageError:
 
 
 def _refusal(spec: ModelSpec, made: Recipe, what: str, error: Exception) -> str:
-    near = " and ".join(map(str, nearest(spec, made)))
-    mend = f"; the nearest resolutions that it takes are {near}" if near else ""
+    near = [] if _first_taken(spec, made, [spec.resolution]) else nearest(spec, made)
+    mend = f"; the nearest it takes: {' and '.join(map(str, near))} px" if near else ""
     return f"backbone '{spec.backbone}' {what} ({str(error).splitlines()[0] if str(error) else error!r}){mend}."
 
 
