@@ -183,7 +183,13 @@ def test_part(manifest: Any, shared: Any):
 
 def train_all(dataset: str, seeds: int, processes: int) -> None:
     """Every row with every seed that is not done; the rows that go on from the baseline after it."""
+    import ray
+
+    from cxrlt_ray.stream import start_ray
+
+    start_ray()
     shared, _ = job_of(dataset)
+    ray.shutdown()  # the shards are there: the rest needs none
     for after in (False, True):
         todo = [
             (dataset, number, seed)

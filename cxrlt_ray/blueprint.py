@@ -76,12 +76,18 @@ def table(found: Sequence[Print]) -> Any:
     staged = any(each.stage for each in found)
     systems = any(each.system for each in found)
     heads = (*(["system"] if systems else []), *(["stage"] if staged else []), "backbone", "px", "head", "fusion")
-    for column in (*heads, "loss", "cohorts", "epochs", "parameters", "trained", "GFLOPs", "weights"):
-        made.add_column(column, no_wrap=column != "weights")
+    for column in (*heads, "loss", "cohorts", "epochs", "parameters", "trained", "GFLOPs"):
+        made.add_column(column, no_wrap=True)
     for each in found:
         config = each.config
         row = [*([each.system] if systems else []), *([str(each.stage + 1)] if staged else [])]
         row += [config.backbone, str(config.resolution), config.head, config.fusion, config.loss, config.cohorts]
         row += [str(config.epochs), f"{each.parameters / 1e6:,.1f} M", f"{each.trained / 1e6:,.1f} M"]
-        made.add_row(*row, f"{each.flops / 1e9:,.1f}", each.weights)
+        made.add_row(*row, f"{each.flops / 1e9:,.1f}")
     return made
+
+
+def sources(found: Sequence[Print]) -> list[str]:
+    """A line for each backbone: where its weights come from, in a first stage."""
+    lines = (f"Weights of {each.config.backbone}: {each.weights}" for each in found if each.stage == 0)
+    return list(dict.fromkeys(lines))

@@ -195,7 +195,8 @@ def main(
     if dry_run:
         _show_models(searched, task)
     if (plan or dry_run) and (images or not (run or data)):
-        priced.show(price, images or searched.images or PHANTOM_IMAGES, others)
+        named = {name for each in searched.cohorts() for name in each.split("+")}
+        priced.show(price, images or searched.images or PHANTOM_IMAGES, named | set(others))
         return
     if run:
         manifest, wanted = run.manifest(), run.task
@@ -447,6 +448,7 @@ def _search(run: Any, job: Any, space: Any, resources: Resources, trials: int, b
 
 
 def _summary(run: Any, complete: bool, trials: int, storage: str) -> None:
+    from cxrlt_ray import config
     from cxrlt_ray.trials import FINISHED, PRUNED, load_run, trials_table
 
     done = run.trials()
@@ -461,7 +463,8 @@ def _summary(run: Any, complete: bool, trials: int, storage: str) -> None:
     if not any(t.state in (FINISHED, PRUNED) for t in done):
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
     latest = again.replace(f" --run {run.name}", "") if load_run(storage).name == run.name else again
-    print(f"Next: python -m cxrlt_ray.ensemble --select greedy{latest}")
+    select = run.about["space"] if run.about["space"] in config.names("ensembles") else "greedy"
+    print(f"Next: python -m cxrlt_ray.ensemble --select {select}{latest}")
 
 
 def _machine(address: str | None) -> tuple[float, float]:
@@ -538,6 +541,7 @@ def _show_models(space: Any, task: str) -> None:
     findings = load_task(task).findings or TASK1  # auto's are not known yet
     found = blueprint.prints(space.kinds(), findings)
     cli.console(160).print(blueprint.table(found))
+    print("\n".join(blueprint.sources(found)))
     print(f"{len(found)} kinds of models were built for {len(findings)} findings, and took a training step, on paper.")
 
 
