@@ -79,7 +79,7 @@ def _places(folder: str) -> list[Path]:
 
 
 def _mistake(model: type[BaseModel], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "the file"
+    key = ".".join(str(part) for part in item["loc"] if part != "[key]") or "the file"
     if item["type"] == "extra_forbidden":
         parent = ".".join(str(part) for part in item["loc"][:-1])
         allowed = f"; allowed at the top: {', '.join(model.model_fields)}" if not parent else ""

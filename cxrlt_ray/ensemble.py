@@ -26,7 +26,7 @@ import pandas as pd
 from cxrlt_ray import cli, metrics, selection
 from cxrlt_ray.ensemblefile import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.manifest import Manifest
+from cxrlt_ray.manifest import MAIN, Manifest
 from cxrlt_ray.pool import Pool, candidates, gather, gflops, read_costs, studies, under_tta
 from cxrlt_ray.selection import curve, spaces, takes_costs
 from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
@@ -286,7 +286,7 @@ def main(
                 for row in rows
             ]
             parts[part] = (images, found)
-    kinds = rarity(manifest.of_split("train").targets(task.findings))
+    kinds = rarity(manifest.of_cohort(MAIN).of_split("train").targets(task.findings))
     report = judge(task.findings, kinds, pool, rows, parts, rounds, seed)
     show(report, name)
     if explain:

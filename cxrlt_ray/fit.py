@@ -220,7 +220,7 @@ def _streams(
     own = stream(shown, seed)
     if config.mix == "balanced_mixup":
         partner = _draw(config, training, epoch, fold, "class_aware")
-        both = zip(own, stream(partner, seed + 7), strict=False)
+        both: Iterator[Any] = zip(own, stream(partner, seed + 7), strict=False)
     else:
         partner, both = shown, ((each, None) for each in own)
     for number, ((batch, pixels), other) in enumerate(both):

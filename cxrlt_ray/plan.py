@@ -445,7 +445,8 @@ class Sweep:
             main = images.table["cohort"] == MAIN
             counts = images.table.loc[main, "split"].value_counts()
             outside = images.table.loc[~main, "cohort"].value_counts().to_dict()
-            found = Work(*(int(counts.get(split, 0)) for split in ("train", "val", "test")), outside=outside)
+            train, val, test = (int(counts.get(split, 0)) for split in ("train", "val", "test"))
+            found = Work(train, val, test, outside=outside)
         if self.folds == 1:
             return found
         train = found.train + (found.val if isinstance(images, int) else 0)

@@ -329,7 +329,7 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
         rules,
         folder=str(Path.cwd()),
         storage=storage,
-        images=small and small.images,
+        images=small.images if small else None,
         folds=min(content.folds, small.folds) if small else content.folds,
         staged=bool(content.stages),
         prune=content.prune,

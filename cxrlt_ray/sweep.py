@@ -17,6 +17,7 @@ import numpy as np
 from cxrlt_ray import cli
 from cxrlt_ray import plan as pricing
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.manifest import MAIN
 from cxrlt_ray.plan import GPUS
 from cxrlt_ray.prepare import QUALITY
 from cxrlt_ray.stream import RAY
@@ -155,7 +156,7 @@ def main(
     others = parse_cohorts(cohort or [])
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
-    given = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
+    given: dict[str, Any] = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
     given |= {"objectives": objectives if objectives != "map" else None}
     given |= {"sizes": sizes, "quality": wanted_quality if quality != str(QUALITY) else None}
     given |= {"cohorts": others or None, "smoke": smoke or None}
@@ -430,7 +431,7 @@ def _cohort(
         print(note)
     wanted = load_task(task, cohort.manifest.findings)
     _check_task(wanted, cohort.manifest, ("train",) if folds else ("train", "val"))
-    if views == "frontal" and not cohort.manifest.of_split("train").table["view"].isin(FRONTAL).any():
+    if views == "frontal" and not cohort.manifest.of_cohort(MAIN).of_split("train").table["view"].isin(FRONTAL).any():
         raise CxrltError("--views frontal leaves no training image: the data names no PA or AP view.")
     return _with_holdout(cohort.manifest, wanted.findings, holdout, seed, folds), wanted
 
@@ -498,7 +499,7 @@ def _phantom(storage: str, seed: int, images: int, what: str = "No --data: the b
 
 def _others(space: Any, given: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
     """The other cohorts that the space's stages train on; in smoke (`storage` given) phantoms stand in for them."""
-    from cxrlt_ray.trialconfig import ALL, MAIN, OUTSIDE
+    from cxrlt_ray.trialconfig import ALL, OUTSIDE
 
     named = sorted(space.cohorts())
     wanted = [name for each in named if each not in (MAIN, OUTSIDE, ALL) for name in each.split("+")]
@@ -552,7 +553,8 @@ def _with_holdout(manifest: Any, findings: tuple[str, ...], share: float, seed: 
     from cxrlt_ray.splits import holdout
 
     table = manifest.table.copy()
-    rows = np.flatnonzero((table["split"] == ("train" if folds else "val")).to_numpy())
+    main = table["cohort"] == MAIN
+    rows = np.flatnonzero((main & (table["split"] == ("train" if folds else "val"))).to_numpy())
     kept = holdout(manifest.targets(findings)[rows], table["subject_id"].to_numpy()[rows], share, seed)
     table.loc[rows[kept], "split"] = "holdout"
     return dataclasses.replace(manifest, table=table)
@@ -567,7 +569,7 @@ def _check_task(task: Any, manifest: Any, splits: tuple[str, ...]) -> None:
             f"it has {', '.join(manifest.findings) or 'none'}. Choose --task auto's findings with `sweep auto`."
         )
     for split in splits:
-        part = manifest.of_split(split)
+        part = manifest.of_cohort(MAIN).of_split(split)
         if not len(part.table):
             raise CxrltError(f"the data has no {split} images: `python -m cxrlt_ray.cohort` shows what it holds.")
         none = np.flatnonzero((part.targets(task.findings) == 1).sum(0) == 0)

@@ -106,7 +106,7 @@ def parts(manifest: Manifest, job: Job, fold: int, cohorts: str = MAIN, everythi
     from cxrlt_ray.splits import assign_folds
 
     table = manifest.table
-    main = (table["cohort"] == MAIN).to_numpy() if "cohort" in table else np.ones(len(table), bool)
+    main = manifest.cohorts == MAIN
     training = (table["split"] == "train").to_numpy()
     validation = (table["split"] == "val").to_numpy() & main
     targets = manifest.targets(job.findings)
@@ -116,7 +116,7 @@ def parts(manifest: Manifest, job: Job, fold: int, cohorts: str = MAIN, everythi
         validation = np.zeros(len(table), bool)
         validation[rows[of == fold]] = True
     training = (training | validation) if everything else training & ~validation
-    training = training & _of_cohorts(table, main, cohorts)
+    training = training & _of_cohorts(manifest.cohorts, cohorts)
     if job.views == "frontal":
         training = training & table["view"].isin(FRONTAL).to_numpy()
     study = table["study_id"].fillna(table["image_id"]).astype("category").cat.codes.to_numpy(np.int64)
@@ -125,12 +125,11 @@ def parts(manifest: Manifest, job: Job, fold: int, cohorts: str = MAIN, everythi
     return whole.at(np.flatnonzero(training)), whole.at(np.flatnonzero(validation))
 
 
-def _of_cohorts(table: Any, main: np.ndarray, cohorts: str) -> np.ndarray:
-    """Which rows [N] belong to the cohorts that are named."""
-    if cohorts in (MAIN, OUTSIDE, ALL):
-        chosen = {MAIN: main, OUTSIDE: ~main, ALL: np.ones(len(main), bool)}[cohorts]
-    else:
-        chosen = table["cohort"].isin(cohorts.split("+")).to_numpy() if "cohort" in table else ~main & main
+def _of_cohorts(whose: Any, cohorts: str) -> np.ndarray:
+    """Which rows [N] belong to the cohorts that are named; whose: each row's."""
+    main = (whose == MAIN).to_numpy()
+    named = {MAIN: main, OUTSIDE: ~main, ALL: np.ones(len(main), bool)}
+    chosen = named[cohorts] if cohorts in named else whose.isin(cohorts.split("+")).to_numpy()
     if not chosen.any():
         raise UsageError(f"cohorts: {cohorts}: the run has no images of it; give them by --cohort NAME=DIRECTORY.")
     return chosen

@@ -257,7 +257,16 @@ def test_other_selections_leave_ensembles_of_their_own(storage, chosen, select):
     assert (Path(storage) / "line" / "ensembles" / select / "submission.csv").exists()
 
 
-@pytest.mark.parametrize("how", ["space: logit", "space: rank", "views: {LATERAL: 0.5}"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "space: logit",
+        "space: rank",
+        "views: {LATERAL: 0.5}",
+        "space: rank\naggregation: noisy_or",
+        "aggregation: auto\nviews: learned",
+    ],
+)
 def test_an_ensemble_of_another_kind_predicts_new_images_as_the_test_images(storage, chosen, phantom, tmp_path, how):
     path = tmp_path / "mine.yaml"
     path.write_text(f"selector: greedy\n{how}\nguard: 5\n")
