@@ -18,7 +18,7 @@ from cxrlt_ray.storage import Store
 from cxrlt_ray.trials import FINISHED, PRUNED, Run, Trial
 
 TTA = "val-tta"  # the split of validation predictions under test-time augmentation
-DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1.5 s a trial on 2 cores
+DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1 s a trial on 2 cores
 ENOUGH = 2  # finished trials, without which pruned ones are chosen among
 
 

@@ -1,8 +1,8 @@
 """One voice per study: labels are given per study, scores per image, so a study's images may speak together.
 
 A `Rule` says how: each image by itself, or all by the study's weighted mean, maximum or noisy-or; `options` lists the
-rules among which honest.fit is to choose. 39,293 images x 40 findings x 12 members take 0.2 to 0.5 s a rule on one
-core; what a rule returns is as large as what it was given.
+rules among which honest.fit is to choose. 39,293 images x 40 findings x 12 members take 0.3 to 0.8 s a rule on a
+busy core; what a rule returns is as large as what it was given.
 """
 
 from __future__ import annotations
