@@ -44,9 +44,9 @@ def manifest(folder: Path):
 
 def job(folder: Path, cohort, prepared, findings: tuple[str, ...] | None = None, threads: int = 2):
     """What a trial needs to train outside of a sweep, its run in `folder`."""
+    from cxrlt_ray.fit import Job
     from cxrlt_ray.storage import Store
     from cxrlt_ray.stream import Ingest
-    from cxrlt_ray.fit import Job
 
     run = Store(str(folder))
     with run.place("manifest.parquet") as path:
