@@ -286,6 +286,7 @@ def main(
                 for row in rows
             ]
             parts[part] = (images, found)
+    _warn_of_mimic(manifest, pool, weights)
     kinds = rarity(manifest.of_cohort(MAIN).of_split("train").targets(task.findings))
     report = judge(task.findings, kinds, pool, rows, parts, rounds, seed)
     show(report, name)
@@ -293,6 +294,20 @@ def main(
         tell_why(task.findings, pool, rows[-1], costs or "GFLOPs", seed, store)
     _write(store, loaded, file, name, pool, rows[-1], parts.get(split), report, zip)
     _next(loaded, store, split, parts.get(split))
+
+
+def _warn_of_mimic(manifest: Manifest, pool: Pool, weights: np.ndarray) -> None:
+    """Say of chosen trials whose pretrained weights have seen images of MIMIC-CXR, where these are scored."""
+    from cxrlt_ray.models.weights import saw_mimic
+
+    if not manifest.source.startswith("cxrlt"):
+        return
+    for trial, used in zip(pool.trials, weights.sum(axis=1) > 0, strict=True):
+        if used and saw_mimic(told := str(trial.about.get("weights"))):
+            print(
+                f"{trial.name}'s weights ({told}) were pretrained on images of MIMIC-CXR: where the scored images are "
+                "of its training split (403 of task 2's 406 studies), the score promises too much."
+            )
 
 
 def judge(

@@ -156,7 +156,8 @@ def main(
     others = parse_cohorts(cohort or [])
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
-    given: dict[str, Any] = {"data": data, "format": format, "space": space, "folds": folds or None, "holdout": holdout or None}
+    given: dict[str, Any] = {"data": data, "format": format, "space": space}
+    given |= {"folds": folds or None, "holdout": holdout or None}
     given |= {"objectives": objectives if objectives != "map" else None}
     given |= {"sizes": sizes, "quality": wanted_quality if quality != str(QUALITY) else None}
     given |= {"cohorts": others or None, "smoke": smoke or None}

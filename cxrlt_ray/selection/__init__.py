@@ -3,6 +3,7 @@
     inputs.py   the registry of selectors, what they are given and refuse
     exact.py    compiled: average precision as scikit-learn defines it, and greedy selection on it
     spaces.py   probability, logit or rank: where predictions are averaged
+    views.py    one voice a study: how its images' predictions are joined
     honest.py   what wraps a selector: the tail guard, choices, cross-fitting by subject
     explain.py  what each member brings, how firm the choice is, what the next trial is worth
 
