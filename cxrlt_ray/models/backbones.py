@@ -95,6 +95,9 @@ def unfilled() -> Iterator[None]:
 
     class Skip(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (Tensor.normal_, Tensor.uniform_) and "generator" in (kwargs or {}):
+                # torch's trunc_normal_ draws until all lie in bounds: zeros do, what memory held may never
+                return args[0].zero_()
             if func in skipped or (func in scaling and isinstance(args[0], Parameter)):
                 return args[0] if args else (kwargs or {})["tensor"]
             return func(*args, **(kwargs or {}))
@@ -205,8 +208,9 @@ def make_backbone(spec: ModelSpec, made: Recipe | None = None) -> tuple[Any, tup
 def patch_of(backbone: Any) -> int | None:
     """The edge of a transformer's patches, where its grid must fill the image."""
     embed = getattr(backbone, "patch_embed", None)
-    size = getattr(embed, "patch_size", None)
-    if size is None or getattr(embed, "dynamic_img_pad", False):
+    size, proj = getattr(embed, "patch_size", None), getattr(embed, "proj", None)
+    overlapping = getattr(proj, "kernel_size", 0) != getattr(proj, "stride", 0)  # PVT's are padded
+    if size is None or overlapping or getattr(embed, "dynamic_img_pad", False):
         return None
     return int(size if isinstance(size, int) else size[0])
 
