@@ -12,18 +12,15 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-
 from cxrlt_ray import cli
 from cxrlt_ray import plan as pricing
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.manifest import MAIN
 from cxrlt_ray.plan import GPUS
 from cxrlt_ray.prepare import QUALITY
+from cxrlt_ray.rundata import PHANTOM_IMAGES, cohort_of, few, others_of, phantom
 from cxrlt_ray.stream import RAY
 from cxrlt_ray.trials import DEFAULT_STORAGE
 
-PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 
 
@@ -131,7 +128,7 @@ def main(
     smoke: Annotated[bool, cli.option("the space in small: tiny models, few images, minutes", "--smoke")] = False,
     plan: Annotated[bool, cli.option("say what it will cost (time, GPU-hours, disk), start nothing", "--plan")] = False,
     probe: Annotated[bool, cli.option("measure the plan's rates here, about a minute", "--probe")] = False,
-    images: Annotated[int | None, cli.option("plan for so many images instead of the data's")] = None,
+    images: Annotated[int | None, cli.option("plan for so many images; of --smoke: draw so many")] = None,
     gpu: Annotated[str | None, cli.option(f"plan for this GPU: {', '.join(GPUS)}; the one here, or H100")] = None,
     price: Annotated[float, cli.option("of a GPU-hour, in any currency, for the plan")] = 3.0,
 ) -> None:
@@ -152,7 +149,7 @@ def main(
     from cxrlt_ray.stream import forget_decoded, start_ray
 
     _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb, objectives)
-    _check_plan(plan or dry_run, images, gpu, price)
+    _check_plan(plan or dry_run, smoke, images, gpu, price)
     others = parse_cohorts(cohort or [])
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
@@ -203,13 +200,13 @@ def main(
     if run:
         manifest, wanted = run.manifest(), run.task
     else:
-        drawn = searched.images or PHANTOM_IMAGES
-        others = _others(searched, others, storage if smoke and not data else None, seed, drawn)
+        drawn = (images if smoke else None) or searched.images or PHANTOM_IMAGES
+        others = others_of(searched, others, storage if smoke and not data else None, seed, drawn)
         own = data is not None
-        data = data or _phantom(storage, seed, drawn)
-        manifest, wanted = _cohort(data, format, task, uncertain, seed, folds, holdout, views, others)
+        data = data or phantom(storage, seed, drawn)
+        manifest, wanted = cohort_of(data, format, task, uncertain, seed, folds, holdout, views, others)
         if smoke and own:
-            manifest = _few(manifest, drawn, seed)
+            manifest = few(manifest, drawn, seed)
     if plan or dry_run:
         priced.show(price, manifest)
         return
@@ -263,9 +260,9 @@ def main(
         priced.compare(foreseen, run.trials(), time.monotonic() - started)
 
 
-def _check_plan(asked: bool, images: int | None, gpu: str | None, price: float) -> None:
-    if images is not None and (images < 10 or not asked):
-        raise UsageError(f"--images is for --plan and at least 10, not {images}.")
+def _check_plan(asked: bool, smoke: bool, images: int | None, gpu: str | None, price: float) -> None:
+    if images is not None and (images < 10 or not (asked or smoke)):
+        raise UsageError(f"--images is for --plan, --dry-run and --smoke, and at least 10, not {images}.")
     if gpu is not None and not asked:
         raise UsageError("--gpu is for --plan: a sweep trains on what there is.")
     if gpu is not None and gpu not in GPUS:
@@ -393,7 +390,7 @@ def _space(
 ) -> tuple[Any, bytes]:
     """The search space and its file's text; a resumed run has kept its own."""
     from cxrlt_ray import config
-    from cxrlt_ray.search import load_space
+    from cxrlt_ray.spacefile import load_space
 
     if run:
         with run.store.fetched("space.yaml") as path:
@@ -405,36 +402,6 @@ def _space(
     for note in searched.notes:
         print(note)
     return searched, config.find("search_spaces", space).read_bytes()
-
-
-def _cohort(
-    data: str,
-    format: str | None,
-    task: str,
-    uncertain: str,
-    seed: int,
-    folds: int,
-    holdout: float,
-    views: str,
-    others: dict[str, str],
-) -> tuple[Any, Any]:
-    """The manifest as this run splits it, and the task; says what the reader had to tell."""
-    from cxrlt_ray.cohort import VALIDATION, read_cohort
-    from cxrlt_ray.manifest import FRONTAL
-    from cxrlt_ray.tasks import load_task
-
-    # with folds every training image is validated on once: nothing need be carved
-    carved = 0.0 if folds else VALIDATION
-    cohort = read_cohort(
-        data, format=format, task=task, uncertain=uncertain, seed=seed, validation=carved, others=others
-    )
-    for note in cohort.notes:
-        print(note)
-    wanted = load_task(task, cohort.manifest.findings)
-    _check_task(wanted, cohort.manifest, ("train",) if folds else ("train", "val"))
-    if views == "frontal" and not cohort.manifest.of_cohort(MAIN).of_split("train").table["view"].isin(FRONTAL).any():
-        raise CxrltError("--views frontal leaves no training image: the data names no PA or AP view.")
-    return _with_holdout(cohort.manifest, wanted.findings, holdout, seed, folds), wanted
 
 
 def _search(run: Any, job: Any, space: Any, resources: Resources, trials: int, budget: float | None, seed: int) -> bool:
@@ -489,52 +456,6 @@ def _machine(address: str | None) -> tuple[float, float]:
     return there.get("CPU", 0.0), there.get("GPU", 0.0)
 
 
-def _phantom(storage: str, seed: int, images: int, what: str = "No --data: the built-in phantom cohort") -> str:
-    from cxrlt_ray.phantom import write_phantom
-
-    folder = f"{storage if '://' not in storage else DEFAULT_STORAGE}/phantom-{images}x{PHANTOM_SIZE}-{seed}"
-    print(f"{what} of {images:,} drawn chest X-rays, in {folder}")
-    write_phantom(folder, images=images, size=PHANTOM_SIZE, seed=seed)
-    return folder
-
-
-def _others(space: Any, given: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
-    """The other cohorts that the space's stages train on; in smoke (`storage` given) phantoms stand in for them."""
-    from cxrlt_ray.trialconfig import ALL, OUTSIDE
-
-    named = sorted(space.cohorts())
-    wanted = [name for each in named if each not in (MAIN, OUTSIDE, ALL) for name in each.split("+")]
-    lacking = [name for name in dict.fromkeys(wanted) if name not in given and name != MAIN]
-    if not given and not lacking and (OUTSIDE in named or (ALL in named and storage is not None)):
-        lacking = ["nih"]
-    if lacking and storage is None:
-        raise UsageError(
-            f"search space {space.name} trains on {', '.join(lacking)} too: say where that is by "
-            f"{' '.join(f'--cohort {name}=DIRECTORY' for name in lacking)}, or copy the space and leave these stages "
-            "out."
-        )
-    if ALL in named and not given and not lacking:
-        print(f"Search space {space.name} trains on all cohorts; there is the main one only (--cohort NAME=DIRECTORY).")
-    stand_ins = {
-        name: f"phantom:{_phantom(str(storage), seed + 1 + k, images, f'In the place of {name}: another phantom')}"
-        for k, name in enumerate(lacking)
-    }
-    return {**given, **stand_ins}
-
-
-def _few(manifest: Any, images: int, seed: int) -> Any:
-    """About so many images of a manifest, as whole subjects, each split in its share."""
-    table = manifest.table
-    if len(table) <= images:
-        return manifest
-    subjects = table.groupby("subject_id", sort=True).agg(size=("image_id", "size"), split=("split", "first"))
-    subjects = subjects.sample(frac=1, random_state=seed)
-    so_far = subjects.groupby("split", dropna=False)["size"].cumsum()
-    share = subjects["split"].map(table["split"].value_counts()) * images / len(table)
-    kept = subjects.index[(so_far <= share.clip(lower=30)).to_numpy()]
-    return manifest.where(table["subject_id"].isin(kept))
-
-
 def _show_models(space: Any, task: str) -> None:
     """Every kind of model of the space, built without memory, and one training step of each."""
     from cxrlt_ray import blueprint
@@ -545,39 +466,6 @@ def _show_models(space: Any, task: str) -> None:
     cli.console(160).print(blueprint.table(found))
     print("\n".join(blueprint.sources(found)))
     print(f"{len(found)} kinds of models were built for {len(findings)} findings, and took a training step, on paper.")
-
-
-def _with_holdout(manifest: Any, findings: tuple[str, ...], share: float, seed: int, folds: int) -> Any:
-    """The manifest with `share` of the subjects that would validate (with folds: of train) moved to split 'holdout'."""
-    if not share:
-        return manifest
-    from cxrlt_ray.splits import holdout
-
-    table = manifest.table.copy()
-    main = table["cohort"] == MAIN
-    rows = np.flatnonzero((main & (table["split"] == ("train" if folds else "val"))).to_numpy())
-    kept = holdout(manifest.targets(findings)[rows], table["subject_id"].to_numpy()[rows], share, seed)
-    table.loc[rows[kept], "split"] = "holdout"
-    return dataclasses.replace(manifest, table=table)
-
-
-def _check_task(task: Any, manifest: Any, splits: tuple[str, ...]) -> None:
-    """Refuse a task whose findings the data does not label; name findings without positives."""
-    lacking = [finding for finding in task.findings if finding not in manifest.findings]
-    if lacking or not task.findings:
-        raise UsageError(
-            f"the data has no column for {', '.join(lacking) or 'any finding'} of {task.name}; "
-            f"it has {', '.join(manifest.findings) or 'none'}. Choose --task auto's findings with `sweep auto`."
-        )
-    for split in splits:
-        part = manifest.of_cohort(MAIN).of_split(split)
-        if not len(part.table):
-            raise CxrltError(f"the data has no {split} images: `python -m cxrlt_ray.cohort` shows what it holds.")
-        none = np.flatnonzero((part.targets(task.findings) == 1).sum(0) == 0)
-        if len(none) == len(task.findings):
-            raise CxrltError(f"no finding of {task.name} has a positive among the {split} images.")
-        if len(none):
-            print(f"Without positives in {split}: {', '.join(task.findings[c] for c in none)}")
 
 
 def _seconds(text: str | None) -> float | None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from cxrlt_ray import plan, sweep
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import ModelSpec
-from cxrlt_ray.search import grace, load_space
+from cxrlt_ray.search import grace
+from cxrlt_ray.spacefile import load_space
 from cxrlt_ray.storage import Store
 
 seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)

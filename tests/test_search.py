@@ -10,7 +10,7 @@ import pytest
 from cxrlt_ray import config, plan
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import weights
-from cxrlt_ray.search import load_space
+from cxrlt_ray.spacefile import load_space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 MINE = """

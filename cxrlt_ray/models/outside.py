@@ -9,6 +9,7 @@ tensor for tensor; the library (extra `xrv`) is needed for the download of the w
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from math import isqrt
 from pathlib import Path
@@ -97,8 +98,17 @@ def create(spec: ModelSpec, made: Recipe) -> Encoder:
 
 def encoder_weights(name: str) -> dict[str, torch.Tensor]:
     """The tensors of an encoder of the hub or of a folder, under its own names."""
-    transformers = need("transformers", f"transformers:{name}")
-    return transformers.AutoModel.from_pretrained(name).state_dict()
+    return _read_by(need("transformers", f"transformers:{name}").AutoModel, name)
+
+
+def _read_by(kind: Any, name: str | None, **options: Any) -> dict[str, torch.Tensor]:
+    """What a class of transformers reads, without the tensors that it makes up where they are missing."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # its report of what it made up
+    model, found = kind.from_pretrained(name, output_loading_info=True, **options)
+    return {key: tensor for key, tensor in model.state_dict().items() if key not in found["missing_keys"]}
 
 
 class Encoder(nn.Module):
@@ -141,9 +151,17 @@ class Encoder(nn.Module):
             return tokens
         return tokens.mean(dim=1) if isqrt(tokens.shape[1]) ** 2 == tokens.shape[1] else tokens[:, 0]
 
+    def under_its_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A file's tensors under the names of this version of transformers, which reads those of earlier ones."""
+        config = copy.deepcopy(self.model.config)
+        config.num_channels = next((tensor.shape[1] for tensor in state.values() if tensor.ndim == 4), 3)
+        given = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        read = _read_by(type(self.model), None, config=config, state_dict=given)
+        return {f"model.{name}": tensor for name, tensor in read.items()}
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers by name, for rates that differ by layer."""
-        return {"stem": r"^model\.embeddings", "blocks": [(r"\.layers?\.(\d+)", None), (r"norm", (99_999,))]}
+        return {"stem": r"^model\.embeddings", "blocks": [(r".*\.layers?\.(\d+)", None), (r".*norm", (99_999,))]}
 
     def no_weight_decay(self) -> set[str]:
         """What weight decay leaves alone."""

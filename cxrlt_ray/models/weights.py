@@ -172,16 +172,18 @@ def _adapted(
 
 
 def fitted(state: dict[str, torch.Tensor], backbone: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """`state` as timm fits it to `backbone`: position embeddings and bias tables resampled for another grid, the names
-    of an architecture's authors turned into timm's. What fits, and what timm has no way for, stays as it is.
+    """`state` as timm or transformers fit it to `backbone`: position embeddings and bias tables resampled for another
+    grid, the names of an architecture's authors turned into theirs. What fits, and what they have no way for, stays.
     """
     own = backbone.state_dict()
     if all(name in state and state[name].shape == tensor.shape for name, tensor in own.items()):
         return state
     change = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     try:
+        if isinstance(backbone, outside.Encoder):
+            return backbone.under_its_names(state)
         return state if change is None else dict(change(dict(state), backbone))
-    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError):
+    except (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError):
         return state  # the caller names what does not fit
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cxrlt_ray import config, ensemble, sweep, trials
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.search import load_space
+from cxrlt_ray.spacefile import load_space
 from cxrlt_ray.tasks import TASK1
 
 RECIPES = [name for name in config.names("search_spaces") if name.startswith("team_") or name == "all_winners"]
@@ -73,7 +73,9 @@ def test_a_smoke_run_goes_on_where_it_was(ray, storage, capsys):
     assert "are done; give --trials a larger number" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "all_winners" else ()) for name in RECIPES]
+)
 def test_every_recipe_is_built_and_planned_in_full_size_on_paper(name, tmp_path, capsys):
     sweep.main("task1", space=name, dry_run=True, images=377_110, storage=str(tmp_path))
     told = capsys.readouterr().out
@@ -93,7 +95,7 @@ def test_every_space_has_a_small_form_of_the_same_structure(name):
 
 
 def test_stages_of_other_cohorts_want_their_data(tmp_path):
-    with pytest.raises(UsageError, match=r"trains on chexpert, nih, vindr too: .* --cohort nih=DIRECTORY"):
+    with pytest.raises(UsageError, match=r"trains on nih, chexpert, vindr too: .* --cohort nih=DIRECTORY"):
         sweep.main("task1", space="team_d", data=str(tmp_path), storage=str(tmp_path / "runs"))
 
 
