@@ -232,9 +232,7 @@ def test_an_encoders_missing_weights_are_told_and_never_made_up(folder, by):
     del state["layernorm.weight"]
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     given = str(path / "model.safetensors") if by == "file" else None
-    with pytest.raises(
-        CxrltError, match=r"does not hold the weights .*: it lacks model\.layernorm\.weight of 42 tensors"
-    ):
+    with pytest.raises(CxrltError, match=r"not hold the weights .*: it lacks model\.layernorm\.weight of 42"):
         build(ModelSpec(f"transformers:{path}", 70, checkpoint=given), 2)
 
 
