@@ -7,7 +7,7 @@ pooling (ConvNeXt, MobileNet), is applied at each place: nothing that was pretra
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, log
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class GeM(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, N, D] -> [B, D]."""
         logs = x.float().clamp(min=self.EPS).log()
-        mean = torch.logsumexp(self.p.float() * logs, dim=1) - torch.log(torch.tensor(float(x.shape[1])))
+        mean = torch.logsumexp(self.p.float() * logs, dim=1) - log(x.shape[1])
         return (mean / self.p).exp().to(x.dtype)
 
 
