@@ -482,10 +482,9 @@ class Sweep:
         """Keep the rates that trials had, and say how the plan compares with what the sweep took."""
         rates: dict[tuple[str, str, int], list[float]] = {}
         for trial in trials:
-            config, speed = trial.about.get("config"), trial.about.get("images_per_second")
-            if config and speed:
+            for stage, speed in _speeds(trial.about):
                 device = trial.about["environment"]["device"]
-                rates.setdefault((device, config["backbone"], config["resolution"]), []).append(speed)
+                rates.setdefault((device, stage.backbone, stage.resolution), []).append(speed)
         for key, values in rates.items():
             self.rates.note(*key, float(np.median(values)), "trials")
         self.rates.save()
@@ -496,6 +495,19 @@ class Sweep:
             f"{cli.duration(seconds)} and {epochs}: {seconds / planned:.2f} times the plan. Rates kept for the next "
             "plan (--plan)."
         )
+
+
+def _speeds(about: dict[str, Any]) -> list[tuple[TrialConfig, float]]:
+    """The stages of a trial that trained its backbone on single images, with the images/s of each one's last epoch."""
+    if not about.get("config"):
+        return []
+    last = {epoch.get("stage", 0): float(epoch["images_per_second"]) for epoch in about["epochs"]}
+    stages = TrialConfig(**about["config"]).staged()
+    return [
+        (stages[number], speed)
+        for number, speed in last.items()
+        if not stages[number].frozen_backbone and stages[number].fusion == "none"
+    ]
 
 
 def _device_name(address: str | None, resources: Any, threads: int) -> str:

@@ -162,9 +162,12 @@ class Space:
     def kinds(self) -> list[TrialConfig]:
         """A trial of every kind: one for each way to choose what shapes a model, and what a `when` looks at."""
         try:
-            return [self.to_config(point) for point in self._corners()]
+            found = [self.to_config(point) for point in self._corners()]
         except ValidationError as error:
             raise UsageError(f"search space {self.name}: {message(error)}.") from None
+        if fault := next(filter(None, (config.beginning_fault() for config in found)), ""):
+            raise UsageError(f"search space {self.name}: {fault}.")
+        return found
 
     def cohorts(self) -> set[str]:
         """The values of `cohorts` that stages have."""

@@ -89,6 +89,16 @@ class TrialConfig(Config):
         self.staged()
         return self
 
+    def beginning_fault(self) -> str:
+        """What is wrong with the weights that the first stage begins with, or nothing."""
+        first = self.staged()[0]
+        if first.fusion == "none" or not first.frozen_backbone or self.pretrained or self.checkpoint:
+            return ""
+        return (
+            f"fusion: {first.fusion} on a frozen backbone that nothing has trained: put a stage that trains it first, "
+            "or give its weights by init_from or checkpoint"
+        )
+
     def staged(self) -> list[TrialConfig]:
         """The trial's stages, each as a trial of its own; one without `stages`."""
         if not self.stages:

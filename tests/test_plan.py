@@ -13,6 +13,7 @@ from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.search import grace
 from cxrlt_ray.spacefile import load_space
 from cxrlt_ray.storage import Store
+from cxrlt_ray.trialconfig import TrialConfig
 
 seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)
 
@@ -167,3 +168,48 @@ def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monk
 def test_wrong_options_are_told(options, told, tmp_path):
     with pytest.raises(UsageError, match=told):
         sweep.main("task1", storage=str(tmp_path), **options)
+
+
+def staged(**options):
+    return TrialConfig(backbone="test_convnext", resolution=64, epochs=1, pretrained=False, **options)
+
+
+def test_a_trial_of_stages_is_priced_epoch_by_epoch():
+    kinds = {
+        ("test_convnext", 64): plan.Kind("test_convnext", 64, 100.0, "measured", 0),
+        ("test_convnext", 96): plan.Kind("test_convnext", 96, 50.0, "measured", 0),
+    }
+    work = plan.Work(1000, 300, 0, outside={"nih": 4000, "brax": 500})
+    config = staged(
+        stages=(
+            {"epochs": 1, "cohorts": "nih"},
+            {"epochs": 2, "cohorts": "main"},
+            {"epochs": 1, "cohorts": "all", "resolution": 96},
+            {"epochs": 1, "cohorts": "main", "frozen_backbone": True},
+        )
+    )
+    seconds = plan.trial_seconds(config, kinds, work)
+    # validation costs a third of training an image; so does an image through a frozen backbone
+    assert seconds == pytest.approx([41, 11, 11, 5500 / 50 + 2, 1000 / 150 + 2])
+    refit = plan.trial_seconds(staged(refit=True), kinds, work)
+    assert refit == pytest.approx([22])
+
+
+def test_trials_of_different_length_are_played_to_their_own_ends():
+    found = plan.play([[1.0, 1.0], [2.0, 2.0, 2.0], 5.0], 4, 1, prune=False)
+    assert found.epochs.tolist() == [2, 3, 4]
+    assert found.busy == pytest.approx(2 + 6 + 20 + plan.START + 2 * plan.TURNAROUND)
+
+
+def test_rates_come_from_stages_that_trained_the_backbone_on_single_images():
+    config = staged(
+        stages=(
+            {"epochs": 1, "frozen_backbone": True},
+            {"epochs": 2, "frozen_backbone": False, "resolution": 96},
+            {"epochs": 1, "fusion": "attention"},
+        )
+    )
+    epochs = [{"stage": s, "images_per_second": float(v)} for s, v in ((0, 900), (1, 80), (1, 100), (2, 60))]
+    speeds = plan._speeds({"config": config.model_dump(), "epochs": epochs})
+    assert [(stage.resolution, speed) for stage, speed in speeds] == [(96, 100.0)]
+    assert plan._speeds({"config": {}, "epochs": []}) == []

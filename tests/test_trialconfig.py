@@ -71,3 +71,12 @@ def test_only_the_first_stage_takes_pretrained_weights():
 def test_what_makes_no_sense_is_refused_with_the_reason(options, reason):
     with pytest.raises(ValidationError, match=reason):
         config(**options)
+
+
+def test_a_fusion_on_a_frozen_backbone_wants_one_that_something_has_trained():
+    frozen = {"fusion": "attention", "frozen_backbone": True, "pretrained": False}
+    assert "put a stage that trains it first" in config(**frozen).beginning_fault()
+    trained = config(pretrained=False, stages=({"epochs": 1}, {"epochs": 1, "fusion": "attention"}))
+    assert not trained.beginning_fault()
+    assert not config(**{**frozen, "checkpoint": "w.safetensors"}).beginning_fault()
+    assert not config(**{**frozen, "pretrained": True}).beginning_fault()
