@@ -18,6 +18,7 @@ from cxrlt_ray.tasks import TASK1
 RECIPES = [name for name in config.names("search_spaces") if name.startswith("team_") or name == "all_winners"]
 QUICK = "team_d"  # other cohorts, three stages, ML-Decoder, fusion, test-time augmentation
 MINUTES = 3
+LONG = ("all_winners", "team_a")  # many kinds of models
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,9 @@ def storage(tmp_path_factory):
     return str(tmp_path_factory.mktemp("recipes"))
 
 
-def run_whole(name: str, storage: str, task: str = "task1") -> Path:
+def run_whole(name: str, storage: str, task: str = "task1", count: int | None = None) -> Path:
     """Sweep and ensemble of a recipe in small; the ensemble's directory."""
-    sweep.main(task, space=name, smoke=True, name=f"{name}-{task}", storage=storage)
+    sweep.main(task, space=name, smoke=True, name=f"{name}-{task}", storage=storage, trials=count)
     ensemble.main(select=name, run=f"{name}-{task}", storage=storage, rounds=20)
     return Path(storage) / f"{name}-{task}" / "ensembles" / name
 
@@ -41,7 +42,7 @@ def test_there_is_a_space_an_ensemble_and_a_page_for_each_of_the_teams():
 
 
 def test_a_recipe_runs_whole_in_small(ray, storage, capsys):
-    made = run_whole(QUICK, storage)
+    made = run_whole(QUICK, storage, count=1)
     told = capsys.readouterr().out
     assert "In the place of nih" in told
     submission = pd.read_csv(made / "submission.csv")
@@ -68,13 +69,13 @@ def test_a_recipe_runs_whole_in_small(ray, storage, capsys):
 def test_a_smoke_run_goes_on_where_it_was(ray, storage, capsys):
     run_there = trials.load_run(storage, f"{QUICK}-task1") if Path(storage, f"{QUICK}-task1").exists() else None
     if run_there is None:
-        run_whole(QUICK, storage)
+        run_whole(QUICK, storage, count=1)
     sweep.main("task1", name=f"{QUICK}-task1", storage=storage, resume=True)
     assert "are done; give --trials a larger number" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "all_winners" else ()) for name in RECIPES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in RECIPES]
 )
 def test_every_recipe_is_built_and_planned_in_full_size_on_paper(name, tmp_path, capsys):
     sweep.main("task1", space=name, dry_run=True, images=377_110, storage=str(tmp_path))

@@ -13,7 +13,7 @@ from cxrlt_ray import ensemble, predict, sweep, trials
 from cxrlt_ray.errors import CxrltError, UsageError
 
 SPACE = """
-trials: 2
+trials: 1
 folds: 2
 prune: false
 parameters:
@@ -27,11 +27,10 @@ parameters:
   logit_adjust: 0.5
   tta: flip+zooms
   refit: true
-  seed: {choices: [1, 2]}
+  seed: {choices: [1]}
 stages:
   - {epochs: 1, frozen_backbone: true}
   - {epochs: 2, frozen_backbone: false, resolution: 48, sampler: sqrt, mix: mixup, swa_start: 0.5}
-start: [{seed: 1}, {seed: 2}]
 """
 AFTER = """
 trials: 1
@@ -95,7 +94,7 @@ def test_an_ensemble_takes_it_where_asked_and_predicts_alike_later(storage, phan
     ensemble.main(select=str(tmp_path / "on.yaml"), run="staged", storage=str(storage), rounds=20)
     folder = storage / "staged" / "ensembles" / "on"
     about = json.loads((folder / "ensemble.json").read_text())
-    assert [member["tta"] for member in about["members"]] == [True, True]
+    assert [member["tta"] for member in about["members"]] == [True]
     assert all(list(member["checkpoints"]) == ["refit"] for member in about["members"])
     out = tmp_path / "again"
     predict.main(ensemble=str(folder / "ensemble.json"), data=phantom, split="test", out=str(out), storage=str(storage))
@@ -127,7 +126,7 @@ def test_a_later_run_begins_from_an_earlier_ones_best_trial(storage, phantom, tm
 def test_weights_that_are_not_there_are_refused_before_anything_starts(storage, phantom, tmp_path):
     for backbone, source, reason in [
         ("test_convnext", "staged", "has no weights of backbone 'test_convnext'; it has test_resnet"),
-        ("test_resnet", "staged/T0009", "run staged has no trial T0009; it has T0000, T0001"),
+        ("test_resnet", "staged/T0009", "run staged has no trial T0009; it has T0000"),
         ("test_resnet", "nowhere", "no run 'nowhere'"),
     ]:
         with pytest.raises(UsageError, match=reason):
