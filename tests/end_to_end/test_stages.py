@@ -11,6 +11,8 @@ import torch
 
 from cxrlt_ray import ensemble, predict, sweep, trials
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.phantom import write_phantom
+from cxrlt_ray.spacefile import load_space
 
 SPACE = """
 trials: 1
@@ -30,7 +32,8 @@ parameters:
   seed: {choices: [1]}
 stages:
   - {epochs: 1, frozen_backbone: true}
-  - {epochs: 2, frozen_backbone: false, resolution: 48, sampler: sqrt, mix: mixup, swa_start: 0.5}
+  - {epochs: 1, frozen_backbone: false, mix: mixup, cohorts: all}
+  - {epochs: 2, mix: none, cohorts: main, resolution: 48, sampler: sqrt, swa_start: 0.5, fusion: attention}
 """
 AFTER = """
 trials: 1
@@ -41,8 +44,6 @@ parameters: {backbone: BACKBONE, init_from: SOURCE, resolution: 32, head: csra, 
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
-    from cxrlt_ray.phantom import write_phantom
-
     folder = tmp_path_factory.mktemp("phantom") / "tree"
     write_phantom(str(folder), images=300, size=64, seed=0, say=lambda _: None)
     return str(folder)
@@ -52,21 +53,32 @@ def phantom(tmp_path_factory):
 def storage(ray, phantom, tmp_path_factory):
     folder = tmp_path_factory.mktemp("storage")
     (folder / "staged.yaml").write_text(SPACE)
-    sweep.main("task1", data=phantom, space=str(folder / "staged.yaml"), name="staged", storage=str(folder))
+    other = str(folder / "other")
+    write_phantom(other, images=200, size=64, seed=1, say=lambda _: None)
+    sweep.main(
+        "task1",
+        data=phantom,
+        space=str(folder / "staged.yaml"),
+        name="staged",
+        storage=str(folder),
+        cohort=[f"nih=phantom:{other}"],
+    )
     return folder
 
 
 def test_folds_are_validated_out_of_fold_and_the_refit_model_scores_new_images(storage):
     run = trials.load_run(str(storage), "staged")
-    table = run.manifest().table
+    table = run.manifest().of_cohort("main").table
+    ran = [(fold, stage) for fold in (0, 1) for stage in (0, 1, 2, 2)]
     for trial in run.trials():
         assert trial.state == "finished"
         assert sorted(name for name in trial.store.list() if name.startswith("fold-")) == ["fold-0", "fold-1"]
         assert trial.checkpoints == ["refit"]
         assert 1 <= trial.about["refit"]["epochs"] <= 2
         assert set(trial.predictions().index) == set(table.loc[table["split"] == "train", "image_id"])
-        assert [(e["fold"], e["stage"]) for e in trial.about["epochs"]] == [(f, s) for f in (0, 1) for s in (0, 1, 1)]
-        assert trial.config.resolution == 48
+        assert [(epoch["fold"], epoch["stage"]) for epoch in trial.about["epochs"]] == ran
+        assert (trial.config.resolution, trial.config.fusion) == (48, "attention")
+        assert len(run.store.list("stages")) == 2  # where other cohorts' images have led, for each fold
 
 
 def test_the_checkpoint_is_of_the_last_stage_and_holds_its_logit_adjustment(storage):
@@ -89,17 +101,26 @@ def test_test_time_augmentation_is_scored_on_validation_with_its_gain_and_price(
         assert 0 < difference.mean() < 0.1
 
 
-def test_an_ensemble_takes_it_where_asked_and_predicts_alike_later(storage, phantom, tmp_path):
-    (tmp_path / "on.yaml").write_text("selector: mean\ntta: on\naggregation: mean\nviews: {PA: 2, AP: 2}\n")
-    ensemble.main(select=str(tmp_path / "on.yaml"), run="staged", storage=str(storage), rounds=20)
-    folder = storage / "staged" / "ensembles" / "on"
-    about = json.loads((folder / "ensemble.json").read_text())
+def test_an_ensemble_takes_it_where_asked(storage, tmp_path):
+    about = asked_for(storage, tmp_path)
     assert [member["tta"] for member in about["members"]] == [True]
     assert all(list(member["checkpoints"]) == ["refit"] for member in about["members"])
-    out = tmp_path / "again"
-    predict.main(ensemble=str(folder / "ensemble.json"), data=phantom, split="test", out=str(out), storage=str(storage))
+
+
+def asked_for(storage, tmp_path):
+    """What an ensemble with test-time augmentation and joined views leaves, as ensemble.json says."""
+    (tmp_path / "on.yaml").write_text("selector: mean\ntta: on\naggregation: mean\nviews: {PA: 2, AP: 2}\n")
+    ensemble.main(select=str(tmp_path / "on.yaml"), run="staged", storage=str(storage), rounds=20)
+    return json.loads((storage / "staged" / "ensembles" / "on" / "ensemble.json").read_text())
+
+
+@pytest.mark.slow
+def test_new_images_are_predicted_as_the_test_images_were(storage, phantom, tmp_path):
     import pandas as pd
 
+    asked_for(storage, tmp_path)
+    folder, out = storage / "staged" / "ensembles" / "on", tmp_path / "again"
+    predict.main(ensemble=str(folder / "ensemble.json"), data=phantom, split="test", out=str(out), storage=str(storage))
     first, again = (pd.read_csv(path / "submission.csv").set_index("dicom_id") for path in (folder, out))
     assert np.abs(first.to_numpy() - again.loc[first.index].to_numpy()).max() < 1e-4
 
@@ -109,18 +130,23 @@ def after(folder, backbone, source):
     return str(folder / "after.yaml")
 
 
-def test_a_later_run_begins_from_an_earlier_ones_best_trial(storage, phantom, tmp_path):
-    sweep.main("task1", data=phantom, space=after(tmp_path, "test_resnet", "staged"), name="on", storage=str(storage))
-    (trial,) = trials.load_run(str(storage), "on").trials()
-    best = max(trials.load_run(str(storage), "staged").trials(), key=lambda each: each.val_map)
-    assert trial.state == "finished"
-    assert trial.about["config"]["checkpoint"].endswith(f"staged/trials/{best.name}/refit/model.safetensors")
-    assert trial.about["weights"].endswith("which began from none")
+def test_a_later_run_begins_from_an_earlier_ones_best_trial(storage, tmp_path):
     from cxrlt_ray import models
 
-    begun = models.build(trial.config.spec(), 40).backbone.state_dict()
+    (config,) = load_space(after(tmp_path, "test_resnet", "staged"), storage=str(storage)).kinds()
+    best = max(trials.load_run(str(storage), "staged").trials(), key=lambda each: each.val_map)
+    assert config.checkpoint.endswith(f"staged/trials/{best.name}/refit/model.safetensors")
+    begun = models.build(config.spec(), 40).backbone.state_dict()
     left = models.load(Path(best.store.uri) / "refit")[0].backbone.state_dict()
     assert all(torch.equal(begun[name], left[name]) for name in left)
+
+
+@pytest.mark.slow
+def test_it_is_trained_on_and_tells_where_it_began(storage, phantom, tmp_path):
+    sweep.main("task1", data=phantom, space=after(tmp_path, "test_resnet", "staged"), name="on", storage=str(storage))
+    (trial,) = trials.load_run(str(storage), "on").trials()
+    assert trial.state == "finished"
+    assert trial.about["weights"].endswith("which began from none")
 
 
 def test_weights_that_are_not_there_are_refused_before_anything_starts(storage, phantom, tmp_path):
