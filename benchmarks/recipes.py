@@ -46,7 +46,9 @@ def main() -> None:
         print(f"== {name}", flush=True)
         with contextlib.redirect_stdout(io.StringIO()) as told:
             run_recipe(name, asked.images)
-        print("\n".join(line for line in told.getvalue().splitlines() if line.startswith("[")), flush=True)
+        print(
+            "\n".join(line for line in told.getvalue().splitlines() if line[:1] == "[" and "/" in line[:6]), flush=True
+        )
 
     runs = [load_run(str(BUILD), f"{name}-{asked.images}") for name in names]
     manifest, findings = runs[0].manifest().of_cohort(MAIN), runs[0].task.findings
