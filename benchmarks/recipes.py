@@ -25,12 +25,15 @@ def run_recipe(name: str, images: int) -> None:
 
     storage, run = str(BUILD), f"{name}-{images}"
     there = (BUILD / run / "run.json").exists()
-    sweep.main(
-        "task1", space=None if there else name, smoke=not there, images=images, name=run, storage=storage, resume=there
-    )
-    for select in (name, "mean"):
-        if not (BUILD / run / "ensembles" / select / "ensemble.json").exists():
-            ensemble.main(select=select, run=run, storage=storage, rounds=20, score_all=True)
+    lacking = [s for s in (name, "mean") if not (BUILD / run / "ensembles" / s / "ensemble.json").exists()]
+    if not lacking:
+        return
+    if there:
+        sweep.main("task1", name=run, storage=storage, resume=True)
+    else:  # without folds: all trials are to be validated on the same images
+        sweep.main("task1", space=name, smoke=True, images=images, name=run, storage=storage, folds=0)
+    for select in lacking:
+        ensemble.main(select=select, run=run, storage=storage, rounds=20, score_all=True)
 
 
 def main() -> None:
