@@ -265,6 +265,8 @@ def table(dataset: str, seeds: int) -> list[str]:
         verdict = "helps" if low > 0 else "hurts" if high < 0 else "within chance"
         cells += [f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{of_tail:+.3f}" if tail.any() else "-", verdict]
         lines.append(f"| {' | '.join(cells)} |")
+    left = [row.name for k, row in enumerate(ROWS) if dataset in row.datasets and not read(k)]
+    lines += ["", f"Not trained yet: {'; '.join(left)}."] if left else []
     seen = (part.targets == 1).any(axis=0)
     prevalence = (part.targets == 1).mean(axis=0)[seen].mean()
     counts = ", ".join(f"{(kinds == kind).sum()} {kind}" for kind in ("head", "medium", "tail"))

@@ -60,7 +60,9 @@ def main() -> None:
     trials = [trial for run in runs for trial in run.trials() if trial.val_map == trial.val_map]
 
     def stacked(split: str, of: np.ndarray) -> np.ndarray:
-        return np.stack([trial.predictions(split).loc[of].to_numpy(np.float32) for trial in trials])
+        # each trial as its own recipe looks at images
+        looked = [f"{split}-tta" if trial.has_predictions("test-tta") else split for trial in trials]
+        return np.stack([t.predictions(s).loc[of].to_numpy(np.float32) for t, s in zip(trials, looked, strict=True)])
 
     values = side_by_side(stacked("val", val.table["image_id"].to_numpy()))
     subjects = val.table["subject_id"].to_numpy()

@@ -151,6 +151,8 @@ def _smoked(content: dict[str, Any], small: Smoke) -> dict[str, Any]:
     text["start"] = [
         {k: v for k, v in point.items() if k.split(".")[-1] not in fixed} for point in text.get("start", [])
     ]
+    # points that differed in a large backbone alone are one now
+    text["start"] = list({repr(point): point for point in text["start"]}.values())
     return text if text["stages"] else {**text, "epochs": small.epochs}
 
 

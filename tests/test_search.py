@@ -150,6 +150,7 @@ stages:
     resolution: [{when: {backbone: test_resnet}, value: 96}, {value: 80}]
 start:
   - {system: fused, backbone: test_resnet, stages.1.lr: 1e-4}
+  - {system: fused, backbone: test_convnext, stages.1.lr: 1e-4}
 smoke:
   backbones: {test_resnet: test_convnext}
   resolutions: {64: 32, 80: 40, 96: 40}
@@ -208,6 +209,7 @@ def test_start_points_may_name_a_stages_parameter(tmp_path):
 def test_smoke_keeps_the_structure_with_small_models_and_one_epoch_a_stage(tmp_path):
     space = staged(tmp_path, smoke=True)
     assert (space.trials, space.images, space.epochs) == (2, 250, 3)
+    assert len(space.start) == 1  # both points begin with the same small backbone
     configs = space.kinds()
     assert {config.backbone for config in configs} == {"test_convnext"}
     assert {len(config.staged()) for config in configs} == {2, 3}
