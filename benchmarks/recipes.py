@@ -41,7 +41,7 @@ def main() -> None:
     from cxrlt_ray.ensemble import load_ensemble
     from cxrlt_ray.manifest import MAIN
     from cxrlt_ray.selection.honest import combine, fit, side_by_side
-    from cxrlt_ray.trials import load_run, read_predictions
+    from cxrlt_ray.trials import load_run, looked_at, read_predictions
 
     asked = options(__doc__, {"images": 1600}).parse_args()
     names = [name for name in config.names("search_spaces") if name.startswith("team_")]
@@ -61,7 +61,7 @@ def main() -> None:
 
     def stacked(split: str, of: np.ndarray) -> np.ndarray:
         # each trial as its own recipe looks at images
-        looked = [f"{split}-tta" if trial.has_predictions("test-tta") else split for trial in trials]
+        looked = [looked_at(split, trial.has_predictions(looked_at("test", True))) for trial in trials]
         return np.stack([t.predictions(s).loc[of].to_numpy(np.float32) for t, s in zip(trials, looked, strict=True)])
 
     values = side_by_side(stacked("val", val.table["image_id"].to_numpy()))

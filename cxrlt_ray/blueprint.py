@@ -72,7 +72,7 @@ def table(found: Sequence[Print]) -> Any:
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD)
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     staged = any(each.stage for each in found)
     systems = any(each.system for each in found)
     heads = (*(["system"] if systems else []), *(["stage"] if staged else []), "backbone", "px", "head", "fusion")

@@ -26,8 +26,8 @@ import pandas as pd
 from cxrlt_ray import cli, metrics, selection
 from cxrlt_ray.ensemblefile import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.manifest import MAIN, Manifest
-from cxrlt_ray.pool import Pool, candidates, gather, gflops, read_costs, studies, under_tta
+from cxrlt_ray.manifest import MAIN, Manifest, studies
+from cxrlt_ray.pool import Pool, candidates, gather, gflops, read_costs, under_tta
 from cxrlt_ray.selection import curve, spaces, takes_costs
 from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
 from cxrlt_ray.selection.views import Rule

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.optimise import Average, Inputs, optimizer_of, take_step
 from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.storage import Store
-from cxrlt_ray.stream import Batch, Ingest, batches, steps
+from cxrlt_ray.stream import Batch, Ingest, batches, pieces, steps
 from cxrlt_ray.tasks import TAIL, rarity
 from cxrlt_ray.trialconfig import TrialConfig
 
@@ -88,8 +87,7 @@ def fit(job: Job, config: TrialConfig, model: Any, training: Part, fold: int, cl
     shards = nearest(job.shards, config.resolution)
     model.backbone.requires_grad_(not config.frozen_backbone)
     model.shift.copy_(_shift(config, training.targets))
-    epochs = [_draw(config, training, epoch, fold) for epoch in range(config.epochs)]
-    units = len(np.unique(epochs[0].study)) if fused else len(epochs[0])
+    units = len(np.unique(training.study)) if fused else len(training)  # an epoch draws as many
     count = len(steps(units, config.batch_size, world))
     trained = _wrap(model, world, device)
     optimizer, schedule = optimizer_of(model, config, math.ceil(count / config.accumulation) * config.epochs)
@@ -100,7 +98,8 @@ def fit(job: Job, config: TrialConfig, model: Any, training: Part, fold: int, cl
     forward = _Forward(trained, config.compile, device, piece, count * config.epochs)
     clock.lap("model")
     skipped = 0
-    for epoch, shown in enumerate(epochs):
+    for epoch in range(config.epochs):
+        shown = _draw(config, training, epoch, fold)
         started, images, losses_seen, number = time.monotonic(), 0, [], 0
         trained.train()
         if config.frozen_backbone:
@@ -191,10 +190,10 @@ def _streams(
     from cxrlt_ray.augment import mixed
 
     seed = config.seed + 1000 * fold
-    tail = np.array(rarity(training.targets)) == TAIL
+    hard = config.tail_augment > config.augment
+    tail = np.array(rarity(training.targets)) == TAIL if hard else np.zeros(training.targets.shape[1], bool)
 
     def stream(part: Part, seed: int) -> Iterator[tuple[Batch, torch.Tensor]]:
-        hard = config.tail_augment > config.augment
         found = batches(
             shards,
             part.image_id,
@@ -324,7 +323,7 @@ def _backward(
     from torch.nn.parallel import DistributedDataParallel as DDP
 
     total, images = 0.0, len(inputs[0])
-    for part in _pieces(images, piece, inputs[1].cpu().numpy() if len(inputs) > 1 else None):
+    for part in pieces(images, piece, inputs[1].cpu().numpy() if len(inputs) > 1 else None):
         share = (part.stop - part.start) / images
         # workers exchange gradients with a batch's last piece only
         alone = (
@@ -343,18 +342,6 @@ def _backward(
         total += share * value
     forward.tick()
     return total
-
-
-def _pieces(images: int, size: int, study: np.ndarray | None = None) -> list[slice]:
-    """Slices of at most `size` images; with `study` [n] they end where studies do, and may be larger for one study."""
-    if study is None:
-        return [slice(k, min(k + size, images)) for k in range(0, images, size)]
-    ends = [*(np.flatnonzero(np.diff(study)) + 1).tolist(), images]
-    cuts = [0]
-    for end, following in pairwise([*ends, images + size + 1]):
-        if following - cuts[-1] > size:
-            cuts.append(end)
-    return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def _piece(

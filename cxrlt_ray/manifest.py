@@ -119,3 +119,15 @@ class Manifest:
         if COHORT not in read.table:
             read.table.insert(read.table.columns.isin(META).sum(), COHORT, read.cohorts)
         return read
+
+
+def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Study and view of each image of a manifest's table; an image of no known study is a study of its own."""
+    return table["study_id"].fillna(table["image_id"]).to_numpy(), table["view"].fillna("UNKNOWN").to_numpy()
+
+
+def codes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """`studies` as models take them, int64 [N]: a number for each study, and the view's place in VIEWS."""
+    study, view = studies(table)
+    place = {name: k for k, name in enumerate(VIEWS)}
+    return np.unique(study.astype(str), return_inverse=True)[1], np.array([place[each] for each in view], np.int64)

@@ -21,10 +21,12 @@ def optimizer_of(model: Any, config: TrialConfig, steps: int) -> tuple[Any, Any]
     """AdamW over what is trained, and its schedule over `steps` steps. Raises UsageError for layers without names."""
     import torch
 
-    groups = [*_groups(model.named_parameters(), config)]
+    groups: list[dict[str, Any]] = []
+    others = list(model.named_parameters())
     if config.layer_decay < 1 and not config.frozen_backbone:
-        outside = ((name, p) for name, p in model.named_parameters() if not name.startswith("backbone."))
-        groups = [*_layers(model.backbone, config), *_groups(outside, config)]
+        groups = _layers(model.backbone, config)
+        others = [(name, p) for name, p in others if not name.startswith("backbone.")]
+    groups += _groups(others, config)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     warm = max(1, round(config.warmup_fraction * steps))
     flat = max(warm, round(config.swa_start * steps))  # averaging wants a rate that moves the weights

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from cxrlt_ray import cli
+from cxrlt_ray.manifest import MAIN
 from cxrlt_ray.search import REDUCTION, Space, TrialConfig, grace
 from cxrlt_ray.storage import Store
-from cxrlt_ray.trialconfig import ALL, MAIN, OUTSIDE
+from cxrlt_ray.trialconfig import ALL, OUTSIDE
 
 # FLOP/s that training reaches; estimates, from 600 images/s of ConvNeXt-S at 384 px on an H100, and scaled by the
 # vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, the low end of the 20 to 53 GFLOP/s that

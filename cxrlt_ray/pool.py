@@ -12,12 +12,12 @@ import pandas as pd
 
 from cxrlt_ray import metrics
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.manifest import Manifest
+from cxrlt_ray.manifest import Manifest, studies
 from cxrlt_ray.selection.honest import side_by_side
 from cxrlt_ray.storage import Store
-from cxrlt_ray.trials import FINISHED, PRUNED, Run, Trial
+from cxrlt_ray.trials import FINISHED, PRUNED, Run, Trial, looked_at
 
-TTA = "val-tta"  # the split of validation predictions under test-time augmentation
+TTA = looked_at("val", True)
 DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1 s a trial on 2 cores
 ENOUGH = 2  # finished trials, without which pruned ones are chosen among
 
@@ -39,7 +39,7 @@ class Pool:
 
     def split_of(self, m: int, split: str) -> str:
         """The name under which trial m's predictions of `split` are kept."""
-        return f"{split}-tta" if self.tta and self.tta[m] else split
+        return looked_at(split, bool(self.tta) and self.tta[m])
 
 
 def candidates(run: Run, split: str | None, pruned: bool = False, say: Any = print) -> list[Trial]:
@@ -127,7 +127,7 @@ def _looked(pool: Pool, split: str | None, say: Any) -> Iterator[tuple[int, np.n
     for m, trial in enumerate(pool.trials):
         if not trial.has_predictions(TTA):
             continue
-        if split is not None and not trial.checkpoints and not trial.has_predictions(f"{split}-tta"):
+        if split is not None and not trial.checkpoints and not trial.has_predictions(looked_at(split, True)):
             say(f"{trial.name} looks plainly: its checkpoint was dropped, {split} images cannot be scored otherwise")
             continue
         try:
@@ -191,8 +191,3 @@ def read_costs(path: str, names: list[str]) -> np.ndarray:
     if lacking := [each for each in names if each not in costs.index]:
         raise CxrltError(f"{path} has no cost of {lacking[0]}: give each of {', '.join(names)} a row.")
     return costs[~costs.index.duplicated()].loc[names].to_numpy(float)
-
-
-def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Study and view of each image of a manifest's table; an image of no known study is a study of its own."""
-    return table["study_id"].fillna(table["image_id"]).to_numpy(), table["view"].fillna("UNKNOWN").to_numpy()

@@ -76,7 +76,7 @@ def score(ensemble: Ensemble, work: Store, shards: tuple[Any, ...], images: pd.D
     """The ensemble's scores float64 [N, C] in [0, 1] of `images`, rows of a manifest; nan for those in quarantine."""
     from cxrlt_ray import score as scoring
     from cxrlt_ray.ensemble import applied
-    from cxrlt_ray.pool import studies
+    from cxrlt_ray.manifest import studies
 
     ids = images["image_id"].to_numpy()
     predictions = np.full((len(ensemble.trials), len(ids), len(ensemble.findings)), np.nan, np.float32)

@@ -12,17 +12,16 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.manifest import VIEWS
+from cxrlt_ray.manifest import codes
 from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.storage import Store
 from cxrlt_ray.stream import Look
-from cxrlt_ray.trials import Trial, write_predictions
+from cxrlt_ray.trials import Trial, looked_at, write_predictions
 
 if TYPE_CHECKING:
     import torch
@@ -76,10 +75,10 @@ def score_trials(
 ) -> None:
     """Store the predictions of `split` in every trial that has none yet; a trial of K folds gives their mean.
 
-    images: a manifest's rows. tta: which of the trials look under test-time augmentation, as `split`-tta.
+    images: a manifest's rows. tta: which of the trials look under test-time augmentation.
     """
     flags = list(tta) if tta is not None else [False] * len(trials)
-    asked = [(trial, flag, f"{split}-tta" if flag else split) for trial, flag in zip(trials, flags, strict=True)]
+    asked = [(trial, flag, looked_at(split, flag)) for trial, flag in zip(trials, flags, strict=True)]
     todo = [each for each in asked if not each[0].has_predictions(each[2])]
     if not todo:
         return
@@ -159,13 +158,11 @@ def _items(shards: Shards, images: pd.DataFrame) -> Iterator[dict[str, Any]]:
     index = shards.index()
     images = images[images["image_id"].isin(index.index)]
     at = index.index.get_indexer(images["image_id"])
-    study = images["study_id"].fillna(images["image_id"]).astype(str).to_numpy()
-    view = images["view"].map({name: k for k, name in enumerate(VIEWS)}).fillna(VIEWS.index("UNKNOWN")).to_numpy(int)
-    codes = np.unique(study, return_inverse=True)[1]
-    first = np.full(codes.max(initial=-1) + 1, len(index))
-    np.minimum.at(first, codes, at)
-    order = np.lexsort([at, first[codes]])  # studies as they lie, and their images as they lie
-    files = index["file"].astype(str).to_numpy()[first[codes[order]]]
+    study, view = codes(images)
+    first = np.full(study.max(initial=-1) + 1, len(index))
+    np.minimum.at(first, study, at)
+    order = np.lexsort([at, first[study]])  # studies as they lie, and their images as they lie
+    files = index["file"].astype(str).to_numpy()[first[study[order]]]
     ids = images["image_id"].to_numpy()[order]
     for name in np.unique(files):
         mine = files == name
@@ -173,7 +170,7 @@ def _items(shards: Shards, images: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {
             "file": name,
             "image_id": ids[mine].tolist(),
-            "study": codes[chosen].tolist(),
+            "study": study[chosen].tolist(),
             "view": view[chosen].tolist(),
         }
 
@@ -239,31 +236,21 @@ def _looked(
     """
     import torch
 
-    from cxrlt_ray.stream import views
+    from cxrlt_ray.stream import pieces, views
 
     plain = sorted({replace(look, mirrored=False) for _, looks in several for look in looks}, key=repr)
-    parts, found = _whole(study, BATCH), []
+    parts, found = pieces(len(ids), BATCH, study), []
     with torch.inference_mode():
         for part, images in zip(parts, views(shards, ids, plain, parts, threads), strict=True):
             seen = {look: torch.from_numpy(each).to(device) for look, each in zip(plain, images, strict=True)}
-            codes = [torch.from_numpy(np.asarray(each[part], np.int64)).to(device) for each in (study, view)]
+            coded = [torch.from_numpy(np.asarray(each[part], np.int64)).to(device) for each in (study, view)]
             scores = []
             for models, looks in several:
                 total: Any = 0.0
                 for look in looks:
                     pixels = seen[replace(look, mirrored=False)]
                     pixels = pixels.flip(-1) if look.mirrored else pixels
-                    total = total + sum(model(pixels, *codes).float().sigmoid() for model in models)
+                    total = total + sum(model(pixels, *coded).float().sigmoid() for model in models)
                 scores.append(total / (len(looks) * len(models)))
             found.append(torch.stack(scores, dim=1).cpu())
     return torch.cat(found).numpy()
-
-
-def _whole(study: np.ndarray, size: int) -> list[slice]:
-    """Slices of about `size` images that end where studies do."""
-    ends = [*(np.flatnonzero(np.diff(study)) + 1).tolist(), len(study)]
-    cuts = [0]
-    for end in ends:
-        if end - cuts[-1] >= size or end == len(study):
-            cuts.append(end)
-    return [slice(a, b) for a, b in pairwise(cuts) if b > a]

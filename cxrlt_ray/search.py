@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,10 @@ class Space:
 
     def kinds(self) -> list[TrialConfig]:
         """A trial of every kind: one for each way to choose what shapes a model, and what a `when` looks at."""
+        return self._kinds
+
+    @cached_property
+    def _kinds(self) -> list[TrialConfig]:
         try:
             found = [self.to_config(point) for point in self._corners()]
         except ValidationError as error:
@@ -207,7 +212,8 @@ class Space:
         """Points that take every choice of what shapes a model, and of what a `when` looks at."""
         from cxrlt_ray.models import ModelSpec
 
-        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"} | {"cohorts", "tta"}
+        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"}
+        shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "epochs"}  # what a trial takes, and how long
         shaping |= {name for rules in self.rules.values() for rule in rules for name in rule.when}
         todo: list[dict[str, Any]] = [{}]
         while todo:

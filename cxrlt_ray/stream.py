@@ -184,6 +184,18 @@ def steps(images: int, batch_size: int, world: int = 1) -> list[list[slice]]:
     return shares
 
 
+def pieces(images: int, size: int, study: np.ndarray | None = None) -> list[slice]:
+    """Slices of at most `size` images; with `study` [n] they end where studies do, and may be larger for one study."""
+    if study is None:
+        return [slice(k, min(k + size, images)) for k in range(0, images, size)]
+    ends = [*(np.flatnonzero(np.diff(study)) + 1).tolist(), images]
+    cuts = [0]
+    for end, following in pairwise([*ends, images + size + 1]):
+        if following - cuts[-1] > size:
+            cuts.append(end)
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
 def read(
     shards: Shards,
     recipe: Recipe,
@@ -216,9 +228,9 @@ def read(
 
 
 def views(
-    shards: Shards, image_ids: np.ndarray, looks: list[Look], parts: Sequence[slice] | int, threads: int = 2
+    shards: Shards, image_ids: np.ndarray, looks: list[Look], parts: Sequence[slice], threads: int = 2
 ) -> Iterator[list[np.ndarray]]:
-    """For each of `parts` of `image_ids` (or so many at a time), in their order, uint8 [B, H, W] for every look.
+    """For each of `parts` of `image_ids`, in their order, uint8 [B, H, W] for every look.
 
     Each image is decoded once. Looks that mirror are left to the device: they come as they are. The ids are those
     of prepared images.
@@ -226,8 +238,6 @@ def views(
     index = shards.index().loc[image_ids]
     names, place = index["file"].astype(str).to_numpy(), np.zeros(len(index), np.int64)
     offset, length = index["offset"].to_numpy(), index["length"].to_numpy()
-    if isinstance(parts, int):
-        parts = [slice(k, k + parts) for k in range(0, len(index), parts)]
 
     def make(at: slice) -> list[np.ndarray]:
         found = [

@@ -29,18 +29,17 @@ from cxrlt_ray import device as device_
 from cxrlt_ray import metrics
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.fit import Clock, Job, Part, fit, place
-from cxrlt_ray.manifest import FRONTAL, VIEWS, Manifest
+from cxrlt_ray.manifest import FRONTAL, MAIN, Manifest, codes
 from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.storage import Store
 from cxrlt_ray.stream import Ingest, batches
-from cxrlt_ray.trialconfig import ALL, MAIN, OUTSIDE, TrialConfig
-from cxrlt_ray.trials import FINISHED, REFIT, RUNNING, write_predictions
+from cxrlt_ray.trialconfig import ALL, OUTSIDE, TrialConfig
+from cxrlt_ray.trials import FINISHED, REFIT, RUNNING, looked_at, write_predictions
 
 if TYPE_CHECKING:
     import torch
 
 Report = Callable[[dict[str, Any]], None]
-TTA = "val-tta"
 
 
 def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], report: Report) -> None:
@@ -114,24 +113,25 @@ def parts(manifest: Manifest, job: Job, fold: int, cohorts: str = MAIN, everythi
     """
     from cxrlt_ray.splits import assign_folds
 
-    table = manifest.table
+    table, everyone = manifest.table, part_of(manifest, job.findings)
     main = manifest.cohorts == MAIN
     training = (table["split"] == "train").to_numpy()
     validation = (table["split"] == "val").to_numpy() & main
-    targets = manifest.targets(job.findings)
     if job.folds > 1:
         rows = np.flatnonzero(training & main)
-        of = assign_folds(targets[rows], table["subject_id"].to_numpy()[rows], job.folds, job.seed)
+        of = assign_folds(everyone.targets[rows], table["subject_id"].to_numpy()[rows], job.folds, job.seed)
         validation = np.zeros(len(table), bool)
         validation[rows[of == fold]] = True
     training = (training | validation) if everything else training & ~validation
     training = training & _of_cohorts(manifest.cohorts, cohorts)
     if job.views == "frontal":
         training = training & table["view"].isin(FRONTAL).to_numpy()
-    study = table["study_id"].fillna(table["image_id"]).astype("category").cat.codes.to_numpy(np.int64)
-    view = table["view"].map({name: k for k, name in enumerate(VIEWS)}).fillna(VIEWS.index("UNKNOWN"))
-    whole = Part(table["image_id"].to_numpy(), targets, study, view.to_numpy(np.int64))
-    return whole.at(np.flatnonzero(training)), whole.at(np.flatnonzero(validation))
+    return everyone.at(np.flatnonzero(training)), everyone.at(np.flatnonzero(validation))
+
+
+def part_of(manifest: Manifest, findings: tuple[str, ...]) -> Part:
+    """All images of a manifest."""
+    return Part(manifest.table["image_id"].to_numpy(), manifest.targets(findings), *codes(manifest.table))
 
 
 def _of_cohorts(whose: Any, cohorts: str) -> np.ndarray:
@@ -165,22 +165,20 @@ class _Fold:
 
     def run(self) -> np.ndarray:
         """Train all stages; the last one's best epoch's probabilities [N, C] of the validation images."""
-        from safetensors.torch import load_file
-
         from cxrlt_ray import models
 
         model: Any = None
         stages = self.config.staged()
         for number, stage in enumerate(stages):
-            training = parts(self.manifest, self.job, self.fold, stage.cohorts)[0]
-            model = begin(self.job, stage, model, stages[number - 1] if number else None)
             kept = self.job.run / "stages"
             key = self._key(stages[: number + 1]) if number + 1 < len(stages) and stage.cohorts != MAIN else ""
             if key and _agreed(kept.exists(f"{key}/model.safetensors"), self.job):
                 with kept.fetched(key) as folder:
-                    model.load_state_dict(load_file(folder / "model.safetensors"))
+                    model = models.load(folder)[0]
                 self.done += stage.epochs
                 continue
+            training = parts(self.manifest, self.job, self.fold, stage.cohorts)[0]
+            model = begin(self.job, stage, model, stages[number - 1] if number else None)
             model = self._stage(number, stage, model, training)
             if key and self.store:
                 with kept.place(key) as folder:
@@ -322,7 +320,7 @@ def _keep_looks(job: Job, config: TrialConfig, store: Store, folds: list[Part], 
         whole = np.full(part.targets.shape, np.nan, np.float32)
         whole[rows] = scores
         found.append((part, whole))
-    value = _keep_predictions(job, store, found, about, TTA)
+    value = _keep_predictions(job, store, found, about, looked_at("val", True))
     about["tta"] = {"looks": len(looks), "val_map": value, "price": round(seconds[len(looks)] / seconds[1], 2)}
 
 

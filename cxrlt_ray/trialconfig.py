@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cxrlt_ray.config import Config
+from cxrlt_ray.manifest import MAIN
 
 Scalar = bool | int | float | str | None
-MAIN, OUTSIDE, ALL = "main", "outside", "all"  # of `cohorts`; else names joined by +
+OUTSIDE, ALL = "outside", "all"  # of `cohorts`, beside MAIN; else names joined by +
 LOOKS = ("flip", "crops", "zooms")  # of `tta`, joined by +
 # what the checkpoint of the stage before cannot follow, or what is the trial's as a whole
 WHOLE = {"backbone", "in_chans", "pretrained", "checkpoint", "init_from", "refit", "tta", "seed", "stages", "system"}

@@ -39,6 +39,11 @@ REFIT = "refit"  # the checkpoint trained on train and validation images
 DEFAULT_STORAGE = "runs"
 
 
+def looked_at(split: str, tta: bool) -> str:
+    """The name under which predictions of `split` are kept; those under test-time augmentation have their own."""
+    return f"{split}-tta" if tta else split
+
+
 @dataclass(frozen=True)
 class Trial:
     """One trial of a run: its directory and what its trial.json says."""

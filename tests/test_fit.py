@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cxrlt_ray.fit import Part, _draw, _loss, _pieces, _shift
+from cxrlt_ray.fit import Part, _draw, _loss, _shift
 from cxrlt_ray.losses import LOSSES
+from cxrlt_ray.stream import pieces
 from cxrlt_ray.trialconfig import TrialConfig
 
 
@@ -55,7 +56,7 @@ def test_images_are_drawn_one_by_one_where_views_are_not_fused():
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 def test_pieces_of_a_batch_of_studies_never_cut_one(size):
     study = np.repeat(np.arange(9), [1, 2, 5, 1, 1, 3, 11, 2, 2])
-    found = _pieces(len(study), size, study)
+    found = pieces(len(study), size, study)
     assert [p.start for p in found][1:] == [p.stop for p in found][:-1]
     assert (found[0].start, found[-1].stop) == (0, len(study))
     for each in found:
@@ -66,7 +67,7 @@ def test_pieces_of_a_batch_of_studies_never_cut_one(size):
 
 
 def test_pieces_of_images_are_as_large_as_they_may_be():
-    assert [(p.start, p.stop) for p in _pieces(10, 4)] == [(0, 4), (4, 8), (8, 10)]
+    assert [(p.start, p.stop) for p in pieces(10, 4)] == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_the_loss_is_the_named_one_of_smoothed_targets_by_their_shares():

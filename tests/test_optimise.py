@@ -18,14 +18,19 @@ def config(**options):
     return TrialConfig(backbone="test_convnext", resolution=32, epochs=4, **options)
 
 
-def test_the_rate_rises_to_lr_and_falls_to_zero():
-    model = torch.nn.Linear(2, 2)
-    optimizer, schedule = optimizer_of(model, config(lr=0.1, warmup_fraction=0.2), 50)
+def rates_of(settings, steps):
+    """The rate of each step."""
+    optimizer, schedule = optimizer_of(torch.nn.Linear(2, 2), settings, steps)
     rates = []
-    for _ in range(50):
+    for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
+    return rates
+
+
+def test_the_rate_rises_to_lr_and_falls_to_zero():
+    rates = rates_of(config(lr=0.1, warmup_fraction=0.2), 50)
     assert max(rates) == pytest.approx(0.1)
     assert np.argmax(rates) in (9, 10)
     assert (np.diff(rates[:10]) > 0).all()
@@ -98,12 +103,6 @@ def test_swa_is_the_mean_of_the_epochs_weights_with_batch_norm_of_its_own():
 
 
 def test_under_swa_the_rate_stays_where_averaging_began():
-    model = torch.nn.Linear(2, 2)
-    optimizer, schedule = optimizer_of(model, config(lr=1.0, swa_start=0.5), 40)
-    rates = []
-    for _ in range(40):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
+    rates = rates_of(config(lr=1.0, swa_start=0.5), 40)
     assert len(set(rates[20:])) == 1
     assert 0.3 < rates[-1] < 0.7

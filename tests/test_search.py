@@ -244,3 +244,14 @@ def test_epochs_of_a_space_with_stages_are_not_overridden(tmp_path):
 def test_smoke_of_a_space_that_does_not_say_how_is_refused(tmp_path):
     with pytest.raises(UsageError, match="has no `smoke:` part"):
         staged(tmp_path, STAGED[: STAGED.index("smoke:")], smoke=True)
+
+
+def test_choices_that_lengthen_a_trial_are_seen_before_it_is_run(tmp_path):
+    text = STAGED.replace("epochs: 3, frozen", "epochs: {choices: [3, 7]}, frozen").replace("loss: asl", REFIT)
+    assert text.count("choices: [3, 7]") == text.count("refit") == 1
+    space = staged(tmp_path, text)
+    assert space.epochs == 1 + 7 + 2
+    assert {config.refit for config in space.kinds()} == {True, False}
+
+
+REFIT = "loss: asl\n  refit: {choices: [false, true]}"

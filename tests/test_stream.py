@@ -243,7 +243,7 @@ def test_looks_are_crops_of_the_resized_image_at_their_places(shards):
     mine = ids(shards)[:5]
     looks = [stream.Look(SIZE), stream.Look(SIZE, 0.8), stream.Look(SIZE, 0.8, (0.0, 1.0))]
     plain, centre, corner = (
-        np.concatenate(each) for each in zip(*stream.views(shards[1], mine, looks, 2), strict=True)
+        np.concatenate(each) for each in zip(*stream.views(shards[1], mine, looks, stream.pieces(5, 2)), strict=True)
     )
     assert plain.shape == centre.shape == corner.shape == (5, SIZE, SIZE)
     whole = {i: p for b in read(shards) for i, p in zip(b.image_id, b.images, strict=True)}
