@@ -6,6 +6,7 @@ which nothing has seen; intervals are 95 %, bootstrapped by subject, of the mean
 
     python benchmarks/ablations.py              # all of it, about an hour and a half on two cores; goes on where it was
     python benchmarks/ablations.py --seeds 1    # a look
+    python benchmarks/ablations.py --missing    # only the rows that the page lacks; its others stay
 """
 
 from __future__ import annotations
@@ -177,8 +178,8 @@ def test_part(manifest: Any, shared: Any):
     return part_of(manifest.of_split("test"), shared.findings)
 
 
-def train_all(dataset: str, seeds: int, processes: int, rows: int) -> None:
-    """The first `rows` rows with every seed, as far as not done; the baseline first, as some go on from it."""
+def train_all(dataset: str, seeds: int, processes: int, rows: list[int]) -> None:
+    """Train `rows` with every seed, as far as not done; the baseline first, as some go on from it."""
     import ray
 
     from cxrlt_ray.stream import start_ray
@@ -186,7 +187,7 @@ def train_all(dataset: str, seeds: int, processes: int, rows: int) -> None:
     start_ray()
     shared, _ = job_of(dataset)
     ray.shutdown()  # the shards are there: the rest needs none
-    for chosen in (range(1), range(1, min(rows, len(ROWS)))):
+    for chosen in (range(1), [row for row in rows if row]):
         todo = [
             (dataset, number, seed)
             for number in chosen
@@ -199,8 +200,15 @@ def train_all(dataset: str, seeds: int, processes: int, rows: int) -> None:
                 print(f"{k}/{len(todo)} {done.result()}", flush=True)
 
 
-def table(dataset: str, seeds: int) -> list[str]:
-    """The page's table of one dataset."""
+def printed(dataset: str) -> dict[str, str]:
+    """The lines of the dataset's table as the page has them, by the row's name."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    part = text.partition(f"## {dataset}\n")[2].partition("\n## ")[0]
+    return {line.split(" | ")[1].strip(): line for line in part.splitlines() if line.count(" | ") > 3}
+
+
+def table(dataset: str, seeds: int, before: dict[str, str]) -> list[str]:
+    """The page's table of one dataset; rows not trained here keep their line `before`, of the same baseline."""
     from cxrlt_ray import metrics
     from cxrlt_ray.selection.views import by_study
     from cxrlt_ray.tasks import rarity
@@ -239,10 +247,7 @@ def table(dataset: str, seeds: int) -> list[str]:
         part.targets, [scores for *_, each in systems for scores in each], subject, rounds=ROUNDS, seed=0
     )
     drawn = drawn.reshape(len(systems), seeds, *drawn.shape[1:])
-    lines = [
-        "| | part | mAP | against the baseline | of tail findings | |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines: dict[str, str] = {}
     aps = [
         np.array([metrics.per_finding(part.targets, scores, which=("ap",))["ap"] for scores in each])
         for *_, each in systems
@@ -252,7 +257,7 @@ def table(dataset: str, seeds: int) -> list[str]:
         values = [metrics.macro(ap) for ap in aps[k]]
         cells = [group, name, f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"]
         if k == 0:
-            lines.append(f"| {' | '.join([*cells, '', '', ''])} |")
+            lines[name] = f"| {' | '.join([*cells, '', '', ''])} |"
             continue
         each = [metrics.means(drawn[k, s]) - metrics.means(drawn[0, s]) for s in range(seeds)]
         low, high = metrics.interval(np.mean(each, axis=0))
@@ -260,9 +265,11 @@ def table(dataset: str, seeds: int) -> list[str]:
         of_tail = np.nanmean(aps[k][:, tail]) - np.nanmean(aps[0][:, tail]) if tail.any() else np.nan
         verdict = "helps" if low > 0 else "hurts" if high < 0 else "within chance"
         cells += [f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{of_tail:+.3f}" if tail.any() else "-", verdict]
-        lines.append(f"| {' | '.join(cells)} |")
-    left = [row.name for k, row in enumerate(ROWS) if dataset in row.datasets and not read(k)]
-    lines += ["", f"Not trained yet: {'; '.join(left)}."] if left else []
+        lines[name] = f"| {' | '.join(cells)} |"
+    of_others = before if before.get(BASELINE) == lines[BASELINE] else {}
+    rows = [row.name for row in ROWS if dataset in row.datasets]
+    lines = {name: line for name in rows if (line := lines.get(name) or of_others.get(name))} | lines
+    left = [name for name in rows if name not in lines]
     seen = (part.targets == 1).any(axis=0)
     prevalence = (part.targets == 1).mean(axis=0)[seen].mean()
     counts = ", ".join(f"{(kinds == kind).sum()} {kind}" for kind in ("head", "medium", "tail"))
@@ -274,7 +281,8 @@ def table(dataset: str, seeds: int) -> list[str]:
         f"{len(shared.findings)} findings ({counts}), chance {prevalence:.3f}; {seeds} seeds.",
         "",
     ]
-    return [*head, *lines, ""]
+    head += ["| | part | mAP | against the baseline | of tail findings | |", "|---|---|---|---|---|---|"]
+    return [*head, *lines.values(), "", *([f"Not trained yet: {'; '.join(left)}.", ""] if left else [])]
 
 
 def main() -> None:
@@ -283,11 +291,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--processes", type=int, default=2, metavar="N")
     parser.add_argument("--rows", type=int, default=len(ROWS), metavar="N", help="the first N rows only")
+    parser.add_argument("--missing", action="store_true", help="only the rows that the page does not have")
     parser.add_argument("--table", action="store_true", help="write the page of what is trained; train nothing")
     asked = parser.parse_args()
     here = [name for name, at in DATASETS.items() if at is None or at.is_dir()]
+    before = {dataset: printed(dataset) for dataset in here}
     for dataset in [] if asked.table else asked.datasets or here:
-        train_all(dataset, asked.seeds, asked.processes, asked.rows)
+        rows = [k for k, row in enumerate(ROWS[: asked.rows]) if not (asked.missing and row.name in before[dataset])]
+        train_all(dataset, asked.seeds, asked.processes, rows)
     lines = [
         "# What helps, measured",
         "",
@@ -300,7 +311,7 @@ def main() -> None:
     ]
     for dataset in here:
         if (BUILD / dataset / "trials").is_dir():
-            lines += table(dataset, asked.seeds)
+            lines += table(dataset, asked.seeds, before[dataset])
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(lines))
     print("\n".join(lines))

@@ -13,3 +13,7 @@ class UsageError(CxrltError):
     """The command, a file the user wrote or the combination of both is wrong (exit code 2)."""
 
     exit_code = 2
+
+
+class Diverged(CxrltError):
+    """A trial's own fault: its numbers are not finite, and trying again would not help."""

@@ -12,15 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxrlt_ray import device as device_
 from cxrlt_ray import sampling
-from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.optimise import Average, Inputs, optimizer_of, take_step
+from cxrlt_ray.errors import Diverged
+from cxrlt_ray.midway import Midway
+from cxrlt_ray.optimise import Average, Inputs, optimizer_of, restore, state_of, take_step
 from cxrlt_ray.prepare import Shards, nearest
+from cxrlt_ray.pulse import beat
 from cxrlt_ray.storage import Store
 from cxrlt_ray.stream import Batch, Ingest, batches, pieces, steps
 from cxrlt_ray.tasks import TAIL, rarity
@@ -67,18 +70,32 @@ class Part:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch that is done: the mean loss, images/s, and the model to be judged: the averaged one, if there is one."""
+    """An epoch that is done: the mean loss, images/s, and the model to be judged: the averaged one, if there is one.
+
+    state: the tensors with which training goes on after it. again: it was done before, in another process.
+    """
 
     number: int
     loss: float | None
     images_per_second: float
     model: Any
+    state: Callable[[], dict[str, Any]]
+    again: bool = False
 
 
-def fit(job: Job, config: TrialConfig, model: Any, training: Part, fold: int, clock: Clock) -> Iterator[Epoch]:
+def fit(
+    job: Job,
+    config: TrialConfig,
+    model: Any,
+    training: Part,
+    fold: int,
+    clock: Clock,
+    before: Midway | None = None,
+) -> Iterator[Epoch]:
     """Train `model` on its device for config.epochs epochs, yielding after each.
 
-    Raises CxrltError when the loss stays non-finite, and what torch raises (out of memory) as it is.
+    before: the state to go on from, whose epoch is yielded once more, `again`; what follows is as if it had not been
+    cut. Raises Diverged when the loss stays non-finite, and what torch raises (out of memory) as it is.
     """
     import torch
 
@@ -96,9 +113,15 @@ def fit(job: Job, config: TrialConfig, model: Any, training: Part, fold: int, cl
     amp = device_.autocast(config.precision, device)
     piece = _piece(job, config, model, loss_of, amp, device, rank)
     forward = _Forward(trained, config.compile, device, piece, count * config.epochs)
+    state = partial(state_of, model, optimizer, schedule, average)
     clock.lap("model")
-    skipped = 0
-    for epoch in range(config.epochs):
+    skipped, first = 0, 0
+    if before:
+        judged, first = restore(before, model, optimizer, schedule, average), before.epoch + 1
+        yield Epoch(before.epoch, None, 0.0, judged, state, again=True)
+    for epoch in range(first, config.epochs):
+        # an epoch's randomness is its own, so that one entered anew is the same
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, fold, epoch, rank]).generate_state(1)[0]))
         shown = _draw(config, training, epoch, fold)
         started, images, losses_seen, number = time.monotonic(), 0, [], 0
         trained.train()
@@ -107,13 +130,14 @@ def fit(job: Job, config: TrialConfig, model: Any, training: Part, fold: int, cl
         stream = _streams(job, config, shards, shown, training, epoch, fold, rank, world, device)
         for number, (inputs, targets) in enumerate(stream, 1):
             clock.first("first_batch")
+            beat()
             value = _backward(forward, inputs, targets, loss_of, piece, amp, world, config.accumulation)
             images += len(inputs[0]) * world
             if value is None:
                 skipped += 1
                 optimizer.zero_grad(set_to_none=True)
                 if skipped >= MAX_SKIPPED:
-                    raise CxrltError(f"diverged: the loss was not finite {MAX_SKIPPED} steps in a row; lower lr")
+                    raise Diverged(f"diverged: the loss was not finite {MAX_SKIPPED} steps in a row; lower lr")
                 continue
             losses_seen.append(value)
             skipped = 0
@@ -126,17 +150,20 @@ def fit(job: Job, config: TrialConfig, model: Any, training: Part, fold: int, cl
         again = _streams(job, config, shards, shown, training, epoch, fold, rank, world, device)
         judged = average.judged(model, epoch, (inputs for inputs, _ in again), amp)
         clock.lap("training")
-        yield Epoch(epoch, float(np.mean(losses_seen)) if losses_seen else None, speed, judged)
+        yield Epoch(epoch, float(np.mean(losses_seen)) if losses_seen else None, speed, judged, state)
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 class Clock:
-    """Where a fold's time goes: `lap` adds what passed since the last one to a part, `first` notes a first event."""
+    """Where a fold's time goes: `lap` adds what passed since the last one to a part, `first` notes a first event.
 
-    def __init__(self) -> None:
+    parts: what passed before, in a process that was cut off.
+    """
+
+    def __init__(self, parts: dict[str, float] | None = None) -> None:
         self.start = self.last = time.monotonic()
-        self.parts: dict[str, float] = {}
+        self.parts: dict[str, float] = dict(parts or {})
 
     def lap(self, part: str) -> None:
         """Add the time since the last lap to `part`."""

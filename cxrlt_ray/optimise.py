@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.midway import Midway
 from cxrlt_ray.trialconfig import TrialConfig
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Average:
     def __init__(self, model: Any, config: TrialConfig) -> None:
         self.ema: Any = None
         self.swa: Any = None
+        self.renormed: Any = None  # what SWA had judged last
         self.first = math.floor(config.swa_start * config.epochs)
         if config.ema_decay:
             from timm.utils import ModelEmaV3
@@ -105,9 +107,54 @@ class Average:
         if self.swa is None:
             self.swa = AveragedModel(model)
         self.swa.update_parameters(model)
-        found = copy.deepcopy(self.swa.module)
-        _renormalise(found, inputs, amp)
-        return found
+        self.renormed = copy.deepcopy(self.swa.module)
+        _renormalise(self.renormed, inputs, amp)
+        return self.renormed
+
+    def parts(self) -> dict[str, Any]:
+        """The modules whose tensors make the average, by name."""
+        found = {"ema": self.ema and self.ema.module, "swa": self.swa, "renormed": self.renormed}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def restore(self, model: Any, midway: Midway) -> Any:
+        """Be as `parts` were when they were kept; the model that was judged then. model: with its own weights."""
+        if self.ema is None and midway.of("swa"):
+            from torch.optim.swa_utils import AveragedModel
+
+            self.swa, self.renormed = AveragedModel(model), copy.deepcopy(model)
+        for name, module in self.parts().items():
+            module.load_state_dict(midway.of(name))
+        if self.ema is not None:
+            return self.ema.module
+        return model if self.renormed is None else self.renormed
+
+
+def state_of(model: Any, optimizer: Any, schedule: Any, average: Average) -> dict[str, Any]:
+    """All tensors with which training can go on, as midway.Midway names them; not copied."""
+    import torch
+
+    modules = {"model": model, **average.parts()}
+    found = {f"{part}/{k}": t for part, module in modules.items() for k, t in module.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        found |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+    return found | {"schedule/step": torch.tensor(schedule.last_epoch)}
+
+
+def restore(midway: Midway, model: Any, optimizer: Any, schedule: Any, average: Average) -> Any:
+    """Put back what `state_of` found; the model that was judged then."""
+    model.load_state_dict(midway.of("model"))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Any]] = {}
+    for key, tensor in midway.of("optimizer").items():
+        number, name = int(key.split("/")[0]), key.split("/")[1]
+        # laid out as its parameter (channels last): the fused step takes them for alike without looking
+        alike = trained[number].detach().clone().copy_(tensor) if tensor.shape == trained[number].shape else tensor
+        moments.setdefault(number, {})[name] = alike
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    schedule.last_epoch = int(midway.tensors["schedule/step"])
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(schedule.last_epoch)
+    return average.restore(model, midway)
 
 
 def _renormalise(model: Any, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> None:

@@ -14,27 +14,30 @@ trial with the same stages up to there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxrlt_ray import device as device_
-from cxrlt_ray import metrics
-from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.fit import Clock, Job, Part, fit, place
+from cxrlt_ray import metrics, midway
+from cxrlt_ray.errors import CxrltError, Diverged, UsageError
+from cxrlt_ray.fit import Clock, Epoch, Job, Part, fit, place
 from cxrlt_ray.manifest import FRONTAL, MAIN, Manifest, codes
+from cxrlt_ray.midway import Midway
 from cxrlt_ray.prepare import Shards, nearest
+from cxrlt_ray.pulse import beat
 from cxrlt_ray.storage import Store
 from cxrlt_ray.stream import Ingest, batches
 from cxrlt_ray.trialconfig import ALL, OUTSIDE, TrialConfig
-from cxrlt_ray.trials import FINISHED, REFIT, RUNNING, looked_at, write_predictions
+from cxrlt_ray.trials import FINISHED, PRUNED, REFIT, RUNNING, looked_at, write_predictions
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +48,9 @@ Report = Callable[[dict[str, Any]], None]
 def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], report: Report) -> None:
     """Train trial `name`, write what it leaves to RUN/trials/NAME and report after each epoch.
 
-    Raises CxrltError when the loss stays non-finite, and what torch raises (out of memory) as it is.
+    Goes on from the last epoch that an earlier process ended, where it left one; the epoch is reported again then.
+    Raises Diverged when the loss stays non-finite, CxrltError when another process has taken the trial over, and what
+    torch raises (out of memory) as it is.
     """
     import torch
 
@@ -54,6 +59,14 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
     if job.threads:
         torch.set_num_threads(job.threads)
     store = job.run / "trials" / name
+    there = store.read_json("trial.json") if store.exists("trial.json") else {}
+    if there.get("state") in (FINISHED, PRUNED):  # by a process that ended before it could say so
+        last = {"epoch": config.total_epochs + 1, "images_per_second": there["images_per_second"]}
+        report({"val_map": there["val_map"], **last})
+        return
+    before = midway.latest(store)
+    if not _agreed(before is not None, job):
+        before = None
     about: dict[str, Any] = {
         "name": name,
         "state": RUNNING,
@@ -61,32 +74,68 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
         "config": config.model_dump(),
         "findings": list(job.findings),
         "fingerprint": job.fingerprint,
-        "environment": _environment(job),
         "weights": _sources(weights.source(config.staged()[0].spec())),
         "began": time.time(),
         "epochs": [],
         "val_map": None,
+        **(before.about if before else {}),
+        "environment": _environment(job),
+        "attempt": there.get("attempt", 0) + 1,
     }
+    if "again" in there:
+        about["again"] = there["again"]
     keep = store if place(job)[0] == 0 else None
     if keep:
         keep.write_json("trial.json", about)
-    manifest = _manifest(job.run)
-    found: list[tuple[Part, np.ndarray]] = []
-    for fold in range(max(job.folds, 1)):
-        validation = parts(manifest, job, fold)[1]
-        trial = _Fold(job, config, fold, manifest, validation, keep, about, report if fold == 0 else lambda _: None)
-        found.append((validation, trial.run()))
-    about["val_map"] = _keep_predictions(job, keep, found, about)
-    if config.tta != "none" and keep:
-        _keep_looks(job, config, keep, [validation for validation, _ in found], about)
+    trial = _Trial(job, config, _manifest(job.run), keep, about, report, before)
+    try:
+        for fold in range(trial.folds):
+            trial.found.append(_Fold(trial, fold).scores_of())
+    except _Enough:
+        about["state"] = PRUNED
+        _note(keep, about)
+        if keep:
+            midway.forget(keep)
+        return
+    about["val_map"] = _keep_predictions(job, keep, trial.found, about)
+    if config.tta != "none" and keep and "tta" not in about:
+        _keep_looks(job, config, keep, [validation for validation, _ in trial.found], about)
     if config.refit:
-        _refit(job, config, manifest, keep, about)
+        _Refit(trial).run()
     about["state"] = FINISHED
     about["ended"] = time.time()
     _note(keep, about)
+    if keep:
+        midway.forget(keep)
     if job.folds > 1 or config.refit or config.tta != "none":
         speed = about["epochs"][-1]["images_per_second"]
         report({"val_map": about["val_map"], "epoch": config.total_epochs + 1, "images_per_second": speed})
+
+
+class _Enough(Exception):
+    """A trial that had been stopped, and is trained again because its files were damaged, is as far as it was."""
+
+
+@dataclass
+class _Trial:
+    """What the folds of a trial share. store: None on all workers but the first. before: where it was cut off.
+
+    found: the validation images and scores [N, C] of the folds that are done.
+    """
+
+    job: Job
+    config: TrialConfig
+    manifest: Manifest
+    store: Store | None
+    about: dict[str, Any]
+    report: Report
+    before: Midway | None
+    found: list[tuple[Part, np.ndarray]] = field(default_factory=list)
+
+    @property
+    def folds(self) -> int:
+        """How many models are trained on folds: one without folds."""
+        return max(self.job.folds, 1)
 
 
 def _sources(source: str) -> str:
@@ -144,98 +193,160 @@ def _of_cohorts(whose: Any, cohorts: str) -> np.ndarray:
     return chosen
 
 
-class _Fold:
-    """One fold of a trial, stage after stage."""
+class _Course:
+    """One model's way through the stages, entered where an earlier process left it."""
 
-    def __init__(
-        self,
-        job: Job,
-        config: TrialConfig,
-        fold: int,
-        manifest: Manifest,
-        validation: Part,
-        store: Store | None,
-        about: dict[str, Any],
-        report: Report,
-    ) -> None:
-        self.job, self.config, self.fold, self.manifest = job, config, fold, manifest
-        self.validation, self.store, self.about, self.report = validation, store, about, report
-        self.clock, self.done = Clock(), 0
-        self.best, self.scores = -math.inf, np.full(validation.targets.shape, np.nan, np.float32)
+    def __init__(self, trial: _Trial, fold: int) -> None:
+        self.trial, self.fold = trial, fold
+        self.job, self.about, self.store = trial.job, trial.about, trial.store
+        before = trial.before
+        self.before = before if before and before.fold == fold else None
+        self.clock, self.done = Clock(self.about.get("seconds") if self.before else None), 0
 
-    def run(self) -> np.ndarray:
-        """Train all stages; the last one's best epoch's probabilities [N, C] of the validation images."""
+    def walk(self, stages: list[TrialConfig], everything: bool, shared: bool) -> Any:
+        """Train all stages; the model that is judged at last. shared: weights of outside stages are kept for others."""
         from cxrlt_ray import models
 
         model: Any = None
-        stages = self.config.staged()
         for number, stage in enumerate(stages):
             kept = self.job.run / "stages"
-            key = self._key(stages[: number + 1]) if number + 1 < len(stages) and stage.cohorts != MAIN else ""
-            if key and _agreed(kept.exists(f"{key}/model.safetensors"), self.job):
-                with kept.fetched(key) as folder:
-                    model = models.load(folder)[0]
+            outside = number + 1 < len(stages) and stage.cohorts != MAIN
+            key = self._key(stages[: number + 1]) if shared and outside else ""
+            before = self.before if self.before and self.before.stage == number else None
+            if self.before and number < self.before.stage:
                 self.done += stage.epochs
                 continue
-            training = parts(self.manifest, self.job, self.fold, stage.cohorts)[0]
-            model = begin(self.job, stage, model, stages[number - 1] if number else None)
-            model = self._stage(number, stage, model, training)
+            if key and not before and (taken := _taken(kept, key, self.job)):
+                model = taken
+                self.done += stage.epochs
+                continue
+            training = parts(self.trial.manifest, self.job, self.fold, stage.cohorts, everything)[0]
+            if before and number:  # the shape of it, whose tensors are put back
+                model = begin(self.job, stages[0], None, None)
+            model = begin(self.job, stage, model, stages[number - 1] if number and not before else stages[0])
+            for epoch in fit(self.job, stage, model, training, self.fold, self.clock, before):
+                model = epoch.model
+                self.judge(number, stage, epoch)
+            self.done += stage.epochs
             if key and self.store:
                 with kept.place(key) as folder:
                     folder.mkdir()
                     models.save(model, stage.spec(), self.job.findings, folder)
-        return self.scores
+        return model
 
-    def _stage(self, number: int, stage: TrialConfig, model: Any, training: Part) -> Any:
-        """Train one stage; the model it ends with."""
-        from cxrlt_ray import models
+    def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
+        """An epoch of stage `number` is done."""
 
-        job, about, clock = self.job, self.about, self.clock
-        shards, amp = nearest(job.shards, stage.resolution), device_.autocast(stage.precision, place(job)[2])
-        self.best, judged = -math.inf, model
-        for epoch in fit(job, stage, model, training, self.fold, clock):
-            judged = epoch.model
-            scores = predict_part(
-                judged, shards, self.validation.image_id, stage.resolution, stage, amp, job.ingest, self.validation
-            )
-            value = _map(self.validation.targets, scores)
-            clock.lap("validation")
-            speed = round(epoch.images_per_second, 1)
-            about["epochs"].append(
-                {
-                    "fold": self.fold,
-                    "stage": number,
-                    "epoch": self.done + epoch.number,
-                    "val_map": value,
-                    "loss": epoch.loss,
-                    "images_per_second": speed,
-                }
-            )
-            if value > self.best or epoch.number == 0:
-                self.best, self.scores = value, scores
-                about["stage"] = number
-                if self.store:
-                    with self.store.place(f"fold-{self.fold}") as folder:
-                        folder.mkdir()
-                        models.save(judged, stage.spec(), job.findings, folder)
-            if self.store and job.folds <= 1:
-                about["val_map"], about["best_epoch"] = self.best, _best_epoch(about["epochs"], number)
-                if self.scores is scores:
-                    _keep_predictions(job, self.store, [(self.validation, scores)], about)
-            about["images_per_second"] = speed
-            clock.lap("writing")
-            about["seconds"], about["ended"] = clock.seconds(), time.time()
-            _note(self.store, about)
-            told = {"val_map": self.best, "epoch": self.done + epoch.number + 1}
-            self.report({**told, "images_per_second": epoch.images_per_second})
-            clock.lap("reporting")
-        self.done += stage.epochs
-        return judged
+    def keep(self, number: int, epoch: Epoch, scores: np.ndarray | None = None) -> None:
+        """Write the state after an epoch, with all scores so far."""
+        import torch
+
+        if not self.store:
+            return
+        _check_mine(self.store, self.about)
+        found = [found for _, found in self.trial.found] + ([] if scores is None else [scores])
+        tensors = {f"found/{fold}": torch.from_numpy(each) for fold, each in enumerate(found)}
+        midway.keep(self.store, Midway(self.fold, number, epoch.number, self.about, {**epoch.state(), **tensors}))
 
     def _key(self, stages: list[TrialConfig]) -> str:
         """What the weights that these stages lead to are kept under, for every trial that has them."""
         told = [stage.model_dump(exclude={"stages", "system", "tta", "refit"}) for stage in stages]
         return hashlib.sha256(json.dumps([told, self.fold], sort_keys=True).encode()).hexdigest()[:12]
+
+
+class _Fold(_Course):
+    """The model of one fold, judged on its validation images after every epoch."""
+
+    def __init__(self, trial: _Trial, fold: int) -> None:
+        super().__init__(trial, fold)
+        self.validation = parts(trial.manifest, trial.job, fold)[1]
+        self.scores = np.full(self.validation.targets.shape, np.nan, np.float32)
+        if trial.before and fold <= trial.before.fold:
+            self.scores = trial.before.tensors[f"found/{fold}"].numpy()
+
+    def scores_of(self) -> tuple[Part, np.ndarray]:
+        """Train; the validation images, and their probabilities [N, C] by the last stage's best epoch."""
+        before = self.trial.before
+        if not before or before.fold <= self.fold:
+            self.walk(self.trial.config.staged(), everything=False, shared=True)
+        return self.validation, self.scores
+
+    def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
+        """Score the validation images; the state is kept first, then the checkpoint and predictions if they are best.
+
+        In this order an end in between costs nothing: what is kept is written again from the state.
+        """
+        job, about, clock, here = self.job, self.about, self.clock, self.done + epoch.number
+        if not epoch.again:
+            shards, amp = nearest(job.shards, stage.resolution), device_.autocast(stage.precision, place(job)[2])
+            images, part = self.validation.image_id, self.validation
+            scores = predict_part(epoch.model, shards, images, stage.resolution, stage, amp, job.ingest, part)
+            told = {"fold": self.fold, "stage": number, "epoch": here, "val_map": _map(part.targets, scores)}
+            told |= {"loss": epoch.loss, "images_per_second": round(epoch.images_per_second, 1)}
+            clock.lap("validation")
+            about["epochs"].append(told)
+            about["seconds"], about["ended"] = clock.seconds(), time.time()
+            about["images_per_second"] = told["images_per_second"]
+        best = best_epoch(about["epochs"], self.fold, number)
+        if best["epoch"] == here:
+            self.scores = self.scores if epoch.again else scores
+            about["stage"] = number
+        if job.folds <= 1:
+            about["val_map"], about["best_epoch"] = best["val_map"], best["epoch"]
+        if not epoch.again:
+            self.keep(number, epoch, self.scores)
+        if best["epoch"] == here:
+            self._publish(stage, epoch.model)
+        clock.lap("writing")
+        _note(self.store, about)
+        if self.fold == 0:
+            speed = epoch.images_per_second or about["images_per_second"]
+            self.trial.report({"val_map": best["val_map"], "epoch": here + 1, "images_per_second": speed})
+            again = about.get("again", {})
+            if again.get("state") == PRUNED and here + 1 >= again["curve"][-1][0]:
+                raise _Enough
+        clock.lap("reporting")
+
+    def _publish(self, stage: TrialConfig, model: Any) -> None:
+        """Write the checkpoint that is kept, and of a trial without folds the predictions."""
+        from cxrlt_ray import models
+
+        if not self.store:
+            return
+        with self.store.place(f"fold-{self.fold}") as folder:
+            folder.mkdir()
+            models.save(model, stage.spec(), self.job.findings, folder)
+        if self.job.folds <= 1:
+            _keep_predictions(self.job, self.store, [(self.validation, self.scores)], self.about)
+
+
+class _Refit(_Course):
+    """One more model, trained on train and validation images, its last stage for as many epochs as were best."""
+
+    def __init__(self, trial: _Trial) -> None:
+        super().__init__(trial, trial.folds)
+        self.clock = Clock(self.about.get("refit", {}).get("seconds"))
+
+    def run(self) -> None:
+        """Train and keep it."""
+        from cxrlt_ray import models
+
+        stages = self.trial.config.staged()
+        last, before = len(stages) - 1, sum(stage.epochs for stage in stages[:-1])
+        best = [best_epoch(self.about["epochs"], fold, last)["epoch"] - before + 1 for fold in range(self.trial.folds)]
+        stages[-1] = stages[-1].model_copy(update={"epochs": round(float(np.mean(best)))})
+        model = self.walk(stages, everything=True, shared=False)
+        if self.store:
+            with self.store.place(REFIT) as folder:
+                folder.mkdir()
+                models.save(model, stages[-1].spec(), self.job.findings, folder)
+        self.about["refit"] = {"epochs": stages[-1].epochs, "seconds": self.clock.seconds()}
+
+    def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
+        """Nothing is held out to judge by: only the state is kept."""
+        if not epoch.again:
+            self.about["refit"] = {"epochs": epoch.number + 1, "seconds": self.clock.seconds()}
+            self.keep(number, epoch)
 
 
 def begin(job: Job, stage: TrialConfig, before: Any, was: TrialConfig | None) -> Any:
@@ -253,48 +364,36 @@ def begin(job: Job, stage: TrialConfig, before: Any, was: TrialConfig | None) ->
     return model.to(place(job)[2]).to(memory_format=torch.channels_last)
 
 
-def _best_epoch(epochs: list[dict[str, Any]], stage: int) -> int:
-    """The number, over all stages, of the epoch that was kept."""
-    return max((e for e in epochs if e["stage"] == stage and e["fold"] == 0), key=lambda e: e["val_map"])["epoch"]
+def best_epoch(epochs: list[dict[str, Any]], fold: int, stage: int) -> dict[str, Any]:
+    """The epoch whose checkpoint is kept, of a trial's record: the first of the best ones of a fold's stage."""
+    of_stage = [e for e in epochs if e["stage"] == stage and e["fold"] == fold]
+    best = of_stage[0]
+    for each in of_stage:
+        if each["val_map"] > best["val_map"]:
+            best = each
+    return best
+
+
+def _taken(kept: Store, key: str, job: Job) -> Any:
+    """The model that an earlier trial's stages led to, on every worker; None where it is not there, or damaged."""
+    from cxrlt_ray import models
+
+    model = None
+    if kept.exists(f"{key}/model.safetensors"):
+        with contextlib.suppress(Exception), kept.fetched(key) as folder:
+            model = models.load(folder)[0]
+    return model if _agreed(model is not None, job) else None
 
 
 def _agreed(there: bool, job: Job) -> bool:
-    """Rank 0's answer, for all ranks: a file may appear between their looks."""
+    """Whether it is there for all workers: a file may appear, or fail to be read, between their looks."""
     if place(job)[1] == 1:
         return there
     import torch
 
     flag = torch.tensor(float(there), device=place(job)[2])
-    torch.distributed.broadcast(flag, 0)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
     return bool(flag > 0)
-
-
-def _refit(job: Job, config: TrialConfig, manifest: Manifest, store: Store | None, about: dict[str, Any]) -> None:
-    """Train on train and validation images, the last stage for as many epochs as were best, and keep that model."""
-    from cxrlt_ray import models
-
-    model: Any = None
-    stages = config.staged()
-    last = len(stages) - 1
-    before = sum(stage.epochs for stage in stages[:-1])
-    best = [
-        max((e for e in about["epochs"] if e["fold"] == fold and e["stage"] == last), key=lambda e: e["val_map"])
-        for fold in range(max(job.folds, 1))
-    ]
-    epochs = round(float(np.mean([e["epoch"] - before + 1 for e in best])))
-    stages[-1] = stages[-1].model_copy(update={"epochs": epochs})
-    clock = Clock()
-    for number, stage in enumerate(stages):
-        training = parts(manifest, job, 0, stage.cohorts, everything=True)[0]
-        model = begin(job, stage, model, stages[number - 1] if number else None)
-        for epoch in fit(job, stage, model, training, max(job.folds, 1), clock):
-            judged = epoch.model
-        model = judged
-    if store:
-        with store.place(REFIT) as folder:
-            folder.mkdir()
-            models.save(model, stages[-1].spec(), job.findings, folder)
-    about["refit"] = {"epochs": epochs, "seconds": clock.seconds()}
 
 
 def _keep_looks(job: Job, config: TrialConfig, store: Store, folds: list[Part], about: dict[str, Any]) -> None:
@@ -324,10 +423,18 @@ def _keep_looks(job: Job, config: TrialConfig, store: Store, folds: list[Part], 
     about["tta"] = {"looks": len(looks), "val_map": value, "price": round(seconds[len(looks)] / seconds[1], 2)}
 
 
+def _check_mine(store: Store, about: dict[str, Any]) -> None:
+    """Raise CxrltError if the trial was begun anew elsewhere: a process thought dead must not write into it."""
+    if store.read_json("trial.json").get("attempt", 0) != about["attempt"]:
+        raise CxrltError(f"trial {about['name']} was begun anew in another process; this one ends.")
+
+
 def _note(store: Store | None, about: dict[str, Any]) -> None:
     """Write trial.json, unless the trial was ended from outside: a worker group may be an epoch behind that."""
-    if store and store.read_json("trial.json")["state"] == RUNNING:
-        store.write_json("trial.json", about)
+    if store:
+        _check_mine(store, about)
+        if store.read_json("trial.json")["state"] == RUNNING:
+            store.write_json("trial.json", about)
 
 
 def predict_part(
@@ -361,6 +468,7 @@ def predict_part(
     )
     with torch.inference_mode():
         for batch, pixels in device_.ahead(stream, device):
+            beat()
             inputs = [pixels]
             if fused and part is not None:
                 inputs += [torch.from_numpy(codes[batch.rows]).to(device) for codes in (part.study, part.view)]
@@ -368,7 +476,7 @@ def predict_part(
                 logits = model(*inputs)
             found = logits.float().sigmoid().cpu().numpy()
             if not np.isfinite(found).all():
-                raise CxrltError("diverged: the model's predictions are not finite; lower lr")
+                raise Diverged("diverged: the model's predictions are not finite; lower lr")
             if scores is None:
                 scores = np.full((len(image_ids), found.shape[1]), np.nan, np.float32)
             scores[batch.rows] = found
