@@ -461,6 +461,16 @@ class Sweep:
             0
         ]
 
+    def trial_bytes(self, images: Any) -> tuple[float, float]:
+        """Bytes on the storage of the largest trial: while it runs, its last state included, and when it is done."""
+        kinds, work, done = self.kinds(self.here), self.work(images), 0.0
+        for config in self.configs:
+            last = config.staged()[-1]
+            kept = kinds[last.backbone, last.resolution].checkpoint * (work.folds + config.refit)
+            done = max(done, kept + 4.0 * FINDINGS * (work.val + work.test))
+        # a state holds weights, AdamW's two moments and an average; while one is written the one before is there
+        return done + 2 * 4 * max(kind.checkpoint for kind in kinds.values()), done
+
     def show(self, price: float, images: Any, others: Iterable[str] = ()) -> None:
         """Print the plan for this machine and for 1, 8 and 32 GPUs; for a number of images, with `others` beside."""
         from cxrlt_ray.node import memory_bound

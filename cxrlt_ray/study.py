@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -54,13 +55,16 @@ class Study:
 
     def next(self) -> tuple[int, dict[str, Any]]:
         """The number and parameters of the next trial, one that was cut off or a new one; it is in the store then."""
-        trial = self._live(self._waiting.pop(0)) if self._waiting else self.study.ask()
+        if not self._waiting:
+            self._waiting.append(self.study.ask().number)
+        trial = self._live(self._waiting[0])
         self.space.define(trial)  # of one that was cut off in this: what it has already it keeps
         number, name, params = trial.number, trial_name(trial.number), dict(trial.params)
         store = self.run.store / "trials" / name
         if not store.exists("trial.json"):
-            begun = {"name": name, "state": RUNNING, "params": params, "config": {}, "epochs": [], "val_map": None}
-            store.write_json("trial.json", begun)
+            begun = {"name": name, "state": RUNNING, "params": params}
+            store.write_json("trial.json", {**begun, "config": {}, "epochs": [], "val_map": None})
+        self._waiting.pop(0)
         return number, params
 
     def settle(self, number: int, error: bool = False, cut: bool = False) -> str:
@@ -146,7 +150,7 @@ class Study:
 
     def _made(self, storage: Any, trials: list[Trial]) -> optuna.Study:
         """A new study with all trials of the store, and the space's start points that none of them took."""
-        directions = ["maximize", "minimize"] if self.costs else ["maximize"]
+        directions = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if self.costs else [])]
         study = optuna.create_study(
             storage=storage,
             sampler=self.sampler,

@@ -8,7 +8,12 @@ a table. A trial process is reused for the next trial: 0.1 s instead of 2 to 9 s
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import os
+import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +129,10 @@ def main(
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE,
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
     resume: Annotated[bool, cli.option("continue the run --name, or the latest", "--resume")] = False,
+    retries: Annotated[int, cli.option("how often a trial that ended by a fault is begun anew")] = 2,
+    hung_after: Annotated[str, cli.option("end a trial that has done no batch for so long: 90s, 10m")] = "10m",
+    keep_checkpoints: Annotated[int | None, cli.option("of the N best trials only; of all without it")] = None,
+    search_db: Annotated[str | None, cli.option("the search's database by URL; SQLite in the run without it")] = None,
     dry_run: Annotated[bool, cli.option("build all models without memory, plan, start nothing", "--dry-run")] = False,
     smoke: Annotated[bool, cli.option("the space in small: tiny models, few images, minutes", "--smoke")] = False,
     plan: Annotated[bool, cli.option("say what it will cost (time, GPU-hours, disk), start nothing", "--plan")] = False,
@@ -147,9 +156,18 @@ def main(
     from cxrlt_ray.prepare import parse_quality, prepare
     from cxrlt_ray.storage import Store
     from cxrlt_ray.stream import forget_decoded, start_ray
+    from cxrlt_ray.study import check_url
+    from cxrlt_ray.tuning import Care, reopen_damaged
+    from cxrlt_ray.watch import Room
 
     _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb, objectives)
     _check_plan(plan or dry_run, smoke, images, gpu, price)
+    hung = _patience(hung_after)
+    if retries < 0:
+        raise UsageError(f"--retries is 0 or more, not {retries}.")
+    if keep_checkpoints is not None and keep_checkpoints < 1:
+        raise UsageError(f"--keep-checkpoints must be at least 1, not {keep_checkpoints}: the ensemble needs them.")
+    search_db = check_url(search_db) if search_db else None
     others = parse_cohorts(cohort or [])
     wanted_quality = parse_quality(quality)
     budget = _seconds(time_budget)
@@ -165,8 +183,9 @@ def main(
         folds, views, seed, max_bad = about["folds"], about["views"], about["seed"], about["max_bad"]
         wanted_quality, smoke = about["quality"], about.get("smoke", False)
         trials, epochs = trials or about["trials"], epochs or about["epochs"]
+        search_db = search_db or about.get("search_db")
         if not dry_run and not plan:
-            run.store.write_json("run.json", {**about, "trials": trials, "epochs": epochs})
+            run.store.write_json("run.json", {**about, "trials": trials, "epochs": epochs, "search_db": search_db})
     elif not dry_run and not plan:
         Store(storage).check_writable()
         name = name or f"{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -235,6 +254,7 @@ def main(
             "max_bad": max_bad,
             "sizes": sizes,
             "quality": wanted_quality,
+            "search_db": search_db,
             "shards": [{"name": each.name(), "size": each.size} for each in shards],
         }
         run = store.create_run(storage, str(name), about, manifest, {"space.yaml": text})
@@ -250,14 +270,57 @@ def main(
         gpu=resources.gpus_per_trial > 0,
         ingest=_ingest(engine, resources, cache_gb),
     )
+    most, left = priced.trial_bytes(manifest)
+    care = Care(retries, hung, keep_checkpoints, search_db, Room(run.store, most, resources.max_concurrent))
+    _tell_disk(run.store, most * resources.max_concurrent + left * min(trials, keep_checkpoints or trials))
     foreseen, before, started = priced.plan(manifest), len(run.trials()), time.monotonic()
     try:
-        complete = _search(run, job, searched, resources, trials, budget, seed)
+        with claimed(run):
+            if resume:
+                reopen_damaged(run)
+            why = _search(run, job, searched, resources, trials, budget, seed, care)
+    except KeyboardInterrupt:
+        why = "by the second Ctrl-C"
+    except CxrltError as error:
+        raise CxrltError(
+            f"{str(error).rstrip('.')}; when it is mended, continue with `{_again(run, storage)}`"
+        ) from None
     finally:
         forget_decoded()
-    _summary(run, complete, trials, storage)
+    _summary(run, why, trials, storage)
     if not before:
         priced.compare(foreseen, run.trials(), time.monotonic() - started)
+
+
+@contextmanager
+def claimed(run: Any) -> Iterator[None]:
+    """Keep other sweeps from the run while this one lives. Raises UsageError where another does.
+
+    Of a run on an object store nobody can say whether the other still lives: there a trial's own record keeps a process
+    that was taken over from writing.
+    """
+    if run.store.local is None:
+        yield
+        return
+    with open(run.store.local / ".claim", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UsageError(f"run {run.name} is being swept by another process ({file.read().strip()}).") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _tell_disk(store: Any, wanted: float) -> None:
+    """How much the sweep will take, and what is free."""
+    free = store.free()
+    told = f"Disk: this sweep will take up to {cli.size(wanted)}"
+    print(told + (f", {cli.size(free)} are free in {store.uri}" if free is not None else f" of {store.uri}"))
+    if free is not None and wanted > free:
+        print("      more than there is: it will stop before the disk is full; --keep-checkpoints N takes less")
 
 
 def _check_plan(asked: bool, smoke: bool, images: int | None, gpu: str | None, price: float) -> None:
@@ -404,31 +467,45 @@ def _space(
     return searched, config.find("search_spaces", space).read_bytes()
 
 
-def _search(run: Any, job: Any, space: Any, resources: Resources, trials: int, budget: float | None, seed: int) -> bool:
-    """Run the trials that are missing; False if it was stopped before all were done."""
+def _search(
+    run: Any, job: Any, space: Any, resources: Resources, trials: int, budget: float | None, seed: int, care: Any
+) -> str:
+    """Run the trials that are missing; why it was stopped before all were done, or nothing."""
     from cxrlt_ray.tuning import missing_trials, tune_trials
 
     missing = missing_trials(run, trials)
     if missing == 0:
         print(f"All {trials} trials of {run.name} are done; give --trials a larger number to add more.")
-        return True
+        return ""
     print(f"Run {run.name}: {missing} trials to go, in {run.store.uri}", flush=True)
-    return tune_trials(run, job, space, resources, trials, missing, budget, seed)
+    return tune_trials(run, job, space, resources, trials, budget, seed, care)
 
 
-def _summary(run: Any, complete: bool, trials: int, storage: str) -> None:
+def _again(run: Any, storage: str) -> str:
+    """The command that continues the run."""
+    where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
+    return f"python -m cxrlt_ray.sweep {run.about['task_argument']} --resume --name {run.name}{where}"
+
+
+def _summary(run: Any, why: str, trials: int, storage: str) -> None:
     from cxrlt_ray import config
-    from cxrlt_ray.trials import FINISHED, PRUNED, load_run, trials_table
+    from cxrlt_ray.trials import FINISHED, PRUNED, RUNNING, load_run, trials_table
 
     done = run.trials()
     cli.console().print(trials_table(done))
     if "cost" in run.about["objectives"]:
         print(_front(done))
+    free = run.store.free()
+    left = "" if free is None else f", {cli.size(free)} free"
+    print(f"Disk: {run.store.uri} holds {cli.size(run.store.size())}{left}")
     again = f" --run {run.name}" + ("" if storage == DEFAULT_STORAGE else f" --storage {storage}")
-    if not complete:
-        on = f"python -m cxrlt_ray.sweep {run.about['task_argument']} --resume{again.replace('--run', '--name')}"
-        count = sum(t.state in (FINISHED, PRUNED) for t in done)
-        raise CxrltError(f"stopped with {count} of {trials} trials done; continue with `{on}`")
+    lasting = sum(t.state == RUNNING for t in done)
+    count = sum(t.state in (FINISHED, PRUNED) for t in done)
+    if why:
+        begun = f", {lasting} more begun and saved" if lasting else ""
+        raise CxrltError(
+            f"stopped {why} with {count} of {trials} trials done{begun}; continue with `{_again(run, storage)}`"
+        )
     if not any(t.state in (FINISHED, PRUNED) for t in done):
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
     latest = again.replace(f" --run {run.name}", "") if load_run(storage).name == run.name else again
@@ -468,7 +545,14 @@ def _show_models(space: Any, task: str) -> None:
     print(f"{len(found)} kinds of models were built for {len(findings)} findings, and took a training step, on paper.")
 
 
-def _seconds(text: str | None) -> float | None:
+def _patience(text: str) -> float:
+    found = _seconds(text, "--hung-after")
+    if not found or found <= 0:
+        raise UsageError(f"--hung-after is longer than nothing, not '{text}'.")
+    return found
+
+
+def _seconds(text: str | None, option: str = "--time-budget") -> float | None:
     """'90s', '30m', '2h' in seconds."""
     if text is None:
         return None
@@ -476,7 +560,7 @@ def _seconds(text: str | None) -> float | None:
     try:
         return float(text[:-1]) * unit if unit else float(text)
     except ValueError:
-        raise UsageError(f"--time-budget is a number and s, m, h or d, such as 2h; not '{text}'.") from None
+        raise UsageError(f"{option} is a number and s, m, h or d, such as 2h; not '{text}'.") from None
 
 
 main.many = ("--cohort",)  # type: ignore[attr-defined]

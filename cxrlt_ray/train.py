@@ -281,7 +281,12 @@ class _Fold(_Course):
             shards, amp = nearest(job.shards, stage.resolution), device_.autocast(stage.precision, place(job)[2])
             images, part = self.validation.image_id, self.validation
             scores = predict_part(epoch.model, shards, images, stage.resolution, stage, amp, job.ingest, part)
-            told = {"fold": self.fold, "stage": number, "epoch": here, "val_map": _map(part.targets, scores)}
+            told: dict[str, Any] = {
+                "fold": self.fold,
+                "stage": number,
+                "epoch": here,
+                "val_map": _map(part.targets, scores),
+            }
             told |= {"loss": epoch.loss, "images_per_second": round(epoch.images_per_second, 1)}
             clock.lap("validation")
             about["epochs"].append(told)

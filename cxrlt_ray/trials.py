@@ -180,6 +180,35 @@ def load_run(storage: str = DEFAULT_STORAGE, name: str | None = None) -> Run:
     return Run(store, store.read_json("run.json"))
 
 
+def damage(trial: Trial) -> str:
+    """What is wrong with the files that a trial which ended well should have left, or nothing."""
+    from cxrlt_ray.midway import whole
+
+    try:
+        trial.predictions()
+    except CxrltError as error:
+        return str(error).rstrip(".")
+    if trial.about.get("dropped"):
+        return ""
+    names = trial.checkpoints
+    if not names:
+        return "its checkpoint is not there"
+    for name in names:
+        with trial.store.fetched(f"{name}/model.safetensors") as path:
+            if not path.exists() or not whole(path):
+                return f"{trial.store.uri}/{name}/model.safetensors is damaged"
+    return ""
+
+
+def drop_checkpoints(run: Run, keep: int) -> None:
+    """Remove the checkpoints of trials that have ended and are not among the `keep` best; their predictions stay."""
+    done = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and not trial.about.get("dropped")]
+    for trial in sorted(done, key=lambda trial: -trial.val_map if trial.val_map == trial.val_map else 1.0)[keep:]:
+        trial.store.write_json("trial.json", {**trial.about, "dropped": True})
+        for name in trial.checkpoints:
+            (trial.store / name).remove()
+
+
 def weights_of(storage: str, source: str, backbone: str) -> str:
     """Where the weights lie that `init_from: RUN/TRIAL` means, or RUN alone: those of its best trial of `backbone`.
 
