@@ -18,6 +18,7 @@ COMMANDS = {
     "phantom": "write a cohort of procedural chest X-rays in the CXR-LT 2024 layout",
     "cohort": "summarise a data directory: counts, missing files, leaks, refusals",
     "prepare": "resize originals to shards, once",
+    "doctor": "say what would go wrong in a sweep, and how to mend it",
     "sweep": "train many trials",
     "trials": "list runs and trials",
     "ensemble": "select and weigh trials, score the test images, write the submission",
@@ -71,11 +72,14 @@ def argument(help: str) -> Any:
 
 
 def console(width: int = 120) -> Any:
-    """A rich console; into a file or a pipe it is as wide as our widest table, not 80 columns."""
+    """A rich console; into a file or a pipe it is as wide as our widest table, not 80 columns.
+
+    Names are printed as they are: a finding may be called [red]x, which is markup, or :x:, which is an emoji.
+    """
     from rich.console import Console
 
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=width)
+    made = Console(highlight=False, markup=False, emoji=False)
+    return made if made.is_terminal else Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,126 @@
+"""The storage of runs, as the driver finds it: writable, whole files, locks, speed, and who may read it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, guarded, reason
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.storage import Store
+from cxrlt_ray.trials import runs
+
+REMOTE_SECONDS = 20.0  # until a server that does not answer has failed
+SLOW = 5.0  # MB/s
+_REACH = """
+import sys
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.storage import Store
+try:
+    getattr(Store(sys.stdin.read()), sys.argv[1])(*sys.argv[2:])
+except CxrltError as error:
+    sys.exit(str(error))
+"""
+
+
+def reach(store: Store, *call: str) -> None:
+    """Call a method of the store in a process of its own: pyarrow may wait for a server for ever, at its end too.
+
+    Raises CxrltError where that fails or takes REMOTE_SECONDS.
+    """
+    command = [sys.executable, "-c", _REACH, *call]
+    try:
+        done = subprocess.run(
+            command, input=store.uri, capture_output=True, text=True, timeout=REMOTE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise CxrltError(f"{store.uri} does not answer within {REMOTE_SECONDS:.0f} s") from None
+    if done.returncode:
+        raise CxrltError(done.stderr)
+
+
+def write(shared: Store, token: str, thorough: bool) -> Iterator[Check]:
+    """Leave the file `driver` that all machines look for. The first check says whether that went well."""
+    mend = "give --storage as a directory that you may write to, or as a URI for which this machine has keys"
+    try:
+        if thorough and shared.local is None:
+            reach(shared, "check_writable")
+        for content in ("", token):
+            shared.write("driver", content.encode())
+        if shared.read("driver").decode() != token:
+            raise CxrltError("a file that was written anew is still the old one")
+    except CxrltError as error:
+        told = re.sub(rf"/{shared.uri.rpartition('/')[2]}[^ :]*", "", reason(error))
+        yield Check("storage", FAIL, told, mend)
+        return
+    yield Check("storage", OK, "can be written to, files are replaced whole")
+    if shared.local is not None:
+        yield from _locks(shared.local)
+    if thorough:
+        yield from guarded("speed", lambda: _speed(shared))
+
+
+def _locks(folder: Path) -> Iterator[Check]:
+    try:
+        with closing(sqlite3.connect(folder / "locks.db", timeout=5)) as database, database:
+            database.execute("create table t (x)")
+        with open(folder / "locks.db") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (sqlite3.Error, OSError) as error:
+        told = f"files cannot be locked there, as the search's database is: {error}"
+        yield Check("locks", FAIL, told, "give --storage on a file system with locks, or as a URI")
+
+
+def _speed(store: Store) -> Iterator[Check]:
+    """MB/s of a file, to the disk and from it (not from memory): of 16 MB where 1 MB took no time."""
+    for megabytes in (1, 16):
+        content = os.urandom(megabytes * 10**6)
+        start = time.perf_counter()
+        store.write("speed", content)
+        if store.local is not None:
+            with open(store.local / "speed", "rb") as file:
+                os.fsync(file.fileno())
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        written = time.perf_counter()
+        store.read("speed")
+        read = time.perf_counter()
+        if read - start > 0.1:
+            break
+    rates = megabytes / (written - start), megabytes / (read - written)
+    told = f"{rates[0]:,.0f} MB/s written, {rates[1]:,.0f} MB/s read"
+    if min(rates) < SLOW:
+        yield Check("speed", WARN, told, "checkpoints and shards will take long: give a faster --storage")
+    else:
+        yield Check("speed", OK, told)
+
+
+def privacy(storage: Store) -> Iterator[Check]:
+    """Whether other users of this machine can read runs on patients in a local storage."""
+    from cxrlt_ray.phantom import MARKER
+
+    if storage.local is None:
+        return
+    bare = []
+    if _readable(storage.local) and all(each.stat().st_mode & 0o001 for each in storage.local.parents):
+        for run in filter(lambda run: _readable(Path(storage.uri, run)), runs(storage.uri)):
+            data = storage.read_json(f"{run}/run.json").get("data")
+            if data is None or not Path(data, MARKER).exists():
+                bare.append(run)
+    if bare:
+        told = f"every user of this machine can read {len(bare)} of the runs there, with ids of patients"
+        yield Check("privacy", WARN, told, f"chmod 700 {storage.uri}")
+    else:
+        yield Check("privacy", OK, "other users of this machine can read nothing of patients there")
+
+
+def _readable(folder: Path) -> bool:
+    return bool(folder.stat().st_mode & 0o005)
