@@ -21,8 +21,9 @@ from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import COHORT, MAIN, META, Manifest
 from cxrlt_ray.readers import Raw, Request, all_readers, choose_reader
-from cxrlt_ray.readers.columns import UNCERTAIN_MEANS, counted
+from cxrlt_ray.readers.columns import UNCERTAIN_MEANS, and_more, counted
 from cxrlt_ray.readers.files import common_root, plain
+from cxrlt_ray.safe import UNFIT, leading_out, told, unfit
 from cxrlt_ray.splits import holdout
 from cxrlt_ray.storage import Store
 from cxrlt_ray.summary import tell_counts, tell_files
@@ -34,11 +35,15 @@ IDS = ("image_id", "study_id", "subject_id")
 
 @dataclass(frozen=True)
 class Cohort:
-    """A manifest, what to tell of how it came about, and below which directory the images of each cohort lie."""
+    """A manifest, what to tell of how it came about, and below which directory the images of each cohort lie.
+
+    origins: of each of the manifest's images the `file` and the `row` (from 1) that name it.
+    """
 
     manifest: Manifest
     notes: tuple[str, ...]
     roots: Mapping[str, str] = field(default_factory=dict)
+    origins: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def read_cohort(
@@ -115,7 +120,7 @@ def examine(
             table = _with_all_splits(table, raw.findings, validation, seed, notes, problems)
     table = _ordered(table.assign(**{COHORT: MAIN}))
     manifest = Manifest(table[[*META, *raw.findings]], raw.findings, reader.name, raw.root)
-    cohort = Cohort(manifest, tuple(notes), {MAIN: raw.root})
+    cohort = Cohort(manifest, tuple(notes), {MAIN: raw.root}, table[["file", "row"]])
     return (_joined(cohort, others, uncertain, problems) if others else cohort), problems
 
 
@@ -154,7 +159,33 @@ def _options(others: Mapping[str, str] | None) -> str:
 def _rows(raw: Raw) -> tuple[pd.DataFrame, list[str]]:
     """The rows of a reader in full, each image once, and what is wrong with them."""
     problems = list(dict.fromkeys(raw.problems))
-    return _without_duplicates(_complete(raw.table, raw.findings), problems), problems
+    table = _complete(raw.table, raw.findings)
+    _check_names(table, raw, problems)
+    return _without_duplicates(table, problems), problems
+
+
+def _check_names(table: pd.DataFrame, raw: Raw, problems: list[str]) -> None:
+    """Note paths that leave the data, and names that would do harm in a table that is passed on."""
+    checks = {
+        f"a path leads out of {raw.root}: paths are relative to it and below it": ("path", leading_out(table["path"])),
+        "an image's id begins with = + - or @, or has control characters: a spreadsheet would take it for a formula": (
+            "image_id",
+            table["image_id"].str.contains(UNFIT, regex=True),
+        ),
+    }
+    for sentence, (column, wrong) in checks.items():
+        if wrong.any():
+            problems.append(f"{_origin(table[wrong].iloc[0], column)}{and_more(wrong.sum() - 1)}: {sentence}.")
+    if wrong := [name for name in raw.findings if unfit(name)]:
+        problems.append(
+            f"finding {wrong[0]!r}{and_more(len(wrong) - 1, 'more finding')}: a name that begins with = + - or @, or "
+            "has control characters, would be taken for a formula by a spreadsheet: rename the column."
+        )
+
+
+def _origin(row: pd.Series, column: str) -> str:
+    """'labels.csv row 3', and the cell where that may be shown."""
+    return f"{row['file']} row {row['row']}{told(row[column])}"
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
@@ -193,8 +224,7 @@ def _without_duplicates(table: pd.DataFrame, problems: list[str]) -> pd.DataFram
     second = table[again].iloc[0]
     first = table[table["image_id"] == second["image_id"]].iloc[0]
     problems.append(
-        f"image '{second['image_id']}' stands twice, in {first['file']} row {first['row']} and in "
-        f"{second['file']} row {second['row']}"
+        f"an image stands twice, in {_origin(first, 'image_id')} and in {second['file']} row {second['row']}"
         + (f" ({counted(again.sum() - 1, 'more repetition')})" if again.sum() > 1 else "")
         + ": each image may have one row."
     )
@@ -207,10 +237,13 @@ def _check_leaks(table: pd.DataFrame, problems: list[str]) -> None:
     if not len(leaking):
         return
     subject = sorted(leaking)[0]
-    counts = table.loc[table["subject_id"] == subject, "split"].value_counts().sort_index()
+    rows = table[table["subject_id"] == subject].dropna(subset="split").sort_values("split", kind="stable")
     problems.append(
-        f"subject '{subject}' stands in {len(counts)} splits, "
-        + " and ".join(f"{name} ({counted(count, 'image')})" for name, count in counts.items())
+        f"a subject{told(subject)} stands in {rows['split'].nunique()} splits, "
+        + " and ".join(
+            f"{name} ({counted(len(part), 'image')}, {_origin(part.iloc[0], 'image_id')})"
+            for name, part in rows.groupby("split", sort=True)
+        )
         + (f", as do {counted(len(leaking) - 1, 'more subject')}" if len(leaking) > 1 else "")
         + ": put all images of a subject into one split."
     )
@@ -281,7 +314,8 @@ def _joined(main: Cohort, others: Mapping[str, str], uncertain: str, problems: l
         path = cohort.manifest.table["path"]
         tables.append(cohort.manifest.table.assign(path=f"{prefix}/" + path if prefix else path))
     manifest = replace(main.manifest, table=pd.concat(tables, ignore_index=True), root=root)
-    return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots)
+    origins = pd.concat([cohort.origins for cohort in cohorts], ignore_index=True)
+    return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots, origins)
 
 
 def _other(key: str, where: str, main: Manifest, uncertain: str, problems: list[str]) -> Cohort:
@@ -304,17 +338,17 @@ def _other(key: str, where: str, main: Manifest, uncertain: str, problems: list[
         raw = all_readers()[mapping.reader].read(Request(_directory(where), "auto", sources, uncertain))
         table, wrong = _rows(raw)
         labels = map_findings(table, mapping, main.findings)
-    table = pd.concat([table[list(META)], labels], axis=1)
-    if table["path"].str.contains(r"^/|(?:^|/)\.\.(?:/|$)", regex=True).any():
-        wrong.append(f"a path leads out of {raw.root}: paths are relative to it and below it.")
+    table = pd.concat([table[[*META, "file", "row"]], labels], axis=1)
     if main.table[list(IDS)].apply(lambda ids: ids.str.startswith(f"{name}/").any()).any():
         wrong.append(f"the main data has ids that begin with {name}/, as this cohort's do: give its mapping a `name:`.")
     problems += [f"cohort {name}: {problem}" for problem in wrong]
     notes = [f"Cohort {name}: {note}" for note in raw.notes]
     table = _to_train_with(table, name, main, wanted, where, notes)
+    origins, table = table[["file", "row"]], table.drop(columns=["file", "row"])
     why = [f"{each} ({mapping.not_labelled[each]})" for each in main.findings if each in mapping.not_labelled]
     notes += [f"Cohort {name} does not label {'; '.join(why)}."] if why else []
-    return Cohort(Manifest(table, main.findings, mapping.reader, raw.root), tuple(notes), {name: raw.root})
+    manifest = Manifest(table, main.findings, mapping.reader, raw.root)
+    return Cohort(manifest, tuple(notes), {name: raw.root}, origins)
 
 
 def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
@@ -363,6 +397,7 @@ def main(
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
     cohorts: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on", "--cohort")] = None,
     files: Annotated[bool, cli.option("compare the table with the image files that are there")] = True,
+    min_count: Annotated[int, cli.option("a summary to pass on: no count below this, nor a way to find one")] = 1,
 ) -> None:
     """Summarise a data directory: counts, missing files, leaks, and all for which a sweep would refuse it.
 
@@ -372,14 +407,21 @@ def main(
 
     python -m cxrlt_ray.cohort /data/mimic --task task1 --cohort nih=/data/nih vindr=/data/vindr
     """
+    if min_count < 1:
+        raise UsageError(f"--min-count must be at least 1, not {min_count}.")
     others = parse_cohorts(cohorts or ())
     cohort, problems = examine(data, format=format, task=task, uncertain=uncertain, others=others)
     console = cli.console()
+    if min_count > 1:  # notes, files and problems tell of single images
+        tell_counts(cohort.manifest, console, min_count)
+        if problems:
+            console.print("A sweep would refuse this data: leave --min-count out to see why.")
+        raise SystemExit(bool(problems))
     for note in cohort.notes:
         console.print(note, markup=False, soft_wrap=True)
     tell_counts(cohort.manifest, console)
     if files:
-        problems += tell_files(cohort.manifest, cohort.roots, console)
+        problems += tell_files(cohort.manifest, cohort.roots, cohort.origins, console)
     if problems:
         told = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
         console.print("\n- ".join(told), markup=False, soft_wrap=True)

@@ -3,17 +3,26 @@
 A JPEG is decoded at 1/2, 1/4 or 1/8 of its edge where that is enough for what is wanted: libjpeg then
 transforms fewer coefficients, 3.1 to 3.5 times as fast as torchvision's way, at 51 to 53 dB of the whole
 image averaged down (benchmarks/prepare.py). What remains is area interpolation.
+
+Files may be anyone's: an image's size is read from its header first, and what claims more than MAX_PIXELS is refused
+before a decoder makes room for it.
 """
 
 from __future__ import annotations
 
 import io
+import warnings
+import zlib
+from typing import Any
 
 import numpy as np
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 GRAINY = 0.25  # bytes a pixel (MIMIC-CXR-JPG: 0.18); where grain is to be averaged, a reduced decode needs a spare 2
 REDUCTIONS = (8, 4, 2)
+MAX_PIXELS = 2**27  # 134 million: 8 times the largest detectors' and twice a film's at 50 micrometres
+MAX_BYTES = 8 * MAX_PIXELS  # of a file, and of what a deflated one holds: 16 bits of four channels
+NO_IMAGE = "not an image that OpenCV decodes"
 
 
 def decode(content: bytes, edge: int = 0, inverted: bool = False) -> tuple[np.ndarray, str]:
@@ -31,10 +40,12 @@ def decode(content: bytes, edge: int = 0, inverted: bool = False) -> tuple[np.nd
     elif content.startswith(b"\xff\xd8"):
         if b"\xff\xd9" not in content[-1024:]:
             raise ValueError("truncated")
+        _check_size(*_claimed(content))
         image, converted = _jpeg(content, edge)
     else:
         if content.startswith(b"\x89PNG") and b"IEND" not in content[-1024:]:
             raise ValueError("truncated")
+        _check_size(*_claimed(content))
         image, converted = _opencv(content)
     if inverted:
         return ~image, "inverted"
@@ -68,10 +79,43 @@ def _jpeg(content: bytes, edge: int) -> tuple[np.ndarray, str]:
         return _opencv(content)
     flag = getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{by}")
     # as it is stored, like Pillow and torchvision: an orientation in EXIF is nothing that radiographs have
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    return _decoded(content, flag | cv2.IMREAD_IGNORE_ORIENTATION), "colour" if channels == 3 else ""
+
+
+def _decoded(content: bytes, flags: int) -> np.ndarray:
+    import cv2
+
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        image = None
     if image is None:
-        raise ValueError("not an image that OpenCV decodes")
-    return image, "colour" if channels == 3 else ""
+        raise ValueError(NO_IMAGE)
+    return image
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,} in all")
+
+
+def _claimed(content: bytes) -> tuple[int, int]:
+    """Height and width that the header of an image file states. Raises ValueError where there is none."""
+    if content.startswith(b"\x89PNG"):
+        return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
+    if content.startswith(b"\xff\xd8") and all(size := _frame(content)[:2]):
+        return size
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its bound is a third lower
+            width, height = Image.open(io.BytesIO(content)).size
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels in all") from None
+    except Exception:  # Pillow's readers raise anything for a broken file
+        raise ValueError(NO_IMAGE) from None
+    return height, width
 
 
 def _frame(content: bytes) -> tuple[int, int, int]:
@@ -82,7 +126,7 @@ def _frame(content: bytes) -> tuple[int, int, int]:
         if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # padding, or a marker that stands alone
             at += 1 if marker == 0xFF else 2
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # the last: JPEG-LS
             height, width = (int.from_bytes(content[at + k : at + k + 2], "big") for k in (5, 7))
             return height, width, content[at + 9]
         at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
@@ -92,9 +136,7 @@ def _frame(content: bytes) -> tuple[int, int, int]:
 def _opencv(content: bytes) -> tuple[np.ndarray, str]:
     import cv2
 
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError("not an image that OpenCV decodes")
+    image = _decoded(content, cv2.IMREAD_UNCHANGED)
     converted = ""
     if image.ndim == 3:
         if image.shape[2] > 1:
@@ -126,14 +168,16 @@ def _dicom(content: bytes) -> tuple[np.ndarray, str]:
     import cv2
 
     try:
-        file = pydicom.dcmread(io.BytesIO(content))
-        pixels = file.pixel_array
-        shown = pixels if pixels.ndim == 3 else apply_voi_lut(apply_modality_lut(pixels, file), file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote what the header says of the patient
+            _check_inflated(content)
+            file = pydicom.dcmread(io.BytesIO(content))
+            _check_claims(file)
+            pixels = file.pixel_array
+            shown = pixels if pixels.ndim == 3 else apply_voi_lut(apply_modality_lut(pixels, file), file)
     except Exception as error:  # pydicom and its plugins raise anything for a broken file
         raise ValueError(f"not a DICOM file that pydicom decodes ({' '.join(str(error).split())[:120]})") from None
     photometric = str(file.get("PhotometricInterpretation", ""))
-    if int(file.get("NumberOfFrames", 1) or 1) > 1:
-        raise ValueError("a DICOM file of several frames")
     if pixels.ndim == 3:
         if pixels.dtype != np.uint8 or "RGB" not in photometric:
             raise ValueError(f"colour DICOM of {pixels.dtype} in {photometric}")
@@ -142,3 +186,34 @@ def _dicom(content: bytes) -> tuple[np.ndarray, str]:
     if photometric == "MONOCHROME1":
         return ~image, "inverted"
     return image, "" if pixels.dtype == np.uint8 else "16 bit"
+
+
+def _check_inflated(content: bytes) -> None:
+    """Raise ValueError for a deflated file of more than MAX_BYTES, which pydicom would unpack whole."""
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    stream = io.BytesIO(content)
+    stream.seek(132)
+    about = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if about.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    unpacker.decompress(content[stream.tell() :], MAX_BYTES)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes unpacked")
+
+
+def _check_claims(file: Any) -> None:
+    """Raise ValueError for more frames than one, and for too many pixels by the header or by the compressed image."""
+    from pydicom.encaps import generate_frames
+
+    if int(file.get("NumberOfFrames", 1) or 1) > 1:
+        raise ValueError("several frames")
+    _check_size(int(file.Rows), int(file.Columns))
+    if file.file_meta.TransferSyntaxUID.is_encapsulated:
+        image = next(generate_frames(file.PixelData, number_of_frames=1))
+        if image.startswith(b"\xff\xd8"):
+            _check_size(*_frame(image)[:2])
+        elif image.startswith(b"\xff\x4f\xff\x51"):  # JPEG 2000: the size follows the capabilities
+            _check_size(int.from_bytes(image[12:16], "big"), int.from_bytes(image[8:12], "big"))

@@ -27,7 +27,7 @@ from cxrlt_ray import cli, metrics, selection
 from cxrlt_ray.ensemblefile import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import MAIN, Manifest, studies
-from cxrlt_ray.pool import Pool, candidates, gather, gflops, read_costs, under_tta
+from cxrlt_ray.pool import AGAIN, ANOTHER, COPIES, Pool, candidates, gather, gflops, read_costs, under_tta
 from cxrlt_ray.selection import curve, spaces, takes_costs
 from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
 from cxrlt_ray.selection.views import Rule
@@ -167,10 +167,24 @@ def _told(file: EnsembleFile, rules: list[Rule], fitted: Fitted) -> str:
     return "; ".join(parts)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A split's predictions float32 [N, C] by member m of a pool, read when asked for; nan for bad images."""
+
+    pool: Pool
+    split: str
+    image_id: np.ndarray
+    findings: list[str]
+
+    def __getitem__(self, m: int) -> np.ndarray:
+        frame = self.pool.trials[m].predictions(self.pool.split_of(m, self.split))
+        return np.ascontiguousarray(frame.reindex(self.image_id)[self.findings], np.float32)
+
+
 def score_split(
     run: Run, pool: Pool, members: np.ndarray, images: pd.DataFrame, split: str, address: str | None
-) -> np.ndarray:
-    """Predictions float32 [M, N, C] of `split` by `members` (a mask [M]); nan for the others and for bad images.
+) -> Scored:
+    """Have `split` scored by those of `members` (a mask [M]) that have not done so.
 
     images: image_id, study_id and view of a manifest. Each member looks as the pool says (Pool.tta).
     """
@@ -183,18 +197,13 @@ def score_split(
         start_ray(address)
         flags = [bool(pool.tta and pool.tta[m]) for m in chosen]
         score_trials(run.store.absolute(), run.shards(), [pool.trials[m] for m in chosen], images, split, tta=flags)
-    findings, ids = list(run.task.findings), images["image_id"].to_numpy()
-    found = np.full((len(pool.trials), len(images), len(findings)), np.nan, np.float32)
-    for m in chosen:
-        frame = pool.trials[m].predictions(pool.split_of(m, split))
-        found[m] = frame.reindex(ids)[findings].to_numpy(np.float32)
-    return found
+    return Scored(pool, split, images["image_id"].to_numpy(), list(run.task.findings))
 
 
 def applied(
     space: str,
     rule: Rule,
-    predictions: np.ndarray,
+    predictions: np.ndarray | Scored,
     reference: np.ndarray,
     weights: np.ndarray,
     study: np.ndarray,
@@ -204,9 +213,11 @@ def applied(
 
     reference: the members' validation predictions [M, V, C], images by themselves. study, view: [N].
     """
-    used = weights.sum(axis=1) > 0
-    values = rule.values(space, predictions[used], reference[used], study, view)
-    return spaces.out_of(space, combine(values, weights[used]))
+    total = np.zeros((len(study), weights.shape[1]))
+    for m in np.flatnonzero(weights.sum(axis=1) > 0).tolist():  # one at a time: all would be as large as the pool
+        (values,) = rule.values(space, predictions[m][None], reference[m][None], study, view)
+        total += values * weights[m]
+    return spaces.out_of(space, total)
 
 
 def main(
@@ -232,6 +243,7 @@ def main(
     out: Annotated[str, cli.option("with --from: where to leave the ensemble")] = "ensemble",
     explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False,
     pruned: Annotated[bool, cli.option("choose among pruned trials too", "--pruned")] = False,
+    most: Annotated[int | None, cli.option("choose among so many trials; as many as memory holds")] = None,
 ) -> None:
     """Choose and weigh a run's trials, score the test images with them, write the submission.
 
@@ -249,6 +261,8 @@ def main(
         return
     if given := [name for name, value in (("--targets", targets), ("--groups", groups), ("--apply", apply)) if value]:
         raise UsageError(f"{given[0]} goes with --from, the tables of predictions to choose from.")
+    if most is not None and most < 1:
+        raise UsageError(f"--most is 1 or more trials to choose among, not {most}.")
     name, file = load_ensemble(select)
     check_costs(costs, file, explain)
     loaded = load_run(storage, run)
@@ -259,7 +273,8 @@ def main(
     if not len(scored.table):
         print(f"The data has no {split} images: weights are made, no submission")
     able = split if len(scored.table) else None
-    pool = gather(loaded, manifest, candidates(loaded, able, pruned))
+    copies = COPIES + ANOTHER * (file.place() != "probability" or file.joined() != "none") + AGAIN * explain
+    pool = gather(loaded, manifest, candidates(loaded, able, pruned), most=most, copies=copies)
     pool = under_tta(pool, file.tta, able, seed)
     if takes_costs(file.selector) or explain:
         pool = replace(pool, costs=read_costs(costs, pool.names) if costs else gflops(pool.trials, pool.tta))

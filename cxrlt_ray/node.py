@@ -4,6 +4,9 @@ Decoded images stand in a file of /dev/shm (memory, not disk), a byte for each i
 there and then uint8 [capacity, size, size]. Whichever trial needs an image first decodes it; the others, and
 later epochs, copy it. Files are removed at a sweep's end; one that a killed sweep left is removed by the next
 (a live process holds a lock on its file).
+
+Shards of an object store are copied to TMPDIR, by the first that needs one; the others wait. They stay for later
+sweeps, and go, the oldest first, when the disk is short.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.prepare import Shards
+from cxrlt_ray.safe import own_dir
 
 SHARE_OF_MEMORY = 0.25  # of what is available, for decoded images
 KEEP_FREE = 5e9  # bytes of the disk that fetched shards leave free
+KEPT = 32  # shards that stay whatever the disk: some trials at once each mix a window of 8 of them
 MEMORY = Path("/dev/shm")
 PREFIX = f"cxrlt_ray-{os.getuid()}"
 
@@ -72,23 +78,47 @@ def fetched(shards: Shards, file: str) -> Path:
     """A shard as a local file: itself, or a copy of an object store's, kept for all processes while disk allows."""
     if shards.store.local is not None:
         return shards.store.local / file
-    folder = Path(tempfile.gettempdir(), PREFIX, _name(shards))
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / file
+    path = _folder(shards) / file
     if not path.exists():
-        _make_room(folder.parent)
-        with shards.store.fetched(file) as there:
-            part = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.part")
-            shutil.copy(there, part)
-            os.replace(part, path)
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one thread of one process fetches it
+            if not path.exists():
+                _make_room(path.parent.parent)
+                with shards.store.fetched(file) as there:  # in TMPDIR, too
+                    os.replace(there, path)
     return path
 
 
+def read(shards: Shards, file: str, offset: int, length: int) -> bytes:
+    """Bytes of a shard; it is fetched anew where another process has made room of it in between."""
+    for _ in range(3):
+        try:
+            descriptor = os.open(fetched(shards, file), os.O_RDONLY)
+        except FileNotFoundError:
+            if shards.store.local is not None:
+                break
+            continue
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
+    raise CxrltError(f"{shards.store.uri}/{file} is gone, or {tempfile.gettempdir()} cannot hold it: make room there.")
+
+
+@lru_cache(maxsize=8)
+def _folder(shards: Shards) -> Path:
+    """Where copies of these shards are, of this state of them: mended ones are others."""
+    state = hashlib.sha256(shards.index()[["offset", "length"]].to_numpy(np.int64).tobytes()).hexdigest()[:12]
+    return own_dir(own_dir(Path(tempfile.gettempdir(), PREFIX)) / f"{_name(shards)}-{state}")
+
+
 def _make_room(folder: Path) -> None:
-    """Remove the copies fetched longest ago until the disk has KEEP_FREE bytes free."""
-    oldest = sorted(folder.glob("*/*.parquet"), key=lambda path: path.stat().st_mtime)
-    while oldest and shutil.disk_usage(folder).free < KEEP_FREE:
-        oldest.pop(0).unlink(missing_ok=True)
+    """Remove the copies fetched longest ago until the disk has KEEP_FREE bytes free, but the last KEPT."""
+    there = [(path.stat().st_mtime, path) for path in folder.glob("*/*.parquet")]
+    for _, path in sorted(there)[: -KEPT or None]:
+        if shutil.disk_usage(folder).free >= KEEP_FREE:
+            break
+        path.unlink(missing_ok=True)
 
 
 def _open(name: str, images: int, each: int, bound: int) -> tuple[int, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,23 @@ import pandas as pd
 from cxrlt_ray import metrics
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest, studies
-from cxrlt_ray.selection.honest import side_by_side
+from cxrlt_ray.selection.inputs import FEW
 from cxrlt_ray.storage import Store
 from cxrlt_ray.trials import FINISHED, PRUNED, Run, Trial, looked_at
 
 TTA = looked_at("val", True)
 DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1 s a trial on 2 cores
 ENOUGH = 2  # finished trials, without which pruned ones are chosen among
+# of the predictions, in memory while it is chosen: the pool's own, those that greedy sorts by label, these in 16 bits
+COPIES = 2.5
+ANOTHER = 1.0  # where they are brought into another space, or a study's images are joined
+AGAIN = 2.0  # of --explain, which chooses among parts of them
+SHARE = 0.9  # of the free memory to be used where not all trials fit
+# a container's bound, what it uses, and what of that is files' content that would be given up: cgroups 2 and 1
+CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,31 +76,114 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Any = pri
     return able
 
 
-def gather(run: Run, manifest: Manifest, trials: list[Trial], say: Any = print) -> Pool:
-    """The trials' validation predictions side by side; a trial whose file does not fit is named and left out."""
-    kept, frames = [], []
-    for trial in trials:
-        try:
-            frames.append(trial.predictions())
-            kept.append(trial)
-        except CxrltError as error:
-            say(f"Left out {trial.name}: {error}")
+def gather(
+    run: Run,
+    manifest: Manifest,
+    trials: list[Trial],
+    say: Any = print,
+    most: int | None = None,
+    copies: float = COPIES,
+) -> Pool:
+    """The trials' validation predictions side by side; a trial whose file does not fit is named and left out.
+
+    most: so many trials are chosen among, the `foremost`; None: as many as memory holds `copies` of (all, where it
+    does). Files are read one after the other into their place, twice where not all can stay.
+    """
+    findings, limit = list(run.task.findings), most or _room(trials, copies)
+    if len(trials) > limit:
+        say(f"{len(trials):,} trials are more than " + (f"--most {most:,}" if most else f"the {limit:,} memory holds"))
+        trials = _foremost_of(manifest, findings, trials, limit, say)
+        say(f"Chosen among: the {len(trials):,} first by validation AP, each finding's and over all, in turn")
+    kept: list[Trial] = []
+    for trial, frame in _readable(trials, say):
+        if not kept:
+            ids, there = frame.index, np.ones(len(frame), bool)
+            predictions = np.empty((len(findings), len(trials), len(ids)), np.float32)
+        if not frame.index.equals(ids):
+            there &= ids.isin(frame.index)
+            frame = frame.reindex(ids)
+        predictions[:, len(kept)] = frame[findings].to_numpy(np.float32).T
+        kept.append(trial)
     if not kept:
         raise CxrltError(f"none of the {len(trials)} trials of run {run.name} has predictions that fit it.")
-    shared = frames[0].index
-    for frame in frames[1:]:
-        shared = shared.intersection(frame.index)
+    if len(kept) < len(trials) or not there.all():
+        predictions = np.ascontiguousarray(predictions[:, : len(kept), there])
     table = manifest.table.set_index("image_id")
-    rows = pd.Index(table.index).get_indexer(shared)
+    rows = pd.Index(table.index).get_indexer(ids[there])
     return Pool(
         [trial.name for trial in kept],
-        shared.to_numpy(),
-        side_by_side(np.stack([frame.loc[shared, list(run.task.findings)].to_numpy(np.float32) for frame in frames])),
+        ids[there].to_numpy(),
+        predictions.transpose(1, 2, 0),  # laid out as selection.honest.side_by_side
         manifest.targets(run.task.findings)[rows],
         table["subject_id"].to_numpy()[rows],
         kept,
         *studies(manifest.table.iloc[rows]),
     )
+
+
+def _readable(trials: list[Trial], say: Any) -> Iterator[tuple[Trial, pd.DataFrame]]:
+    """Trials with their validation predictions, one at a time; what does not fit is named."""
+    for trial in trials:
+        try:
+            yield trial, trial.predictions()
+        except CxrltError as error:
+            say(f"Left out {trial.name}: {error}")
+
+
+def _room(trials: list[Trial], copies: float) -> int:
+    """Of how many trials memory holds `copies` of the predictions; all of them where that is not known."""
+    frame = next((frame for _, frame in _readable(trials, lambda _: None)), None)
+    if frame is None or not (free := free_memory()):
+        return len(trials)
+    each = frame.size * np.dtype(np.float32).itemsize * copies
+    return len(trials) if len(trials) * each <= free else max(1, int(SHARE * free / each))
+
+
+def free_memory(root: Path = Path("/")) -> float:
+    """Bytes of memory that can still be had, on this machine and in this container; 0 where nothing says so."""
+    found = []
+    if (meminfo := root / "proc/meminfo").exists():
+        found.append(_numbers(meminfo)["MemAvailable"] * 1024)
+    for names in CGROUPS:
+        bound, used, stat = (root / "sys/fs/cgroup" / name for name in names[:3])
+        if bound.exists() and (limit := bound.read_text().strip()) != "max":
+            found.append(float(limit) - float(used.read_text()) + _numbers(stat)[names[3]])
+    return max(0.0, min(found, default=0.0))
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    """The lines of a file of names and numbers."""
+    rows = (line.replace(":", " ").split() for line in path.read_text().splitlines())
+    return {name: float(value) for name, value, *_ in rows}
+
+
+def _foremost_of(manifest: Manifest, findings: list[str], trials: list[Trial], most: int, say: Any) -> list[Trial]:
+    """The `foremost` of the trials, whose predictions are read one by one and not kept."""
+    from cxrlt_ray.selection import exact
+
+    kept, scores, places = [], [], pd.Index(manifest.table["image_id"])
+    everyone, ids = manifest.targets(tuple(findings)), None
+    for trial, frame in _readable(trials, say):
+        if ids is None or not frame.index.equals(ids):
+            ids = frame.index
+            targets = everyone[places.get_indexer(ids)]
+            few = (targets == 1).sum(axis=0) < FEW
+        scores.append(np.where(few, np.nan, exact.precisions(frame[findings].to_numpy(np.float32)[None], targets)[0]))
+        kept.append(trial)
+    return [kept[m] for m in foremost(np.array(scores), most)] if kept else trials
+
+
+def foremost(ap: np.ndarray, most: int) -> np.ndarray:
+    """Which `most` of M members to choose among, int [P] in order, by their AP [M, C]; nan where it says nothing.
+
+    Taken in turn: each finding's best member and the best by the mean over findings, then each one's second ...;
+    of those equally high in some list, the better by the mean. One that is good at a rare finding alone is not lost.
+    """
+    known = ~np.isnan(ap).all(axis=0)
+    means = np.nanmean(ap[:, known], axis=1) if known.any() else np.zeros(len(ap))
+    lists = -np.column_stack([means, np.nan_to_num(ap[:, known])]).round(12)
+    places = lists.argsort(axis=0, kind="stable").argsort(axis=0)
+    return np.sort(np.lexsort([places[:, 0], places.min(axis=1)])[:most])
 
 
 def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say: Any = print) -> Pool:
@@ -102,7 +196,14 @@ def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say
     """
     if tta == "off":
         return pool
-    found = dict(_looked(pool, split, say))
+    looked, predictions = _looked(pool, split, say), pool.predictions
+    found: set[int] = set()
+    for m, values in looked:
+        if tta == "on" or _gains(pool, m, values, seed, say):
+            if not found:
+                predictions = pool.predictions.copy(order="K")
+            predictions[m] = values
+            found.add(m)
     if tta == "on":
         if not found:
             raise UsageError(
@@ -114,11 +215,6 @@ def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say
             f"Test-time augmentation: {len(found)} of {len(pool.names)} trials look at an image several times"
             + (f"; {', '.join(lacking)} cannot" if lacking else "")
         )
-    else:
-        found = {m: values for m, values in found.items() if _gains(pool, m, values, seed, say)}
-    predictions = pool.predictions.copy(order="K") if found else pool.predictions
-    for m, values in found.items():
-        predictions[m] = values
     return replace(pool, predictions=predictions, tta=tuple(m in found for m in range(len(pool.names))))
 
 

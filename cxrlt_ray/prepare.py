@@ -9,13 +9,15 @@ KEY is a hash of ids, paths and splits, so that new labels reuse the shards; a q
 stands in the name as well. Originals are opened read-only and decoded once for all sizes. A shard is
 SHARD_ROWS images squashed to SIZE x SIZE (as CXR-LT's winners do) with area interpolation; a killed run
 redoes only the shards in flight. Images lie in a shard uncompressed and whole, at an offset that the
-index knows: any image is one read, so that an epoch can take them in any order.
+index knows: any image is one read, so that an epoch can take them in any order. The directory is its maker's
+alone (mode 700), and what lies outside of the data's root, by a path or by a link, is not read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -29,9 +31,11 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray import cli
-from cxrlt_ray.decode import DICOM_SUFFIXES, decode, resize
+from cxrlt_ray.decode import DICOM_SUFFIXES, MAX_BYTES, decode, resize
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
+from cxrlt_ray.readers.files import plain
+from cxrlt_ray.safe import LEADING_OUT, below, leads_out, private_dir
 from cxrlt_ray.storage import Store
 
 SHARD_ROWS = 256
@@ -85,8 +89,10 @@ def prepare(
     will not hold them.
     """
     _check_dicom(manifest)
+    _check_links(manifest)
     stores = {size: _place(manifest, storage, size, quality) for size in sorted(set(sizes))}
-    lacking = {size: store for size, store in stores.items() if not store.exists("summary.json")}
+    files = {chunk["file"] for chunk in _chunks(manifest)}
+    lacking = {size: store for size, store in stores.items() if not {"summary.json", *files} <= set(store.list())}
     if lacking:
         _write_shards(manifest, lacking, quality, say)
     shards = tuple(Shards(store, size, store.read_json("summary.json")) for size, store in stores.items())
@@ -133,7 +139,6 @@ def estimate(
     """What shards of these sizes and qualities will cost, from `sample` images; None where none can be decoded."""
     import cv2
 
-    source = Store(manifest.root)
     rows = manifest.table.sample(min(sample, len(manifest.table)), random_state=0)
     read, length, done = 0.0, 0, 0
     kinds = {(size, quality): np.zeros(3) for size in sizes for quality in qualities}
@@ -142,7 +147,7 @@ def estimate(
     for path, inverted in zip(rows["path"], _inverted(rows), strict=True):
         try:
             start = time.perf_counter()
-            content = source.read(path)
+            content = original(manifest.root, path)
             image, _ = decode(content, max(sizes), inverted)
             read += time.perf_counter() - start
         except (CxrltError, ValueError, cv2.error):
@@ -196,10 +201,40 @@ def _check_dicom(manifest: Manifest) -> None:
         raise UsageError("the images are DICOM files, which need pydicom: pip install 'cxrlt-ray[dicom]'.")
 
 
+def original(root: str, path: str) -> bytes:
+    """An image's file below the directory or URI `root`.
+
+    Raises CxrltError where it cannot be read, ValueError where it is not to be: it lies elsewhere, by its path or by a
+    link, or is larger than any image.
+    """
+    store = Store(plain(root))
+    if store.local is None:
+        if leads_out(path):
+            raise ValueError(LEADING_OUT)
+        return store.read(path)
+    real = below(str(store.local), path)
+    if os.path.exists(real) and os.path.getsize(real) > MAX_BYTES:
+        raise ValueError(f"a file of more than {MAX_BYTES:,} bytes")
+    folder, _, name = real.rpartition("/")
+    return Store(folder or "/").read(name)
+
+
+def _check_links(manifest: Manifest) -> None:
+    """Refuse at once, rather than image by image, data whose first image a link leads to from elsewhere."""
+    if not manifest.table.empty and "://" not in plain(manifest.root):
+        try:
+            below(plain(manifest.root), manifest.table["path"].iloc[0])
+        except ValueError as error:
+            raise UsageError(f"the images below {manifest.root} cannot be read: of the first, {error}.") from None
+
+
 def _write_shards(manifest: Manifest, stores: dict[int, Store], quality: int, say: Any) -> None:
     import ray
 
     chunks = _chunks(manifest)
+    for store in stores.values():
+        if store.local is not None:
+            private_dir(store.local)
     done = set.intersection(*(set(store.list()) for store in stores.values()))
     missing = [chunk for chunk in chunks if chunk["file"] not in done]
     images, left = len(manifest.table), sum(len(chunk["image_id"]) for chunk in missing)
@@ -319,13 +354,12 @@ def _write_shard(chunk: dict[str, Any], stores: dict[int, Store], root: str, qua
     import cv2
 
     cv2.setNumThreads(1)  # a task has one CPU
-    source = Store(root)
     rows: dict[int, list[dict[str, Any]]] = {size: [] for size in stores}
     for image_id, path, inverted in zip(chunk["image_id"], chunk["path"], chunk["inverted"], strict=True):
         row = {"image_id": image_id, "path": path, "reason": "", "converted": ""}
         images = dict.fromkeys(stores, b"")
         try:
-            image, row["converted"] = decode(source.read(path), max(stores), inverted)
+            image, row["converted"] = decode(original(root, path), max(stores), inverted)
             images = {size: encode(resize(image, size), quality) for size in stores}
         except CxrltError:
             row["reason"] = "cannot be read (not on disk?)"
@@ -424,8 +458,6 @@ def main(
     python -m cxrlt_ray.prepare /data/mimic --sizes 224,384,512
     python -m cxrlt_ray.prepare /data/mimic --sizes 224,512 --estimate
     """
-    import os
-
     from cxrlt_ray.cohort import read_cohort
     from cxrlt_ray.stream import start_ray
 

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import secrets
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,7 @@ import numpy as np
 from cxrlt_ray.decode import decode, resize
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.prepare import Shards
+from cxrlt_ray.safe import own_dir
 
 ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -44,6 +48,9 @@ ENVIRONMENT = {
     "RAY_num_workers_soft_limit": "8",
     "NO_ALBUMENTATIONS_UPDATE": "1",  # it would look for a newer version on the internet
 }
+# of a Ray of one machine: it listens on the loopback alone; Ray's own switch, named after where it is on by itself
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LONGEST = 43  # letters of Ray's directory: with its session's sockets a path may have 107
 THREADS, RAY = "threads", "ray"
 ENGINES = (THREADS, RAY)
 WINDOW = 8  # shards of an object store that are mixed: 2,048 images
@@ -420,8 +427,27 @@ def _unheard() -> Iterator[None]:
         os.close(kept)
 
 
+def _private_ray() -> dict[str, Any]:
+    """Options of a Ray of this machine alone, whose objects are images and ids, and what it takes of the environment.
+
+    It listens on the loopback, answers to a token that only its processes have (in their environment, on no disk), and
+    keeps its sockets, logs and spilled objects in a directory that no one else can enter: Ray opens its own to all.
+    """
+    os.environ.update(LOOPBACK)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False  # as LOOPBACK says, should Ray have been imported before
+    base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = next(each for each in (base, Path("/tmp")) if len(f"{each}/cxrlt_ray-{os.getuid()}/ray") <= LONGEST)
+    return {"include_dashboard": False, "_temp_dir": str(own_dir(folder / f"cxrlt_ray-{os.getuid()}") / "ray")}
+
+
 def start_ray(address: str | None = None) -> Any:
-    """Start Ray here, or join the cluster at `address` ('auto' from its head). Raises UsageError for ray://."""
+    """Start Ray here, or join the cluster at `address` ('auto' from its head). Raises UsageError for ray://.
+
+    Here means for this process alone: see `_private_ray`.
+    """
     if address is not None and address.startswith("ray://"):
         raise UsageError(
             "--address ray://... is not supported: run the command on the cluster's head with --address auto "
@@ -435,7 +461,7 @@ def start_ray(address: str | None = None) -> Any:
         return ray
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        options |= {"include_dashboard": False}
+        options |= _private_ray()
     try:
         with _unheard():
             ray.init(address=address or "local", **options)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.safe import UNFIT, cell, told, unfit, unzipped
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import Task
 
@@ -65,7 +66,7 @@ def read(path: str) -> pd.DataFrame:
     content = Store(folder or slash or ".").read(name)
     try:
         if name.endswith(".zip"):
-            content = _unpacked(content)
+            content = unpacked(content)
         return pd.read_csv(io.BytesIO(content), dtype={ID: "str"}, low_memory=False)
     except (ValueError, pd.errors.ParserError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -78,12 +79,14 @@ def raise_faults(faults: list[str], name: str, task: Task) -> None:
         raise CxrltError(f"{name} is no submission to {task.name}: " + " ".join(faults))
 
 
-def _unpacked(content: bytes) -> bytes:
+def unpacked(content: bytes) -> bytes:
+    """The one CSV in a zip, in memory. Raises ValueError for another number of them, or for a bomb."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".csv")]
+        # macOS puts a shadow of each file beside it
+        names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise ValueError(f"the archive holds {len(names)} CSV files, not one")
-        return archive.read(names[0])
+        return unzipped(archive, names[0])
 
 
 def _column_faults(columns: list[str], task: Task) -> list[str]:
@@ -101,6 +104,8 @@ def _column_faults(columns: list[str], task: Task) -> list[str]:
             f"columns are out of the task's order: column {place + 1} is '{columns[place]}' where "
             f"'{wanted[place]}' belongs."
         )
+    if wrong := [name for name in task.findings if unfit(name)]:
+        faults.append(f"a spreadsheet would take column {wrong[0]!r} for a formula: rename the finding.")
     return faults
 
 
@@ -113,17 +118,23 @@ def _row_faults(frame: pd.DataFrame, image_ids: Sequence[str] | np.ndarray) -> l
     given = pd.Index(frame[ID].astype(str))
     repeated = given[given.duplicated()].unique()
     faults = [
-        (wanted.difference(given, sort=False), f"of the {len(wanted):,} image(s) to score have no row"),
         (given.difference(wanted, sort=False), "image(s) are none of those to score"),
         (repeated, "image(s) have more than one row"),
+        (given[given.str.contains(UNFIT, regex=True)], "image(s) would be taken for formulas by a spreadsheet"),
     ]
-    return [f"{len(ids):,} {what}, the first is {ids[0]}." for ids, what in faults if len(ids)]
+    sentences = [
+        f"{len(ids):,} {what}, the first in {_row(frame, given.get_indexer_for(ids[:1])[0])}."
+        for ids, what in faults
+        if len(ids)
+    ]
+    if len(lacking := wanted.difference(given, sort=False)):
+        sentences.insert(0, f"{len(lacking):,} of the {len(wanted):,} image(s) to score have no row{told(lacking[0])}.")
+    return sentences
 
 
 def _value_faults(frame: pd.DataFrame, task: Task) -> list[str]:
     import pandas as pd
 
-    names = frame[ID].astype(str).to_numpy() if ID in frame else np.arange(2, len(frame) + 2).astype(str)
     faults = []
     for finding in task.findings:
         if finding not in frame or frame.columns.tolist().count(finding) > 1:
@@ -135,9 +146,16 @@ def _value_faults(frame: pd.DataFrame, task: Task) -> list[str]:
                 first = int(np.argmax(bad))
                 faults.append(
                     f"'{finding}' has {bad.sum():,} value(s) that are {what}, the first is "
-                    f"{frame[finding].iloc[first]} of image {names[first]}."
+                    f"{cell(frame[finding].iloc[first])} in {_row(frame, first)}."
                 )
     return faults
+
+
+def _row(frame: pd.DataFrame, place: int) -> str:
+    """The row at `place` for a message, as its file counts it: of what was read, rows may have been left out."""
+    from cxrlt_ray.readers.columns import row_of
+
+    return row_of(int(frame.index[place])) + (told(frame[ID].iloc[place]) if ID in frame else "")
 
 
 def _some(names: Sequence[str]) -> str:

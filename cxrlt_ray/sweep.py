@@ -152,6 +152,7 @@ def main(
     from cxrlt_ray import models
     from cxrlt_ray import trials as store
     from cxrlt_ray.cohort import parse_cohorts
+    from cxrlt_ray.doctor import preflight
     from cxrlt_ray.fit import Job
     from cxrlt_ray.prepare import parse_quality, prepare
     from cxrlt_ray.storage import Store
@@ -231,8 +232,9 @@ def main(
         return
     specs = searched.specs()
     models.check_weights(specs, wanted.findings)
-    start_ray(address)
+    ray = start_ray(address)
     edges = [each["size"] for each in run.about["shards"]] if run else _edges(sizes, specs)
+    preflight(storage, ray, manifest, edges, wanted_quality, specs, address)
     shards = prepare(manifest, storage, edges, max_bad, wanted_quality)
     if not run:
         about = {
@@ -439,6 +441,8 @@ def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any
         )
     if given["data"] is not None:
         given = {**given, "data": Store(given["data"]).absolute().uri}
+    if given["space"] is not None and _alike(run.store, given["space"]):
+        given = {**given, "space": run.about["space"]}
     for option, value in given.items():
         if value is not None and value != run.about.get(option):
             raise UsageError(
@@ -446,6 +450,13 @@ def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any
                 f"was made: leave --{option} out."
             )
     return run
+
+
+def _alike(store: Any, space: str) -> bool:
+    """Whether a search space, by name or path, is what the run has kept."""
+    from cxrlt_ray import config
+
+    return config.find("search_spaces", space).read_bytes() == store.read("space.yaml")
 
 
 def _space(

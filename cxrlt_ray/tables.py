@@ -24,8 +24,10 @@ from pyarrow import csv
 
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import META
-from cxrlt_ray.readers.columns import counted, quoted
+from cxrlt_ray.readers.columns import counted, quoted, reason_of, row_of
+from cxrlt_ray.safe import UNFIT, cell, check_unpacked, heads, told, unfit
 from cxrlt_ray.storage import Store
+from cxrlt_ray.submission import unpacked
 
 ID_COLUMNS = ("dicom_id", "image_id", "id", "Image Index", "image", "filename")
 SUBJECT = "subject_id"
@@ -71,15 +73,18 @@ def read_table(path: str, id_column: str | None = None, text: Sequence[str] = ()
         ids = pc.utf8_trim_whitespace(table[key].cast(pa.string())).fill_null("").to_numpy()
         frame = table.drop_columns([key]).to_pandas(ignore_metadata=True)
     except (ValueError, RuntimeError, pa.ArrowException, zipfile.BadZipFile) as error:
-        raise CxrltError(f"{path} cannot be read as a table: {_reason(error)}.") from None
+        raise CxrltError(f"{path} cannot be read as a table: {reason_of(error)}.") from None
     frame.index, frame.attrs["file"] = pd.Index(ids, name="image_id"), path
     empty, again = np.asarray(ids == ""), frame.index.duplicated()
+    odd = frame.index.str.contains(UNFIT, regex=True)
     if not len(ids):
         raise CxrltError(f"{path} has no rows: it must have one an image.")
     if empty.any():
-        raise CxrltError(f"{path}: column '{key}' is empty in row {np.argmax(empty) + 1}: give each row its image id.")
+        raise CxrltError(f"{path}: column '{key}' is empty in {_row(frame, empty)}: give each row its image id.")
     if again.any():
-        raise CxrltError(f"{path}: image {ids[again][0]} stands twice{_more(again)}: keep one row an image.")
+        raise CxrltError(f"{path}: an image stands twice, again in {_row(frame, again)}: keep one row an image.")
+    if odd.any():
+        raise CxrltError(f"{path}: a spreadsheet would take the id in {_row(frame, odd)} for a formula: rename it.")
     return frame
 
 
@@ -149,7 +154,7 @@ def read_apply(
         rows = _rows(first, frame)
         _rows(frame, first)
         _check_findings(frame, members.findings, frame.attrs["file"], "the ensemble needs it of every member")
-        scores.append(_scores(frame.iloc[rows], members.findings))
+        scores.append(_scores(frame, rows, members.findings))
     predictions = np.stack(scores)
     for m in np.flatnonzero(_outside(predictions) & ~members.logits):
         raise CxrltError(
@@ -178,15 +183,15 @@ def _match(
         for name in (name for name in faults if name in frame):
             raise CxrltError(faults[name])
         rows[m] = _rows(targets, frame, drop_missing)
-        used, there = frame.iloc[rows[m][rows[m] >= 0]], [name for name in labels if name in frame]
-        scores[frame.attrs["file"]] = pd.DataFrame(_scores(used, there), columns=there)
+        used, there = rows[m][rows[m] >= 0], [name for name in labels if name in frame]
+        scores[frame.attrs["file"]] = pd.DataFrame(_scores(frame, used, there), columns=there)
         columns |= dict.fromkeys(name for name in frame if name not in METADATA)
         if unused := len(frame) - len(used):
             notes.append(f"{counted(unused, 'image')} of {names[m]} not used: {where} does not have them")
     chosen = list(dict.fromkeys(findings or [name for name in labels if name in columns]))
     if not chosen:
         raise UsageError(
-            f"{where} (columns {_some(list(targets))}) and the predictions (columns {_some(list(columns))}) share no "
+            f"{where} (columns {heads(list(targets), 5)}) and the predictions ({heads(list(columns), 5)}) share no "
             "finding: a column that holds labels 1, 0, -1 or nothing here and scores there must have the same name."
         )
     for file, each in scores.items():
@@ -235,16 +240,17 @@ def _labels(targets: pd.DataFrame, findings: Sequence[str] | None) -> tuple[dict
     return codes, faults
 
 
-def _scores(frame: pd.DataFrame, findings: Sequence[str]) -> np.ndarray:
-    """float32 [N, C], all finite. Raises CxrltError naming file, image and finding."""
-    scores = np.empty((len(frame), len(findings)), np.float32)
+def _scores(frame: pd.DataFrame, rows: np.ndarray, findings: Sequence[str]) -> np.ndarray:
+    """The `rows` [N] of a frame as float32 [N, C], all finite. Raises CxrltError naming file, row and finding."""
+    scores = np.empty((len(rows), len(findings)), np.float32)
     for c, name in enumerate(findings):
         with np.errstate(over="ignore"):
-            scores[:, c] = _numbers(frame[name])[0]
-        bad = ~np.isfinite(scores[:, c])
+            scores[:, c] = _numbers(frame[name].iloc[rows])[0]
+        bad = np.zeros(len(frame), bool)
+        bad[rows] = ~np.isfinite(scores[:, c])
         if bad.any():
-            told = _first(frame, name, bad)
-            raise CxrltError(f"{frame.attrs['file']}: the score of {told}: every score must be a finite number.")
+            wrong = _first(frame, name, bad)
+            raise CxrltError(f"{frame.attrs['file']}: the score of {wrong}: every score must be a finite number.")
     return scores
 
 
@@ -271,12 +277,14 @@ def _subjects(targets: pd.DataFrame, groups: str | None, id_column: str | None) 
         columns = [SUBJECT] if SUBJECT in table else list(table)
         if len(columns) != 1:
             raise UsageError(f"{file} must have {SUBJECT} or one column beside the ids; it has {_some(columns)}.")
-        table, column = table.iloc[_rows(targets, table)], columns[0]
+        column = columns[0]
+    rows = _rows(targets, table)
     subjects = table[column].astype(str).str.strip()
-    empty = (table[column].isna() | (subjects == "")).to_numpy(bool)
+    empty = np.zeros(len(table), bool)
+    empty[rows] = (table[column].isna() | (subjects == "")).to_numpy(bool)[rows]
     if empty.any():
-        raise CxrltError(f"{file}: column '{column}' is empty for image {table.index[empty][0]}{_more(empty)}.")
-    return subjects.to_numpy().astype(str), []
+        raise CxrltError(f"{file}: column '{column}' is empty in {_row(table, empty)}.")
+    return subjects.iloc[rows].to_numpy().astype(str), []
 
 
 def _rows(wanted: pd.DataFrame, frame: pd.DataFrame, drop: bool | None = None) -> np.ndarray:
@@ -289,16 +297,17 @@ def _rows(wanted: pd.DataFrame, frame: pd.DataFrame, drop: bool | None = None) -
     if not missing.any() or (drop and not missing.all()):
         return rows
     file, where = frame.attrs["file"], wanted.attrs["file"]
-    told = f"{file} lacks {missing.sum():,} of the {counted(len(rows), 'image')} of {where}, the first is "
-    told += str(wanted.index[missing][0])
+    lacks = f"{file} lacks {missing.sum():,} of the {counted(len(rows), 'image')} of {where}, the first is that of "
+    lacks += row_of(int(np.argmax(missing))) + told(wanted.index[missing][0])
     if missing.all():
-        raise CxrltError(f"{told}, where its own first is {frame.index[0]}: write the ids alike.")
-    raise CxrltError(f"{told}: add them" + ("." if drop is None else ", or leave them out by --drop-missing."))
+        here, there = _form(wanted.index[missing][0]), _form(frame.index[0])
+        raise CxrltError(f"{lacks}, as {here}, where its own first is as {there}: write the ids alike.")
+    raise CxrltError(f"{lacks}: add them" + ("." if drop is None else ", or leave them out by --drop-missing."))
 
 
 def _check_findings(frame: pd.DataFrame, findings: Sequence[str], file: str, mend: str) -> None:
     if lacking := [name for name in findings if name not in frame]:
-        raise UsageError(f"{file} has no column {_some(lacking)}; it has {_some(list(frame))}: {mend}.")
+        raise UsageError(f"{file} has no column {_some(lacking)}; it has {heads(list(frame), 5)}: {mend}.")
 
 
 def _outside(predictions: np.ndarray) -> np.ndarray:
@@ -319,21 +328,12 @@ def _parsed(content: bytes, text: Sequence[str]) -> pa.Table:
     if content.startswith(b"PAR1"):
         table = pq.read_table(io.BytesIO(content))
     else:
-        content = _unzipped(content) if content.startswith(b"PK") else content
+        content = unpacked(content) if content.startswith(b"PK") else content
         # only the empty cell is empty: what is no number is told as it stands
         options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
         table = csv.read_csv(io.BytesIO(content), convert_options=options)
     columns = [each.cast(pa.int8()) if pa.types.is_boolean(each.type) else each for each in table.columns]
     return pa.table(columns, names=[name.strip() for name in table.column_names])
-
-
-def _unzipped(content: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # macOS puts a shadow of each file beside it
-        names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise ValueError(f"the archive holds {len(names)} CSV files, not one")
-        return archive.read(names[0])
 
 
 def _id_column(columns: list[str], path: str, wanted: str | None) -> str:
@@ -343,8 +343,8 @@ def _id_column(columns: list[str], path: str, wanted: str | None) -> str:
         if name in columns:
             return name
     raise UsageError(
-        f"{path} has no column of image ids, {wanted or ' or '.join(ID_COLUMNS)}; it has {_some(columns)}: rename "
-        "the one that holds them, or give it by --id-column."
+        f"{path} has no column of image ids, {wanted or ' or '.join(ID_COLUMNS)}; it has {heads(columns, 5)}: "
+        "rename the one that holds them, or give it by --id-column."
     )
 
 
@@ -355,11 +355,13 @@ def _load_npz(
     folder, name = _place(path)
     try:
         with Store(folder).fetched(name) as local:
-            zipfile.ZipFile(local).close()  # numpy takes what is no archive for a pickle
+            with zipfile.ZipFile(local) as archive:  # numpy takes what is no archive for a pickle
+                for each in archive.infolist():
+                    check_unpacked(each)
             with np.load(local, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise CxrltError(f"{path} cannot be read as an .npz of plain arrays: {_reason(error)}.") from None
+        raise CxrltError(f"{path} cannot be read as an .npz of plain arrays: {reason_of(error)}.") from None
     if lacking := [key for key in needed if key not in arrays]:
         shapes = "predictions [members, images, findings], targets [images, findings]"
         raise CxrltError(f"{path} has no array {_some(lacking)}, but {quoted(list(arrays))}: name them {shapes}.")
@@ -387,6 +389,8 @@ def _names(paths: Sequence[str]) -> list[str]:
     long = [re.sub(r"(\.(csv|gz|zip|parquet))+$", "", normpath(path)).split("/")[-2:] for path in paths]
     counts = Counter(parts[-1] for parts in long)
     names = [parts[-1] if counts[parts[-1]] == 1 else "/".join(parts) for parts in long]
+    if wrong := [name for name in names if unfit(name)]:
+        raise UsageError(f"a spreadsheet would take the member's name {wrong[0]!r} for a formula: rename the file.")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise UsageError(f"{count} files are called {name}: give each member once, under a name of its own.")
@@ -407,10 +411,20 @@ def _pair(given: list[str], names: list[str]) -> tuple[list[int], list[str]]:
 
 
 def _first(frame: pd.DataFrame, finding: str, bad: np.ndarray) -> str:
-    row = int(np.argmax(bad))
-    cell = frame[finding].iloc[row]
-    held = "empty or nan" if pd.api.types.is_scalar(cell) and pd.isna(cell) else repr(str(cell)[:40])
-    return f"image {frame.index[row]}, finding '{finding}', is {held}{_more(bad)}"
+    value = frame[finding].iloc[int(np.argmax(bad))]
+    held = "empty or nan" if pd.api.types.is_scalar(value) and pd.isna(value) else cell(value)
+    return f"finding '{finding}' in {_row(frame, bad, '')} is {held}{_more(bad)}"
+
+
+def _row(frame: pd.DataFrame, which: np.ndarray, more: str | None = None) -> str:
+    """The first of the rows `which` [N] for a message, and how many more there are."""
+    first = int(np.argmax(which))
+    return f"{row_of(first)}{told(frame.index[first])}{_more(which) if more is None else more}"
+
+
+def _form(name: str) -> str:
+    """How an id is written, without what it says: 9999.xxx."""
+    return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "9", str(name)))[:60]
 
 
 def _more(bad: np.ndarray) -> str:
@@ -424,7 +438,3 @@ def _some(names: Sequence[str]) -> str:
 def _place(path: str) -> tuple[str, str]:
     folder, slash, name = path.rpartition("/")
     return folder or slash or ".", name
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")

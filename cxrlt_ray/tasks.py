@@ -13,6 +13,7 @@ import numpy as np
 
 from cxrlt_ray.config import Config, read_yaml, validate
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.safe import unfit
 
 TASK1 = (
     "Adenopathy",
@@ -93,11 +94,21 @@ GROUPS = (HEAD, MEDIUM, TAIL)
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be told apart: `findings` in submission order, scored on the images of `scored_split`."""
+    """What is to be told apart: `findings` in submission order, scored on the images of `scored_split`.
+
+    Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions.
+    """
 
     name: str
     findings: tuple[str, ...]
     scored_split: str = "test"
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.findings if unfit(name)]:
+            raise UsageError(
+                f"task {self.name}: finding {wrong[0]!r} begins with = + - or @, or has control characters: a "
+                "spreadsheet would take it for a formula. Rename it."
+            )
 
 
 class TaskFile(Config):

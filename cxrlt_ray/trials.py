@@ -255,7 +255,7 @@ def write_predictions(
     about = {"findings": list(findings), "split": split, "fingerprint": fingerprint}
     table = pa.table(columns).replace_schema_metadata({b"cxrlt_ray": json.dumps(about).encode()})
     with store.place(name) as path:
-        pq.write_table(table, path)
+        pq.write_table(table, path, write_page_checksum=True)
 
 
 def read_predictions(
@@ -267,9 +267,9 @@ def read_predictions(
 
     where = f"{store.uri}/{name}"
     try:
-        table = pq.read_table(io.BytesIO(store.read(name)))
+        table = pq.read_table(io.BytesIO(store.read(name)), page_checksum_verification=True)
         about = json.loads((table.schema.metadata or {})[b"cxrlt_ray"])
-    except (KeyError, ValueError, pa.ArrowException) as error:
+    except (KeyError, ValueError, OSError, pa.ArrowException) as error:
         raise CxrltError(f"{where} is not a file of predictions ({error}).") from None
     expected = {"findings": list(findings), "split": split, "fingerprint": fingerprint}
     for key, value in expected.items():

@@ -32,7 +32,7 @@ SPACE = b"cxrlt_ray"  # of the key-value store
 EVERY = 2.0  # seconds between two words of a process
 SILENCE = 60.0  # seconds after which an epoch is told, or that trials wait
 PATIENCE = 300.0  # seconds that storage may fail
-MARGIN = 1e9  # bytes of a disk that stay free
+MARGIN = 3  # trials for which a disk must have room that is left free
 
 
 @contextmanager
@@ -243,7 +243,7 @@ class Room:
     def lacking(self) -> str:
         """What a user is to know where there is no room for another trial, or nothing."""
         free = self.store.free()
-        if free is None or free > self.need * self.each + MARGIN:
+        if free is None or free > self.need * (self.each + MARGIN):
             return ""
         return (
             f"{self.store.uri} has {cli.size(free)} free, and a trial may take {cli.size(self.need)}: make room, or "

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -58,9 +59,19 @@ def test_rays_own_preparation_accepts_it_without_credentials_or_network(config, 
     assert prepared["head_setup_commands"] == prepared["worker_setup_commands"] == config["setup_commands"]
 
 
-def test_nothing_runs_on_the_head(config):
+@pytest.mark.parametrize("type", ["gcp", "local"])
+def test_what_is_told_for_another_place_is_valid_too(config, type):
+    (told,) = re.findall(rf"provider: (\{{type: {type}.*\}})", TEXT)
+    changed = {**config, "provider": yaml.safe_load(told)}
+    if type == "local":
+        del changed["available_node_types"], changed["head_node_type"]
+    jsonschema.Draft7Validator(schema()).validate(changed)
+
+
+def test_nothing_runs_on_the_head_which_stays(config):
     head = config["available_node_types"][config["head_node_type"]]
     assert head["resources"] == {"CPU": 0}
+    assert "InstanceMarketOptions" not in head["node_config"]
     assert not re.match(r"(g|p)\d", head["node_config"]["InstanceType"])
 
 
@@ -77,6 +88,32 @@ def test_workers_can_reach_the_shared_storage(config):
     assert "--storage s3://" in TEXT
 
 
+def test_ray_makes_no_security_group_which_would_be_open_to_the_world(config, monkeypatch):
+    from ray.autoscaler._private.aws import config as aws
+
+    (ssh,) = aws._create_default_ssh_inbound_rules()
+    assert ssh["IpRanges"] == [{"CidrIp": "0.0.0.0/0"}]  # what it would let in, and cannot be told to leave out
+
+    def made(*args: object) -> None:
+        raise AssertionError("Ray makes a security group")
+
+    monkeypatch.setattr(aws, "_upsert_security_groups", made)
+    aws._configure_security_group(config)
+    del config["available_node_types"]["gpu_spot_worker"]["node_config"]["SecurityGroupIds"]
+    with pytest.raises(AssertionError, match="makes a security group"):
+        aws._configure_security_group(config)
+
+
+def test_only_the_head_itself_reaches_the_dashboard_and_only_who_has_the_token_joins(config):
+    (head,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    (worker,) = [command for command in config["worker_start_ray_commands"] if "ray start" in command]
+    assert "--dashboard-host=127.0.0.1" in head
+    assert all("RAY_AUTH_MODE=token" in command for command in (head, worker))
+    assert config["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
+    (profile,) = [command for command in config["setup_commands"] if "export RAY_AUTH_MODE=token" in command]
+    assert profile.endswith(">> ~/.bashrc")
+
+
 def test_every_node_is_set_up_from_the_lock_by_uv(config):
     commands = config["setup_commands"]
     assert any(command.endswith("pip install --quiet uv") for command in commands)
@@ -91,13 +128,13 @@ def test_no_registry_and_no_key_is_named():
 
 
 def test_everything_it_sends_is_there_and_everything_it_uses_is_sent(config):
-    mounts = config["file_mounts"]
+    mounts = {there: here for there, here in config["file_mounts"].items() if there.startswith(MARK)}
     for local in mounts.values():
         assert (ROOT / local).exists(), local
     for name in re.findall(r"~/cxrlt_ray/(\S+)", " ".join(config["setup_commands"])):
         assert f"{MARK}/{name}" in mounts
-    # what building the package reads
-    for name in ("pyproject.toml", "README.md", "LICENSE", "cxrlt_ray", "search_spaces", "ensembles"):
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for name in ("pyproject.toml", "README.md", "LICENSE", *wheel["packages"], *wheel["force-include"]):
         assert mounts[f"{MARK}/{name}"] == f"./{name}"
 
 
@@ -105,5 +142,6 @@ def test_the_shown_commands_exist():
     from cxrlt_ray.cli import COMMANDS
 
     shown = set(re.findall(r"python -m cxrlt_ray\.(\w+)", TEXT))
-    assert {"sweep", "ensemble"} <= shown <= set(COMMANDS)
+    assert {"doctor", "sweep", "ensemble"} <= shown <= set(COMMANDS)
+    assert "--resume" in TEXT
     assert "--address auto" in TEXT

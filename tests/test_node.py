@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
+import tempfile
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
+import s3 as server
 
-from cxrlt_ray import node
+from cxrlt_ray import node, prepare
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.prepare import Shards
 from cxrlt_ray.storage import Store
 
@@ -74,34 +82,110 @@ def test_a_files_rights_keep_other_users_out(tmp_path):
     assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.glob("*.u8"))
 
 
-def test_shards_of_an_object_store_are_fetched_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(node.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "train-00000.parquet").write_bytes(b"content")
-    there = Shards(Store(f"file://{tmp_path}/shards"), 8)
+@pytest.fixture(scope="module")
+def s3():
+    with server.served("bucket") as served:
+        yield served
+
+
+@pytest.fixture
+def far(s3, tmp_path, monkeypatch):
+    """Shards in an S3 bucket, and the server; their copies go below tmp_path/tmp."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    there = Shards(Store(f"s3://bucket/{tmp_path.name}/shards"), 8)
+    write_shards(there.store, "content")
+    s3.requests.clear()
+    return there, s3
+
+
+def write_shards(store, content, names=("train-00000", "train-00001", "val-00000")):
+    """Files that hold their name and `content`, and the index that knows where each begins."""
+    rows = [
+        {"image_id": name, "file": f"{name}.parquet", "offset": len(name), "length": len(content)} for name in names
+    ]
+    for row in rows:
+        store.write(row["file"], (row["image_id"] + content).encode())
+    with store.place("index.parquet") as path:
+        pd.DataFrame(rows).to_parquet(path)
+
+
+def gets(s3, name):
+    return sum(method == "GET" and path.endswith(name) for method, path in s3.requests)
+
+
+def test_shards_of_an_object_store_are_fetched_once(far):
+    there, s3 = far
     first = node.fetched(there, "train-00000.parquet")
-    assert first.read_bytes() == b"content"
+    assert first.read_bytes() == b"train-00000content"
     assert first.parent.stat().st_mode & 0o077 == 0
-    (tmp_path / "shards" / "train-00000.parquet").unlink()
+    assert node.read(there, "train-00000.parquet", 11, 7) == b"content"
     assert node.fetched(there, "train-00000.parquet") == first
+    assert gets(s3, "train-00000.parquet") == 1
 
 
-def test_the_oldest_copies_make_room(tmp_path, monkeypatch):
-    import os
-    from collections import namedtuple
+READS = """
+import pickle, sys
+from cxrlt_ray import node
+print("ready", flush=True)
+print(node.read(pickle.load(sys.stdin.buffer), "val-00000.parquet", 9, 7).decode())
+"""
 
-    monkeypatch.setattr(node.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+
+def test_threads_and_processes_that_want_the_same_shard_fetch_it_once(far):
+    there, s3 = far
+    environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", READS], env=environment, **pipes) as other:
+        assert other.stdout.readline() == b"ready\n"
+        with s3.failing(lambda method, path: 0.5 if "val-00000" in path and method == "GET" else None):
+            other.stdin.write(pickle.dumps(there))
+            other.stdin.close()
+            with ThreadPoolExecutor(8) as threads:
+                found = list(threads.map(lambda _: node.read(there, "val-00000.parquet", 9, 7), range(8)))
+            assert other.stdout.read() == b"content\n"
+    assert found == [b"content"] * 8
+    assert gets(s3, "val-00000.parquet") == 1
+
+
+def test_shards_that_were_mended_are_fetched_anew(far):
+    there, _ = far
+    assert node.read(there, "train-00000.parquet", 11, 7) == b"content"
+    write_shards(there.store, "mended!!")
+    prepare._index.cache_clear()  # as in a process that comes later
+    node._folder.cache_clear()
+    assert node.read(there, "train-00000.parquet", 11, 8) == b"mended!!"
+
+
+def test_the_oldest_copies_make_room(far, monkeypatch):
+    there, s3 = far
+    monkeypatch.setattr(node, "KEPT", 1)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(
         node.shutil,
         "disk_usage",
-        lambda _: usage(0 if len(list((tmp_path / "tmp").rglob("*.parquet"))) > 1 else 1e12),
+        lambda folder: usage(0 if len(list(folder.rglob("*.parquet"))) > 1 else 1e12),
     )
-    (tmp_path / "shards").mkdir()
-    there = Shards(Store(f"file://{tmp_path}/shards"), 8)
     found = []
-    for k, name in enumerate(("a.parquet", "b.parquet", "c.parquet")):
-        (tmp_path / "shards" / name).write_bytes(b"x")
+    for k, name in enumerate(("train-00000.parquet", "train-00001.parquet", "val-00000.parquet")):
         found.append(node.fetched(there, name))
         os.utime(found[-1], (k, k))
     assert [path.exists() for path in found] == [False, True, True]
+    assert node.read(there, "train-00000.parquet", 11, 7) == b"content"  # it comes back
+    assert gets(s3, "train-00000.parquet") == 2
+
+
+def test_a_full_disk_keeps_the_shards_that_are_mixed_at_present(far, monkeypatch):
+    there, _ = far
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(node.shutil, "disk_usage", lambda _: usage(0))
+    found = [node.fetched(there, f"{name}.parquet") for name in ("train-00000", "train-00001", "val-00000")]
+    assert all(path.exists() for path in found)
+
+
+def test_a_shard_that_is_gone_is_named(far, tmp_path):
+    there, _ = far
+    with pytest.raises(CxrltError, match=r"s3://bucket/.*/none\.parquet cannot be fetched to .*: No such file"):
+        node.read(there, "none.parquet", 0, 1)
+    with pytest.raises(CxrltError, match=r"none\.parquet is gone"):
+        node.read(Shards(Store(str(tmp_path)), 8), "none.parquet", 0, 1)

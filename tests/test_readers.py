@@ -351,7 +351,7 @@ def test_nih_names_a_label_that_it_does_not_know(tmp_path):
     write_nih(tmp_path)
     file = tmp_path / "Data_Entry_2017.csv"
     file.write_text(file.read_text().replace("Hernia", "Hernai", 1))
-    with pytest.raises(CxrltError, match=r"'Finding Labels', row 4 \(line 5\) holds 'Hernai'"):
+    with pytest.raises(CxrltError, match=r"'Finding Labels', row 4 \(line 5\) holds what is none of NIH's"):
         _read(tmp_path)
 
 
@@ -423,12 +423,12 @@ def test_vindrs_readers_who_split_evenly_or_say_nothing_leave_no_label(tmp_path)
 
 
 def test_vindrs_rows_that_cannot_be_are_named(tmp_path):
-    with pytest.raises(CxrltError, match=r"row 3 \(line 4\) is a second reading of image 'a' by the same radiologist"):
+    with pytest.raises(CxrltError, match=r"row 3 \(line 4\) is a second reading of one image by the same radiologist"):
         _vindr(tmp_path, "a R1 1 0, a R2 1 0, a R1 0 0")
     with pytest.raises(CxrltError, match=r"image_labels_train.csv: column 'Edema', row 2 \(line 3\) holds '?2"):
         _vindr(tmp_path, "a R1 1 0, a R2 1 2, a R3 0 0")
     with pytest.raises(
-        CxrltError, match=r"image 'a' stands twice, in image_labels_train.csv row 1 and in image_labels_t"
+        CxrltError, match=r"an image stands twice, in image_labels_train.csv row 1 and in image_labels_t"
     ):
         _vindr(tmp_path, "a R1 1 0", "a  1 0")
 
@@ -486,7 +486,7 @@ def test_brax_names_a_label_and_a_column_that_are_wrong(tmp_path):
     write_brax(tmp_path)
     file = tmp_path / "master_spreadsheet_update.csv"
     _edit(file, lambda t: t.assign(Edema=t["Edema"].where(t.index != 4, "2")))
-    with pytest.raises(CxrltError, match=r"'Edema', row 5 \(line 6\) holds 2.0: a label is 1, 0, -1 or empty"):
+    with pytest.raises(CxrltError, match=r"'Edema', row 5 \(line 6\) holds 2: a label is 1, 0, -1 or empty"):
         _read(tmp_path)
     _edit(file, lambda t: t.drop(columns="AccessionNumber"))
     with pytest.raises(CxrltError, match="has no column 'AccessionNumber'"):
@@ -535,7 +535,7 @@ def test_padchests_excluded_projections_are_not_labelled(tmp_path):
     "cell", ["cardiomegaly", "['mass'", "['mass' 'nodule']", "__import__('os').getcwd()", "[mass]"]
 )
 def test_padchests_cells_that_are_no_list_are_named_and_never_run(tmp_path, cell):
-    with pytest.raises(CxrltError, match=r"column 'Labels', row 2 \(image '1'\) holds .*should be a list such as"):
+    with pytest.raises(CxrltError, match=r"column 'Labels', row 2 should be a list such as"):
         _padchest(tmp_path, "['mass']", cell)
 
 
@@ -596,7 +596,7 @@ def test_a_plain_table_names_the_columns_it_ignores(tmp_path):
     write_table(tmp_path)
     cohort = _read(tmp_path)
     assert cohort.manifest.findings == ("Mass", "Nodule")
-    assert any("scanner (row 1 (line 2) holds 'GE'" in note for note in cohort.notes)
+    assert any("scanner (row 1 (line 2) holds text" in note for note in cohort.notes)
     table = cohort.manifest.table
     assert table["Nodule"].isna().sum() == 10
     assert set(table["view"]) == {"PA", "LATERAL"}

@@ -52,12 +52,12 @@ def test_columns_standing_twice_are_named():
     assert faults(frame) == ["column(s) standing twice: Mass."]
 
 
-def test_missing_extra_and_duplicate_rows_are_counted_and_the_first_is_named():
+def test_missing_extra_and_duplicate_rows_are_counted_and_the_first_is_named_by_its_row():
     frame = pd.concat([good().iloc[1:], good().iloc[[1, 1]], good().iloc[[2]].assign(dicom_id="z")])
     assert faults(frame) == [
-        "1 of the 4 image(s) to score have no row, the first is a.",
-        "1 image(s) are none of those to score, the first is z.",
-        "1 image(s) have more than one row, the first is b.",
+        "1 of the 4 image(s) to score have no row.",
+        "1 image(s) are none of those to score, the first in row 3 (line 4).",
+        "1 image(s) have more than one row, the first in row 2 (line 3).",
     ]
 
 
@@ -65,16 +65,16 @@ def test_missing_extra_and_duplicate_rows_are_counted_and_the_first_is_named():
     ("value", "said"),
     [(np.nan, "no finite number"), (np.inf, "no finite number"), (-0.1, "outside 0 to 1"), (1.01, "outside 0 to 1")],
 )
-def test_values_that_are_no_probability_are_told_with_finding_and_image(value, said):
+def test_values_that_are_no_probability_are_told_with_finding_and_row(value, said):
     frame = good()
     frame.loc[2, "Nodule"] = value
-    assert faults(frame) == [f"'Nodule' has 1 value(s) that are {said}, the first is {value} of image c."]
+    assert faults(frame) == [f"'Nodule' has 1 value(s) that are {said}, the first is {value:.4g} in row 3 (line 4)."]
 
 
 def test_text_among_the_values_is_told():
     frame = good().astype({"Mass": object})
     frame.loc[1, "Mass"] = "high"
-    assert faults(frame) == ["'Mass' has 1 value(s) that are no finite number, the first is high of image b."]
+    assert faults(frame) == ["'Mass' has 1 value(s) that are no finite number, the first is text in row 2 (line 3)."]
 
 
 def test_faulty_submission_is_refused_with_every_fault_and_nothing_is_written(tmp_path: Path):

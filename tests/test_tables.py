@@ -152,14 +152,14 @@ def test_image_ids_in_a_column_of_another_name_are_asked_for(folder: Folder):
 
 @pytest.mark.parametrize(
     ("cell", "shown"),
-    [("", "empty or nan"), ("NaN", "empty or nan"), ("inf", "'inf'"), ("high", "'high'"), ("0,5", "'0,5'")],
+    [("", "empty or nan"), ("NaN", "empty or nan"), ("inf", "inf"), ("high", "text"), ("0,5", "text")],
 )
-def test_score_that_is_no_finite_number_is_told_with_member_image_and_finding(folder: Folder, cell, shown):
+def test_score_that_is_no_finite_number_is_told_with_member_row_and_finding(folder: Folder, cell, shown):
     frame = scores(1).astype({"Nodule": object})
     frame.loc[[7, 9], "Nodule"] = cell
     paths = [*folder.three()[:2], folder.write("bad.csv", shuffled(frame, 3))]
     assert folder.told(paths) == (
-        f"bad.csv: the score of image 0007, finding 'Nodule', is {shown} (and 1 more like it): every score must "
+        f"bad.csv: the score of finding 'Nodule' in row 13 (line 14) is {shown} (and 1 more like it): every score must "
         "be a finite number."
     )
 
@@ -172,7 +172,7 @@ def test_text_far_down_in_a_large_file_is_told_too(folder: Folder):
     table.loc[100_000, "Mass"] = 0.25
     assert folder.read([folder.write("a.csv", table)]).predictions[0, 100_000, 0] == 0.25
     table.loc[199_999, "Mass"] = "high"
-    assert "image image-199999, finding 'Mass', is 'high':" in folder.told([folder.write("a.csv", table)])
+    assert "finding 'Mass' in row 200000 (line 200001) is text:" in folder.told([folder.write("a.csv", table)])
 
 
 def test_numbers_written_as_text_are_numbers(folder: Folder):
@@ -187,8 +187,8 @@ def test_member_that_lacks_an_image_is_named_and_the_image_can_be_left_out(folde
     folder.write("b.csv", scores(1).drop([4, 11]))
     folder.write("c.csv", shuffled(scores(2).drop(4), 1))
     assert folder.told(paths) == (
-        "b.csv lacks 2 of the 30 images of labels.csv, the first is 0004: add them, or leave them out by "
-        "--drop-missing."
+        "b.csv lacks 2 of the 30 images of labels.csv, the first is that of row 5 (line 6): add them, or "
+        "leave them out by --drop-missing."
     )
     members = folder.read(paths, drop_missing=True)
     kept = np.delete(np.arange(IMAGES), [4, 11])
@@ -199,12 +199,12 @@ def test_member_that_lacks_an_image_is_named_and_the_image_can_be_left_out(folde
     assert members.notes == ["2 of 30 images left out, lacking in b 2, c 1"]
 
 
-def test_ids_that_are_written_otherwise_are_shown_side_by_side(folder: Folder):
+def test_of_ids_that_are_written_otherwise_the_forms_are_shown_side_by_side(folder: Folder):
     path = folder.write("a.csv", scores(0).assign(dicom_id=lambda frame: frame["dicom_id"] + ".jpg"))
     for drop in (False, True):
         assert folder.told([path], drop_missing=drop) == (
-            "a.csv lacks 30 of the 30 images of labels.csv, the first is 0000, where its own first is 0000.jpg: write "
-            "the ids alike."
+            "a.csv lacks 30 of the 30 images of labels.csv, the first is that of row 1 (line 2), as 9999, "
+            "where its own first is as 9999.xxx: write the ids alike."
         )
 
 
@@ -279,12 +279,13 @@ def test_true_and_false_are_labels(folder: Folder):
 
 
 @pytest.mark.parametrize("value", [2, 0.5, "yes", -2])
-def test_other_labels_are_refused_with_file_image_finding_and_value(folder: Folder, value):
+def test_other_labels_are_refused_with_file_row_finding_and_number(folder: Folder, value):
     table = labels().astype({"Normal": object})
     table.loc[8, "Normal"] = value
     folder.write("labels.csv", table)
     told = folder.told(folder.three())
-    start = f"labels.csv: the label of image 0008, finding 'Normal', is '{value}'"
+    held = "text" if value == "yes" else value
+    start = f"labels.csv: the label of finding 'Normal' in row 9 (line 10) is {held}"
     assert told.startswith(f"{start}: a label is 1, 0, -1 or nothing; if 'Normal' is no finding")
     assert told.endswith("--findings.")
     paths = [str(folder.path / f"{name}.csv") for name in "abc"]
@@ -296,18 +297,18 @@ def test_a_column_without_any_label_is_refused_where_it_is_asked_for(folder: Fol
     folder.write("labels.csv", labels().assign(Normal=0.5))
     paths = folder.three()
     assert folder.read(paths).findings == FINDINGS[:3]
-    assert "finding 'Normal', is '0.5' (and 29 more like it)" in folder.told(paths, findings=FINDINGS)
+    assert "finding 'Normal' in row 1 (line 2) is 0.5 (and 29 more like it)" in folder.told(paths, findings=FINDINGS)
 
 
 def test_repeated_images_and_columns_are_refused(folder: Folder):
     again = pd.concat([scores(0), scores(1).iloc[[9, 2]]])
     assert folder.told([folder.write("a.csv", again)]) == (
-        "a.csv: image 0009 stands twice (and 1 more like it): keep one row an image."
+        "a.csv: an image stands twice, again in row 31 (line 32) (and 1 more like it): keep one row an image."
     )
     again = pd.concat([scores(0), scores(1)[["Mass"]]], axis=1)
     assert "a.csv has column 'Mass' twice" in folder.told([folder.write("a.csv", again)])
     folder.write("labels.csv", pd.concat([labels(), labels().iloc[[5]]]))
-    assert "labels.csv: image 0005 stands twice:" in folder.told(folder.three())
+    assert "labels.csv: an image stands twice, again in row 31 (line 32):" in folder.told(folder.three())
 
 
 def test_row_without_id_and_file_without_rows_are_refused(folder: Folder):
@@ -363,7 +364,7 @@ def test_subjects_that_do_not_fit_are_told(folder: Folder):
     table = labels()[["dicom_id", "subject_id"]]
     assert "s.csv lacks 1 of the 30 images" in folder.told(paths, groups=folder.write("s.csv", table[1:]))
     table.loc[6, "subject_id"] = None
-    assert "s.csv: column 'subject_id' is empty for image 0006." in folder.told(
+    assert "s.csv: column 'subject_id' is empty in row 7 (line 8)." in folder.told(
         paths, groups=folder.write("s.csv", table)
     )
 
@@ -401,7 +402,7 @@ def test_logits_become_probabilities_and_that_is_noted(folder: Folder):
 def test_number_too_large_for_float32_is_no_finite_number(folder: Folder):
     frame = scores(0).astype(dict.fromkeys(FINDINGS, float))
     frame.loc[2, "Mass"] = 1e300
-    assert "image 0002, finding 'Mass', is '1e+300'" in folder.told([folder.write("a.csv", frame)])
+    assert "finding 'Mass' in row 3 (line 4) is a large number" in folder.told([folder.write("a.csv", frame)])
 
 
 def of_test(seed: int) -> pd.DataFrame:
@@ -442,14 +443,18 @@ def test_test_files_that_do_not_fit_the_members_are_refused(folder: Folder):
         read_apply(paths, members)
     folder.write("test/b.csv", of_test(1).drop(3))
     with pytest.raises(
-        CxrltError, match=r"b\.csv lacks 1 of the 30 images of .*a\.csv, the first is t0003: add them\."
+        CxrltError,
+        match=r"b\.csv lacks 1 of the 30 images of .*a\.csv, the first is that of row 4 \(line 5\): add them\.",
     ):
         read_apply(paths, members)
     folder.write("test/b.csv", pd.concat([of_test(1), of_test(1)[:2].assign(dicom_id=["new", "other"])]))
-    with pytest.raises(CxrltError, match=r"a\.csv lacks 2 of the 32 images of .*b\.csv, the first is new: add them\."):
+    with pytest.raises(
+        CxrltError,
+        match=r"a\.csv lacks 2 of the 32 images of .*b\.csv, the first is that of row 31 \(line 32\): add them\.",
+    ):
         read_apply(paths, members)
     folder.write("test/b.csv", of_test(1).assign(Mass=np.nan))
-    with pytest.raises(CxrltError, match=r"b\.csv: the score of image t0000, finding 'Mass', is empty or nan"):
+    with pytest.raises(CxrltError, match=r"b\.csv: the score of finding 'Mass' in row 1 \(line 2\) is empty or nan"):
         read_apply(paths, members)
 
 
@@ -520,9 +525,9 @@ def with_value(key: str, place: tuple[int, ...], value: float) -> np.ndarray:
         ({"members": np.array(["a", "b", None])}, r"plain arrays: Object arrays cannot be loaded"),
         (
             {"predictions": with_value("predictions", (1, 7, 2), np.nan)},
-            r"member b: the score of image 0007, finding 'Round\(ed\) Atelectasis', is empty or nan",
+            r"member b: the score of finding 'Round\(ed\) Atelectasis' in row 8 \(line 9\) is empty or nan",
         ),
-        ({"targets": with_value("targets", (7, 2), 3)}, r"targets: the label of image 0007, .*, is '3.0': a label is"),
+        ({"targets": with_value("targets", (7, 2), 3)}, r"targets: the label of finding .* is 3: a label is"),
     ],
 )
 def test_npz_that_does_not_fit_is_refused_in_a_sentence(folder: Folder, changes, told):

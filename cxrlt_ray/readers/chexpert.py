@@ -12,8 +12,9 @@ import pandas as pd
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.readers import Raw, Request, register_reader
-from cxrlt_ray.readers.columns import Sheet, ages, read_sheet, row_of, sexes, views
+from cxrlt_ray.readers.columns import Sheet, ages, and_more, read_sheet, row_of, sexes, views
 from cxrlt_ray.readers.files import header, places
+from cxrlt_ray.safe import told
 from cxrlt_ray.storage import Store
 
 SPLITS = {"train.csv": "train", "valid.csv": "test", "test.csv": "test"}
@@ -72,8 +73,8 @@ def _rows(sheet: Sheet, wanted: tuple[str, ...], uncertain: str, problems: list[
     strange = np.flatnonzero(parts[0].isna())
     if len(strange):
         problems.append(
-            f"{sheet.file}: column 'Path', {row_of(strange[0])} holds {path.iloc[strange[0]]!r}: it should end in "
-            "patient00001/study1/view1_frontal.jpg."
+            f"{sheet.file}: column 'Path', {row_of(strange[0])}{told(path.iloc[strange[0]])}"
+            f"{and_more(len(strange) - 1)} should end in patient00001/study1/view1_frontal.jpg."
         )
     study = parts[0] + "_" + parts[1]
     frontal = sheet.text("Frontal/Lateral")

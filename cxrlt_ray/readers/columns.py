@@ -6,7 +6,7 @@ Parsing is pyarrow's (377,110 rows x 51 columns in about a second). Only the emp
 
 from __future__ import annotations
 
-import reprlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import csv, fs
 
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.safe import cell, heads, told
 from cxrlt_ray.storage import Store
 
 VIEW_NAMES = {
@@ -65,10 +66,7 @@ class Sheet:
         """Raise CxrltError, naming them, for columns that the file lacks."""
         lacking = [name for name in names if name not in self.columns]
         if lacking:
-            raise CxrltError(
-                f"{self.file} has no column {quoted(lacking)}; it has {quoted(self.columns[:12])}"
-                f"{' ...' if len(self.columns) > 12 else ''}."
-            )
+            raise CxrltError(f"{self.file} has no column {quoted(lacking)}; it has {heads(self.columns)}.")
 
     def text(self, name: str) -> pd.Series:
         """A column as strings without blanks at the ends; empty cells and a column that is not there: ""."""
@@ -129,9 +127,9 @@ class Labels:
         return self.codes > NO_LABEL
 
     def first_bad(self) -> str:
-        """'row 3 (line 4) holds 'text''."""
+        """'row 3 (line 4) holds 0.5', or that it holds text: what it says may be a report's."""
         rows = np.flatnonzero(self.codes == BAD_LABEL)
-        return f"{row_of(rows[0])} holds {reprlib.repr(self.bad[0])}{and_more(len(rows) - 1)}"
+        return f"{row_of(rows[0])} holds {cell(self.bad[0])}{and_more(len(rows) - 1)}"
 
     def nullable(self) -> pd.api.extensions.ExtensionArray:
         """As pandas Int8; what is no label is null."""
@@ -146,15 +144,21 @@ def read_sheet(
     multiline: a quoted cell may hold line breaks.
     Raises CxrltError, naming the file, if it cannot be read or repeats a column.
     """
-    try:
+    options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
+    parsing = csv.ParseOptions(newlines_in_values=multiline)
+
+    def parsed(threads: bool) -> pa.Table:
         filesystem, root = fs.FileSystem.from_uri(folder.uri)
         with filesystem.open_input_stream(f"{root}/{name}") as stream:
-            options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
-            parsing = csv.ParseOptions(newlines_in_values=multiline)
-            table = csv.read_csv(stream, parse_options=parsing, convert_options=options)
+            return csv.read_csv(stream, csv.ReadOptions(use_threads=threads), parsing, options)
+
+    try:
+        try:
+            table = parsed(threads=True)
+        except pa.ArrowInvalid:
+            table = parsed(threads=False)  # slower, and says in which row
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise CxrltError(f"{folder.uri}/{name} cannot be read as CSV: {reason}.") from None
+        raise CxrltError(f"{folder.uri}/{name} cannot be read as CSV: {reason_of(error)}.") from None
     table = table.rename_columns([column.strip() for column in table.column_names])
     twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
     if twice:
@@ -164,14 +168,21 @@ def read_sheet(
     return Sheet(name, table)
 
 
+def reason_of(error: Exception) -> str:
+    """What pyarrow says is wrong, without the row or the cell that it quotes."""
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
+    kept = re.sub(r"(, got \d+): .*|(: invalid value).*", r"\1\2", reason)
+    return kept if kept == reason else kept + told(reason)
+
+
 def row_of(index: int) -> str:
     """A row for a message: the first is row 1, on line 2."""
     return f"row {index + 1} (line {index + 2})"
 
 
-def and_more(count: int) -> str:
+def and_more(count: int, what: str = "more row") -> str:
     """' (and 3 more rows)' or nothing."""
-    return f" (and {counted(count, 'more row')})" if count else ""
+    return f" (and {counted(count, what)})" if count else ""
 
 
 def counted(count: int, what: str) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from pyarrow import fs
 
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.safe import follows_links, leading_out
 from cxrlt_ray.storage import Store
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
@@ -97,8 +98,8 @@ class Disk:
 def compare_with_disk(paths: pd.Series, root: str) -> Disk:
     """Which of `paths` are not below `root`, and which images beside them no row names."""
     store, wanted = Store(root), pd.Index(paths)
-    parted = paths.str.partition("/")
-    tops = sorted(parted[0].where(parted[1] != "", "").unique())
+    paths = paths[~leading_out(paths)]
+    tops = sorted({path.partition("/")[0] if "/" in path else "" for path in paths})
     there = [path for top in tops for path in image_files(store, top, recursive=top != "")]
     here = pd.Index(np.array(there, object)).astype("str")
     return Disk(sorted(wanted.difference(here)), sorted(here.difference(wanted)))
@@ -115,7 +116,7 @@ def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
                     continue  # a Mac's ._NAME.jpg is no image
                 if entry.name.lower().endswith(IMAGE_SUFFIXES):
                     images.append(prefix + entry.name)
-                elif entry.is_dir():
+                elif entry.is_dir(follow_symlinks=follows_links()):
                     below.append(prefix + entry.name)
     except FileNotFoundError:
         pass

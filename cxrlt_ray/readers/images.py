@@ -15,8 +15,7 @@ def recognise(data: Store, labelled: bool) -> str | None:
     """An image somewhere below, where no labels are asked for and no table is there."""
     if labelled or any(name.endswith((".csv", ".csv.gz")) for name in data.list()):
         return None
-    first = next(image_files(data), None)
-    return first and f"no table, but {first}"
+    return "images and no table" if next(image_files(data), None) else None
 
 
 @register_reader(

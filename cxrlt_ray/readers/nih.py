@@ -15,6 +15,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.readers import Raw, Request, register_reader
 from cxrlt_ray.readers.columns import Sheet, ages, read_sheet, row_of, sexes, views
 from cxrlt_ray.readers.files import folders, image_files, places
+from cxrlt_ray.safe import told
 from cxrlt_ray.storage import Store
 
 TABLE = re.compile(r"Data_Entry_2017.*\.csv(\.gz)?$", re.IGNORECASE)
@@ -91,7 +92,8 @@ def _labels(sheet: Sheet, findings: tuple[str, ...], problems: list[str]) -> dic
         if unknown:
             row = int(np.flatnonzero(cells == cell)[0])
             problems.append(
-                f"{sheet.file}: column 'Finding Labels', {row_of(row)} holds {unknown[0]!r}: none of NIH's findings."
+                f"{sheet.file}: column 'Finding Labels', {row_of(row)}{told(unknown[0])} holds what is none of NIH's "
+                "findings."
             )
             break
     return {

@@ -27,6 +27,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.readers import Raw, Request, register_reader
 from cxrlt_ray.readers.columns import MAX_AGE, Sheet, and_more, counted, quoted, read_sheet, sexes, views, whole_ids
 from cxrlt_ray.readers.files import folders, places
+from cxrlt_ray.safe import told
 from cxrlt_ray.storage import Store
 
 TABLE = re.compile(r"PADCHEST_chest_x_ray_images_labels_160K.*\.csv(\.gz)?$", re.IGNORECASE)
@@ -167,8 +168,8 @@ def _labels(
     if torn.any():
         at = int(np.flatnonzero(torn)[0])
         problems.append(
-            f"{sheet.file}: column 'Labels', row {at + 1} (image '{file.iloc[at]}') holds {cells[codes[at]][:60]!r}"
-            f"{and_more(torn.sum() - 1)}: it should be a list such as ['cardiomegaly', 'pleural effusion']."
+            f"{sheet.file}: column 'Labels', row {at + 1}{told(file.iloc[at])}{and_more(torn.sum() - 1)} should be a "
+            f"list such as ['cardiomegaly', 'pleural effusion']{told(cells[codes[at]][:60])}."
         )
     known = {name.lower(): name for name in FINDINGS}
     sets = [{known.get(name, name) for name in names or ()} for names in lists]

@@ -23,6 +23,7 @@ from cxrlt_ray.readers.columns import (
     whole_ids,
 )
 from cxrlt_ray.readers.files import header
+from cxrlt_ray.safe import cell
 from cxrlt_ray.storage import Store
 
 FILE = "labels.csv"
@@ -89,7 +90,7 @@ def _photometric(sheet: Sheet, problems: list[str]) -> pd.Series:
     wrong = np.flatnonzero(~cells.isin(["", *PHOTOMETRIC]))
     if len(wrong):
         problems.append(
-            f"{sheet.file}: column 'photometric', {row_of(wrong[0])} holds {cells.iloc[wrong[0]]!r}: allowed are "
+            f"{sheet.file}: column 'photometric', {row_of(wrong[0])} holds {cell(cells.iloc[wrong[0]])}: allowed are "
             f"{quoted(PHOTOMETRIC)} or nothing."
         )
     return cells.where(cells != "")
@@ -104,12 +105,12 @@ def _studies(sheet: Sheet) -> pd.Series:
 
 def _splits(sheet: Sheet, problems: list[str]) -> pd.Series:
     cells = sheet.text("split")
-    meaning = {cell: SPLIT_NAMES.get(cell.lower()) for cell in cells.unique()}
+    meaning = {each: SPLIT_NAMES.get(each.lower()) for each in cells.unique()}
     splits = cells.map(meaning)
     wrong = np.flatnonzero(splits.isna())
     if len(wrong):
         problems.append(
-            f"{sheet.file}: column 'split', {row_of(wrong[0])} holds {cells.iloc[wrong[0]]!r}: a split is one of "
+            f"{sheet.file}: column 'split', {row_of(wrong[0])} holds {cell(cells.iloc[wrong[0]])}: a split is one of "
             f"{quoted(sorted(set(SPLIT_NAMES.values())))}."
         )
     return splits

@@ -21,6 +21,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.readers import Raw, Request, register_reader
 from cxrlt_ray.readers.columns import Sheet, and_more, counted, read_sheet, row_of
 from cxrlt_ray.readers.files import image_files, places
+from cxrlt_ray.safe import told
 from cxrlt_ray.storage import Store
 
 SHEETS = {"train": "image_labels_train.csv", "test": "image_labels_test.csv"}
@@ -95,7 +96,7 @@ def _voted(
     if again.any():
         at = int(np.flatnonzero(again)[0])
         problems.append(
-            f"{sheet.file}: {row_of(at)} is a second reading of image '{rows['image_id'].iloc[at]}' by the same "
+            f"{sheet.file}: {row_of(at)} is a second reading of one image{told(rows['image_id'].iloc[at])} by the same "
             f"radiologist{and_more(again.sum() - 1)}: each reads an image once."
         )
     image, _ = pd.factorize(rows["image_id"])

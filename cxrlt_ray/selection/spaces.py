@@ -17,8 +17,11 @@ def into(space: str, predictions: np.ndarray, reference: np.ndarray) -> np.ndarr
     if space == "probability":
         return predictions
     if space == "logit":
-        kept = np.clip(predictions.astype(np.float64), _NEAR, 1 - _NEAR)
-        return np.log(kept / (1 - kept)).astype(np.float32)
+        logits = np.empty_like(predictions, np.float32)
+        for m, each in enumerate(predictions):  # one by one: in float64 all would take several times their memory
+            kept = np.clip(each.astype(np.float64), _NEAR, 1 - _NEAR)
+            logits[m] = np.log(kept / (1 - kept))
+        return logits
     ranks = np.empty_like(predictions, np.float32)
     for m, c in np.ndindex(predictions.shape[0], predictions.shape[2]):
         ranks[m, :, c] = _rank(predictions[m, :, c], reference[m, :, c])

@@ -1,0 +1,421 @@
+"""Bad luck, on purpose: a sweep and its ensemble under seeded faults, counted against the same without any.
+
+    python benchmarks/chaos.py --faults 30 --seed 0
+
+The same small sweep on the phantom is run twice with the same seed: in calm, and under faults, where every command that
+ended is given again (`--resume`) until it succeeds. Then it is counted: trials expected, lost (not there, or failed by
+no fault of their own), doubled; whether all predictions, the weights and the submission are the same to the bit; how
+much longer it took. Faults come from outside, as they would: signals, limits, mounts, files; nothing in the package
+knows of them. Those that need a mount are left out, and said, where this user may not mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import options, publish
+
+HERE = Path(__file__).parent
+IMAGES, TRIALS, EPOCHS, HUNG, FAILING = 240, 8, 5, 8, 6.0
+SPACE = f"""
+trials: {TRIALS}
+epochs: {EPOCHS}
+parameters:
+  backbone: {{choices: [test_convnext, test_resnet]}}
+  pretrained: false
+  resolution: 48
+  batch_size: 16
+  ema_decay: {{choices: [0.0, 0.9]}}
+  drop_rate: 0.1
+  lr: {{low: 1e-3, high: 1e-2, log: true}}
+start:
+  - {{backbone: test_resnet, lr: 4e-3}}
+"""
+# a trial whose loss is never finite is part of both: it fails with its reason and nothing else suffers
+NAN = "  - {backbone: test_convnext, lr: 1e-2, ema_decay: 0.9}\n"
+# the clock of every process, moved by what a file says
+CLOCK = """
+import time as _time
+_real = _time.time
+def _moved():
+    try:
+        with open({file!r}) as file:
+            return _real() + float(file.read() or 0)
+    except (OSError, ValueError):
+        return _real()
+_time.time = _moved
+"""
+
+
+@dataclass
+class Storm:
+    """A run under faults: where it lies, what runs, and what has happened."""
+
+    storage: Path
+    env: dict[str, str]
+    random: random.Random
+    clock: Path
+    log: Any
+    driver: Any = None
+    happened: Counter[str] = field(default_factory=Counter)
+    left_behind: int = 0
+
+    def tree(self) -> list[int]:
+        """The driver and all processes below it."""
+        below: dict[int, list[int]] = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):
+                    parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
+                    below.setdefault(parent, []).append(int(entry))
+        found = [self.driver.pid]
+        for pid in found:
+            found += below.get(pid, [])
+        return found
+
+    def named(self, *parts: str) -> list[int]:
+        """Processes of the tree whose command line begins with one of `parts` or has it as a path's end."""
+        found = []
+        for pid in self.tree()[1:]:
+            with contextlib.suppress(OSError):
+                line = Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                if any(line.startswith(part) or line.split(" ")[0].endswith(part) for part in parts):
+                    found.append(pid)
+        return found
+
+    def trial(self) -> int | None:
+        """The process of a trial that trains: the one that burns time."""
+        found = self.named("ray::ImplicitFunc", "ray::_Inner", "ray::_trial")
+        return self.random.choice(found) if found else None
+
+
+def kill(storm: Storm, pids: list[int]) -> bool:
+    """Kill -9 one of them."""
+    if not pids:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(storm.random.choice(pids), signal.SIGKILL)
+    return True
+
+
+def kill_driver(storm: Storm) -> bool:
+    """Kill -9 the command itself; what it started is to end by itself."""
+    tree = storm.tree()
+    os.kill(storm.driver.pid, signal.SIGKILL)
+    storm.driver.wait()
+    until = time.monotonic() + 30
+    while time.monotonic() < until and any(alive(pid) for pid in tree):
+        time.sleep(0.2)
+    left = [pid for pid in tree if alive(pid)]
+    storm.left_behind += len(left)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def hang(storm: Storm) -> bool:
+    """Stop a trial's process, so that it does nothing and hears nothing."""
+    if (pid := storm.trial()) is None:
+        return False
+    os.kill(pid, signal.SIGSTOP)
+    return True
+
+
+def exhaust(storm: Storm) -> bool:
+    """Let a trial's process have no byte of memory more than it has."""
+    if (pid := storm.trial()) is None:
+        return False
+    with contextlib.suppress(ProcessLookupError, OSError):
+        used = int(Path("/proc", str(pid), "statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
+    return True
+
+
+def fill_disk(storm: Storm) -> bool:
+    """Fill the disk, for a while."""
+    filler = storm.storage / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb") as file:
+        while True:
+            file.write(b"\1" * (1 << 20))
+            file.flush()
+    time.sleep(FAILING)
+    filler.unlink()
+    return True
+
+
+def read_only(storm: Storm) -> bool:
+    """Put an empty storage that cannot be written to in the place of ours, for a while."""
+    mount("-t", "tmpfs", "-o", "ro", "none", str(storm.storage))
+    time.sleep(FAILING)
+    subprocess.run(["umount", "-l", str(storm.storage)], check=True)
+    return True
+
+
+def move_clock(storm: Storm) -> bool:
+    """Let the clock of all processes jump by up to a day, forward or back."""
+    storm.clock.write_text(str(storm.random.uniform(-86400, 86400)))
+    return True
+
+
+def damage(storm: Storm, pattern: str, how: Callable[[Path], None]) -> bool:
+    """Kill the driver, and damage one of the files of that pattern before it is started again."""
+    found = sorted(storm.storage.glob(pattern))
+    if not found:
+        return False
+    kill_driver(storm)
+    found = [path for path in found if path.exists()]
+    if found:
+        how(storm.random.choice(found))
+    return True
+
+
+def truncate(path: Path) -> None:
+    """Take away its second half."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    """Turn one bit in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+TRIAL = "storm/trials/*"
+FAULTS: dict[str, Callable[[Storm], bool]] = {
+    "driver killed": kill_driver,
+    "trial killed": lambda s: kill(s, [pid for pid in [s.trial()] if pid]),
+    "raylet killed": lambda s: kill(s, s.named("/raylet")),
+    "GCS killed": lambda s: kill(s, s.named("/gcs_server")),
+    "data task or other worker killed": lambda s: kill(s, [p for p in s.named("ray::") if p != s.trial()]),
+    "trial hung": hang,
+    "trial out of memory": exhaust,
+    "disk full": fill_disk,
+    "storage read-only": read_only,
+    "clock jumps": move_clock,
+    "checkpoint truncated": lambda s: damage(s, f"{TRIAL}/fold-0/model.safetensors", truncate),
+    "state truncated": lambda s: damage(s, f"{TRIAL}/midway-*.safetensors", truncate),
+    "predictions corrupt": lambda s: damage(s, f"{TRIAL}/predictions/val.parquet", flip),
+    "shard deleted": lambda s: damage(s, "shards/*/*-*.parquet", Path.unlink),
+    "search's database lost": lambda s: damage(s, "storm/optuna.db", truncate),
+}
+MOUNTED = ("disk full", "storage read-only")
+
+
+def mount(*arguments: str) -> bool:
+    """Whether that could be mounted."""
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
+
+
+def command(storm: Storm, module: str, *arguments: str) -> list[str]:
+    """One of our commands, in this storage."""
+    return [sys.executable, "-m", f"cxrlt_ray.{module}", *arguments, "--storage", str(storm.storage)]
+
+
+def swept(storm: Storm, data: Path, space: Path) -> list[str]:
+    """The command that begins the sweep, or goes on with it."""
+    given = ["--hung-after", f"{HUNG}s", "--retries", "3", "--max-concurrent", "1", "--cache-gb", "0.1"]
+    if (storm.storage / "storm" / "run.json").exists():
+        return command(storm, "sweep", "task1", "--resume", "--name", "storm", *given)
+    return command(storm, "sweep", "task1", "--data", str(data), "--space", str(space), "--name", "storm", *given)
+
+
+def start(storm: Storm, given: list[str]) -> None:
+    """Start a command below this process."""
+    storm.log.write(f"\n$ {' '.join(given[2:])}\n")
+    storm.log.flush()
+    # its own group, and it ends with us
+    death = lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # noqa: E731
+    storm.driver = subprocess.Popen(given, env=storm.env, stdout=storm.log, stderr=storm.log, preexec_fn=death)
+
+
+def weather(storm: Storm, given: Callable[[], list[str]], plan: list[str], pause: tuple[float, float]) -> None:
+    """Run a command until it succeeds, a fault of `plan` every so often."""
+    start(storm, given())
+    due = time.monotonic() + storm.random.uniform(*pause)
+    tries = 0
+    while True:
+        if storm.driver.poll() is not None:
+            if storm.driver.returncode == 0:
+                return
+            tries += 1
+            if tries > 8 + 2 * sum(storm.happened.values()):
+                raise SystemExit("chaos: the command does not succeed any more; see the log")
+            start(storm, given())
+            due = time.monotonic() + storm.random.uniform(*pause)
+        if plan and time.monotonic() > due:
+            fault = plan[0]
+            if FAULTS[fault](storm):
+                storm.happened[plan.pop(0)] += 1
+                storm.log.write(f"### {fault}\n")
+                storm.log.flush()
+            else:  # not now: another first
+                plan.append(plan.pop(0))
+            due = time.monotonic() + storm.random.uniform(*pause)
+        time.sleep(0.1)
+
+
+def finished_storm(name: str, root: Path, data: Path, space: Path, plan: list[str], seed: int, mounted: bool) -> Any:
+    """Sweep and ensemble in a storage of their own, under the faults of `plan`; the storm, and its seconds."""
+    storage = root / name
+    storage.mkdir()
+    if mounted:
+        mount("-t", "tmpfs", "-o", "size=300m", "none", str(storage))
+    clock = root / f"{name}-clock"
+    clock.write_text("0")
+    site = root / f"{name}-site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(CLOCK.format(file=str(clock)))
+    env = {**os.environ, "PYTHONPATH": str(site), "RAY_worker_niceness": "0", "CUDA_VISIBLE_DEVICES": ""}
+    with open(root / f"{name}.log", "w") as log:
+        storm = Storm(storage, env, random.Random(seed), clock, log)
+        began = time.monotonic()
+        late = [fault for fault in plan[-2:] if fault in ("driver killed", "data task or other worker killed")]
+        weather(storm, lambda: swept(storm, data, space), plan[: len(plan) - len(late)], (3.0, 12.0))
+        chosen = command(storm, "ensemble", "--run", "storm", "--score-all", "--rounds", "50")
+        weather(storm, lambda: chosen, late, (9.0, 14.0))
+        return storm, time.monotonic() - began
+
+
+def read(storage: Path) -> dict[str, Any]:
+    """What a run left that is to be the same."""
+    import pandas as pd
+
+    trials = {}
+    for path in sorted((storage / "storm" / "trials").iterdir()):
+        about = json.loads((path / "trial.json").read_text())
+        told = {key: about.get(key) for key in ("state", "params", "val_map", "reason", "own_fault")}
+        told["epochs"] = [(e["epoch"], e["val_map"], e["loss"]) for e in about["epochs"]]
+        scores = {}
+        for split in ("val", "test"):
+            if (path / "predictions" / f"{split}.parquet").exists():
+                scores[split] = pd.read_parquet(path / "predictions" / f"{split}.parquet")
+        trials[about["name"]] = {"about": told, "scores": scores, "retries": len(about.get("retries", []))}
+    ensemble = storage / "storm" / "ensembles" / "greedy"
+    return {
+        "trials": trials,
+        "weights": pd.read_csv(ensemble / "weights.csv") if (ensemble / "weights.csv").exists() else None,
+        "submission": (ensemble / "submission.csv").read_bytes(),
+    }
+
+
+def compared(calm: dict[str, Any], storm: dict[str, Any]) -> dict[str, Any]:
+    """Counts of trials, and what is the same."""
+    lost = [n for n in calm["trials"] if n not in storm["trials"] or storm["trials"][n]["about"]["state"] == "running"]
+    others = [n for n in calm["trials"] if n not in lost]
+    lost += [
+        name
+        for name in others
+        if storm["trials"][name]["about"]["state"] == "failed" and calm["trials"][name]["about"]["state"] != "failed"
+    ]
+    doubled = [name for name in storm["trials"] if name not in calm["trials"]]
+    same = [
+        name
+        for name in others
+        if storm["trials"][name]["about"] == calm["trials"][name]["about"]
+        and all(
+            split in storm["trials"][name]["scores"]
+            and np.array_equal(frame.to_numpy(), storm["trials"][name]["scores"][split].loc[frame.index].to_numpy())
+            for split, frame in calm["trials"][name]["scores"].items()
+        )
+    ]
+    return {
+        "expected": len(calm["trials"]),
+        "lost": lost,
+        "doubled": doubled,
+        "same": len(same),
+        "differ": sorted(set(others) - set(same)),
+        "retries": sum(trial["retries"] for trial in storm["trials"].values()),
+        "submission": calm["submission"] == storm["submission"],
+    }
+
+
+def planned(faults: int, seed: int, able: bool, kinds: list[str] | None = None) -> list[str]:
+    """So many faults, every kind about as often, in a random order; the ensemble's two come last."""
+    kinds = [kind for kind in kinds or list(FAULTS) if able or kind not in MOUNTED]
+    chance = random.Random(seed)
+    plan: list[str] = []
+    while len(plan) < faults - 2:
+        plan += chance.sample(kinds, len(kinds))
+    return [*plan[: faults - 2], "driver killed", "data task or other worker killed"]
+
+
+def main() -> None:
+    parser = options(__doc__, {"faults": 30, "seed": 0})
+    parser.add_argument("--keep", help="a folder that keeps both runs and their logs")
+    parser.add_argument("--kinds", nargs="*", help=f"of {', '.join(FAULTS)}; all unless given")
+    asked = parser.parse_args()
+    root = Path(asked.keep or tempfile.mkdtemp(prefix="chaos-"))
+    root.mkdir(parents=True, exist_ok=True)
+    probe = root / "probe"
+    probe.mkdir()
+    able = mount("-t", "tmpfs", "-o", "size=1m", "none", str(probe))
+    if able:
+        subprocess.run(["umount", str(probe)], check=True)
+    data, space = root / "data", root / "space.yaml"
+    from cxrlt_ray.phantom import write_phantom
+
+    write_phantom(str(data), images=IMAGES, size=64, seed=0, say=lambda _: None)
+    space.write_text(SPACE + NAN)
+    plan = planned(asked.faults, asked.seed, able, asked.kinds)
+    mounted = []
+    try:
+        print(f"In {root}: first without faults", flush=True)
+        _, quiet = finished_storm("calm", root, data, space, [], asked.seed, mounted=False)
+        print(f"  {quiet:.0f} s; now with {len(plan)} faults", flush=True)
+        mounted = [root / "storm"] if able else []
+        storm, loud = finished_storm("storm", root, data, space, plan, asked.seed, mounted=able)
+        told = compared(read(root / "calm"), read(root / "storm"))
+    finally:
+        for each in mounted:
+            subprocess.run(["umount", "-l", str(each)], check=False)
+    happened = sum(storm.happened.values())
+    counts = ", ".join(f"{count} x {name}" for name, count in sorted(storm.happened.items()))
+    lines = [
+        "| faults | trials | lost | doubled | the same to the bit | retries | submission | time | processes left |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| {happened} | {told['expected']} | {len(told['lost'])} | {len(told['doubled'])} | {told['same']} | "
+        f"{told['retries']} | {'identical' if told['submission'] else 'differs'} | "
+        f"{loud:.0f} s, {loud / quiet:.1f} times {quiet:.0f} s | {storm.left_behind} |",
+        "",
+        f"Seed {asked.seed}: {counts}.",
+    ]
+    if not able:
+        lines += ["Without a full disk and read-only storage: this user may not mount."]
+    if told["differ"]:
+        lines += [f"Not the same: {', '.join(told['differ'])}."]
+    publish("chaos", "Faults on purpose", "", lines, asked.write)
+    if not asked.keep:
+        shutil.rmtree(root, ignore_errors=True)
+    good = not told["lost"] and not told["doubled"] and told["submission"] and not told["differ"]
+    raise SystemExit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Does anything grow? A sweep of very short epochs and trials, one at a time in one process, sampled every few seconds.
+
+What is sampled, from /proc and the disk: memory, threads and open files of the driver and of the process in which the
+trials run, Ray's object store, the number of processes, Ray's and Tune's own files. A slope is that of a line through
+the means of BLOCKS stretches of time after the warm-up, with its 95 % interval (Student's t): what lies nearer to each
+other is not independent. The run's directory grows by what its trials leave; it is told for each trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from processes import Process, tree
+from report import Row, options, publish
+
+ROOT = Path(__file__).parent.parent
+BUILD, FIGURE = ROOT / "build" / "soak", ROOT / "docs" / "soak.png"
+EVERY, BLOCKS, WARM = 3.0, 12, 0.25  # seconds between samples; stretches; the share of the time left to warm up
+SPACE = """
+trials: 3000
+epochs: 20
+parameters:
+  backbone: {choices: [test_convnext, test_resnet]}
+  pretrained: false
+  resolution: 32
+  batch_size: 32
+  lr: {low: 1.0e-3, high: 1.0e-2, log: true}
+"""
+MEBI = 2**20
+# what is drawn: the title, the unit, and which of the series
+PANELS = (
+    ("Memory (RSS)", "MiB", ("driver memory", "trial memory")),
+    ("Shared memory: Ray's object store", "MiB", ("object store",)),
+    ("Open files", "number", ("driver files", "trial files")),
+    ("Threads", "number", ("driver threads", "trial threads")),
+    ("Ray's and Tune's files", "MiB", ("Ray's logs", "Tune's files")),
+    ("The run's directory", "MiB", ("run's directory",)),
+)
+
+
+def size(folder: Path) -> float:
+    """MiB that the files below a folder take on the disk, as far as they stay."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+    return total / MEBI
+
+
+def sample(processes: list[Process], run: Path, scratch: Path) -> dict[str, float] | None:
+    """The series' values now; None before the first trial and after the last. scratch: the driver's TMPDIR."""
+    trial = next((each for each in processes if each.title.startswith("ray::ImplicitFunc")), None)
+    if trial is None:
+        return None
+    driver, ray = processes[0], size(scratch / f"cxrlt_ray-{os.getuid()}" / "ray")
+    return {
+        "driver memory": driver.rss / MEBI,
+        "trial memory": trial.rss / MEBI,
+        "object store": max(each.shared for each in processes if "raylet" in each.title) / MEBI,
+        "driver files": driver.files,
+        "trial files": trial.files,
+        "driver threads": driver.threads,
+        "trial threads": trial.threads,
+        "processes": len(processes),
+        "Ray's logs": ray,
+        "Tune's files": size(scratch) - ray,
+        "run's directory": size(run),
+        "pid": trial.pid,
+    }
+
+
+def soak(minutes: float, run: Path) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
+    """Seconds [T] and each series [T] of a sweep of so many minutes, and what the sweep said."""
+    from cxrlt_ray.phantom import write_phantom
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    write_phantom(BUILD / "phantom-200", images=200, size=64)
+    (BUILD / "soak.yaml").write_text(SPACE)
+    shutil.rmtree(run, ignore_errors=True)
+    command = ["auto", "--data", BUILD / "phantom-200", "--space", BUILD / "soak.yaml", "--max-concurrent", 1]
+    command += ["--time-budget", f"{round(60 * minutes)}s", "--storage", run.parent, "--name", run.name]
+    times, found = [], []
+    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, (BUILD / "said.log").open("w+") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "cxrlt_ray.sweep", *map(str, command)],
+            env=os.environ | {"TMPDIR": scratch},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        began = time.monotonic()
+        while driver.poll() is None:
+            if values := sample(tree(driver.pid), run, Path(scratch)):
+                times.append(time.monotonic() - began)
+                found.append(values)
+            time.sleep(EVERY)
+        log.seek(0)
+        said = log.read()
+    if driver.returncode or len(found) < 4 * BLOCKS:
+        sys.exit(f"the sweep ended with {driver.returncode} after {len(found)} samples: {said[-2000:]}")
+    series = {name: np.array([values[name] for values in found]) for name in found[0]}
+    return np.array(times), series, said
+
+
+def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """By how much a series grows in an hour once it is warm, and half the width of the 95 % interval."""
+    from scipy import stats
+
+    warm = times >= times[0] + WARM * (times[-1] - times[0])
+    parts = np.array_split(np.flatnonzero(warm), BLOCKS)
+    x, y = (np.array([series[part].mean() for part in parts]) for series in (times / 3600, values))
+    line = stats.linregress(x, y)
+    return line.slope, float(stats.t.ppf(0.975, BLOCKS - 2) * line.stderr)
+
+
+def draw(times: np.ndarray, series: dict[str, np.ndarray], title: str) -> None:
+    """The figure: every series over the minutes, the warm-up shaded."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    minutes = times / 60
+    warm = minutes[0] + WARM * (minutes[-1] - minutes[0])
+    for axis, (name, unit, names) in zip(axes.flat, PANELS, strict=True):
+        for each in names:
+            axis.plot(minutes, series[each], label=each, linewidth=1.2)
+        axis.axvspan(minutes[0], warm, color="0.92", label="warm-up")
+        axis.set(title=name, xlabel="time, min", ylabel=unit, ylim=(0, None))
+        axis.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(FIGURE, dpi=110)
+
+
+def main() -> None:
+    parser = options(__doc__, {"minutes": 10})
+    args = parser.parse_args()
+    run = BUILD / "runs" / "soak"
+    times, series, _ = soak(args.minutes, run)
+    from cxrlt_ray.trials import load_run
+
+    done = load_run(str(run.parent), run.name).trials()
+    epochs = sum(len(trial.about.get("epochs", [])) for trial in done)
+    processes = len(set(series.pop("pid")))
+    lines = ["| what | at the start | at the end | an hour | 95 % interval | |", "|---|---|---|---|---|---|"]
+    told = {}
+    for name, values in series.items():
+        grown, error = slope(times, values)
+        flat = "flat" if abs(grown) <= error else "falls" if grown < 0 else "grows"
+        told[name] = f"{grown:+,.1f} ± {error:,.1f}"
+        warm = times >= times[0] + WARM * (times[-1] - times[0])
+        ends = values[warm][[0, -1]]
+        lines.append(
+            f"| {name}, {_unit(name)} | {ends[0]:,.1f} | {ends[1]:,.1f} | {grown:+,.1f} | "
+            f"{grown - error:+,.1f} to {grown + error:+,.1f} | {flat} |"
+        )
+    what = f"{len(done)} trials, {epochs:,} epochs in {(times[-1] - times[0]) / 60:.0f} min"
+    lines += ["", f"![Memory, files and threads over {args.minutes} minutes](../docs/{FIGURE.name})"]
+    draw(times, series, f"{what}, trials in {processes} process(es)") if args.write else None
+    rows: list[Row] = []
+    for name in ("driver memory", "trial memory"):
+        rows.append((f"{name} of a sweep, MiB an hour: {what}", "flat", told[name], "0 within noise"))
+    told_all = f": {what}, one at a time, {processes} process(es); the first {WARM:.0%} of the time are warm-up."
+    publish("soak", "Soak", told_all, lines, args.write, rows)
+
+
+def _unit(name: str) -> str:
+    return next((unit for _, unit, names in PANELS if name in names), "number")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What keeps patients' data in place, and other people's files from doing harm.
+
+A message names the row of a file, never an image, a study, a subject, a path below the data's root (MIMIC's hold all
+three) or what a cell says; CXRLT_RAY_SHOW_IDS=1 adds them, for a terminal that no one else reads. Folders that hold
+ids are this user's alone. docs/security.md tells what is protected and what is not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxrlt_ray.errors import CxrltError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOW_IDS = "CXRLT_RAY_SHOW_IDS"
+FOLLOW_LINKS = "CXRLT_RAY_FOLLOW_LINKS"
+LEADS_OUT = r"^/|\x00|(?:^|/)\.\.(?:/|$)"  # a path that is not below what it is relative to, or that hides its end
+UNFIT = r"^[=+\-@]|[\x00-\x1f\x7f]"  # what a spreadsheet runs as a formula, or breaks a line of a table or a terminal
+LEADING_OUT = "its path leads out of the data's root"
+LARGE, RATIO = 100_000_000, 100  # bytes and times their packed size at which what a zip holds is no table of scores
+
+
+def told(what: object) -> str:
+    """' (what)' where CXRLT_RAY_SHOW_IDS=1 says that ids and cells may be shown, else nothing."""
+    return f" ({str(what)!r})" if os.environ.get(SHOW_IDS) == "1" else ""
+
+
+def cell(value: Any) -> str:
+    """What a cell holds, as a message may say it: a number below 1,000 (a larger one may be an id), else its kind."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return f"text{told(str(value)[:40])}"
+    return f"a large number{told(value)}" if 1000 <= abs(number) < math.inf else f"{number:.4g}"
+
+
+def heads(columns: Sequence[str], most: int = 12) -> str:
+    """The names of columns as a message may list them: where a file has no header, a row of data stands there."""
+    shown = [f"'{name}'" if not re.search(r"\d{4}|/|.{60}", name) else "(not shown)" for name in columns[:most]]
+    return ", ".join(shown) + (" ..." if len(columns) > most else "")
+
+
+def unfit(name: str) -> bool:
+    """Whether a name must not stand in a table that is passed on: it begins with = + - @ or has control characters."""
+    return re.search(UNFIT, name) is not None
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path is not below what it is relative to, as it is written."""
+    return re.search(LEADS_OUT, path) is not None
+
+
+def leading_out(paths: pd.Series) -> pd.Series:
+    """`leads_out` of paths [N]: bool."""
+    return paths.str.contains(LEADS_OUT, regex=True)
+
+
+def follows_links() -> bool:
+    """Whether links are followed out of a data directory: they may be anyone's who packed it."""
+    return os.environ.get(FOLLOW_LINKS) == "1"
+
+
+def below(root: str, path: str) -> str:
+    """The real place of the file `path` below the local directory `root`.
+
+    Raises ValueError where it is elsewhere, by its path or by a link (CXRLT_RAY_FOLLOW_LINKS=1 follows links), or is
+    there and no file: a device or a pipe would be read for ever.
+    """
+    if leads_out(path):
+        raise ValueError(LEADING_OUT)
+    real = os.path.realpath(os.path.join(root, path))
+    if not follows_links() and not real.startswith(os.path.join(os.path.realpath(root), "")):
+        raise ValueError(f"a link leads out of the data's root ({FOLLOW_LINKS}=1 follows it)")
+    if os.path.exists(real) and not os.path.isfile(real):
+        raise ValueError("not a file")
+    return real
+
+
+def unzipped(content: Any, name: str) -> bytes:
+    """A file in an open archive, in memory: nothing is ever unpacked to disk. Raises ValueError for a bomb."""
+    about = content.getinfo(name)
+    check_unpacked(about)
+    return content.read(about)
+
+
+def check_unpacked(about: zipfile.ZipInfo) -> None:
+    """Raise ValueError for what would unpack to far more than any table of scores does (such give 3 to 30 times)."""
+    if about.file_size > max(LARGE, RATIO * about.compress_size):
+        raise ValueError(f"it would unpack to {about.file_size:,} bytes, {RATIO} times its size and more")
+
+
+def private_dir(folder: Path) -> Path:
+    """`folder`, made where it lacks (with what lacks above it) for this user alone, whatever the umask."""
+    for each in reversed([folder, *folder.parents]):
+        if not each.exists():
+            each.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def own_dir(folder: Path) -> Path:
+    """`private_dir` in a place where others may write, such as /tmp. Raises CxrltError where it is someone else's."""
+    private_dir(folder)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        raise CxrltError(f"{folder} is not a directory of yours: remove it, or set TMPDIR to a directory that is.")
+    folder.chmod(0o700)
+    return folder
