@@ -266,10 +266,12 @@ def table(dataset: str, seeds: int, before: dict[str, str]) -> list[str]:
         verdict = "helps" if low > 0 else "hurts" if high < 0 else "within chance"
         cells += [f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{of_tail:+.3f}" if tail.any() else "-", verdict]
         lines[name] = f"| {' | '.join(cells)} |"
-    of_others = before if before.get(BASELINE) == lines[BASELINE] else {}
+    alike = before.get(BASELINE) == lines[BASELINE]
+    of_others = before if alike else {}
     rows = [row.name for row in ROWS if dataset in row.datasets]
     lines = {name: line for name in rows if (line := lines.get(name) or of_others.get(name))} | lines
-    left = [name for name in rows if name not in lines]
+    earlier = {} if alike else {name: before[name] for name in rows if name in before and name not in lines}
+    left = [name for name in rows if name not in lines and name not in earlier]
     seen = (part.targets == 1).any(axis=0)
     prevalence = (part.targets == 1).mean(axis=0)[seen].mean()
     counts = ", ".join(f"{(kinds == kind).sum()} {kind}" for kind in ("head", "medium", "tail"))
@@ -281,8 +283,12 @@ def table(dataset: str, seeds: int, before: dict[str, str]) -> list[str]:
         f"{len(shared.findings)} findings ({counts}), chance {prevalence:.3f}; {seeds} seeds.",
         "",
     ]
-    head += ["| | part | mAP | against the baseline | of tail findings | |", "|---|---|---|---|---|---|"]
-    return [*head, *lines.values(), "", *([f"Not trained yet: {'; '.join(left)}.", ""] if left else [])]
+    columns = ["| | part | mAP | against the baseline | of tail findings | |", "|---|---|---|---|---|---|"]
+    head += [*columns, *lines.values(), ""]
+    if earlier:
+        head += ["Trained on another machine, where the same baseline came out otherwise; against that:", ""]
+        head += [*columns, before[BASELINE], *earlier.values(), ""]
+    return [*head, *([f"Not trained yet: {'; '.join(left)}.", ""] if left else [])]
 
 
 def main() -> None:

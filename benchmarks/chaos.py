@@ -240,7 +240,7 @@ def command(storm: Storm, module: str, *arguments: str) -> list[str]:
 
 def swept(storm: Storm, data: Path, space: Path) -> list[str]:
     """The command that begins the sweep, or goes on with it."""
-    given = ["--hung-after", f"{HUNG}s", "--retries", "3", "--max-concurrent", "1", "--cache-gb", "0.1"]
+    given = ["--hung-after", f"{HUNG}s", "--retries", "9", "--max-concurrent", "1", "--cache-gb", "0.1"]
     if (storm.storage / "storm" / "run.json").exists():
         return command(storm, "sweep", "task1", "--resume", "--name", "storm", *given)
     return command(storm, "sweep", "task1", "--data", str(data), "--space", str(space), "--name", "storm", *given)

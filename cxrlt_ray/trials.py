@@ -278,6 +278,8 @@ def read_predictions(
                 f"{where} does not fit this run: its {key} is {_short(about.get(key))}, the run's {_short(value)}; "
                 "it was made on another cohort or task."
             )
+    if table.column_names != ["image_id", *findings]:
+        raise CxrltError(f"{where} is damaged: its columns are not the findings that it says it has.")
     return table.to_pandas().set_index("image_id")
 
 

@@ -177,7 +177,7 @@ class Guard(tune.Callback):
         last = ((trial.get_error() if trial is not None else None) or "").rpartition("Failure #")[2]
         if "ray::" in last[:400] and "TrainingFailedError" not in last:
             return ""
-        if "OutOfMemory" in last or "memory" in last.lower():
+        if "OutOfMemoryError" in last or "running low on memory" in last:
             return "out of memory: Ray ended its process, as the machine had next to none left"
         return "its process ended (killed, or out of memory)"
 
