@@ -114,6 +114,7 @@ def test_a_trial_pruned_in_its_first_fold_is_told_as_pruned_and_is_no_candidate(
     assert ensemble.candidates(trials.load_run(storage, "p"), None) == found[:1]
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends_a_sweep_well_and_settles_what_it_cut(ray, table, tmp_path):
     storage = str(tmp_path / "runs")
     sweep.main("auto", data=table, space=space(tmp_path, epochs=400), name="b", storage=storage, time_budget="25s")
@@ -138,6 +139,7 @@ def test_two_workers_leave_what_one_leaves(ray, table, tmp_path):
         assert sorted(one.predictions().index) == sorted(two.predictions().index)
 
 
+@pytest.mark.slow
 def test_ray_data_and_threads_train_the_same_model(ray, table, tmp_path):
     """The engine decides who decodes, not what is learnt; and a machine's memory is left as it was."""
     from cxrlt_ray import node
@@ -154,6 +156,7 @@ def test_ray_data_and_threads_train_the_same_model(ray, table, tmp_path):
     assert not list(node.MEMORY.glob(f"{node.PREFIX}-*.u8"))
 
 
+@pytest.mark.slow
 def test_trials_at_two_resolutions_read_shards_of_their_own_size(ray, table, tmp_path):
     path = Path(space(tmp_path))
     path.write_text(path.read_text().replace("resolution: 32", "resolution: {choices: [32, 48]}\n  crop: 0.75") + TWO)
@@ -172,6 +175,7 @@ TWO = """start:
 """
 
 
+@pytest.mark.slow
 def test_a_search_for_map_and_cost_tells_optuna_both(ray, table, tmp_path, capsys):
     import optuna
 
