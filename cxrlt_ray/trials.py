@@ -27,6 +27,7 @@ import pandas as pd
 from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.manifest import Manifest
+from cxrlt_ray.safe import private_dir
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tasks import Task
 
@@ -157,6 +158,8 @@ def create_run(storage: str, name: str, about: dict[str, Any], manifest: Manifes
     """Make RUN/ with manifest.parquet, the `files` and, last, run.json. Raises UsageError if the name is taken."""
     check_free(storage, name)
     store = Store(storage) / name
+    if store.local is not None:
+        private_dir(store.local)  # ids are in it
     with store.place("manifest.parquet") as path:
         manifest.write(path)
     for file, content in files.items():

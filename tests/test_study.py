@@ -91,6 +91,10 @@ def wanted(space, tmp_path_factory):
     return searched(run, space)
 
 
+def test_a_runs_folder_is_its_owners_alone(run):
+    assert run.store.local.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_search_goes_through_the_space(wanted):
     assert len({params["lr"] for params in wanted.values()}) == TRIALS
     assert wanted["T0000"]["backbone"] == "test_resnet"
