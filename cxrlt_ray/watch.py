@@ -31,6 +31,7 @@ from cxrlt_ray.trials import FAILED, RUNNING, Run, read_trial
 SPACE = b"cxrlt_ray"  # of the key-value store
 EVERY = 2.0  # seconds between two words of a process
 SILENCE = 60.0  # seconds after which an epoch is told, or that trials wait
+STARTING = 120.0  # seconds at least that a process may take to its first batch: it imports, builds, loads weights
 PATIENCE = 300.0  # seconds that storage may fail
 MARGIN = 3  # trials for which a disk must have room that is left free
 
@@ -141,8 +142,11 @@ class Guard(tune.Callback):
             signs = {rank: each["beats"] for rank, each in told.items()}
             if number not in self.seen or self.seen[number][0] != signs:
                 self.seen[number] = (signs, now)
-            elif now - self.seen[number][1] > self.after:
-                self.ended[number] = f"hung: no batch was done in {cli.duration(self.after)}, its process was ended"
+                continue
+            begun = any(beats > 1 for beats in signs.values())  # the first tells that the process is there
+            after = self.after if begun else max(self.after, STARTING)
+            if now - self.seen[number][1] > after:
+                self.ended[number] = f"hung: no batch was done in {cli.duration(after)}, its process was ended"
                 print(f"  {trial_name(number)} {self.ended[number]}", flush=True)
                 _kill(trial, list(told.values()))
                 del self.running[number]  # until it is started anew

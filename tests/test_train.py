@@ -6,7 +6,7 @@ import pytest
 from conftest import write_images
 
 from cxrlt_ray import train
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.models import weights
 from cxrlt_ray.storage import Store
 
@@ -61,8 +61,16 @@ def test_refitting_trains_on_validation_images_too_and_never_on_test(tmp_path):
 def test_a_trial_ended_from_outside_is_not_written_over(tmp_path):
     store = Store(str(tmp_path))
     store.write_json("trial.json", {"state": "pruned"})
-    train._note(store, {"state": "running"})
+    train._note(store, {"state": "running", "attempt": 0})
     assert store.read_json("trial.json") == {"state": "pruned"}
+
+
+def test_a_trial_begun_anew_elsewhere_is_not_written_by_its_first_process(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_json("trial.json", {"state": "running", "attempt": 1})
+    with pytest.raises(CxrltError, match="T0003 was begun anew in another process; this one ends"):
+        train._note(store, {"name": "T0003", "state": "running", "attempt": 0})
+    assert store.read_json("trial.json")["attempt"] == 1
 
 
 def test_weights_of_an_earlier_trial_are_told_with_where_that_began(tmp_path):

@@ -71,7 +71,7 @@ def test_a_trial_that_is_killed_and_then_hangs_ends_as_one_that_was_left_alone(r
     seen = []
 
     def trouble():
-        for number, least in ((signal.SIGKILL, 2), (signal.SIGSTOP, 6)):
+        for number, least in ((signal.SIGKILL, 2), (signal.SIGSTOP, 8)):
             while not ((pid := process_of("storm")) and pid not in seen and epochs_of(record) >= least):
                 time.sleep(0.02)
             seen.append(pid)

@@ -260,9 +260,9 @@ def test_other_selections_leave_ensembles_of_their_own(storage, chosen, select):
 @pytest.mark.parametrize(
     "how",
     [
-        "space: logit",
-        "space: rank",
-        "views: {LATERAL: 0.5}",
+        pytest.param("space: logit", marks=pytest.mark.slow),
+        pytest.param("space: rank", marks=pytest.mark.slow),
+        pytest.param("views: {LATERAL: 0.5}", marks=pytest.mark.slow),
         "space: rank\naggregation: noisy_or",
         "aggregation: auto\nviews: learned",
     ],

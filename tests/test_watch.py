@@ -1,0 +1,60 @@
+"""The watch over trials: how long one may stand still before it is ended."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from cxrlt_ray import watch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What time.monotonic() says, for the test to move."""
+    now = SimpleNamespace(at=1000.0)
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now.at)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("beats", "after", "still", "ended"),
+    [
+        (7, 10.0, 9.0, False),
+        (7, 10.0, 11.0, True),
+        (1, 10.0, 11.0, False),  # it imports and loads weights
+        (1, 10.0, watch.STARTING + 1, True),
+        (None, 10.0, 11.0, False),  # its process has said nothing yet
+        (None, 10.0, watch.STARTING + 1, True),
+        (1, 600.0, watch.STARTING + 1, False),
+    ],
+)
+def test_a_trial_is_hung_when_it_does_no_batch_and_has_longer_to_its_first(
+    monkeypatch, clock, capsys, beats, after, still, ended
+):
+    guard = watch.Guard(SimpleNamespace(name="run"), after)
+    told = {} if beats is None else {"run/T0003/0": {"beats": beats, "pid": 1, "node": "here"}}
+    killed = []
+    monkeypatch.setattr(guard, "_told", lambda number: told)
+    monkeypatch.setattr(guard, "_gone", lambda number: None)
+    monkeypatch.setattr(watch, "_kill", lambda trial, processes: killed.append(processes))
+    trial = SimpleNamespace(config={"number": 3}, status="RUNNING")
+    guard.on_trial_start(0, [trial], trial)
+    clock.at += 5
+    guard.on_step_begin(0, [trial])
+    clock.at += still
+    guard.on_step_begin(1, [trial])
+    assert killed == ([list(told.values())] if ended else [])
+    assert ("T0003 hung: no batch was done in" in capsys.readouterr().out) is ended
+
+
+def test_a_trial_that_does_batches_is_never_hung(monkeypatch, clock):
+    guard = watch.Guard(SimpleNamespace(name="run"), 10.0)
+    beats = iter(range(100))
+    monkeypatch.setattr(guard, "_told", lambda number: {"0": {"beats": next(beats)}})
+    monkeypatch.setattr(watch, "_kill", lambda trial, processes: pytest.fail("ended"))
+    trial = SimpleNamespace(config={"number": 0}, status="RUNNING")
+    guard.on_trial_start(0, [trial], trial)
+    for step in range(20):
+        clock.at += 9
+        guard.on_step_begin(step, [trial])
