@@ -1,12 +1,14 @@
 """Bad luck, on purpose: a sweep and its ensemble under seeded faults, counted against the same without any.
 
     python benchmarks/chaos.py --faults 30 --seed 0
+    python benchmarks/chaos.py --faults 30 --seed 0 --s3
 
 The same small sweep on the phantom is run twice with the same seed: in calm, and under faults, where every command that
 ended is given again (`--resume`) until it succeeds. Then it is counted: trials expected, lost (not there, or failed by
 no fault of their own), doubled; whether all predictions, the weights and the submission are the same to the bit; how
 much longer it took. Faults come from outside, as they would: signals, limits, mounts, files; nothing in the package
-knows of them. Those that need a mount are left out, and said, where this user may not mount.
+knows of them. Those that need a mount are left out, and said, where this user may not mount. With --s3 everything lies
+in a bucket of a server in this process (moto), which now and then refuses, breaks off or dawdles.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from report import options, publish
 
 HERE = Path(__file__).parent
 IMAGES, TRIALS, EPOCHS, HUNG, FAILING = 240, 8, 5, 8, 6.0
+PAUSE = (3.0, 20.0)  # seconds between two faults: starting again takes about 12
 SPACE = f"""
 trials: {TRIALS}
 epochs: {EPOCHS}
@@ -66,16 +69,17 @@ _time.time = _moved
 
 @dataclass
 class Storm:
-    """A run under faults: where it lies, what runs, and what has happened."""
+    """A run under faults: where it lies (a directory, or a URI with the server behind it), and what has happened."""
 
-    storage: Path
+    storage: Any
     env: dict[str, str]
     random: random.Random
     clock: Path
     log: Any
+    s3: Any = None
     driver: Any = None
     happened: Counter[str] = field(default_factory=Counter)
-    left_behind: int = 0
+    left_behind: list[str] = field(default_factory=list)
 
     def tree(self) -> list[int]:
         """The driver and all processes below it."""
@@ -124,8 +128,10 @@ def kill_driver(storm: Storm) -> bool:
     while time.monotonic() < until and any(alive(pid) for pid in tree):
         time.sleep(0.2)
     left = [pid for pid in tree if alive(pid)]
-    storm.left_behind += len(left)
     for pid in left:
+        with contextlib.suppress(OSError):
+            storm.left_behind.append(Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode()[:60])
+            storm.log.write(f"### left behind: {storm.left_behind[-1]} {Path('/proc', str(pid), 'stat').read_text()}\n")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return True
@@ -177,6 +183,13 @@ def read_only(storm: Storm) -> bool:
     return True
 
 
+def failing(storm: Storm, fault: Callable[[str, str], int | float | None]) -> bool:
+    """Let requests to the server fail for a while: an HTTP status, or seconds to wait."""
+    with storm.s3.failing(fault):
+        time.sleep(FAILING)
+    return True
+
+
 def move_clock(storm: Storm) -> bool:
     """Let the clock of all processes jump by up to a day, forward or back."""
     storm.clock.write_text(str(storm.random.uniform(-86400, 86400)))
@@ -225,6 +238,15 @@ FAULTS: dict[str, Callable[[Storm], bool]] = {
     "shard deleted": lambda s: damage(s, "shards/*/*-*.parquet", Path.unlink),
     "search's database lost": lambda s: damage(s, "storm/optuna.db", truncate),
 }
+# in a bucket: no mounts, and no file that could be cut in two
+KILLS = [name for name in FAULTS if "killed" in name]
+FAULTS |= {
+    "S3 refuses": lambda s: failing(s, lambda method, path: 503),
+    "S3 breaks off": lambda s: failing(s, lambda method, path: s.random.choice([None, None, 500, 503])),
+    "S3 slow": lambda s: failing(s, lambda method, path: s.random.uniform(0.1, 2.0)),
+}
+STORES = [*KILLS, "trial hung", "trial out of memory", "clock jumps", "S3 refuses", "S3 breaks off", "S3 slow"]
+DISKS = [name for name in FAULTS if not name.startswith("S3")]
 MOUNTED = ("disk full", "storage read-only")
 
 
@@ -241,7 +263,9 @@ def command(storm: Storm, module: str, *arguments: str) -> list[str]:
 def swept(storm: Storm, data: Path, space: Path) -> list[str]:
     """The command that begins the sweep, or goes on with it."""
     given = ["--hung-after", f"{HUNG}s", "--retries", "9", "--max-concurrent", "1", "--cache-gb", "0.1"]
-    if (storm.storage / "storm" / "run.json").exists():
+    from cxrlt_ray.storage import Store
+
+    if Store(str(storm.storage)).exists("storm/run.json"):
         return command(storm, "sweep", "task1", "--resume", "--name", "storm", *given)
     return command(storm, "sweep", "task1", "--data", str(data), "--space", str(space), "--name", "storm", *given)
 
@@ -281,7 +305,9 @@ def weather(storm: Storm, given: Callable[[], list[str]], plan: list[str], pause
         time.sleep(0.1)
 
 
-def finished_storm(name: str, root: Path, data: Path, space: Path, plan: list[str], seed: int, mounted: bool) -> Any:
+def finished_storm(
+    name: str, root: Path, data: Path, space: Path, plan: list[str], seed: int, mounted: bool = False, s3: Any = None
+) -> Any:
     """Sweep and ensemble in a storage of their own, under the faults of `plan`; the storm, and its seconds."""
     storage = root / name
     storage.mkdir()
@@ -294,13 +320,18 @@ def finished_storm(name: str, root: Path, data: Path, space: Path, plan: list[st
     (site / "sitecustomize.py").write_text(CLOCK.format(file=str(clock)))
     env = {**os.environ, "PYTHONPATH": str(site), "RAY_worker_niceness": "0", "CUDA_VISIBLE_DEVICES": ""}
     with open(root / f"{name}.log", "w") as log:
-        storm = Storm(storage, env, random.Random(seed), clock, log)
+        storm = Storm(f"s3://bucket/{name}" if s3 else storage, env, random.Random(seed), clock, log, s3)
         began = time.monotonic()
-        late = [fault for fault in plan[-2:] if fault in ("driver killed", "data task or other worker killed")]
-        weather(storm, lambda: swept(storm, data, space), plan[: len(plan) - len(late)], (3.0, 12.0))
+        late = plan[-2:]
+        weather(storm, lambda: swept(storm, data, space), plan[: len(plan) - len(late)], PAUSE)
         chosen = command(storm, "ensemble", "--run", "storm", "--score-all", "--rounds", "50")
         weather(storm, lambda: chosen, late, (9.0, 14.0))
-        return storm, time.monotonic() - began
+        seconds = time.monotonic() - began
+    if s3:  # to be read as a directory
+        from pyarrow import fs
+
+        fs.copy_files(f"bucket/{name}", str(storage), fs.S3FileSystem(endpoint_override=s3.url), fs.LocalFileSystem())
+    return storm, seconds
 
 
 def read(storage: Path) -> dict[str, Any]:
@@ -356,9 +387,8 @@ def compared(calm: dict[str, Any], storm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def planned(faults: int, seed: int, able: bool, kinds: list[str] | None = None) -> list[str]:
+def planned(faults: int, seed: int, kinds: list[str]) -> list[str]:
     """So many faults, every kind about as often, in a random order; the ensemble's two come last."""
-    kinds = [kind for kind in kinds or list(FAULTS) if able or kind not in MOUNTED]
     chance = random.Random(seed)
     plan: list[str] = []
     while len(plan) < faults - 2:
@@ -369,13 +399,14 @@ def planned(faults: int, seed: int, able: bool, kinds: list[str] | None = None) 
 def main() -> None:
     parser = options(__doc__, {"faults": 30, "seed": 0})
     parser.add_argument("--keep", help="a folder that keeps both runs and their logs")
-    parser.add_argument("--kinds", nargs="*", help=f"of {', '.join(FAULTS)}; all unless given")
+    parser.add_argument("--kinds", nargs="*", help=f"of {', '.join(FAULTS)}; all that can be unless given")
+    parser.add_argument("--s3", action="store_true", help="everything in a bucket, which fails now and then")
     asked = parser.parse_args()
     root = Path(asked.keep or tempfile.mkdtemp(prefix="chaos-"))
     root.mkdir(parents=True, exist_ok=True)
     probe = root / "probe"
     probe.mkdir()
-    able = mount("-t", "tmpfs", "-o", "size=1m", "none", str(probe))
+    able = not asked.s3 and mount("-t", "tmpfs", "-o", "size=1m", "none", str(probe))
     if able:
         subprocess.run(["umount", str(probe)], check=True)
     data, space = root / "data", root / "space.yaml"
@@ -383,18 +414,23 @@ def main() -> None:
 
     write_phantom(str(data), images=IMAGES, size=64, seed=0, say=lambda _: None)
     space.write_text(SPACE + NAN)
-    plan = planned(asked.faults, asked.seed, able, asked.kinds)
-    mounted = []
-    try:
+    kinds = asked.kinds or (STORES if asked.s3 else [kind for kind in DISKS if able or kind not in MOUNTED])
+    plan = planned(asked.faults, asked.seed, kinds)
+    with contextlib.ExitStack() as stack:
+        s3 = None
+        if asked.s3:
+            sys.path.insert(0, str(HERE.parent / "tests"))
+            from s3 import served
+
+            s3 = stack.enter_context(served("bucket"))
         print(f"In {root}: first without faults", flush=True)
-        _, quiet = finished_storm("calm", root, data, space, [], asked.seed, mounted=False)
+        _, quiet = finished_storm("calm", root, data, space, [], asked.seed, s3=s3)
         print(f"  {quiet:.0f} s; now with {len(plan)} faults", flush=True)
-        mounted = [root / "storm"] if able else []
-        storm, loud = finished_storm("storm", root, data, space, plan, asked.seed, mounted=able)
+        if able:
+            unmount = ["umount", "-l", str(root / "storm")]
+            stack.callback(subprocess.run, unmount, check=False, stderr=subprocess.DEVNULL)
+        storm, loud = finished_storm("storm", root, data, space, plan, asked.seed, mounted=able, s3=s3)
         told = compared(read(root / "calm"), read(root / "storm"))
-    finally:
-        for each in mounted:
-            subprocess.run(["umount", "-l", str(each)], check=False)
     happened = sum(storm.happened.values())
     counts = ", ".join(f"{count} x {name}" for name, count in sorted(storm.happened.items()))
     lines = [
@@ -402,15 +438,16 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|",
         f"| {happened} | {told['expected']} | {len(told['lost'])} | {len(told['doubled'])} | {told['same']} | "
         f"{told['retries']} | {'identical' if told['submission'] else 'differs'} | "
-        f"{loud:.0f} s, {loud / quiet:.1f} times {quiet:.0f} s | {storm.left_behind} |",
+        f"{loud:.0f} s, {loud / quiet:.1f} times {quiet:.0f} s | {len(storm.left_behind)} |",
         "",
-        f"Seed {asked.seed}: {counts}.",
+        f"Seed {asked.seed}, a fault every {PAUSE[0]:.0f} to {PAUSE[1]:.0f} s: {counts}.",
     ]
-    if not able:
+    if not able and not asked.s3:
         lines += ["Without a full disk and read-only storage: this user may not mount."]
     if told["differ"]:
         lines += [f"Not the same: {', '.join(told['differ'])}."]
-    publish("chaos", "Faults on purpose", "", lines, asked.write)
+    name, title = ("chaos-s3", "Faults on purpose, in a bucket") if asked.s3 else ("chaos", "Faults on purpose")
+    publish(name, title, "", lines, asked.write)
     if not asked.keep:
         shutil.rmtree(root, ignore_errors=True)
     good = not told["lost"] and not told["doubled"] and told["submission"] and not told["differ"]

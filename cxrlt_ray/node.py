@@ -125,19 +125,17 @@ def _open(name: str, images: int, each: int, bound: int) -> tuple[int, object]:
     """Capacity and open file of the machine's decoded images `name`; made if it is not there and there is room."""
     if not bound:
         return 0, None
-    _remove_stale()
     path = MEMORY / f"{PREFIX}-{name}.u8"
     with open(MEMORY / f"{PREFIX}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time makes files
-        if not path.exists():
-            capacity = min(images, (bound - _held()) // each)
-            if capacity <= 0:
-                return 0, None
-            with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as made:
-                made.truncate(capacity * each)
-        file = open(path, "r+b")  # noqa: SIM115  kept open: its lock says that it is in use
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time makes files, and takes away what no one holds
+        _remove_stale()
+        if not path.exists() and (bound - _held()) // each <= 0:
+            return 0, None
+        file = open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b")  # noqa: SIM115  kept open: it is in use
+        if not os.fstat(file.fileno()).st_size:
+            file.truncate(min(images, (bound - _held()) // each) * each)
         fcntl.flock(file, fcntl.LOCK_SH)
-    return path.stat().st_size // each, file
+    return os.fstat(file.fileno()).st_size // each, file
 
 
 def _remove_stale() -> None:

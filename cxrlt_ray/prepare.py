@@ -90,7 +90,7 @@ def prepare(
     """
     _check_dicom(manifest)
     _check_links(manifest)
-    stores = {size: _place(manifest, storage, size, quality) for size in sorted(set(sizes))}
+    stores = {size: place_of(manifest, storage, size, quality) for size in sorted(set(sizes))}
     files = {chunk["file"] for chunk in _chunks(manifest)}
     lacking = {size: store for size, store in stores.items() if not {"summary.json", *files} <= set(store.list())}
     if lacking:
@@ -178,7 +178,8 @@ def quality_name(quality: int) -> str:
     return "lossless" if quality == LOSSLESS else f"q{quality}"
 
 
-def _place(manifest: Manifest, storage: str, size: int, quality: int) -> Store:
+def place_of(manifest: Manifest, storage: str, size: int, quality: int) -> Store:
+    """Where the shards of these images are, made or not."""
     about = "" if quality == QUALITY else f"-{quality_name(quality)}"
     return Store(storage).absolute() / "shards" / f"{_key(manifest)}-{size}px{about}"
 

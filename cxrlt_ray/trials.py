@@ -3,11 +3,14 @@
     RUN/run.json                     task, data, space, seed, resources; the fingerprint of the manifest
     RUN/manifest.parquet             the cohort as split for this run
     RUN/space.yaml                   the search space as it was
-    RUN/optuna.db                    the search's state, for optuna-dashboard
+    RUN/optuna.db                    the search's state, for optuna-dashboard; made anew from the trials where it lacks
     RUN/trials/T0001/trial.json      state, parameters, metrics by epoch, environment, reason of a failure
                     /fold-0/         the kept checkpoint: model.safetensors, model.json; refit/ beside it, if asked for
                     /predictions/val.parquet    image_id, then one float32 probability per finding
                                  val-tta.parquet        the same, under test-time augmentation
+                    /midway-000003.safetensors  while it runs: all it needs to go on after an epoch
+                    /retries.json    why it was begun anew, where a fault ended it
+    RUN/stages/KEY/                  weights of stages on other cohorts, for all trials that share them
 
 Predictions are those of the kept checkpoint; their file carries findings, split and fingerprint in
 its metadata, and is refused where they do not fit the run.

@@ -189,3 +189,12 @@ def test_a_shard_that_is_gone_is_named(far, tmp_path):
         node.read(there, "none.parquet", 0, 1)
     with pytest.raises(CxrltError, match=r"none\.parquet is gone"):
         node.read(Shards(Store(str(tmp_path)), 8), "none.parquet", 0, 1)
+
+
+def test_threads_and_processes_that_begin_at_once_share_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "MEMORY", tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        for k in range(40):
+            found = list(pool.map(lambda _, k=k: node._open(f"{k}-32", 10, 1025, 10**7), range(8)))
+            assert {capacity for capacity, _ in found} == {10}
+            assert len({os.fstat(file.fileno()).st_ino for _, file in found}) == 1

@@ -27,7 +27,7 @@ from cxrlt_ray.doctor.machine import Ask, Report
 from cxrlt_ray.doctor.store import privacy, reach, write
 from cxrlt_ray.doctor.weights import Want, wants
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.prepare import QUALITY, _place
+from cxrlt_ray.prepare import QUALITY, place_of
 from cxrlt_ray.storage import Store
 from cxrlt_ray.trials import DEFAULT_STORAGE
 
@@ -97,7 +97,7 @@ def preflight(
     looked for where it has shards to make. specs: models whose weights other machines must have; a sweep has loaded
     them here. Raises CxrltError that names every failed check and how to mend it.
     """
-    made = [_place(manifest, storage, size, quality).exists("summary.json") for size in sizes if manifest is not None]
+    made = [place_of(manifest, storage, size, quality).exists("summary.json") for size in sizes if manifest is not None]
     wanted = [] if alone(ray, address) else list(wants(specs))
     edge, images = max(sizes, default=EDGE), not made or not all(made)
     found = list(_examine(storage, ray, address, manifest, edge, wanted, images, thorough=False))

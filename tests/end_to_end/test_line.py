@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -288,6 +289,26 @@ def test_images_without_any_table_can_be_scored(storage, chosen, phantom, tmp_pa
     predict.main(str(chosen / "ensemble.json"), str(folder), out=str(tmp_path / "out"), storage=str(tmp_path))
     found = pd.read_csv(tmp_path / "out" / "submission.csv")
     assert sorted(found["dicom_id"]) == sorted(path.stem for path in folder.iterdir())
+
+
+def test_no_file_but_those_that_are_for_it_holds_an_id(storage, chosen):
+    """docs/security.md names those. Ray's own logs are looked through as well."""
+    import ray
+
+    table = run_of(storage).manifest().table
+    ids = {str(value).encode() for column in ("image_id", "subject_id", "study_id") for value in table[column]}
+
+    def held(path):
+        return ids & set(re.findall(rb"(?<![0-9])[0-9]{8}(?![0-9])|[0-9a-f]{8}(?:-[0-9a-f]{8}){4}", path.read_bytes()))
+
+    assert held(chosen / "submission.csv")
+    for_it = ("manifest.parquet", "predictions.parquet", "submission.csv", "submission.zip")
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    files = [path for path in [*Path(storage).rglob("*"), *logs.rglob("*")] if path.is_file()]
+    others = [path for path in files if path.name not in for_it and path.parent.name != "predictions"]
+    others = [path for path in others if "shards" not in path.parts or path.suffix == ".json"]
+    assert len(others) > 20
+    assert not [path for path in others if held(path)]
 
 
 def test_evaluate_gives_the_test_score_that_the_ensemble_gave(chosen, phantom, tmp_path, capsys):
