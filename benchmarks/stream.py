@@ -120,7 +120,7 @@ def shuffle_quality(source, ids) -> list[str]:
         "ours, local shards": order(file, [0, 0]),
         f"ours, an object store (window of {WINDOW} shards)": order(file, [0, 0], WINDOW),
         "ours, local shards, 4 ranks": np.concatenate(
-            [order(file, [0, 0])[share[rank]] for rank in range(4) for share in steps(count, BATCH // 4, 4)]
+            [order(file, [0, 0])[share[rank]] for rank in range(4) for share in steps(count, BATCH, 4)]
         ),
     }
     for name, rows in taken.items():

@@ -37,7 +37,10 @@ MAX_SKIPPED = 10
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a run share. `findings`: the task's; `folds` 0 or 1: the val split validates."""
+    """What all trials of a run share. `findings`: the task's; `folds` 0 or 1: the val split validates.
+
+    workers: of a trial; a step is of `batch_size` images for each, also where fewer of them are left to share it.
+    """
 
     run: Store
     shards: tuple[Shards, ...]
@@ -48,6 +51,7 @@ class Job:
     seed: int = 0
     threads: int = 0
     gpu: bool = True
+    workers: int = 1
     ingest: Ingest = field(default_factory=Ingest)
 
 
@@ -105,7 +109,7 @@ def fit(
     model.backbone.requires_grad_(not config.frozen_backbone)
     model.shift.copy_(_shift(config, training.targets))
     units = len(np.unique(training.study)) if fused else len(training)  # an epoch draws as many
-    count = len(steps(units, config.batch_size, world))
+    count = len(steps(units, config.batch_size * job.workers, world))
     trained = _wrap(model, world, device)
     optimizer, schedule = optimizer_of(model, config, math.ceil(count / config.accumulation) * config.epochs)
     average = Average(model, config)
@@ -225,7 +229,7 @@ def _streams(
             shards,
             part.image_id,
             config.resolution,
-            config.batch_size,
+            config.batch_size * job.workers,
             seed=seed,
             epoch=epoch,
             augment=config.augment,

@@ -119,8 +119,9 @@ def batches(
     """Batches of the images `image_ids` at `resolution` pixels: in storage order without a seed, shuffled with one.
 
     augment: strength 0 (none) to 1. flip: probability. crop: share of the edge that a crop keeps, at a random
-    place with a seed, else from the centre. rank, world: this worker's share; each yields the same number of
-    batches. start: the first batch's number, to go on in the middle of an epoch. Images in quarantine are left out.
+    place with a seed, else from the centre. rank, world: this worker's share of each batch; each yields the same
+    number of them. start: the first batch's number, to go on in the middle of an epoch. Images in quarantine are left
+    out.
     An id may stand several times. study: [N], then a batch is of `batch_size` studies, whole and each in one piece.
     strong: bool [N], the images that are augmented with `strength` instead.
     """
@@ -174,15 +175,14 @@ def order(file: np.ndarray, seed: list[int] | None, window: int = 0) -> np.ndarr
 
 
 def steps(images: int, batch_size: int, world: int = 1) -> list[list[slice]]:
-    """For every step, each rank's slice of an epoch's order: all images once, no rank without any.
+    """For every step of `batch_size` images, each rank's slice of an epoch's order: all once, no rank without any.
 
     A remainder that would leave a rank with fewer than two images (one alone breaks batch norm) joins the step before.
     """
     if not images:
         return []
-    size = batch_size * world
-    edges = list(range(0, images, size))
-    if len(edges) > 1 and images - edges[-1] < min(2 * world, size):
+    edges = list(range(0, images, batch_size))
+    if len(edges) > 1 and images - edges[-1] < min(2 * world, batch_size):
         edges.pop()
     shares = []
     for first, last in zip(edges, [*edges[1:], images], strict=True):

@@ -39,6 +39,7 @@ class Resources:
     gpus_per_trial: float
     workers_per_trial: int
     max_concurrent: int
+    min_workers: int = 1  # with which a trial goes on where machines are lost
 
     @property
     def cpus_for_data(self) -> float:
@@ -64,6 +65,7 @@ def plan_resources(
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
     workers_per_trial: int = 1,
+    min_workers: int | None = None,
     data_cpus: float = DATA_CPUS,
 ) -> Resources:
     """Fill in what was not asked for; raises UsageError, with the numbers, for more than there is.
@@ -72,6 +74,8 @@ def plan_resources(
     where trials stream in threads of their own.
     """
     workers = max(workers_per_trial, 1)
+    if min_workers is not None and not 1 <= min_workers <= workers:
+        raise UsageError(f"--min-workers must be 1 to {workers} (--workers-per-trial), not {min_workers}.")
     per_gpu = gpus_per_trial if gpus_per_trial is not None else (1.0 if gpus else 0.0)
     fit_gpu = int(gpus // (per_gpu * workers)) if per_gpu else None
     if per_gpu and not fit_gpu:
@@ -98,7 +102,7 @@ def plan_resources(
             f"{concurrent} trial(s) x {workers} worker(s) x {cpus_per_trial:g} CPU ask for {asked:g} of {cpus:g} CPU"
             f"{free}: lower --max-concurrent, --cpus-per-trial or --workers-per-trial."
         )
-    return Resources(cpus, gpus, cpus_per_trial, per_gpu, workers_per_trial, concurrent)
+    return Resources(cpus, gpus, cpus_per_trial, per_gpu, workers_per_trial, concurrent, min_workers or workers)
 
 
 def main(
@@ -113,6 +117,7 @@ def main(
     gpus_per_trial: Annotated[float | None, cli.option("GPUs a worker; fractions share one")] = None,
     cpus_per_trial: Annotated[float | None, cli.option("CPUs a worker")] = None,
     workers_per_trial: Annotated[int, cli.option("Train workers a trial")] = 1,
+    min_workers: Annotated[int | None, cli.option("with how few a trial goes on when machines are lost; all")] = None,
     folds: Annotated[int | None, cli.option("K: each trial trains K models, out-of-fold; 0 without it")] = None,
     cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None,
     holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0,
@@ -200,6 +205,7 @@ def main(
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         workers_per_trial=workers_per_trial,
+        min_workers=min_workers,
         data_cpus=DATA_CPUS if engine == RAY else 0.0,
     )
     searched, text = _space(space, run, task, gpus, epochs, smoke, storage)
@@ -270,6 +276,7 @@ def main(
         seed,
         threads=threads,
         gpu=resources.gpus_per_trial > 0,
+        workers=max(resources.workers_per_trial, 1),
         ingest=_ingest(engine, resources, cache_gb),
     )
     most, left = priced.trial_bytes(manifest)

@@ -26,6 +26,7 @@ from ray.tune.search import Searcher
 from cxrlt_ray import watch
 from cxrlt_ray.errors import CxrltError, Diverged, UsageError
 from cxrlt_ray.fit import Job
+from cxrlt_ray.pulse import beat
 from cxrlt_ray.search import REDUCTION, Space
 from cxrlt_ray.study import Study, curve, is_last, note_retry, number_of, reopen, trial_name
 from cxrlt_ray.train import epochs_of, train
@@ -33,6 +34,7 @@ from cxrlt_ray.trials import FAILED, RUNNING, Run, Trial, damage, drop_checkpoin
 from cxrlt_ray.watch import Halt, Room, patiently
 
 METRIC = "val_map"
+ELASTIC = 60.0  # seconds that a trial waits for the machines of all its workers, where it may begin with fewer
 RETRIES, HUNG_AFTER = 2, 600.0
 
 
@@ -269,14 +271,39 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
         with watch.announced(run, name, ray.train.get_context().get_world_rank()):
             _told_failure(job, name, config, params, ray.train.report)
 
-    scaling = ScalingConfig(
-        num_workers=plan.workers_per_trial,
-        use_gpu=plan.gpus_per_trial > 0,
-        resources_per_worker={"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial},
-    )
+    each = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial}
+    count = workers_at_hand(_room_for(each), plan.min_workers, plan.workers_per_trial)
+    scaling = ScalingConfig(num_workers=count, use_gpu=plan.gpus_per_trial > 0, resources_per_worker=each)
     with tempfile.TemporaryDirectory() as folder, watch.announced(run, name, -1):
         run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])  # type: ignore[list-item]
         TorchTrainer(worker, scaling_config=scaling, run_config=run_config).fit()
+
+
+def workers_at_hand(room: Callable[[], int], least: int, most: int) -> int:
+    """How many workers a trial begins with: `most`, or what there is room for where ELASTIC seconds bring no more.
+
+    Ray Train's own elastic groups count a cluster's resources, those of other trials too, and whole ones only.
+    """
+    until = time.monotonic() + ELASTIC
+    while least < most and (there := room()) < most:
+        if there >= least and time.monotonic() > until:
+            return there
+        beat()  # it waits and does not hang
+        time.sleep(1.0)
+    return most
+
+
+def _room_for(each: dict[str, float]) -> Callable[[], int]:
+    """Of how many workers the machines there are hold the resources now."""
+    from ray._private.state import available_resources_per_node
+
+    wanted = {kind: value for kind, value in each.items() if value}
+
+    def room() -> int:
+        nodes = available_resources_per_node().values()
+        return sum(min(int(free.get(kind, 0) // value) for kind, value in wanted.items()) for free in nodes)
+
+    return room
 
 
 def _release_memory() -> None:

@@ -39,6 +39,9 @@ def test_more_than_the_machine_has_is_refused_with_what_there_is():
         sweep.plan_resources(16, 2, workers_per_trial=4)
     with pytest.raises(UsageError, match=r"ask for 2 of 2 CPU, and 0.5 must stay free"):
         sweep.plan_resources(2, 0, cpus_per_trial=2)
+    for few in (0, 3):
+        with pytest.raises(UsageError, match=f"--min-workers must be 1 to 2 .--workers-per-trial., not {few}"):
+            sweep.plan_resources(16, 2, workers_per_trial=2, min_workers=few)
 
 
 def test_one_core_is_enough():

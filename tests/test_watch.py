@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cxrlt_ray import watch
+from cxrlt_ray import tuning, watch
 
 
 @pytest.fixture
@@ -58,3 +58,27 @@ def test_a_trial_that_does_batches_is_never_hung(monkeypatch, clock):
     for step in range(20):
         clock.at += 9
         guard.on_step_begin(step, [trial])
+
+
+@pytest.mark.parametrize(
+    ("rooms", "least", "expected", "seconds"),
+    [
+        ([4], 2, 4, 0),  # all there: at once
+        ([1, 1, 4], 2, 4, 2),  # they come
+        ([3], 2, 3, tuning.ELASTIC),  # some do not come
+        ([1] * 200 + [2], 2, 2, 200),  # too few: waits for the least
+        ([0], 4, 4, 0),  # all or none is Ray's own to wait for
+    ],
+)
+def test_a_group_begins_with_all_workers_or_after_a_while_with_those_there_is_room_for(
+    clock, monkeypatch, rooms, least, expected, seconds
+):
+    left = list(rooms)
+
+    def sleep(duration):
+        clock.at += duration
+
+    monkeypatch.setattr(tuning.time, "sleep", sleep)
+    began = clock.at
+    assert tuning.workers_at_hand(lambda: left.pop(0) if len(left) > 1 else left[0], least, 4) == expected
+    assert clock.at - began == pytest.approx(seconds, abs=2)

@@ -147,6 +147,33 @@ def test_two_workers_on_two_nodes_train_the_model_that_one_trains(swept):
         assert losses[0][-1] < losses[0][0]
 
 
+LOSE_A_WORKER = """
+there_are = [add(2), add(2)]
+
+def nodes():
+    while not any(len(trial.about["epochs"]) > 1 for trial in there()):
+        yield
+    # the one that has a worker and not Tune's own actor, if there is such a one
+    lost = next((node for node in there_are if node.node_id not in busy()), there_are[0])
+    cluster.remove_node(lost, allow_graceful=False)
+    print("lost a node that trained", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_that_loses_a_worker_goes_on_with_the_other_and_ends_with_the_same_model(swept):
+    words = ["--ingest", "threads", "--max-concurrent", "1", "--cpus-per-trial", "1.5", "--workers-per-trial", "2"]
+    calm, _ = swept(TWO, *words, storage="calm", count=1, epochs=30, batch_size=4)
+    lost, told = swept(LOSE_A_WORKER, *words, "--min-workers", "1", storage="lost", count=1, epochs=30, batch_size=4)
+    assert "lost a node that trained" in told
+    assert [trial.state for trial in calm + lost] == ["finished"] * 2
+    assert [epoch["epoch"] for epoch in lost[0].about["epochs"]] == list(range(30))
+    assert lost[0].about["retries"]
+    pd.testing.assert_frame_equal(
+        calm[0].predictions(), lost[0].predictions().loc[calm[0].predictions().index], atol=1e-4
+    )
+
+
 def test_the_cluster_of_these_tests_is_python():
     for nodes in (COME_AND_GO, TWO):
         compile(CLUSTER.replace("# NODES #", nodes), str(Path(__file__)), "exec")
