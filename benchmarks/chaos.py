@@ -32,11 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import alive, tree
 from report import options, publish
 
 HERE = Path(__file__).parent
-IMAGES, TRIALS, EPOCHS, HUNG, FAILING = 240, 8, 5, 8, 6.0
-PAUSE = (3.0, 20.0)  # seconds between two faults: starting again takes about 12
+IMAGES, TRIALS, EPOCHS, HUNG, FAILING = 240, 10, 8, 8, 6.0
+PAUSE = (3.0, 16.0)  # seconds between two faults: starting again takes about 12
+LINGER = 90.0  # seconds after which no process may be left: Ray's agents end a minute after their machine's Ray
 SPACE = f"""
 trials: {TRIALS}
 epochs: {EPOCHS}
@@ -47,12 +49,12 @@ parameters:
   batch_size: 16
   ema_decay: {{choices: [0.0, 0.9]}}
   drop_rate: 0.1
-  lr: {{low: 1e-3, high: 1e-2, log: true}}
+  lr: {{choices: [1e-3, 2e-3, 4e-3, 8e-3, 1e30]}}
 start:
   - {{backbone: test_resnet, lr: 4e-3}}
 """
 # a trial whose loss is never finite is part of both: it fails with its reason and nothing else suffers
-NAN = "  - {backbone: test_convnext, lr: 1e-2, ema_decay: 0.9}\n"
+NAN = "  - {backbone: test_convnext, lr: 1e30, ema_decay: 0.9}\n"
 # the clock of every process, moved by what a file says
 CLOCK = """
 import time as _time
@@ -79,30 +81,26 @@ class Storm:
     s3: Any = None
     driver: Any = None
     happened: Counter[str] = field(default_factory=Counter)
-    left_behind: list[str] = field(default_factory=list)
+    seen: dict[tuple[int, str], str] = field(default_factory=dict)  # processes of killed drivers, with their titles
 
-    def tree(self) -> list[int]:
-        """The driver and all processes below it."""
-        below: dict[int, list[int]] = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError):
-                    parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
-                    below.setdefault(parent, []).append(int(entry))
-        found = [self.driver.pid]
-        for pid in found:
-            found += below.get(pid, [])
-        return found
+    def note(self) -> None:
+        """Note the processes there are, to see later whether they have ended."""
+        self.seen |= {(each.pid, each.began): each.title for each in tree(self.driver.pid)}
+
+    def left_behind(self) -> list[str]:
+        """The titles of those that are still there after LINGER seconds."""
+        until = time.monotonic() + LINGER
+        while (left := alive(self.seen)) and time.monotonic() < until:
+            time.sleep(0.5)
+        return left
 
     def named(self, *parts: str) -> list[int]:
         """Processes of the tree whose command line begins with one of `parts` or has it as a path's end."""
-        found = []
-        for pid in self.tree()[1:]:
-            with contextlib.suppress(OSError):
-                line = Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                if any(line.startswith(part) or line.split(" ")[0].endswith(part) for part in parts):
-                    found.append(pid)
-        return found
+        return [
+            each.pid
+            for each in tree(self.driver.pid)[1:]
+            if any(each.title.startswith(part) or each.title.split(" ")[0].endswith(part) for part in parts)
+        ]
 
     def trial(self) -> int | None:
         """The process of a trial that trains: the one that burns time."""
@@ -121,28 +119,10 @@ def kill(storm: Storm, pids: list[int]) -> bool:
 
 def kill_driver(storm: Storm) -> bool:
     """Kill -9 the command itself; what it started is to end by itself."""
-    tree = storm.tree()
+    storm.note()
     os.kill(storm.driver.pid, signal.SIGKILL)
     storm.driver.wait()
-    until = time.monotonic() + 30
-    while time.monotonic() < until and any(alive(pid) for pid in tree):
-        time.sleep(0.2)
-    left = [pid for pid in tree if alive(pid)]
-    for pid in left:
-        with contextlib.suppress(OSError):
-            storm.left_behind.append(Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode()[:60])
-            storm.log.write(f"### left behind: {storm.left_behind[-1]} {Path('/proc', str(pid), 'stat').read_text()}\n")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
     return True
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def hang(storm: Storm) -> bool:
@@ -430,20 +410,25 @@ def main() -> None:
             unmount = ["umount", "-l", str(root / "storm")]
             stack.callback(subprocess.run, unmount, check=False, stderr=subprocess.DEVNULL)
         storm, loud = finished_storm("storm", root, data, space, plan, asked.seed, mounted=able, s3=s3)
+        left = storm.left_behind()
         told = compared(read(root / "calm"), read(root / "storm"))
     happened = sum(storm.happened.values())
+    diverged = sum(each["about"]["state"] == "failed" for each in read(root / "calm")["trials"].values())
     counts = ", ".join(f"{count} x {name}" for name, count in sorted(storm.happened.items()))
     lines = [
         "| faults | trials | lost | doubled | the same to the bit | retries | submission | time | processes left |",
         "|---|---|---|---|---|---|---|---|---|",
         f"| {happened} | {told['expected']} | {len(told['lost'])} | {len(told['doubled'])} | {told['same']} | "
         f"{told['retries']} | {'identical' if told['submission'] else 'differs'} | "
-        f"{loud:.0f} s, {loud / quiet:.1f} times {quiet:.0f} s | {len(storm.left_behind)} |",
+        f"{loud:.0f} s, {loud / quiet:.1f} times {quiet:.0f} s | {len(left)} |",
         "",
+        f"{diverged} trial(s) diverge by their own fault, with and without the others.",
         f"Seed {asked.seed}, a fault every {PAUSE[0]:.0f} to {PAUSE[1]:.0f} s: {counts}.",
     ]
     if not able and not asked.s3:
         lines += ["Without a full disk and read-only storage: this user may not mount."]
+    if left:
+        lines += [f"Left behind: {', '.join(each[:60] for each in left)}."]
     if told["differ"]:
         lines += [f"Not the same: {', '.join(told['differ'])}."]
     name, title = ("chaos-s3", "Faults on purpose, in a bucket") if asked.s3 else ("chaos", "Faults on purpose")

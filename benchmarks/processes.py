@@ -90,12 +90,12 @@ def watched(command: Sequence[str | Path], every: float = 0.2) -> Watched:
         log.seek(0)
         said = log.read()
     deadline = time.monotonic() + LINGER
-    while (left := _alive(seen)) and time.monotonic() < deadline:
+    while (left := alive(seen)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return Watched(seconds, peak, together, most, tuple(left), process.returncode, said)
 
 
-def _alive(known: Iterable[tuple[int, str]]) -> list[str]:
+def alive(known: Iterable[tuple[int, str]]) -> list[str]:
     """The titles of processes of those numbers and beginnings that are still there."""
     now = ((look(pid), began) for pid, began in known)
     return [process.title for process, began in now if process is not None and process.began == began]
