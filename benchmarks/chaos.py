@@ -36,8 +36,8 @@ from processes import alive, tree
 from report import options, publish
 
 HERE = Path(__file__).parent
-IMAGES, TRIALS, EPOCHS, HUNG, FAILING = 240, 10, 8, 8, 6.0
-PAUSE = (3.0, 16.0)  # seconds between two faults: starting again takes about 12
+IMAGES, TRIALS, EPOCHS, HUNG, FAILING = 240, 14, 8, 8, 6.0
+PAUSE = (2.0, 10.0)  # seconds between two faults: starting again takes about 12
 LINGER = 90.0  # seconds after which no process may be left: Ray's agents end a minute after their machine's Ray
 SPACE = f"""
 trials: {TRIALS}
@@ -49,7 +49,7 @@ parameters:
   batch_size: 16
   ema_decay: {{choices: [0.0, 0.9]}}
   drop_rate: 0.1
-  lr: {{choices: [1e-3, 2e-3, 4e-3, 8e-3, 1e30]}}
+  lr: {{choices: [1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 8e-3, 1e30]}}
 start:
   - {{backbone: test_resnet, lr: 4e-3}}
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -32,6 +34,7 @@ start:
   - {backbone: test_convnext, resolution: 48, lr: 4e-3, loss: bce}
   - {backbone: test_resnet, resolution: 32}
 """
+SAID = io.StringIO()  # what the commands print
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +57,16 @@ def space(tmp_path_factory):
 def storage(ray, phantom, space, tmp_path_factory):
     """A storage with the finished run `line`: three trials on task 1, a part of the validation held out."""
     folder = str(tmp_path_factory.mktemp("storage"))
-    sweep.main("task1", data=phantom, space=space, name="line", storage=folder, holdout=0.3)
+    with contextlib.redirect_stdout(SAID), contextlib.redirect_stderr(SAID):
+        sweep.main("task1", data=phantom, space=space, name="line", storage=folder, holdout=0.3)
     return folder
 
 
 @pytest.fixture(scope="module")
 def chosen(storage):
     """The greedy ensemble of the run, as a directory."""
-    ensemble.main(select="greedy", storage=storage, zip=True, rounds=50, pruned=True)
+    with contextlib.redirect_stdout(SAID), contextlib.redirect_stderr(SAID):
+        ensemble.main(select="greedy", storage=storage, zip=True, rounds=50, pruned=True)
     return Path(storage) / "line" / "ensembles" / "greedy"
 
 
@@ -292,23 +297,26 @@ def test_images_without_any_table_can_be_scored(storage, chosen, phantom, tmp_pa
 
 
 def test_no_file_but_those_that_are_for_it_holds_an_id(storage, chosen):
-    """docs/security.md names those. Ray's own logs are looked through as well."""
+    """docs/security.md names those. Ray's own logs and what is printed are looked through as well."""
     import ray
 
     table = run_of(storage).manifest().table
     ids = {str(value).encode() for column in ("image_id", "subject_id", "study_id") for value in table[column]}
 
-    def held(path):
-        return ids & set(re.findall(rb"(?<![0-9])[0-9]{8}(?![0-9])|[0-9a-f]{8}(?:-[0-9a-f]{8}){4}", path.read_bytes()))
+    def held(content):
+        return ids & set(re.findall(rb"(?<![0-9])[0-9]{8}(?![0-9])|[0-9a-f]{8}(?:-[0-9a-f]{8}){4}", content))
 
-    assert held(chosen / "submission.csv")
+    assert held((chosen / "submission.csv").read_bytes())
+    assert "[3/3]" in SAID.getvalue()
+    assert "greedy ensemble" in SAID.getvalue()
+    assert not held(SAID.getvalue().encode())
     for_it = ("manifest.parquet", "predictions.parquet", "submission.csv", "submission.zip")
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
     files = [path for path in [*Path(storage).rglob("*"), *logs.rglob("*")] if path.is_file()]
     others = [path for path in files if path.name not in for_it and path.parent.name != "predictions"]
     others = [path for path in others if "shards" not in path.parts or path.suffix == ".json"]
     assert len(others) > 20
-    assert not [path for path in others if held(path)]
+    assert not [path for path in others if held(path.read_bytes())]
 
 
 def test_evaluate_gives_the_test_score_that_the_ensemble_gave(chosen, phantom, tmp_path, capsys):
