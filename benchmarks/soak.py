@@ -118,7 +118,8 @@ def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     parts = np.array_split(np.flatnonzero(warm), BLOCKS)
     x, y = (np.array([series[part].mean() for part in parts]) for series in (times / 3600, values))
     line = stats.linregress(x, y)
-    return line.slope, float(stats.t.ppf(0.975, BLOCKS - 2) * line.stderr)
+    error = 0.0 if np.ptp(y) == 0 else line.stderr  # of what never changes scipy gives nan
+    return line.slope, float(stats.t.ppf(0.975, BLOCKS - 2) * error)
 
 
 def draw(times: np.ndarray, series: dict[str, np.ndarray], title: str) -> None:

@@ -161,16 +161,17 @@ def _units(study: int | np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], 
 def order(file: np.ndarray, seed: list[int] | None, window: int = 0) -> np.ndarray:
     """In what order to take images [N] of which `file` [N] says in what shard they lie.
 
-    Without a seed as they lie. With one, and no window, a uniform permutation. With a window, shards are
-    permuted and an image comes up to `window` shards after its shard: about that many are open at a time.
+    Without a seed as they lie. With one, a uniform permutation; or, of more than `window` shards (0: of any number),
+    shards are permuted and an image comes up to `window` shards after its shard: about that many are open at a time.
     """
     if seed is None:
         return np.arange(len(file))
     rng = np.random.default_rng(seed)
-    if not window:
-        return rng.permutation(len(file))
     _, dense = np.unique(file, return_inverse=True)
-    turn = rng.permutation(dense.max(initial=0) + 1)
+    count = dense.max(initial=-1) + 1
+    if not window or count <= window:
+        return rng.permutation(len(file))
+    turn = rng.permutation(count)
     return np.argsort(turn[dense] + window * rng.random(len(file)), kind="stable")
 
 

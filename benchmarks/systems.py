@@ -1,0 +1,143 @@
+"""The published systems in full size, trained for real: every model of every team's space, all its stages, on one GPU.
+
+Random weights, few drawn images, two epochs a stage: whether it runs, whether the loss is finite in bf16, how much of
+the GPU's memory it takes, in what pieces its batch goes there, and images/s of the second epoch (of few steps: with
+the start of its stream). One command, on a machine with one GPU: python benchmarks/systems.py --write
+Without a GPU it says so and ends; --dry runs the same code on the CPU with the spaces in small.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from report import options, publish
+
+BUILD = Path(__file__).parent.parent / "build" / "systems"
+EPOCHS = 2
+
+
+def kinds(name: str, small: bool) -> list[Any]:
+    """A trial of every kind of the space: other weights, fewer epochs, else as it is."""
+    from cxrlt_ray.spacefile import load_space
+
+    found = {}
+    for config in load_space(name, smoke=small).kinds():
+        changes = {"pretrained": False, "cohorts": "main", "tta": "none", "refit": False}
+        stages = tuple({**stage, "epochs": EPOCHS, "cohorts": "main"} for stage in config.stages)
+        config = config.model_copy(update={**changes, "epochs": EPOCHS, "stages": stages})
+        found[config.backbone, config.resolution, str(config.stages)] = config
+    return list(found.values())
+
+
+def main() -> None:
+    import torch
+
+    from cxrlt_ray import config as config_
+    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.fit import Job
+    from cxrlt_ray.phantom import write_phantom
+    from cxrlt_ray.prepare import prepare
+    from cxrlt_ray.storage import Store
+    from cxrlt_ray.stream import Ingest, start_ray
+    from cxrlt_ray.tasks import load_task
+
+    parser = options(__doc__, {"images": 600})
+    parser.add_argument("--dry", action="store_true", help="on the CPU, the spaces in small")
+    args = parser.parse_args()
+    if not torch.cuda.is_available() and not args.dry:
+        print("No GPU here: nothing was measured. On a machine with one: python benchmarks/systems.py --write")
+        sys.exit(0)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    trials = {name: kinds(name, args.dry) for name in config_.names("search_spaces") if name.startswith("team_")}
+    sizes = sorted({config.resolution for configs in trials.values() for config in configs})
+    data = BUILD / f"phantom-{args.images}-{sizes[-1]}"
+    write_phantom(data, images=args.images, size=sizes[-1])
+    manifest = read_cohort(str(data), task="task1").manifest
+    start_ray()
+    shards = prepare(manifest, str(BUILD), sizes, say=lambda text: print(text, file=sys.stderr))
+    run = Store(str(BUILD / "run"))
+    shutil.rmtree(BUILD / "run", ignore_errors=True)
+    with run.place("manifest.parquet") as path:
+        manifest.write(path)
+    findings = load_task("task1", manifest.findings).findings
+    job = Job(run, tuple(shards), findings, manifest.fingerprint, ingest=Ingest())
+    lines = [
+        f"| system, on {gpu} | backbone | px | stage | batch | in pieces of | loss | images/s | peak memory, GB | s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    failed = 0
+    for name, configs in trials.items():
+        for config in configs:
+            found = trained(job, f"{name}-{config.backbone}-{config.resolution}-{len(lines)}", config)
+            failed += found[0]
+            lines += [f"| {name} | {config.backbone} | {config.resolution} | {cells} |" for cells in found[1]]
+            print("\n".join(lines[-len(found[1]) :]), flush=True)
+    lines += ["", f"{failed} of {sum(map(len, trials.values()))} trials failed."]
+    publish("systems", "The published systems in full size", ":", lines, args.write and not args.dry)
+
+
+def trained(job: Any, name: str, config: Any) -> tuple[bool, list[str]]:
+    """Whether the trial failed, and the cells of its stages."""
+    import torch
+
+    from cxrlt_ray import train
+    from cxrlt_ray.device import name as device_name
+
+    there = torch.cuda.is_available()
+    peaks: dict[int, float] = {}
+    stages = config.staged()
+    epochs: list[int] = []
+
+    def report(_: dict[str, Any]) -> None:
+        """After each epoch: what the stage took so far."""
+        stage = len(epochs) // EPOCHS
+        epochs.append(stage)
+        if there:
+            peaks[stage] = torch.cuda.max_memory_allocated() / 1e9
+            if len(epochs) % EPOCHS == 0:
+                torch.cuda.reset_peak_memory_stats()
+
+    if there:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.monotonic()
+    try:
+        train.train(job, name, config, {}, report)
+    except Exception as error:
+        return True, [f"{type(error).__name__}: {str(error)[:150]} | | | | | | {time.monotonic() - began:.0f}"]
+    seconds = time.monotonic() - began
+    about = job.run.read_json(f"trials/{name}/trial.json")
+    devices = job.run.uri.rpartition("/")[0]
+    pieces = Path(devices, "devices", device_name(torch.device("cuda"))) if there else None
+    cells = []
+    for number, stage in enumerate(stages):
+        last = [each for each in about["epochs"] if each["stage"] == number][-1]
+        kind = stage.fusion if stage.fusion != "none" else stage.head
+        kind += ", frozen" if stage.frozen_backbone else ""
+        unit = "studies" if stage.fusion != "none" else "images"
+        fits = _fits(pieces, stage) if pieces else "-"
+        loss = last["loss"] if last["loss"] is not None and math.isfinite(last["loss"]) else "not finite"
+        told = f"{number} {kind} | {stage.batch_size} {unit} | {fits} | {loss:.3f}"
+        cells.append(
+            f"{told} | {last['images_per_second']:,.0f} | {peaks.get(number, float('nan')):.1f} | {seconds:.0f}"
+        )
+    (job.run / "trials" / name).remove()
+    return False, cells
+
+
+def _fits(folder: Path, stage: Any) -> str:
+    """How many images went to the device at once, of the most that were tried."""
+    import json
+
+    prefix = f"{stage.backbone}-{stage.resolution}px-{stage.head}-{stage.fusion}-".replace("/", "_").replace(":", "_")
+    found = [json.loads(path.read_text()) for path in folder.glob(f"{prefix}*.json")]
+    return ", ".join(sorted({str(each["fits"]) for each in found})) or "-"
+
+
+if __name__ == "__main__":
+    main()
