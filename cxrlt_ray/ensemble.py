@@ -395,6 +395,7 @@ def show(report: dict[str, Any], name: str, swept: bool = True) -> None:
     """Print `report` of judge. swept: the members come of a sweep, which has seen the validation subjects."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     console = cli.console()
     table = Table("mAP", box=box.SIMPLE_HEAD)
@@ -407,7 +408,7 @@ def show(report: dict[str, Any], name: str, swept: bool = True) -> None:
     honest = [where for where in report["images"] if where != "optimistic"]
     groups = Table("mAP of", *(f"{count} {group}" for group, count in report["groups"].items()), box=box.SIMPLE_HEAD)
     for where in honest:
-        groups.add_row(f"[bold]{NAMED.get(where, where)}[/]".replace("\n", " "))
+        groups.add_row(Text(NAMED.get(where, where).replace("\n", " "), style="bold"))
         for title, scores in report["systems"].items():
             groups.add_row(title, *_groups(scores.get(where)))
     console.print(groups)

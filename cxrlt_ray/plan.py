@@ -25,8 +25,8 @@ from cxrlt_ray.storage import Store
 from cxrlt_ray.trialconfig import ALL, OUTSIDE
 
 # FLOP/s that training reaches; from 600 images/s of ConvNeXt-S at 384 px on an H100 (627 measured, benchmarks/gpu.py),
-# and estimated from the vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, the low end of the 20 to 53 GFLOP/s that
-# the demo's models reached on two AMD EPYC cores
+# and estimated from the vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, the low end of the
+# 20 to 53 GFLOP/s that the demo's models reached on two AMD EPYC cores
 SPEEDS = {
     "H200": 95e12,
     "H100": 92e12,
