@@ -8,7 +8,6 @@ Without a GPU it says so and ends; --dry runs the same code on the CPU with the 
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import time
@@ -86,7 +85,7 @@ def trained(job: Any, name: str, config: Any) -> tuple[bool, list[str]]:
     import torch
 
     from cxrlt_ray import train
-    from cxrlt_ray.device import name as device_name
+    from cxrlt_ray.fit import found_pieces
 
     there = torch.cuda.is_available()
     peaks: dict[int, float] = {}
@@ -112,31 +111,23 @@ def trained(job: Any, name: str, config: Any) -> tuple[bool, list[str]]:
         return True, [f"{type(error).__name__}: {str(error)[:150]} | | | | | | {time.monotonic() - began:.0f}"]
     seconds = time.monotonic() - began
     about = job.run.read_json(f"trials/{name}/trial.json")
-    devices = job.run.uri.rpartition("/")[0]
-    pieces = Path(devices, "devices", device_name(torch.device("cuda"))) if there else None
     cells = []
     for number, stage in enumerate(stages):
         last = [each for each in about["epochs"] if each["stage"] == number][-1]
         kind = stage.fusion if stage.fusion != "none" else stage.head
         kind += ", frozen" if stage.frozen_backbone else ""
         unit = "studies" if stage.fusion != "none" else "images"
-        fits = _fits(pieces, stage) if pieces else "-"
-        loss = last["loss"] if last["loss"] is not None and math.isfinite(last["loss"]) else "not finite"
-        told = f"{number} {kind} | {stage.batch_size} {unit} | {fits} | {loss:.3f}"
+        fits = "-"
+        if there:
+            store, key = found_pieces(job, stage, torch.device("cuda"))
+            fits = store.read_json(f"{key}.json")["fits"]
+        loss = "not finite" if last["loss"] is None else f"{last['loss']:.3f}"
+        told = f"{number} {kind} | {stage.batch_size} {unit} | {fits} | {loss}"
         cells.append(
             f"{told} | {last['images_per_second']:,.0f} | {peaks.get(number, float('nan')):.1f} | {seconds:.0f}"
         )
     (job.run / "trials" / name).remove()
     return False, cells
-
-
-def _fits(folder: Path, stage: Any) -> str:
-    """How many images went to the device at once, of the most that were tried."""
-    import json
-
-    prefix = f"{stage.backbone}-{stage.resolution}px-{stage.head}-{stage.fusion}-".replace("/", "_").replace(":", "_")
-    found = [json.loads(path.read_text()) for path in folder.glob(f"{prefix}*.json")]
-    return ", ".join(sorted({str(each["fits"]) for each in found})) or "-"
 
 
 if __name__ == "__main__":

@@ -400,18 +400,23 @@ def _piece(
         del later
 
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch norm must not learn from noise
-    known = Store(job.run.uri.rpartition("/")[0]) / "devices" / device_.name(device) if rank == 0 else None
-    kind = config.spec()
-    key = f"{kind.backbone}-{kind.resolution}px-{kind.head}-{kind.fusion}-{config.precision}"
-    key = key.replace("/", "_").replace(":", "_") + ("-frozen" if config.frozen_backbone else "")
+    known, key = found_pieces(job, config, device)
     most = config.batch_size * (1 if config.fusion == "none" else 2)  # images of an average study
     try:
-        return device_.fitting(most, attempt, known, key)
+        return device_.fitting(most, attempt, known if rank == 0 else None, key)
     finally:
         for name, buffer in model.named_buffers():
             buffer.copy_(kept[name])
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+
+
+def found_pieces(job: Job, config: TrialConfig, device: torch.device) -> tuple[Store, str]:
+    """Where it is kept how many images of this kind of trial fit the GPU `device` at once, and under what key."""
+    kind = config.spec()
+    key = f"{kind.backbone}-{kind.resolution}px-{kind.head}-{kind.fusion}-{config.precision}"
+    key = key.replace("/", "_").replace(":", "_") + ("-frozen" if config.frozen_backbone else "")
+    return Store(job.run.uri.rpartition("/")[0]) / "devices" / device_.name(device), key
 
 
 def _all_finite(value: float, world: int, device: torch.device) -> bool:

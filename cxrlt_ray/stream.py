@@ -167,11 +167,10 @@ def order(file: np.ndarray, seed: list[int] | None, window: int = 0) -> np.ndarr
     if seed is None:
         return np.arange(len(file))
     rng = np.random.default_rng(seed)
-    _, dense = np.unique(file, return_inverse=True)
-    count = dense.max(initial=-1) + 1
-    if not window or count <= window:
+    names, dense = np.unique(file, return_inverse=True) if window else (file[:0], file)
+    if len(names) <= window:
         return rng.permutation(len(file))
-    turn = rng.permutation(count)
+    turn = rng.permutation(len(names))
     return np.argsort(turn[dense] + window * rng.random(len(file)), kind="stable")
 
 

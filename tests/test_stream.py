@@ -175,6 +175,13 @@ def test_an_order_holds_every_image_once_and_a_window_opens_few_shards_at_a_time
         assert max(opened) <= window + 1
 
 
+def test_shards_that_a_window_holds_are_shuffled_as_without_one():
+    """A trial on an object store is then the one on a disk."""
+    file = np.repeat(np.arange(8), 5)
+    assert stream.order(file, [3, 0], 8).tolist() == stream.order(file, [3, 0]).tolist()
+    assert stream.order(file, [3, 0], 7).tolist() != stream.order(file, [3, 0]).tolist()
+
+
 def test_a_shuffle_without_window_is_uniform():
     """Each image is as likely at any place, and neighbours in storage end up a third of the epoch apart."""
     images, draws = 60, 400
