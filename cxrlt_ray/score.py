@@ -20,7 +20,7 @@ import pandas as pd
 from cxrlt_ray.manifest import codes
 from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.storage import Store
-from cxrlt_ray.stream import Look
+from cxrlt_ray.stream import DATA_CPUS, Look
 from cxrlt_ray.trials import Trial, looked_at, write_predictions
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _pass(work: Store, shards: Shards, members: list[Member], images: pd.DataFra
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=max(1, min(actors, len(todo)))),
             num_gpus=1 if gpus else 0,
-            num_cpus=0.5,
+            num_cpus=DATA_CPUS,
         )
         for block in dataset.iter_batches(batch_size=None):
             for name in np.unique(block["file"]):

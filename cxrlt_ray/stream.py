@@ -53,6 +53,7 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LONGEST = 43  # letters of Ray's directory: with its session's sockets a path may have 107
 THREADS, RAY = "threads", "ray"
 ENGINES = (THREADS, RAY)
+DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 WINDOW = 8  # shards of an object store that are mixed: 2,048 images
 TASK_IMAGES = 512  # that one Ray Data task makes: some 0.4 s of decoding at 512 px
 
@@ -380,7 +381,7 @@ def _through_ray(shards: Shards, recipe: Recipe, work: list[Any], ingest: Ingest
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _read_some,  # type: ignore[arg-type]
         batch_size=1,
-        num_cpus=0.5,
+        num_cpus=DATA_CPUS,
         fn_kwargs={"shards": shards, "recipe": recipe, "memory": ingest.memory},
     )
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=3):

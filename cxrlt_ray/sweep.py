@@ -23,10 +23,8 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.plan import GPUS
 from cxrlt_ray.prepare import QUALITY
 from cxrlt_ray.rundata import PHANTOM_IMAGES, cohort_of, few, others_of, phantom
-from cxrlt_ray.stream import RAY
+from cxrlt_ray.stream import DATA_CPUS, RAY
 from cxrlt_ray.trials import DEFAULT_STORAGE
-
-DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from cxrlt_ray.errors import CxrltError, Diverged, UsageError
 from cxrlt_ray.fit import Job
 from cxrlt_ray.pulse import beat
 from cxrlt_ray.search import REDUCTION, Space
+from cxrlt_ray.stream import DATA_CPUS, RAY
 from cxrlt_ray.study import Study, curve, is_last, note_retry, number_of, reopen, trial_name
 from cxrlt_ray.train import epochs_of, train
 from cxrlt_ray.trials import FAILED, RUNNING, Run, Trial, damage, drop_checkpoints, read_trial
@@ -73,7 +74,7 @@ def tune_trials(
     own: dict[str, float] = bundle if workers == 1 else {"CPU": 0.01}
     trainable = tune.with_resources(tune.with_parameters(_trial, job=job, space=space, plan=resources), own)
     started, halt = time.monotonic(), Halt()
-    guard = watch.Guard(run, care.hung_after)
+    guard = watch.Guard(run, care.hung_after, DATA_CPUS if job.ingest.engine == RAY else 0.0)
     search = Search(run, study, care, halt, guard)
     with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder, halt.heeded():
         tuner = tune.Tuner(
@@ -98,7 +99,10 @@ def tune_trials(
                 callbacks=[guard, watch.Progress(run, trials, missing)],
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        finally:
+            guard.release()
     if search.fault:
         raise search.fault
     if not missing_trials(run, trials):
@@ -268,7 +272,7 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         _bound_data(ray, plan)
-        with watch.announced(run, name, ray.train.get_context().get_world_rank()):
+        with watch.announced(run, name, ray.train.get_context().get_world_rank(), watch.own_group()):
             _told_failure(job, name, config, params, ray.train.report)
 
     each = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial}
@@ -276,7 +280,23 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
     scaling = ScalingConfig(num_workers=count, use_gpu=plan.gpus_per_trial > 0, resources_per_worker=each)
     with tempfile.TemporaryDirectory() as folder, watch.announced(run, name, -1):
         run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])  # type: ignore[list-item]
-        TorchTrainer(worker, scaling_config=scaling, run_config=run_config).fit()
+        _group_trainer()(worker, scaling_config=scaling, run_config=run_config).fit()
+
+
+def _group_trainer() -> Any:
+    """Ray's TorchTrainer without its cleaner of placement groups, a process that outlives its trial.
+
+    The cleaner asks the dashboard whether the trial lives, and where Ray has none it stays, with the group's CPUs and
+    GPUs, until the sweep ends. The watch gives them back instead.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class GroupTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> Any:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
+    return GroupTrainer
 
 
 def workers_at_hand(room: Callable[[], int], least: int, most: int) -> int:
@@ -346,5 +366,5 @@ def _bound_data(ray: Any, plan: Any) -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    share = max(0.5, plan.cpus_for_data / plan.max_concurrent / max(plan.workers_per_trial, 1))
+    share = max(DATA_CPUS, plan.cpus_for_data / plan.max_concurrent / max(plan.workers_per_trial, 1))
     context.execution_options.resource_limits = ExecutionResources(cpu=share)

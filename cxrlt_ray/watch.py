@@ -37,12 +37,16 @@ MARGIN = 3  # trials for which a disk must have room that is left free
 
 
 @contextmanager
-def announced(run: str, trial: str, rank: int = 0) -> Iterator[None]:
-    """While a process trains: its beats are told. rank: of a worker; -1: the process that has workers."""
+def announced(run: str, trial: str, rank: int = 0, group: str = "") -> Iterator[None]:
+    """While a process trains: its beats are told.
+
+    rank: of a worker; -1: the process that has workers. group: the placement group of a worker, to be given back.
+    """
     import ray
 
     key = f"{run}/{trial}/{rank}".encode()
-    told: dict[str, Any] = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "beats": 0}
+    node = ray.get_runtime_context().get_node_id()
+    told: dict[str, Any] = {"pid": os.getpid(), "node": node, "beats": 0, "group": group}
     last = 0.0
 
     def heard() -> None:
@@ -117,13 +121,17 @@ class Ending(Stopper):
 
 
 class Guard(tune.Callback):
-    """Ends trials that have stood still for `after` seconds, and keeps why trials were begun anew."""
+    """Ends trials that stand still for `after` seconds, keeps why trials were begun anew, gives back what they had.
 
-    def __init__(self, run: Run, after: float) -> None:
-        self.run, self.after = run, after
+    data_cpus: of a Ray Data task, where trials need Ray Data.
+    """
+
+    def __init__(self, run: Run, after: float, data_cpus: float = 0.0) -> None:
+        self.run, self.after, self.data_cpus = run, after, data_cpus
         self.running: dict[int, Any] = {}  # Tune's trials by number
         self.seen: dict[int, tuple[Any, float]] = {}  # what a trial last told, and when it was new
         self.ended: dict[int, str] = {}
+        self.starved: set[int] = set()  # trials of which it was told that their images wait for a CPU
         self.looked = self.waited = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -145,7 +153,11 @@ class Guard(tune.Callback):
                 continue
             begun = any(beats > 1 for beats in signs.values())  # the first tells that the process is there
             after = self.after if begun else max(self.after, STARTING)
-            if now - self.seen[number][1] > after:
+            still = now - self.seen[number][1]
+            if still > SILENCE and number not in self.starved and (lacking := self._lacking()):
+                self.starved.add(number)
+                print(f"  {trial_name(number)} stands still: {lacking}", flush=True)
+            if still > after:
                 self.ended[number] = f"hung: no batch was done in {cli.duration(after)}, its process was ended"
                 print(f"  {trial_name(number)} {self.ended[number]}", flush=True)
                 _kill(trial, list(told.values()))
@@ -185,9 +197,31 @@ class Guard(tune.Callback):
             return "out of memory: Ray ended its process, as the machine had next to none left"
         return "its process ended (killed, or out of memory)"
 
+    def release(self) -> None:
+        """Tune has ended: of trials that it stopped with itself it tells nobody."""
+        for number in list(self.running):
+            self._gone(number)
+
+    def _lacking(self) -> str:
+        """Why the images of trials may not come, or nothing."""
+        import ray
+
+        if not self.data_cpus:
+            return ""
+        free = ray.available_resources().get("CPU", 0.0)
+        if free >= self.data_cpus:
+            return ""
+        return (
+            f"Ray Data needs {self.data_cpus:g} CPU to stream images and {free:g} is free. `ray status` says who holds "
+            "them; --ingest threads or fewer --cpus-per-trial need none"
+        )
+
     def _gone(self, number: int) -> None:
+        """Forget a trial, and give back what its workers had: Ray Train does not where Tune stops a trial."""
         self.running.pop(number, None)
         self.seen.pop(number, None)
+        self.starved.discard(number)
+        _give_back({told["group"] for told in self._told(number).values() if told["group"]})
         internal_kv._internal_kv_del(self._prefix(number), del_by_prefix=True, namespace=SPACE)
 
     def _told(self, number: int) -> dict[str, Any]:
@@ -197,6 +231,24 @@ class Guard(tune.Callback):
 
     def _prefix(self, number: int) -> bytes:
         return f"{self.run.name}/{trial_name(number)}/".encode()
+
+
+def own_group() -> str:
+    """The placement group that this process is in, or nothing."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    return group.id.hex() if group else ""
+
+
+def _give_back(groups: set[str]) -> None:
+    """Remove placement groups; one that is gone already is as good."""
+    from ray import PlacementGroupID
+    from ray.util import remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for each in groups:
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(each)))
 
 
 def _kill(trial: Any, told: list[dict[str, Any]]) -> None:

@@ -61,6 +61,50 @@ def test_a_trial_that_does_batches_is_never_hung(monkeypatch, clock):
 
 
 @pytest.mark.parametrize(
+    ("needs", "free", "told"), [(0.5, 0.25, True), (0.5, 0.0, True), (0.5, 0.5, False), (0.0, 0.0, False)]
+)
+def test_a_trial_whose_images_wait_for_a_cpu_says_so_once_before_it_is_hung(
+    monkeypatch, clock, capsys, needs, free, told
+):
+    import ray
+
+    guard = watch.Guard(SimpleNamespace(name="run"), 600.0, needs)
+    monkeypatch.setattr(guard, "_told", lambda number: {"0": {"beats": 1}})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
+    trial = SimpleNamespace(config={"number": 3}, status="RUNNING")
+    guard.on_trial_start(0, [trial], trial)
+    for step in range(5):
+        clock.at += watch.SILENCE / 2
+        guard.on_step_begin(step, [trial])
+    said = capsys.readouterr().out
+    assert said.count("T0003 stands still: Ray Data needs 0.5 CPU") == told
+
+
+def test_the_cpus_of_a_trials_workers_are_given_back_when_it_is_gone(ray):
+    import time
+
+    from ray.util import placement_group
+
+    group = placement_group([{"CPU": 0.25}, {"CPU": 0.25}])
+    ray.get(group.ready(), timeout=30)
+    guard = watch.Guard(SimpleNamespace(name="given-back"), 600.0)
+
+    @ray.remote(num_cpus=0)
+    def worker(hexadecimal):
+        with watch.announced("given-back", "T0000", 0, hexadecimal):
+            pass
+
+    ray.get(worker.remote(group.id.hex()))
+    guard.on_trial_start(0, [], SimpleNamespace(config={"number": 0}))
+    for _ in range(2):  # what is gone already is as good
+        guard.release()
+    until = time.monotonic() + 30
+    while ray.util.placement_group_table(group)["state"] != "REMOVED" and time.monotonic() < until:
+        time.sleep(0.1)
+    assert ray.util.placement_group_table(group)["state"] == "REMOVED"
+
+
+@pytest.mark.parametrize(
     ("rooms", "least", "expected", "seconds"),
     [
         ([4], 2, 4, 0),  # all there: at once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,17 @@ def test_a_time_budget_ends_a_sweep_well_and_settles_what_it_cut(ray, table, tmp
     ensemble.main(select="best", storage=storage, rounds=10)
 
 
+def held(ray) -> tuple[float, int]:
+    """CPUs that are not free, and actors that live but for Ray Data's own."""
+    from ray._private.state import actors
+
+    lasting = ("_StatsActor", "_AutoscalingCoordinatorActor")
+    alive = [each for each in actors().values() if each["State"] == "ALIVE" and each["ActorClassName"] not in lasting]
+    return ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0), len(alive)
+
+
 @pytest.mark.slow
-def test_two_workers_leave_what_one_leaves(ray, table, tmp_path):
+def test_two_workers_leave_what_one_leaves_and_give_back_what_they_had(ray, table, tmp_path):
     found = []
     for workers in (1, 2):
         storage = str(tmp_path / f"runs-{workers}")
@@ -137,6 +147,10 @@ def test_two_workers_leave_what_one_leaves(ray, table, tmp_path):
         assert two.state in ("finished", "pruned"), two.about.get("reason")
         assert one.about["config"] == two.about["config"]
         assert sorted(one.predictions().index) == sorted(two.predictions().index)
+    until = time.monotonic() + 30
+    while held(ray) != (0, 0) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert held(ray) == (0, 0)
 
 
 @pytest.mark.slow
