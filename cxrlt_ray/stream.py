@@ -193,14 +193,17 @@ def steps(images: int, batch_size: int, world: int = 1) -> list[list[slice]]:
 
 
 def pieces(images: int, size: int, study: np.ndarray | None = None) -> list[slice]:
-    """Slices of at most `size` images; with `study` [n] they end where studies do, and may be larger for one study."""
-    if study is None:
-        return [slice(k, min(k + size, images)) for k in range(0, images, size)]
-    ends = [*(np.flatnonzero(np.diff(study)) + 1).tolist(), images]
+    """Slices of at most `size` images; with `study` [n] they end where studies do, and may be larger for one study.
+
+    A last one of a single image joins the one before, as in `steps`: alone it breaks batch norm. Of size 1 all are.
+    """
+    ends = range(1, images + 1) if study is None else [*(np.flatnonzero(np.diff(study)) + 1).tolist(), images]
     cuts = [0]
     for end, following in pairwise([*ends, images + size + 1]):
         if following - cuts[-1] > size:
             cuts.append(end)
+    if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1 and size > 1:
+        del cuts[-2]
     return [slice(a, b) for a, b in pairwise(cuts)]
 
 

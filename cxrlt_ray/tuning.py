@@ -62,6 +62,7 @@ def tune_trials(
     warnings.filterwarnings("ignore", module="optuna|ray")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Halt has its own
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed by its own fault reports nothing
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the trial store has it all; their files stay open
     study = Study(run, space, seed, care.url)
     steps = space.epochs + _has_more(space, job)
     scheduler = _scheduler(space, steps, run)

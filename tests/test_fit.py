@@ -8,7 +8,7 @@ import torch
 
 from cxrlt_ray.fit import Part, _draw, _loss, _shift
 from cxrlt_ray.losses import LOSSES
-from cxrlt_ray.stream import pieces
+from cxrlt_ray.stream import pieces, steps
 from cxrlt_ray.trialconfig import TrialConfig
 
 
@@ -68,6 +68,20 @@ def test_pieces_of_a_batch_of_studies_never_cut_one(size):
 
 def test_pieces_of_images_are_as_large_as_they_may_be():
     assert [(p.start, p.stop) for p in pieces(10, 4)] == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_no_epoch_has_a_piece_of_one_image_which_would_break_batch_norm():
+    for images in range(2, 60):
+        for batch_size in range(2, 20):
+            for size in {batch_size, max(2, batch_size // 2)}:
+                trained = []
+                for (share,) in steps(images, batch_size):
+                    count = share.stop - share.start
+                    trained += [each.stop - each.start for each in pieces(count, size)]
+                assert sum(trained) == images
+                assert 2 <= min(trained) <= max(trained) <= size + 1
+    study = np.repeat(np.arange(4), [2, 2, 2, 1])
+    assert [each.stop - each.start for each in pieces(7, 2, study)] == [2, 2, 3]
 
 
 def test_the_loss_is_the_named_one_of_smoothed_targets_by_their_shares():
