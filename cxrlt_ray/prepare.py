@@ -232,6 +232,8 @@ def _check_links(manifest: Manifest) -> None:
 def _write_shards(manifest: Manifest, stores: dict[int, Store], quality: int, say: Any) -> None:
     import ray
 
+    from cxrlt_ray.stream import data_context
+
     chunks = _chunks(manifest)
     for store in stores.values():
         if store.local is not None:
@@ -245,7 +247,7 @@ def _write_shards(manifest: Manifest, stores: dict[int, Store], quality: int, sa
     if missing:
         cpus = ray.cluster_resources().get("CPU", 1)
         _tell_estimate(manifest, stores, quality, cpus, left / images, say)
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        data_context()
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
             _write_shard,  # type: ignore[arg-type]
             fn_kwargs={"stores": stores, "root": manifest.root, "quality": quality},

@@ -20,7 +20,7 @@ import pandas as pd
 from cxrlt_ray.manifest import codes
 from cxrlt_ray.prepare import Shards, nearest
 from cxrlt_ray.storage import Store
-from cxrlt_ray.stream import DATA_CPUS, Look
+from cxrlt_ray.stream import DATA_CPUS, Look, data_context
 from cxrlt_ray.trials import Trial, looked_at, write_predictions
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def _pass(work: Store, shards: Shards, members: list[Member], images: pd.DataFra
     if todo:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        data_context()
         dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
             Scorer,  # type: ignore[arg-type]
             fn_constructor_kwargs={"shards": shards, "members": members},

@@ -15,6 +15,7 @@ Images stay uint8 until the device. benchmarks/stream.py compares both with torc
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import secrets
@@ -373,9 +374,7 @@ def _through_ray(shards: Shards, recipe: Recipe, work: list[Any], ingest: Ingest
         return
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context = data_context()
     context.execution_options.preserve_order = True  # batches are wanted in their order
     each = max(len(item[1]) for item in work)
     context.target_max_block_size = max(1, each * recipe.resolution**2)
@@ -414,6 +413,17 @@ def forget_decoded() -> None:
         node.forget()
     else:
         ray.wait([forget.options(num_cpus=0, scheduling_strategy=each).remote() for each in there], timeout=60)
+
+
+def data_context() -> Any:
+    """Ray Data's settings in this process, its bars and lines of progress off: the program tells its own."""
+    import ray
+
+    for name, level in (("ray.data", logging.WARNING), ("ray.data._internal.progress", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    return context
 
 
 @contextmanager

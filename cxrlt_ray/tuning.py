@@ -28,7 +28,7 @@ from cxrlt_ray.errors import CxrltError, Diverged, UsageError
 from cxrlt_ray.fit import Job
 from cxrlt_ray.pulse import beat
 from cxrlt_ray.search import REDUCTION, Space
-from cxrlt_ray.stream import DATA_CPUS, RAY
+from cxrlt_ray.stream import DATA_CPUS, RAY, data_context
 from cxrlt_ray.study import Study, curve, is_last, note_retry, number_of, reopen, trial_name
 from cxrlt_ray.train import epochs_of, train
 from cxrlt_ray.trials import FAILED, RUNNING, Run, Trial, damage, drop_checkpoints, read_trial
@@ -250,13 +250,12 @@ def _done(trial: Trial) -> bool:
 
 def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
     """Tune's function: one trial in this process, or in a group of Train workers."""
-    import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     _release_memory()
-    _bound_data(ray, plan)
+    _bound_data(plan)
     name = trial_name(point["number"])
     params = point["params"]
     config = space.to_config(params, job.seed)
@@ -272,7 +271,7 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
         import ray.train
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-        _bound_data(ray, plan)
+        _bound_data(plan)
         with watch.announced(run, name, ray.train.get_context().get_world_rank(), watch.own_group()):
             _told_failure(job, name, config, params, ray.train.report)
 
@@ -361,11 +360,9 @@ def _told_failure(job: Job, name: str, config: Any, params: dict[str, Any], repo
         raise
 
 
-def _bound_data(ray: Any, plan: Any) -> None:
+def _bound_data(plan: Any) -> None:
     """Each trial's Ray Data gets its share of the CPUs that trials leave, so that none starves."""
     from ray.data import ExecutionResources
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     share = max(DATA_CPUS, plan.cpus_for_data / plan.max_concurrent / max(plan.workers_per_trial, 1))
-    context.execution_options.resource_limits = ExecutionResources(cpu=share)
+    data_context().execution_options.resource_limits = ExecutionResources(cpu=share)
