@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from cxrlt_ray.decode import decode, resize
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.prepare import Shards
 from cxrlt_ray.safe import own_dir
 
@@ -314,7 +314,12 @@ def _places(shards: Shards) -> np.ndarray:
 def _bytes(shards: Shards, file: str, offset: int, length: int) -> bytes:
     from cxrlt_ray import node
 
-    descriptor = os.open(node.fetched(shards, file), os.O_RDONLY)
+    path = node.fetched(shards, file)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise CxrltError(f"shard {path} cannot be read: {why}; --resume prepares what is missing again.") from None
     try:
         return os.pread(descriptor, length, offset)
     finally:

@@ -519,9 +519,9 @@ def _summary(run: Any, why: str, trials: int, storage: str) -> None:
     count = sum(t.state in (FINISHED, PRUNED) for t in done)
     if why:
         begun = f", {lasting} more begun and saved" if lasting else ""
-        raise CxrltError(
-            f"stopped {why} with {count} of {trials} trials done{begun}; continue with `{_again(run, storage)}`"
-        )
+        done_so_far = f"with {count} of {trials} trials done{begun}"
+        told = f"{why} {done_so_far}" if why.startswith(("by", "before")) else f"{done_so_far}: {why}"
+        raise CxrltError(f"stopped {told}; continue with `{_again(run, storage)}`")
     if not any(t.state in (FINISHED, PRUNED) for t in done):
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
     latest = again.replace(f" --run {run.name}", "") if load_run(storage).name == run.name else again

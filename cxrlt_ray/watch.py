@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -190,8 +191,8 @@ class Guard(tune.Callback):
         trial = trial or self.running.get(number)
         if number in self.ended:
             return self.ended.pop(number)
-        last = ((trial.get_error() if trial is not None else None) or "").rpartition("Failure #")[2]
-        if "ray::" in last[:400] and "TrainingFailedError" not in last:
+        last = _failure(trial)
+        if "ray::" in last[:400] and "The actor died" not in last:  # an error that its process met, and has noted
             return ""
         if "OutOfMemoryError" in last or "running low on memory" in last:
             return "out of memory: Ray ended its process, as the machine had next to none left"
@@ -231,6 +232,15 @@ class Guard(tune.Callback):
 
     def _prefix(self, number: int) -> bytes:
         return f"{self.run.name}/{trial_name(number)}/".encode()
+
+
+def _failure(trial: Any) -> str:
+    """What Tune wrote of a trial's last failure; its get_error reads a copy, perhaps old or not there yet."""
+    path = getattr(trial, "error_file", None)
+    try:
+        return Path(path).read_text().rpartition("Failure #")[2] if path else ""
+    except OSError:
+        return ""
 
 
 def own_group() -> str:

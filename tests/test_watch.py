@@ -80,6 +80,35 @@ def test_a_trial_whose_images_wait_for_a_cpu_says_so_once_before_it_is_hung(
     assert said.count("T0003 stands still: Ray Data needs 0.5 CPU") == told
 
 
+RAISED = """ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1, repr=trial)
+  File "fit.py", line 1, in fit
+ValueError: the retries died young"""
+KILLED = """The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died."""
+GROUP = """ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1, repr=trial)
+ray.train.ControllerError: Training failed due to controller error:
+The actor died unexpectedly before finishing this task."""
+MEMORY = "Task was killed due to the node running low on memory."
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason"),
+    [
+        ([RAISED], ""),  # its process has noted that itself
+        ([KILLED], "its process ended (killed, or out of memory)"),
+        ([GROUP], "its process ended (killed, or out of memory)"),
+        ([MEMORY], "out of memory: Ray ended its process, as the machine had next to none left"),
+        ([KILLED, RAISED], ""),
+        ([RAISED, KILLED], "its process ended (killed, or out of memory)"),
+    ],
+)
+def test_only_a_trial_whose_process_could_not_say_why_it_failed_has_a_reason_given(tmp_path, failures, reason):
+    path = tmp_path / "error.txt"  # as Tune writes it
+    path.write_text("".join(f"Failure # {k + 1} (occurred at noon)\n{text}\n" for k, text in enumerate(failures)))
+    guard = watch.Guard(SimpleNamespace(name="run"), 600.0)
+    assert guard.why(0, SimpleNamespace(error_file=str(path))) == reason
+
+
 def test_the_cpus_of_a_trials_workers_are_given_back_when_it_is_gone(ray):
     import time
 

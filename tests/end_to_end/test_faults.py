@@ -16,7 +16,7 @@ import pytest
 from conftest import write_images
 
 from cxrlt_ray import ensemble, sweep, trials
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 
 SPACE = """
 trials: 1
@@ -92,6 +92,28 @@ def test_a_trial_that_is_killed_and_then_hangs_ends_as_one_that_was_left_alone(r
     told = capsys.readouterr().out
     assert "T0000 is begun anew: its process ended" in told
     assert not list((record.parent).glob("midway-*"))
+
+
+def test_a_trial_whose_images_are_gone_says_so_and_nothing_else(ray, table, tmp_path):
+    """The reason is what its process met; the watch adds none of its own."""
+    storage = str(tmp_path / "runs")
+    record = tmp_path / "runs" / "g" / "trials" / "T0000" / "trial.json"
+
+    def trouble():
+        while epochs_of(record) < 1:
+            time.sleep(0.02)
+        for shard in (tmp_path / "runs" / "shards").glob("*/*-*.parquet"):
+            shard.unlink()
+
+    threading.Thread(target=trouble, daemon=True).start()
+    options = {"data": table, "space": space(tmp_path, 400), "storage": storage, "retries": 0, "cache_gb": 0.0}
+    with pytest.raises(CxrltError, match="no trial of run g ended well"):
+        sweep.main("auto", name="g", **options)
+    (trial,) = trials.load_run(storage, "g").trials()
+    (told,) = trial.about["retries"]
+    assert trial.about["reason"] == told["reason"]
+    assert told["reason"].startswith("shard ")
+    assert told["reason"].endswith("No such file or directory; --resume prepares what is missing again.")
 
 
 @pytest.mark.slow
