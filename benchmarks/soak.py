@@ -164,7 +164,14 @@ def main() -> None:
             f"| {name}, {_unit(name)} | {ends[0]:,.1f} | {ends[1]:,.1f} | {grown:+,.1f} | "
             f"{grown - error:+,.1f} to {grown + error:+,.1f} | {flat} |"
         )
-    what = f"{len(done)} trials, {epochs:,} epochs in {(times[-1] - times[0]) / 60:.0f} min"
+    hours = (times[-1] - times[0]) / 3600
+    what = f"{len(done)} trials, {epochs:,} epochs in {60 * hours:.0f} min"
+    each, doubt = (1024 * value * hours / len(done) for value in slope(times, series["driver memory"]))
+    lines += [
+        "",
+        f"The driver's memory grows by {each:.0f} ± {doubt:.0f} KiB a trial: Ray Tune's record of each, which it keeps",
+    ]
+    lines += [f"until the sweep ends; of 10,000 trials {each * 10_000 / 1024:,.0f} MiB."]
     lines += ["", f"![Memory, files and threads over {args.minutes} minutes](../docs/{FIGURE.name})"]
     draw(times, series, f"{what}, trials in {processes} process(es)") if args.write else None
     rows: list[Row] = []
