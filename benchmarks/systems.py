@@ -3,6 +3,7 @@
 Random weights, few drawn images, two epochs a stage: whether it runs, whether the loss is finite in bf16, how much of
 the GPU's memory it takes, in what pieces its batch goes there, and images/s of the second epoch (of few steps: with
 the start of its stream). One command, on a machine with one GPU: python benchmarks/systems.py --write
+--only team_d,team_e: those. Every system's first model comes first; --seconds: no trial begins after so many.
 Without a GPU it says so and ends; --dry runs the same code on the CPU with the spaces in small.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +48,20 @@ def main() -> None:
     from cxrlt_ray.tasks import load_task
 
     parser = options(__doc__, {"images": 600})
+    parser.add_argument("--only", default="", help="systems, with commas; all where left out")
+    parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--dry", action="store_true", help="on the CPU, the spaces in small")
     args = parser.parse_args()
     if not torch.cuda.is_available() and not args.dry:
         print("No GPU here: nothing was measured. On a machine with one: python benchmarks/systems.py --write")
         sys.exit(0)
+    began, left_out = time.monotonic(), 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    trials = {name: kinds(name, args.dry) for name in config_.names("search_spaces") if name.startswith("team_")}
-    sizes = sorted({config.resolution for configs in trials.values() for config in configs})
+    names = [name for name in config_.names("search_spaces") if name.startswith("team_")]
+    names = [name for name in names if name in (args.only.split(",") if args.only else names)]
+    columns = zip_longest(*([(name, config) for config in kinds(name, args.dry)] for name in names))
+    trials = [each for column in columns for each in column if each]
+    sizes = sorted({config.resolution for _, config in trials})
     data = BUILD / f"phantom-{args.images}-{sizes[-1]}"
     write_phantom(data, images=args.images, size=sizes[-1])
     manifest = read_cohort(str(data), task="task1").manifest
@@ -70,13 +78,15 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     failed = 0
-    for name, configs in trials.items():
-        for config in configs:
-            found = trained(job, f"{name}-{config.backbone}-{config.resolution}-{len(lines)}", config)
-            failed += found[0]
-            lines += [f"| {name} | {config.backbone} | {config.resolution} | {cells} |" for cells in found[1]]
-            print("\n".join(lines[-len(found[1]) :]), flush=True)
-    lines += ["", f"{failed} of {sum(map(len, trials.values()))} trials failed."]
+    for number, (name, config) in enumerate(trials):
+        if time.monotonic() - began > args.seconds:
+            left_out = len(trials) - number
+            break
+        bad, stages = trained(job, f"{name}-{config.backbone}-{config.resolution}-{number}", config)
+        failed += bad
+        lines += [f"| {name} | {config.backbone} | {config.resolution} | {cells} |" for cells in stages]
+        print("\n".join(lines[-len(stages) :]), flush=True)
+    lines += ["", f"{failed} of {len(trials) - left_out} trials failed; {left_out} were left out for time."]
     publish("systems", "The published systems in full size", ":", lines, args.write and not args.dry)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cxrlt_ray.manifest import VIEWS
-from cxrlt_ray.models import ModelSpec, build, load, save, size
+from cxrlt_ray.models import Classifier, ModelSpec, build, filled, load, save, size
 from cxrlt_ray.models.attention import Encoder, positions
 from cxrlt_ray.models.fusion import FUSIONS, MAX_VIEWS, Attention, Transformer, by_study, groups
 from cxrlt_ray.models.heads import HEADS, Linear
@@ -244,6 +244,39 @@ def test_bfloat16_stays_finite_and_near(fusion):
     (wanted,) = scored(model, [study])
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.1)
+
+
+@every_fusion
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext2", "test_efficientnet"])
+def test_images_added_for_a_gpus_sake_change_nothing(fusion, backbone, monkeypatch):
+    """Logits and gradients are those without them; a backbone whose batch norm learns takes none."""
+    model = build(dataclasses.replace(ANY, backbone=backbone, fusion=fusion), 3).double().train()
+    if model.normed:
+        on_gpu = type("Pixels", (), {"is_cuda": True})()
+        assert not model._takes_more(on_gpu)
+        model.backbone.eval()
+        assert model._takes_more(on_gpu)
+    (images, views), study = study_of(5, 15), torch.tensor([0, 0, 1, 2, 2])
+    found, sizes = [], []
+    forward = model.backbone.forward_features
+    monkeypatch.setattr(model.backbone, "forward_features", lambda x: sizes.append(len(x)) or forward(x))
+    for more in (False, True):
+        monkeypatch.setattr(Classifier, "_takes_more", lambda *_, more=more: more)
+        model.zero_grad()
+        logits = model(images.double(), study, views)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert sizes == [5, 8]
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (16, 16), (17, 32), (33, 48)])
+def test_filled_repeats_the_last_image(count, wanted):
+    images = torch.rand(count, 1, 4, 4)
+    more = filled(images)
+    assert more.shape == (wanted, 1, 4, 4)
+    assert torch.equal(more[:count], images)
+    assert all(torch.equal(each, images[-1]) for each in more[count:])
 
 
 @every_fusion

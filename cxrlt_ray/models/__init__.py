@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import queries
@@ -32,6 +33,7 @@ from cxrlt_ray.models.fusion import FUSIONS, by_study
 from cxrlt_ray.models.heads import HEADS
 
 NO_FUSION, OWN = "none", "own"
+FILL = 16  # on a GPU, batches of studies have a multiple of so many images
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Classifier(nn.Module):
         if self.apart:
             unpool(self.backbone, spec.backbone)
         features = width_of(self.backbone)
+        self.normed = any(isinstance(part, _BatchNorm) for part in self.backbone.modules())
         self.fusion = fusion(features, count, spec) if fusion else None
         self.head = head(self.fusion.width if self.fusion else features, count, spec, given)
         for name, values in (("mean", mean), ("std", std)):  # as many as channels
@@ -108,10 +111,28 @@ class Classifier(nn.Module):
         """
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         pixels = (pixels.unsqueeze(1) - self.mean) / self.std  # one gray channel broadcast to the backbone's
+        if self.fusion is not None and self._takes_more(pixels):
+            pixels = filled(pixels)
         features = self.backbone.forward_features(pixels)
         found = places(self.backbone, features, self.name) if self.apart else pooled(self.backbone, features)
-        logits = self.head(found) if self.fusion is None else by_study(self.fusion, self.head, found, study, view)
+        if self.fusion is None:
+            logits = self.head(found)
+        else:
+            logits = by_study(self.fusion, self.head, self.fusion.each(found)[: len(images)], study, view)
         return logits if self.training else logits - self.shift
+
+    def _takes_more(self, pixels: torch.Tensor) -> bool:
+        """Whether more images change no other's features, and a GPU is spared a size it has not seen."""
+        return pixels.is_cuda and not (self.backbone.training and self.normed)
+
+
+def filled(pixels: torch.Tensor) -> torch.Tensor:
+    """Images [n, ...] with the last one repeated up to a multiple of FILL; of fewer than that, to a power of two.
+
+    cuDNN takes seconds to plan each new batch size of some convolutions, and studies make many (RESULTS.md, GPU).
+    """
+    missing = -len(pixels) % FILL if len(pixels) > FILL else (1 << (len(pixels) - 1).bit_length()) - len(pixels)
+    return torch.cat([pixels, pixels[-1:].expand(missing, *pixels.shape[1:])]) if missing else pixels
 
 
 def check(spec: ModelSpec) -> None:

@@ -3,8 +3,9 @@
     transformer  a transformer over the joined places of all views (CheXFusion), then the head
     attention    the head on every view, views weighted by gated attention for each finding
 
-Studies of equally many images are computed together: nothing is padded, so a study's logits cannot depend on which
-studies share its batch. To add one: a module like `Attention`, with `@register_fusion("name")`.
+What is done to each image by itself is done to all at once, `each`; then studies of equally many images are computed
+together: nothing is padded, so a study's logits cannot depend on which studies share its batch. To add one: a module
+like `Attention`, with `@register_fusion("name")`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def register_fusion(name: str) -> Callable[[Any], Any]:
 def by_study(
     fusion: nn.Module, head: nn.Module, places: torch.Tensor, study: torch.Tensor | None, view: torch.Tensor | None
 ) -> torch.Tensor:
-    """Logits [n, C] of images with places [n, N, D]: each image has its study's. study, view: as in Classifier."""
+    """Logits [n, C] of what `fusion.each` gave of n images: each has its study's. study, view: as in Classifier."""
     if view is None:
         view = torch.full((len(places),), VIEWS.index("UNKNOWN"), device=places.device)
     logits, order = [], []
@@ -79,6 +80,10 @@ class Fusion(nn.Module):
     reads_map = True
     width: int
 
+    def each(self, places: torch.Tensor) -> torch.Tensor:
+        """What `forward` joins of every image [n, N', D'], of its places [n, N, D]; the same unless said otherwise."""
+        return places
+
 
 @register_fusion("transformer")
 class Transformer(Fusion):
@@ -102,14 +107,17 @@ class Transformer(Fusion):
         for embedding in (self.view, self.segment):
             nn.init.zeros_(embedding.weight)
 
+    def each(self, places: torch.Tensor) -> torch.Tensor:
+        """The map, halved, with its positions [n, ceil(side / 2)^2, width]."""
+        count, found, features = places.shape
+        side = isqrt(found)
+        grid = places.reshape(count, side, side, features).permute(0, 3, 1, 2)
+        x = self.project(self.halve(grid).flatten(2).transpose(1, 2))
+        return x + positions(isqrt(x.shape[1]), self.width, x.device)
+
     def forward(self, places: torch.Tensor, view: torch.Tensor, head: nn.Module) -> torch.Tensor:
-        """Logits [S, C] of places [S, V, N, D] and views [S, V]."""
-        studies, views, count, features = places.shape
-        side = isqrt(count)
-        grid = places.reshape(-1, side, side, features).permute(0, 3, 1, 2)
-        x = self.project(self.halve(grid).flatten(2).transpose(1, 2)).unflatten(0, (studies, views))
-        x = x + positions(isqrt(x.shape[2]), self.width, x.device)
-        x = x + self.view(view).unsqueeze(2) + self.segment.weight[:views].unsqueeze(1)
+        """Logits [S, C] of what `each` gave [S, V, N, D] and views [S, V]."""
+        x = places + self.view(view).unsqueeze(2) + self.segment.weight[: view.shape[1]].unsqueeze(1)
         x = x.flatten(1, 2)
         for layer in self.layers:
             x = layer(x)
