@@ -3,7 +3,7 @@
 Random weights, few drawn images, two epochs a stage: whether it runs, whether the loss is finite in bf16, how much of
 the GPU's memory it takes, in what pieces its batch goes there, and images/s of the second epoch (of few steps: with
 the start of its stream). One command, on a machine with one GPU: python benchmarks/systems.py --write
---only team_d,team_e: those. Every system's first model comes first; --seconds: no trial begins after so many.
+--only team_d,team_f/maxvit: those. Every system's first model comes first; --seconds: no trial begins after so many.
 Without a GPU it says so and ends; --dry runs the same code on the CPU with the spaces in small.
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
     from cxrlt_ray.tasks import load_task
 
     parser = options(__doc__, {"images": 600})
-    parser.add_argument("--only", default="", help="systems, with commas; all where left out")
+    parser.add_argument("--only", default="", help="systems, or SYSTEM/BACKBONE's beginning, with commas")
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--dry", action="store_true", help="on the CPU, the spaces in small")
     args = parser.parse_args()
@@ -57,10 +57,11 @@ def main() -> None:
         sys.exit(0)
     began, left_out = time.monotonic(), 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    asked = tuple(args.only.split(",")) if args.only else ("team_",)
     names = [name for name in config_.names("search_spaces") if name.startswith("team_")]
-    names = [name for name in names if name in (args.only.split(",") if args.only else names)]
     columns = zip_longest(*([(name, config) for config in kinds(name, args.dry)] for name in names))
     trials = [each for column in columns for each in column if each]
+    trials = [(name, config) for name, config in trials if f"{name}/{config.backbone}".startswith(asked)]
     sizes = sorted({config.resolution for _, config in trials})
     data = BUILD / f"phantom-{args.images}-{sizes[-1]}"
     write_phantom(data, images=args.images, size=sizes[-1])

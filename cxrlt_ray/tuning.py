@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -60,6 +61,8 @@ def tune_trials(
     """Run the trials that are missing; why it was stopped before all were done, or nothing."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's reason is told by Progress
     warnings.filterwarnings("ignore", module="optuna|ray")
+    # from Python 3.12 on Optuna lays it at its caller's door
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Halt has its own
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed by its own fault reports nothing
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the trial store has it all; their files stay open
