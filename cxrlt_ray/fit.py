@@ -391,7 +391,8 @@ def _piece(
 
     def attempt(size: int) -> None:
         model.zero_grad(set_to_none=True)
-        images = torch.randint(0, 255, (size, config.resolution, config.resolution), dtype=torch.uint8, device=device)
+        count = size + (size > 1)  # a last image joins the piece before
+        images = torch.randint(0, 255, (count, config.resolution, config.resolution), dtype=torch.uint8, device=device)
         # what AdamW will hold once it has stepped
         later = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
         with amp():
