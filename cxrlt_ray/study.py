@@ -8,6 +8,7 @@ trial's number and the ends of the trials before it alone, so that a search that
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import hashlib
 import shutil
@@ -353,6 +354,7 @@ def _file(run: Run) -> Path:
     if run.store.local is not None:
         return run.store.local / "optuna.db"
     path = Path(tempfile.mkdtemp(prefix="cxrlt_ray-")) / "optuna.db"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
     with suppress(CxrltError):  # made again from the trials
         if run.store.exists("optuna.db"):
             with run.store.fetched("optuna.db") as there:
