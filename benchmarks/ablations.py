@@ -97,8 +97,8 @@ LOOKED = ("flip", "flip+zooms", "flip+crops")
 
 def config(row: Row, seed: int, shared: Any):
     """The row's trial."""
-    from cxrlt_ray import losses
-    from cxrlt_ray.trialconfig import TrialConfig
+    from cxrlt_ray.objectives import losses
+    from cxrlt_ray.training.config import TrialConfig
 
     settings = losses.settings(row.changes.get("loss", "bce"))
     base: dict[str, Any] = {
@@ -124,10 +124,10 @@ def name_of(number: int, seed: int) -> str:
 
 def job_of(dataset: str):
     """The dataset prepared as a sweep prepares it, in this process without Ray if it is already."""
-    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.tasks import load_task
     from cxrlt_ray.phantom import write_phantom
-    from cxrlt_ray.prepare import prepare
-    from cxrlt_ray.tasks import load_task
 
     folder, task = DATASETS[dataset], "auto"
     if folder is None:
@@ -143,11 +143,12 @@ def train_row(dataset: str, number: int, seed: int) -> str:
     """Train one row with one seed and score the test images; in a process of its own."""
     import torch
 
-    from cxrlt_ray import device, models
-    from cxrlt_ray.prepare import nearest
-    from cxrlt_ray.score import looks_of, predict_looks
-    from cxrlt_ray.train import predict_part, train
-    from cxrlt_ray.trials import write_predictions
+    from cxrlt_ray import models
+    from cxrlt_ray.data.prepare import nearest
+    from cxrlt_ray.ensembling.score import looks_of, predict_looks
+    from cxrlt_ray.runs.store import write_predictions
+    from cxrlt_ray.training import device
+    from cxrlt_ray.training.trial import predict_part, train
 
     torch.set_num_threads(1)
     shared, manifest = job_of(dataset)
@@ -173,7 +174,7 @@ def train_row(dataset: str, number: int, seed: int) -> str:
 
 def test_part(manifest: Any, shared: Any):
     """The test images with their studies and views."""
-    from cxrlt_ray.train import part_of
+    from cxrlt_ray.training.trial import part_of
 
     return part_of(manifest.of_split("test"), shared.findings)
 
@@ -182,7 +183,7 @@ def train_all(dataset: str, seeds: int, processes: int, rows: list[int]) -> None
     """Train `rows` with every seed, as far as not done; the baseline first, as some go on from it."""
     import ray
 
-    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.data.stream import start_ray
 
     start_ray()
     shared, _ = job_of(dataset)
@@ -209,9 +210,9 @@ def printed(dataset: str) -> dict[str, str]:
 
 def table(dataset: str, seeds: int, before: dict[str, str]) -> list[str]:
     """The page's table of one dataset; rows not trained here keep their line `before`, of the same baseline."""
-    from cxrlt_ray import metrics
+    from cxrlt_ray.data.tasks import rarity
+    from cxrlt_ray.evaluation import metrics
     from cxrlt_ray.selection.views import by_study
-    from cxrlt_ray.tasks import rarity
 
     shared, manifest = job_of(dataset)
     part = test_part(manifest, shared)

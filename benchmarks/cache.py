@@ -34,7 +34,7 @@ def manifest(folder: Path):
     """The images of a folder as a cohort of training images, a subject each."""
     import pandas as pd
 
-    from cxrlt_ray.manifest import META, Manifest
+    from cxrlt_ray.data.manifest import META, Manifest
 
     paths = sorted(path.name for path in folder.glob("*.jpg"))
     table = pd.DataFrame({name: [None] * len(paths) for name in META})
@@ -44,9 +44,9 @@ def manifest(folder: Path):
 
 def job(folder: Path, cohort, prepared, findings: tuple[str, ...] | None = None, threads: int = 2):
     """What a trial needs to train outside of a sweep, its run in `folder`."""
-    from cxrlt_ray.fit import Job
+    from cxrlt_ray.data.stream import Ingest
     from cxrlt_ray.storage import Store
-    from cxrlt_ray.stream import Ingest
+    from cxrlt_ray.training.stage import Job
 
     run = Store(str(folder))
     with run.place("manifest.parquet") as path:
@@ -57,8 +57,8 @@ def job(folder: Path, cohort, prepared, findings: tuple[str, ...] | None = None,
 
 def shards(count: int, size: int = 512):
     """`count` images at `size` px as shards, and their ids."""
-    from cxrlt_ray.prepare import prepare
-    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.stream import start_ray
 
     start_ray()
     cohort = manifest(images(count, size))

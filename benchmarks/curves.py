@@ -38,11 +38,11 @@ def points() -> list[dict]:
 
 def job_of(dataset: str):
     """The dataset prepared as a sweep prepares it: what all trials share."""
-    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.stream import start_ray
+    from cxrlt_ray.data.tasks import load_task
     from cxrlt_ray.phantom import write_phantom
-    from cxrlt_ray.prepare import prepare
-    from cxrlt_ray.stream import start_ray
-    from cxrlt_ray.tasks import load_task
 
     folder, task = DATASETS[dataset], "auto"
     if folder is None:
@@ -57,8 +57,8 @@ def job_of(dataset: str):
 
 def curve(shared, dataset: str, number: int, point: dict) -> None:
     """Train one point; write its curve and, at RUNGS, its predictions."""
-    from cxrlt_ray.search import TrialConfig
-    from cxrlt_ray.train import train
+    from cxrlt_ray.search.space import TrialConfig
+    from cxrlt_ray.training.trial import train
 
     config = TrialConfig(
         resolution=RESOLUTION,

@@ -56,7 +56,8 @@ class Bench:
     def __init__(self, name: str, resolution: int, batch: int) -> None:
         import torch
 
-        from cxrlt_ray import device, models
+        from cxrlt_ray import models
+        from cxrlt_ray.training import device
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         spec = models.ModelSpec(name, resolution, pretrained=False)
@@ -104,8 +105,8 @@ class Bench:
             yield from held
 
     def streamed(self, source, ids, engine: str, threads: int) -> Iterator:
-        from cxrlt_ray import device
-        from cxrlt_ray.stream import Ingest, batches
+        from cxrlt_ray.data.stream import Ingest, batches
+        from cxrlt_ray.training import device
 
         for epoch in range(10**6):
             found = batches(
@@ -174,7 +175,7 @@ def compiled(bench: Bench, seconds: float) -> list[str]:
     """What torch.compile costs and gains, and the largest batch that fits: lines of markdown."""
     import torch
 
-    from cxrlt_ray import device
+    from cxrlt_ray.training import device
 
     plain = bench.run(bench.resident(), seconds)
     start = time.perf_counter()

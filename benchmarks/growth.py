@@ -57,9 +57,9 @@ def cohort_folder(count: int) -> Path:
 def stage(name: str, count: int) -> None:
     """Run one stage and print its seconds and memory."""
     folder = cohort_folder(count)
-    from cxrlt_ray.cohort import read_cohort
-    from cxrlt_ray.prepare import prepare
-    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.stream import start_ray
 
     def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -94,7 +94,7 @@ def stage(name: str, count: int) -> None:
 
 def prepared(name: str, count: int, manifest):
     """The stage as a function without arguments, with all it needs at hand."""
-    from cxrlt_ray.prepare import prepare
+    from cxrlt_ray.data.prepare import prepare
     from cxrlt_ray.storage import Store
 
     home = BUILD / "growth" / str(count)
@@ -103,7 +103,7 @@ def prepared(name: str, count: int, manifest):
     (shards,) = prepare(manifest, str(home), [SIZE], say=lambda _: None)
     ids = {split: manifest.of_split(split).table["image_id"].to_numpy() for split in ("train", "val", "test")}
     if name == "stream":
-        from cxrlt_ray.stream import batches
+        from cxrlt_ray.data.stream import batches
 
         next(batches(shards, ids["train"][:100], SIZE, 64, seed=0, augment=0.3))  # imports
 
@@ -114,14 +114,14 @@ def prepared(name: str, count: int, manifest):
         return run
     store = Store(str(home / "run"))
     if name == "train":
-        from cxrlt_ray.search import TrialConfig
-        from cxrlt_ray.train import train
+        from cxrlt_ray.search.space import TrialConfig
+        from cxrlt_ray.training.trial import train
 
         whole = job(home / "run", manifest, (shards,))
         config = TrialConfig(backbone="test_convnext", resolution=SIZE, epochs=1, pretrained=False)
         return lambda: train(whole, "T0000", config, {}, lambda _: None)
     if name == "score":
-        from cxrlt_ray.score import Member, score
+        from cxrlt_ray.ensembling.score import Member, score
 
         member = Member(SIZE, 1.0, (str(home / "run" / "trials" / "T0000" / "fold-0"),))
         work = Store(str(home / "scoring"))
@@ -142,9 +142,9 @@ def prepared(name: str, count: int, manifest):
         groups = part.table["subject_id"].to_numpy()
         greedy(scores[:, :200], targets[:200], groups[:200])  # compiles
         return lambda: fit(Method("greedy"), scores, targets, groups)
-    from cxrlt_ray import submission
-    from cxrlt_ray.metrics import per_finding
-    from cxrlt_ray.tasks import Task
+    from cxrlt_ray.data.tasks import Task
+    from cxrlt_ray.ensembling import submission
+    from cxrlt_ray.evaluation.metrics import per_finding
 
     scores = np.clip(0.3 * targets + 0.7 * rng.random(targets.shape), 0, 1)
     task = Task("growth", manifest.findings, "test")

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from report import options, publish
 
-from cxrlt_ray import metrics
 from cxrlt_ray.ensemble import candidates, gather, load_ensemble
+from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.runs.store import load_run
 from cxrlt_ray.selection import SPACES_OF, exact, spaces
 from cxrlt_ray.selection.honest import Method, combine, fit
-from cxrlt_ray.trials import load_run
 
 POSITIVES = np.array([5, 8, 12, 20, 30, 50, 90, 150]) / 600  # of each finding, as a share of the images
 MEMBERS, FAMILIES = 8, np.array([0, 0, 0, 0, 1, 1, 2, 3])  # members of a family err alike

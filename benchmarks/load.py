@@ -19,7 +19,7 @@ import numpy as np
 from processes import Watched, watched
 from report import Row, options, publish
 
-from cxrlt_ray.tasks import TASK1
+from cxrlt_ray.data.tasks import TASK1
 
 BUILD = Path(__file__).parent.parent / "build" / "load"
 PARTS = ("trials", "library", "rows")
@@ -57,7 +57,7 @@ HEAD = "s | peak RSS of the driver, MiB | of all processes together (private), M
 def trials(count: int) -> tuple[list[str], list[Row]]:
     """A sweep of `count` tiny trials, 8 at a time."""
     from cxrlt_ray.phantom import write_phantom
-    from cxrlt_ray.trials import load_run
+    from cxrlt_ray.runs.store import load_run
 
     write_phantom(BUILD / "phantom-400", images=400, size=64)
     (BUILD / "tiny.yaml").write_text(SPACE)
@@ -84,11 +84,11 @@ def library(count: int) -> Path:
     """The run's directory with `count` trials; what is there is kept."""
     import pandas as pd
 
-    from cxrlt_ray.manifest import MAIN, META, Manifest
+    from cxrlt_ray.data.manifest import MAIN, META, Manifest
     from cxrlt_ray.phantom.labels import PREVALENCE
+    from cxrlt_ray.runs.store import create_run, load_run, write_predictions
     from cxrlt_ray.storage import Store
-    from cxrlt_ray.trialconfig import TrialConfig
-    from cxrlt_ray.trials import create_run, load_run, write_predictions
+    from cxrlt_ray.training.config import TrialConfig
 
     storage, name = str(BUILD / "library"), f"{count}-trials"
     if (BUILD / "library" / name / "whole").exists():
@@ -183,9 +183,9 @@ def million(count: int) -> tuple[list[str], list[Row]]:
 
 def split(folder: str) -> None:
     """Print the seconds of each step from tables to folds."""
-    from cxrlt_ray.cohort import read_cohort
-    from cxrlt_ray.manifest import Manifest
-    from cxrlt_ray.splits import assign_folds, holdout
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.manifest import Manifest
+    from cxrlt_ray.data.splits import assign_folds, holdout
 
     seconds, at = {}, time.perf_counter()
 

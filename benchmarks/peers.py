@@ -36,7 +36,7 @@ def cxrlt_ray() -> Selector:
 
 def honest() -> Selector:
     """Best, mean and greedy with a guard of cross-fitted strength, all cross-fitted; and 1,000 draws of subjects."""
-    from cxrlt_ray import metrics
+    from cxrlt_ray.evaluation import metrics
     from cxrlt_ray.selection.honest import AUTO, Method, combine, fit, side_by_side
 
     def select(predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, rounds: int) -> np.ndarray:

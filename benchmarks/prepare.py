@@ -54,7 +54,7 @@ def torchvision_way(files: list[bytes], size: int):
 
 def our_way(files: list[bytes], sizes: tuple[int, ...]):
     """Images/s of our decoding and resizing to all `sizes`."""
-    from cxrlt_ray.decode import decode, resize
+    from cxrlt_ray.data.decode import decode, resize
 
     def run() -> float:
         start = time.perf_counter()
@@ -69,8 +69,8 @@ def our_way(files: list[bytes], sizes: tuple[int, ...]):
 
 def fidelity(files: list[bytes], size: int) -> float:
     """Mean PSNR in dB of our resized pixels against the whole image decoded and averaged down."""
-    from cxrlt_ray.decode import decode, resize
-    from cxrlt_ray.prepare import psnr
+    from cxrlt_ray.data.decode import decode, resize
+    from cxrlt_ray.data.prepare import psnr
 
     pairs = [(resize(decode(c, size)[0], size), resize(decode(c)[0], size)) for c in files]
     return statistics.mean(psnr(float(np.square(a.astype(float) - b).mean())) for a, b in pairs)
@@ -78,8 +78,8 @@ def fidelity(files: list[bytes], size: int) -> float:
 
 def cache_costs(files: list[bytes], size: int) -> list[str]:
     """What each quality costs: bytes, encoding, decoding, dB."""
-    from cxrlt_ray.decode import decode, resize
-    from cxrlt_ray.prepare import LOSSLESS, encode, psnr, quality_name
+    from cxrlt_ray.data.decode import decode, resize
+    from cxrlt_ray.data.prepare import LOSSLESS, encode, psnr, quality_name
 
     small = [resize(decode(content, size)[0], size) for content in files]
     lines = []
@@ -104,12 +104,12 @@ def map_by_quality(seeds: int) -> list[str]:
     import torch
 
     from cxrlt_ray import models
-    from cxrlt_ray.cohort import read_cohort
-    from cxrlt_ray.metrics import macro, per_finding
-    from cxrlt_ray.prepare import LOSSLESS, prepare, quality_name
-    from cxrlt_ray.search import TrialConfig
-    from cxrlt_ray.stream import start_ray
-    from cxrlt_ray.train import predict_part, train
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.prepare import LOSSLESS, prepare, quality_name
+    from cxrlt_ray.data.stream import start_ray
+    from cxrlt_ray.evaluation.metrics import macro, per_finding
+    from cxrlt_ray.search.space import TrialConfig
+    from cxrlt_ray.training.trial import predict_part, train
 
     manifest = read_cohort(str(SHARED), task="auto").manifest
     start_ray()

@@ -133,7 +133,7 @@ def replay(
 
 def strategies(epochs: int) -> dict[str, dict]:
     """Every kind of search that is compared; the first is the reference, the second the sweep's own."""
-    from cxrlt_ray.search import grace
+    from cxrlt_ray.search.space import grace
 
     here = grace(epochs)
     halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=here, reduction_factor=3)
@@ -204,8 +204,8 @@ def compare(name: str, curves: Curves, replays: int) -> tuple[list[str], list[tu
 
 def pruned_for_selection(name: str, curves: Curves, replays: int) -> list[str]:
     """What an ensemble gains by pruned trials: chosen on half of the validation subjects, scored on the other half."""
-    from cxrlt_ray.manifest import Manifest
-    from cxrlt_ray.metrics import macro, per_finding
+    from cxrlt_ray.data.manifest import Manifest
+    from cxrlt_ray.evaluation.metrics import macro, per_finding
     from cxrlt_ray.selection.honest import Method, fit
 
     folder = BUILD / name

@@ -26,8 +26,8 @@ import numpy as np
 from report import Row, machine, options, publish, spread
 from sklearn.metrics import average_precision_score
 
+from cxrlt_ray.data.tasks import TASK1
 from cxrlt_ray.phantom.labels import PREVALENCE
-from cxrlt_ray.tasks import TASK1
 
 HERE = Path(__file__).parent
 NAMES = {

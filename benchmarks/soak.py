@@ -147,7 +147,7 @@ def main() -> None:
     args = parser.parse_args()
     run = BUILD / "runs" / "soak"
     times, series, _ = soak(args.minutes, run)
-    from cxrlt_ray.trials import load_run
+    from cxrlt_ray.runs.store import load_run
 
     done = load_run(str(run.parent), run.name).trials()
     epochs = sum(len(trial.about.get("epochs", [])) for trial in done)

@@ -23,8 +23,8 @@ def torch_loader(source, ids, augment: float):
     """Torch's DataLoader over the same shards: an epoch's images/s at each call."""
     import torch
 
-    from cxrlt_ray.augment import augmentation
-    from cxrlt_ray.decode import decode
+    from cxrlt_ray.data.augment import augmentation
+    from cxrlt_ray.data.decode import decode
 
     change: list = []
 
@@ -69,7 +69,7 @@ def epoch(stream) -> float:
 
 def ours(source, ids, engine: str, augment: float = 0.0, memory: int = 0):
     """Our stream: an epoch's images/s at each call."""
-    from cxrlt_ray.stream import Ingest, batches
+    from cxrlt_ray.data.stream import Ingest, batches
 
     number = iter(range(10**6))
     ingest = Ingest(engine, WORKERS, memory)
@@ -94,7 +94,7 @@ def ours(source, ids, engine: str, augment: float = 0.0, memory: int = 0):
 
 def first_batch(source, ids, engine: str) -> float:
     """Seconds from the start of an epoch to its first batch."""
-    from cxrlt_ray.stream import Ingest, batches
+    from cxrlt_ray.data.stream import Ingest, batches
 
     start = time.perf_counter()
     stream = batches(source, ids, CROP, BATCH, seed=0, crop=CROP / SIZE, flip=0.5, ingest=Ingest(engine, WORKERS, 0))
@@ -106,7 +106,7 @@ def first_batch(source, ids, engine: str) -> float:
 
 def shuffle_quality(source, ids) -> list[str]:
     """How far from each other storage's neighbours come, duplicates, coverage, and shards a batch."""
-    from cxrlt_ray.stream import WINDOW, _located, order, steps
+    from cxrlt_ray.data.stream import WINDOW, _located, order, steps
 
     file = _located(source, ids)[1]
     count = len(file)
@@ -176,14 +176,14 @@ def ray_profile(source, ids) -> list[str]:
 
 def side_by_side(trials: int, count: int, memory: int) -> tuple[float, float]:
     """(images/s of all trials together, CPU seconds per 1,000 images) of `trials` processes, two epochs each."""
-    from cxrlt_ray import node
+    from cxrlt_ray.cluster import node_cache
 
-    node.forget()
+    node_cache.forget()
     command = [sys.executable, __file__, "--one-trial", str(count), str(memory)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(trials)]
     found = [json.loads(each.communicate()[0].splitlines()[-1]) for each in running]
     seconds = max(each["ended"] for each in found) - min(each["began"] for each in found)
-    node.forget()
+    node_cache.forget()
     images = 2 * count * trials
     return images / seconds, 1000 * sum(each["cpu"] for each in found) / images
 
@@ -192,7 +192,7 @@ def one_trial(count: int, memory: int) -> None:
     """Two epochs of one trial's stream; prints when and with how much CPU time."""
     from cache import BUILD, images, manifest
 
-    from cxrlt_ray.prepare import Shards, _place
+    from cxrlt_ray.data.prepare import Shards, _place
     from cxrlt_ray.storage import Store
 
     cohort = manifest(images(count))
@@ -211,7 +211,7 @@ def main() -> None:
         one_trial(int(sys.argv[2]), int(sys.argv[3]))
         return
     args = options(__doc__, {"images": 8192, "rounds": 5}).parse_args()
-    from cxrlt_ray import node
+    from cxrlt_ray.cluster import node_cache
 
     source, ids = shards(args.images)
     memory = args.images * (SIZE**2 + 1)
@@ -236,7 +236,7 @@ def main() -> None:
         found = turns(group, args.rounds + 1)
         rates |= {name: values[1:] for name, values in found.items()}  # the first round starts processes
         peers |= dict.fromkeys(group, next(iter(group)))
-    node.forget()
+    node_cache.forget()
     names = {
         "threads": "threads of the trial's process (the default on one machine)",
         "ray": "Ray Data (the default on a cluster of several)",

@@ -24,7 +24,7 @@ EPOCHS = 2
 
 def kinds(name: str, small: bool) -> list[Any]:
     """A trial of every kind of the space: other weights, fewer epochs, else as it is."""
-    from cxrlt_ray.spacefile import load_space
+    from cxrlt_ray.search.space_file import load_space
 
     found = {}
     for config in load_space(name, smoke=small).kinds():
@@ -39,13 +39,13 @@ def main() -> None:
     import torch
 
     from cxrlt_ray import config as config_
-    from cxrlt_ray.cohort import read_cohort
-    from cxrlt_ray.fit import Job
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.stream import Ingest, start_ray
+    from cxrlt_ray.data.tasks import load_task
     from cxrlt_ray.phantom import write_phantom
-    from cxrlt_ray.prepare import prepare
     from cxrlt_ray.storage import Store
-    from cxrlt_ray.stream import Ingest, start_ray
-    from cxrlt_ray.tasks import load_task
+    from cxrlt_ray.training.stage import Job
 
     parser = options(__doc__, {"images": 600})
     parser.add_argument("--only", default="", help="systems, or SYSTEM/BACKBONE's beginning, with commas")
@@ -95,8 +95,8 @@ def trained(job: Any, name: str, config: Any) -> tuple[bool, list[str]]:
     """Whether the trial failed, and the cells of its stages."""
     import torch
 
-    from cxrlt_ray import train
-    from cxrlt_ray.fit import found_pieces
+    from cxrlt_ray.training import trial
+    from cxrlt_ray.training.stage import found_pieces
 
     there = torch.cuda.is_available()
     peaks: dict[int, float] = {}
@@ -117,7 +117,7 @@ def trained(job: Any, name: str, config: Any) -> tuple[bool, list[str]]:
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
     try:
-        train.train(job, name, config, {}, report)
+        trial.train(job, name, config, {}, report)
     except Exception as error:
         return True, [f"{type(error).__name__}: {str(error)[:150]} | | | | | | {time.monotonic() - began:.0f}"]
     seconds = time.monotonic() - began

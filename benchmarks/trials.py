@@ -29,14 +29,15 @@ parameters:
 
 def turnaround() -> tuple[list[str], str]:
     """Where the time goes between trials of one process: a table, after a sweep."""
-    from cxrlt_ray import sweep, trials
+    from cxrlt_ray import sweep
+    from cxrlt_ray.runs import store
 
     storage = BUILD / "turnaround"
     storage.mkdir(parents=True, exist_ok=True)
     (storage / "space.yaml").write_text(SPACE)
     name = f"t{int(time.time())}"
     sweep.main("task1", space=str(storage / "space.yaml"), storage=str(storage), name=name)
-    done = [trial.about for trial in trials.load_run(str(storage), name).trials()]
+    done = [trial.about for trial in store.load_run(str(storage), name).trials()]
     parts: dict[str, list[float]] = {}
     for before, after in itertools.pairwise(done):
         seconds = after["seconds"]
@@ -59,7 +60,7 @@ def members(count: int, folder: Path) -> list:
     import torch
 
     from cxrlt_ray import models
-    from cxrlt_ray.score import Member
+    from cxrlt_ray.ensembling.score import Member
 
     kinds = ("test_resnet", "test_convnext", "test_efficientnet", "test_vit")
     found = []
@@ -75,7 +76,7 @@ def members(count: int, folder: Path) -> list:
 
 def scoring(images: int, rounds: int) -> tuple[list[str], list[tuple]]:
     """All members in one pass against one by one: a table and rows."""
-    from cxrlt_ray.score import Scorer
+    from cxrlt_ray.ensembling.score import Scorer
 
     chosen = members(8, BUILD / "members")
     lines = [
@@ -132,7 +133,7 @@ def command(source, ids: np.ndarray, groups: list[list]):
     """Images/s of `score` for each group of members in turn, through Ray, from nothing."""
     import tempfile
 
-    from cxrlt_ray.score import score
+    from cxrlt_ray.ensembling.score import score
     from cxrlt_ray.storage import Store
 
     def run() -> float:

@@ -1,14 +1,23 @@
 """Train many chest X-ray classifiers on a Ray cluster and stack the best of them.
 
-The data's way through the package, one module a step:
+A file here is a command, a folder is a room, and a room imports from the rooms above it in this list only:
 
-    phantom/ readers/ -> manifest, cohort, mapping, splits     images + labels become one table, of several cohorts too
-    decode, prepare, stream, node                              originals -> shards -> batches; what trials share
-    sampling, augment, models/, losses, optimise, fit, train   one trial: its images, model, stages, folds
-    trialconfig, search, spacefile, blueprint, plan            what trials there may be, built on paper, and their cost
-    rundata, sweep, tuning, trials                             many trials, and what they leave behind
-    selection/, ensemblefile, pool, ensemble, score, predict   the best of them, stacked
-    submission, metrics, evaluate                              the CSV and what it is worth
+    errors cli config privacy      sentences, options, YAML files, what protects patients' data
+    storage/                       files on a disk or in an object store, written whole or not at all
+    cluster/                       starting and joining Ray, what the processes of one machine share
+    data/                          images + labels -> manifest -> shards -> batches
+    evaluation/                    metrics, scores of a submission, the published tables
+    phantom/                       the built-in cohort of drawn chest X-rays
+    models/                        backbone + head + fusion of a study's views
+    objectives/                    what is trained: batches, loss, predictions, metric
+    runs/                          what a sweep leaves behind: records, predictions
+    training/                      one trial: stages, epochs, resume state, inference
+    search/                        many trials: the space, Optuna, Ray Tune, the plan
+    selection/                     which trials to stack: arrays in, weights out
+    ensembling/                    the ensemble of a run or of tables, scored and written
+    reporting/                     tables for the console
+    doctor/                        what would go wrong, before it does
+    sweep ensemble predict evaluate cohort prepare trials      the commands
 """
 
 __version__ = "0.1.0"

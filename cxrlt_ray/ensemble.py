@@ -23,17 +23,18 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray import cli, metrics, selection
-from cxrlt_ray.ensemblefile import EnsembleFile, load_ensemble
+from cxrlt_ray import cli, selection
+from cxrlt_ray.data.manifest import MAIN, Manifest, studies
+from cxrlt_ray.data.tasks import GROUPS, rarity
+from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
+from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, candidates, gather, gflops, read_costs, under_tta
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.manifest import MAIN, Manifest, studies
-from cxrlt_ray.pool import AGAIN, ANOTHER, COPIES, Pool, candidates, gather, gflops, read_costs, under_tta
+from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run, write_predictions
 from cxrlt_ray.selection import curve, spaces, takes_costs
 from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
 from cxrlt_ray.selection.views import Rule
 from cxrlt_ray.storage import Store
-from cxrlt_ray.tasks import GROUPS, rarity
-from cxrlt_ray.trials import DEFAULT_STORAGE, Run, load_run, write_predictions
 
 VERSION = 2
 NAMED = {"optimistic": "validation\noptimistic", "cross_fitted": "validation\ncross-fitted"}
@@ -65,7 +66,7 @@ def check_costs(costs: str | None, file: EnsembleFile, explain: bool) -> None:
 
 def tell_why(findings: Sequence[str], pool: Pool, row: Row, unit: str, seed: int, store: Store) -> None:
     """Print and leave what --explain promises of the ensemble `row`."""
-    from cxrlt_ray import explain
+    from cxrlt_ray.ensembling import explain
 
     if row.fitted.fold is None:
         raise CxrltError("--explain needs images of 2 subjects or more: it tells of cross-fitted scores.")
@@ -188,11 +189,11 @@ def score_split(
 
     images: image_id, study_id and view of a manifest. Each member looks as the pool says (Pool.tta).
     """
-    from cxrlt_ray.score import score_trials
+    from cxrlt_ray.ensembling.score import score_trials
 
     chosen = [int(m) for m in np.flatnonzero(members)]
     if any(not pool.trials[m].has_predictions(pool.split_of(m, split)) for m in chosen):
-        from cxrlt_ray.stream import start_ray
+        from cxrlt_ray.data.stream import start_ray
 
         start_ray(address)
         flags = [bool(pool.tta and pool.tta[m]) for m in chosen]
@@ -254,7 +255,7 @@ def main(
     python -m cxrlt_ray.ensemble --from a.csv b.parquet --targets labels.csv --apply test_a.csv test_b.csv
     """
     if tables:
-        from cxrlt_ray.anywhere import stack
+        from cxrlt_ray.ensembling.from_tables import stack
 
         inputs = (tables, targets, groups, apply, findings, id_column, drop_missing)
         stack(select, *inputs, out, rounds, seed, costs, explain)
@@ -455,7 +456,7 @@ def _write(
     zip: bool,
 ) -> None:
     """Leave the ensemble's files; each is whole or not there, ensemble.json comes last."""
-    from cxrlt_ray import submission
+    from cxrlt_ray.ensembling import submission
 
     findings, weights = run.task.findings, row.weights
     used = np.flatnonzero(weights.sum(axis=1) > 0)

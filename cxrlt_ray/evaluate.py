@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from cxrlt_ray import cli, metrics
+from cxrlt_ray import cli
+from cxrlt_ray.data.tasks import GROUPS, Task, load_task, rarity
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.published import Published, not_comparable, published
+from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.evaluation.published import Published, not_comparable, published
 from cxrlt_ray.storage import Store
-from cxrlt_ray.tasks import GROUPS, Task, load_task, rarity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cxrlt_ray.manifest import Manifest
+    from cxrlt_ray.data.manifest import Manifest
 
 # name in the report and the paper's table -> what a person reads
 SUMMARY = {
@@ -149,7 +150,7 @@ def main(
 
     python -m cxrlt_ray.evaluate runs/RUN/ensembles/greedy/submission.csv --task task1 --data /data/mimic
     """
-    from cxrlt_ray.submission import read
+    from cxrlt_ray.ensembling.submission import read
 
     _check_arguments(out, rounds)
     console = cli.console()
@@ -185,7 +186,7 @@ def aligned(frame: pd.DataFrame, task: Task, images: Manifest, name: str) -> tup
     Images without any label of the task are scored for no one: the submission may hold them or not. Raises
     CxrltError with every fault of the submission `name`.
     """
-    from cxrlt_ray.submission import ID, check, raise_faults
+    from cxrlt_ray.ensembling.submission import ID, check, raise_faults
 
     labelled = (images.targets(task.findings) >= 0).any(axis=1)
     if not labelled.any():
@@ -213,7 +214,7 @@ def _read_cohort(
     data: str, format: str | None, task: str, uncertain: str, seed: int, split: str | None
 ) -> tuple[Manifest, tuple[str, ...]]:
     """The cohort as a sweep with that seed reads it; where it has no training images, as it is."""
-    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.data.cohort import read_cohort
 
     options: dict[str, Any] = {"format": format, "task": task, "uncertain": uncertain, "seed": seed}
     cohort = read_cohort(data, **options, training=False)

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray import cli
+from cxrlt_ray.ensembling.pool import TTA
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.pool import TTA
+from cxrlt_ray.runs.store import DEFAULT_STORAGE, Trial, read_trial, write_predictions
 from cxrlt_ray.selection.views import Rule
 from cxrlt_ray.storage import Store
-from cxrlt_ray.trials import DEFAULT_STORAGE, Trial, read_trial, write_predictions
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def load(uri: str) -> Ensemble:
 
 def score(ensemble: Ensemble, work: Store, shards: tuple[Any, ...], images: pd.DataFrame) -> np.ndarray:
     """The ensemble's scores float64 [N, C] in [0, 1] of `images`, rows of a manifest; nan for those in quarantine."""
-    from cxrlt_ray import score as scoring
+    from cxrlt_ray.data.manifest import studies
     from cxrlt_ray.ensemble import applied
-    from cxrlt_ray.manifest import studies
+    from cxrlt_ray.ensembling import score as scoring
 
     ids = images["image_id"].to_numpy()
     predictions = np.full((len(ensemble.trials), len(ids), len(ensemble.findings)), np.nan, np.float32)
@@ -103,12 +103,12 @@ def main(
 
     python -m cxrlt_ray.predict --ensemble runs/RUN/ensembles/greedy/ensemble.json --data /data/new
     """
-    from cxrlt_ray import submission
-    from cxrlt_ray.cohort import read_cohort
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.stream import start_ray
+    from cxrlt_ray.data.tasks import Task
     from cxrlt_ray.ensemble import filled
-    from cxrlt_ray.prepare import prepare
-    from cxrlt_ray.stream import start_ray
-    from cxrlt_ray.tasks import Task
+    from cxrlt_ray.ensembling import submission
 
     loaded = load(ensemble)
     cohort = read_cohort(data, format=format, task=_task_argument(loaded), labelled=False)

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cxrlt_ray import cli
-from cxrlt_ray import plan as pricing
+from cxrlt_ray.data.prepare import QUALITY
+from cxrlt_ray.data.stream import DATA_CPUS, RAY
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.plan import GPUS
-from cxrlt_ray.prepare import QUALITY
-from cxrlt_ray.rundata import PHANTOM_IMAGES, cohort_of, few, others_of, phantom
-from cxrlt_ray.stream import DATA_CPUS, RAY
-from cxrlt_ray.trials import DEFAULT_STORAGE
+from cxrlt_ray.runs.store import DEFAULT_STORAGE
+from cxrlt_ray.search import plan as pricing
+from cxrlt_ray.search.plan import GPUS
+from cxrlt_ray.search.run_data import PHANTOM_IMAGES, cohort_of, few, others_of, phantom
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +153,16 @@ def main(
     python -m cxrlt_ray.sweep task1 --space team_d --dry-run --images 377110
     """
     from cxrlt_ray import models
-    from cxrlt_ray import trials as store
-    from cxrlt_ray.cohort import parse_cohorts
+    from cxrlt_ray.data.cohort import parse_cohorts
+    from cxrlt_ray.data.prepare import parse_quality, prepare
+    from cxrlt_ray.data.stream import forget_decoded, start_ray
     from cxrlt_ray.doctor import preflight
-    from cxrlt_ray.fit import Job
-    from cxrlt_ray.prepare import parse_quality, prepare
+    from cxrlt_ray.runs import store as store
+    from cxrlt_ray.search.optuna_study import check_url
+    from cxrlt_ray.search.tuner import Care, reopen_damaged
+    from cxrlt_ray.search.watchdog import Room
     from cxrlt_ray.storage import Store
-    from cxrlt_ray.stream import forget_decoded, start_ray
-    from cxrlt_ray.study import check_url
-    from cxrlt_ray.tuning import Care, reopen_damaged
-    from cxrlt_ray.watch import Room
+    from cxrlt_ray.training.stage import Job
 
     _check_options(task, views, holdout, trials, folds, sizes, ingest, cache_gb, objectives)
     _check_plan(plan or dry_run, smoke, images, gpu, price)
@@ -353,8 +353,8 @@ def _check_options(
     objectives: str,
 ) -> None:
     """Refuse what is wrong whatever the data."""
-    from cxrlt_ray.prepare import parse_sizes
-    from cxrlt_ray.stream import ENGINES
+    from cxrlt_ray.data.prepare import parse_sizes
+    from cxrlt_ray.data.stream import ENGINES
 
     if sizes is not None:
         parse_sizes(sizes)
@@ -382,7 +382,7 @@ def _check_options(
 def _front(trials: list[Any]) -> str:
     """The finished trials that no other beats in both mAP and cost, cheapest first."""
     from cxrlt_ray.ensemble import gflops
-    from cxrlt_ray.trials import FINISHED
+    from cxrlt_ray.runs.store import FINISHED
 
     done = [trial for trial in trials if trial.state == FINISHED]
     best, told = -1.0, []
@@ -395,7 +395,7 @@ def _front(trials: list[Any]) -> str:
 
 def _edges(sizes: str | None, specs: list[Any]) -> list[int]:
     """The sizes to prepare: those asked for, else every resolution of the space, so that a trial decodes no more."""
-    from cxrlt_ray.prepare import parse_sizes
+    from cxrlt_ray.data.prepare import parse_sizes
 
     wanted = sorted({spec.resolution for spec in specs})
     if sizes is None:
@@ -408,7 +408,7 @@ def _edges(sizes: str | None, specs: list[Any]) -> list[int]:
 
 def _engine(asked: str, address: str | None) -> str:
     """What streams images: Ray Data on a cluster of several machines, whose cores can help; else threads."""
-    from cxrlt_ray.stream import RAY, THREADS
+    from cxrlt_ray.data.stream import RAY, THREADS
 
     if asked != "auto":
         return asked
@@ -421,8 +421,8 @@ def _engine(asked: str, address: str | None) -> str:
 
 def _ingest(engine: str, resources: Resources, cache_gb: float | None) -> Any:
     """How trials stream images, told in a line."""
-    from cxrlt_ray import stream
-    from cxrlt_ray.node import memory_bound
+    from cxrlt_ray.cluster.node_cache import memory_bound
+    from cxrlt_ray.data import stream
 
     side_by_side = resources.max_concurrent * max(resources.workers_per_trial, 1)
     threads = max(1, min(8, round(resources.cpus / side_by_side)))
@@ -434,8 +434,8 @@ def _ingest(engine: str, resources: Resources, cache_gb: float | None) -> Any:
 
 def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any:
     """The run to continue. Raises UsageError where an option `given` (None: not given) is not what it was made with."""
+    from cxrlt_ray.runs.store import load_run
     from cxrlt_ray.storage import Store
-    from cxrlt_ray.trials import load_run
 
     run = load_run(storage, name)
     run.check_layout()
@@ -469,7 +469,7 @@ def _space(
 ) -> tuple[Any, bytes]:
     """The search space and its file's text; a resumed run has kept its own."""
     from cxrlt_ray import config
-    from cxrlt_ray.spacefile import load_space
+    from cxrlt_ray.search.space_file import load_space
 
     if run:
         with run.store.fetched("space.yaml") as path:
@@ -487,7 +487,7 @@ def _search(
     run: Any, job: Any, space: Any, resources: Resources, trials: int, budget: float | None, seed: int, care: Any
 ) -> str:
     """Run the trials that are missing; why it was stopped before all were done, or nothing."""
-    from cxrlt_ray.tuning import missing_trials, tune_trials
+    from cxrlt_ray.search.tuner import missing_trials, tune_trials
 
     missing = missing_trials(run, trials)
     if missing == 0:
@@ -505,7 +505,8 @@ def _again(run: Any, storage: str) -> str:
 
 def _summary(run: Any, why: str, trials: int, storage: str) -> None:
     from cxrlt_ray import config
-    from cxrlt_ray.trials import FINISHED, PRUNED, RUNNING, load_run, trials_table
+    from cxrlt_ray.reporting.trials import trials_table
+    from cxrlt_ray.runs.store import FINISHED, PRUNED, RUNNING, load_run
 
     done = run.trials()
     cli.console().print(trials_table(done))
@@ -537,7 +538,7 @@ def _machine(address: str | None) -> tuple[float, float]:
         import torch
 
         return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
-    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.data.stream import start_ray
 
     there = start_ray(address).cluster_resources()
     if not there.get("CPU"):
@@ -551,13 +552,13 @@ def _machine(address: str | None) -> tuple[float, float]:
 
 def _show_models(space: Any, task: str) -> None:
     """Every kind of model of the space, built without memory, and one training step of each."""
-    from cxrlt_ray import blueprint
-    from cxrlt_ray.tasks import TASK1, load_task
+    from cxrlt_ray.data.tasks import TASK1, load_task
+    from cxrlt_ray.search import dry_run
 
     findings = load_task(task).findings or TASK1  # auto's are not known yet
-    found = blueprint.prints(space.kinds(), findings)
-    cli.console(160).print(blueprint.table(found))
-    print("\n".join(blueprint.sources(found)))
+    found = dry_run.prints(space.kinds(), findings)
+    cli.console(160).print(dry_run.table(found))
+    print("\n".join(dry_run.sources(found)))
     print(f"{len(found)} kinds of models were built for {len(findings)} findings, and took a training step, on paper.")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrlt_ray.manifest import META, Manifest
+from cxrlt_ray.data.manifest import META, Manifest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -16,7 +16,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray():
     """The session's Ray, with two CPUs whatever the machine has."""
-    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.data.stream import start_ray
 
     started = start_ray()
     yield started

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.tasks import TASK2
 from cxrlt_ray.phantom import labels, tree
-from cxrlt_ray.tasks import TASK2
 
 RELEASE = tree.RELEASE
 

@@ -77,7 +77,18 @@ def test_importing_the_package_and_its_commands_is_quick_and_brings_no_ray_or_to
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
-@pytest.mark.parametrize("name", ["metrics", "losses", "models", "selection", "selection.honest", "splits", "search"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evaluation.metrics",
+        "objectives.losses",
+        "models",
+        "selection",
+        "selection.honest",
+        "data.splits",
+        "search.space",
+    ],
+)
 def test_the_middle_knows_nothing_of_ray(name):
     code = f"import sys, cxrlt_ray.{name}; print('ray' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.prepare import QUALITY, place_of
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, guarded, reason
 from cxrlt_ray.doctor.cluster import alone, ask_all, of_ray
 from cxrlt_ray.doctor.judge import judge
@@ -27,12 +28,11 @@ from cxrlt_ray.doctor.machine import Ask, Report
 from cxrlt_ray.doctor.store import privacy, reach, write
 from cxrlt_ray.doctor.weights import Want, wants
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.prepare import QUALITY, place_of
+from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.storage import Store
-from cxrlt_ray.trials import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
-    from cxrlt_ray.manifest import Manifest
+    from cxrlt_ray.data.manifest import Manifest
     from cxrlt_ray.models import ModelSpec
 
 __all__ = ["Check", "checks", "judge", "main", "page", "preflight"]
@@ -60,7 +60,7 @@ def checks(
     data, storage: as a sweep takes them. specs: models whose weights must be had. findings: the task's, where label
     embeddings are to be looked for.
     """
-    from cxrlt_ray.stream import start_ray
+    from cxrlt_ray.data.stream import start_ray
 
     ray, manifest, wanted = None, None, list[Want]()
     Store(storage)  # a URI that is refused is told at once
@@ -155,8 +155,8 @@ def _with_reply(report: Report, ask: Ask) -> Report:
 
 def _read(data: str) -> tuple[Check, Manifest]:
     """The table of `data`, and what it holds."""
-    from cxrlt_ray.cohort import examine
-    from cxrlt_ray.manifest import MAIN
+    from cxrlt_ray.data.cohort import examine
+    from cxrlt_ray.data.manifest import MAIN
 
     if Store(data).local is None:
         reach(Store(data), "exists", "")
@@ -214,7 +214,7 @@ def main(
     """
     specs = []
     if space is not None:
-        from cxrlt_ray.spacefile import load_space
+        from cxrlt_ray.search.space_file import load_space
 
         specs = load_space(space, storage=storage).specs()
     console, start = cli.console(), time.perf_counter()

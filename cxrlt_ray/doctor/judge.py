@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cxrlt_ray import cli, node
+from cxrlt_ray import cli
+from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check
 from cxrlt_ray.doctor.machine import FETCHED, MISSING, SPILL, STORED, TEMP, Report
 from cxrlt_ray.doctor.weights import AT_FIRST
@@ -136,7 +137,7 @@ def _shared_memory(found: Report) -> Verdict:
     told = f"{cli.size(found['free'])} of {cli.size(found['total'])} free in /dev/shm"
     if found["object_store"]:
         told += f", Ray's object store of {cli.size(found['object_store'])} in {found['at']}"
-    if found["at"] != str(node.MEMORY) or found["total"] < FREE_SHARED:
+    if found["at"] != str(node_cache.MEMORY) or found["total"] < FREE_SHARED:
         gib = max(1, math.ceil(found["wanted"] / 2**30))
         mend = f"docker run --shm-size={gib}g, or mount -o remount,size={gib}g /dev/shm; then start Ray anew"
         return WARN, f"{told}: too small, objects go to disk and few decoded images are kept", mend
@@ -156,7 +157,7 @@ def _disk(found: Report) -> Verdict:
     for name, disk in found.items():
         told.append(f"{name} {cli.size(disk['free'])} free")
         full = name in (TEMP, SPILL) and disk["free"] < (1 - FULL_DISK) * disk["total"]
-        least = node.KEEP_FREE if name == FETCHED else FREE_DISK
+        least = node_cache.KEEP_FREE if name == FETCHED else FREE_DISK
         if full or disk["free"] < least:
             told[-1] += f" (below {'5 %: Ray stops spilling' if full else cli.size(least)})"
             mends.append(PLACES[name])

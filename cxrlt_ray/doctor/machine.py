@@ -22,9 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cxrlt_ray import __version__, node
+from cxrlt_ray import __version__
+from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.config import PACKAGE
-from cxrlt_ray.decode import decode
+from cxrlt_ray.data.decode import decode
 from cxrlt_ray.doctor.check import reason
 from cxrlt_ray.doctor.weights import Want, cache, met
 from cxrlt_ray.errors import CxrltError
@@ -193,10 +194,10 @@ def _memory(ask: Ask) -> Report | None:
 
 def _shared_memory(ask: Ask) -> Report | None:
     """Bytes of /dev/shm; at: where Ray's object store lies; wanted: bytes for the store and our decoded images."""
-    if not node.MEMORY.is_dir():
+    if not node_cache.MEMORY.is_dir():
         return None
-    disk, at = shutil.disk_usage(node.MEMORY), _raylet(ask.socket).get("plasma_directory", str(node.MEMORY))
-    wanted = ask.object_store + node.SHARE_OF_MEMORY * (_memory(ask) or {"available": 0})["available"]
+    disk, at = shutil.disk_usage(node_cache.MEMORY), _raylet(ask.socket).get("plasma_directory", str(node_cache.MEMORY))
+    wanted = ask.object_store + node_cache.SHARE_OF_MEMORY * (_memory(ask) or {"available": 0})["available"]
     return {"total": disk.total, "free": disk.free, "object_store": ask.object_store, "at": at, "wanted": wanted}
 
 
@@ -244,7 +245,7 @@ def _images(ask: Ask) -> Report | None:
         return None
     import cv2
 
-    from cxrlt_ray.prepare import original
+    from cxrlt_ray.data.prepare import original
 
     found: Report = {"looked": 0, "missing": [], "bad": {}}
     start, threads = time.perf_counter(), cv2.getNumThreads()

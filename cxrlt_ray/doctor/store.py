@@ -15,8 +15,8 @@ from pathlib import Path
 
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, guarded, reason
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.runs.store import runs
 from cxrlt_ray.storage import Store
-from cxrlt_ray.trials import runs
 
 REMOTE_SECONDS = 20.0  # until a server that does not answer has failed
 SLOW = 5.0  # MB/s

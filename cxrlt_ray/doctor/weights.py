@@ -133,7 +133,7 @@ def _xrv(where: str) -> str:
     """where: a name of torchxrayvision's weights."""
     from urllib.request import Request, urlopen
 
-    from cxrlt_ray.models.outside import need
+    from cxrlt_ray.models.hub import need
 
     library = need("torchxrayvision", f"xrv:{where}")
     url = library.models.model_urls[where]["weights_url"]

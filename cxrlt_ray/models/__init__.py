@@ -213,7 +213,7 @@ def carry(
     fresh_head: bool = False,
 ) -> Classifier:
     """The model of a trial's next stage, `spec`, from that of the stage before, `was`; see stages.py."""
-    from cxrlt_ray.models.stages import carried
+    from cxrlt_ray.models.carry_over import carried
 
     return carried(previous, was, spec, findings, fresh_head)
 

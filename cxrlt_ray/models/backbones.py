@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.models import outside
+from cxrlt_ray.models import hub
 
 if TYPE_CHECKING:
     from cxrlt_ray.models import ModelSpec
@@ -58,9 +58,9 @@ def known(name: str) -> bool:
     if name.startswith(FOLDER):
         return (Path(name.removeprefix(FOLDER)) / "config.json").is_file()
     if name.startswith(XRV):
-        return name.removeprefix(XRV) in outside.DENSENETS
+        return name.removeprefix(XRV) in hub.DENSENETS
     if name.startswith(TRANSFORMERS):
-        return outside.known(name.removeprefix(TRANSFORMERS))
+        return hub.known(name.removeprefix(TRANSFORMERS))
     if ":" in name or "/" in name or not timm.is_model(name):
         return False
     return "." not in name or name in timm.list_pretrained(name.split(".")[0] + "*")
@@ -71,9 +71,9 @@ def suggestions(name: str) -> list[str]:
     import timm
 
     if name.startswith(XRV):
-        return [XRV + each for each in get_close_matches(name.removeprefix(XRV), outside.DENSENETS, n=3, cutoff=0)]
+        return [XRV + each for each in get_close_matches(name.removeprefix(XRV), hub.DENSENETS, n=3, cutoff=0)]
     if name.startswith(TRANSFORMERS):
-        return [TRANSFORMERS + each for each in outside.CONFIGS] + [TRANSFORMERS + "FOLDER"]
+        return [TRANSFORMERS + each for each in hub.CONFIGS] + [TRANSFORMERS + "FOLDER"]
     if name.startswith((HUB, FOLDER)):
         return []
     base, _, tag = name.partition(".")
@@ -130,9 +130,9 @@ def recipe(name: str) -> Recipe:
             f"{LIBRARIES.get(name.partition(':')[0] + ':', 'timm')} has no backbone '{name}'; near it are {near}."
         )
     if name.startswith(XRV):
-        return outside.densenet(name.removeprefix(XRV))
+        return hub.densenet(name.removeprefix(XRV))
     if name.startswith(TRANSFORMERS):
-        return outside.encoder(name.removeprefix(TRANSFORMERS))
+        return hub.encoder(name.removeprefix(TRANSFORMERS))
     if name.startswith((HUB, FOLDER)):
         return _published(name)
     return Recipe("timm", name)
@@ -161,7 +161,7 @@ def _published(name: str) -> Recipe:
 def create(spec: ModelSpec, made: Recipe, pretrained: bool = False) -> Any:
     """The backbone without classifier, at the spec's resolution and channels, with timm's own weights or none."""
     if made.by == "transformers":
-        return outside.create(spec, made)
+        return hub.create(spec, made)
     import timm
 
     name = spec.backbone if pretrained else made.name

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from cxrlt_ray.manifest import VIEWS
+from cxrlt_ray.data.manifest import VIEWS
 from cxrlt_ray.models.attention import Encoder, positions, width_for
 
 if TYPE_CHECKING:

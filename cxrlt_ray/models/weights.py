@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.models import outside
+from cxrlt_ray.models import hub
 from cxrlt_ray.models.backbones import XRV, Recipe, create, unfilled
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def _check_there_are_any(spec: ModelSpec, made: Recipe) -> None:
 
 def _own(spec: ModelSpec, made: Recipe) -> dict[str, torch.Tensor]:
     if spec.backbone.startswith(XRV):
-        return outside.densenet_weights(spec.backbone.removeprefix(XRV))
+        return hub.densenet_weights(spec.backbone.removeprefix(XRV))
     if made.by == "transformers":
-        return outside.encoder_weights(made.name)
+        return hub.encoder_weights(made.name)
     return create(spec, made, pretrained=True).state_dict()
 
 
@@ -180,7 +180,7 @@ def fitted(state: dict[str, torch.Tensor], backbone: torch.nn.Module) -> dict[st
         return state
     change = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     try:
-        if isinstance(backbone, outside.Encoder):
+        if isinstance(backbone, hub.Encoder):
             return backbone.under_its_names(state)
         return state if change is None else dict(change(dict(state), backbone))
     except (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError):

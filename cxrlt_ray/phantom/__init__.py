@@ -158,8 +158,8 @@ def _studies(cohort: PhantomCohort) -> Iterator[Study]:
     """The cohort study by study, as plain values that a process can be sent."""
     import numpy as np
 
+    from cxrlt_ray.data.tasks import ALL_FINDINGS
     from cxrlt_ray.phantom.tree import image_paths, report_paths
-    from cxrlt_ray.tasks import ALL_FINDINGS
 
     paths, reports = image_paths(cohort), report_paths(cohort)
     dicoms, lateral = cohort.images["dicom_id"].tolist(), cohort.images["lateral"].tolist()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.tasks import ALL_FINDINGS, TASK1, TASK2
+from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1, TASK2
 
 SPLIT_IMAGES = {"train": 258_871, "val": 39_293, "test": 78_946}
 RELEASE_IMAGES = 377_110

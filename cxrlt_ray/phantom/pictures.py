@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cxrlt_ray.data.tasks import ALL_FINDINGS
 from cxrlt_ray.phantom.anatomy import draw_anatomy, paint_frontal, paint_lateral, paint_look_alikes
 from cxrlt_ray.phantom.brush import soften
 from cxrlt_ray.phantom.signs import CHANGES, PAINTS, Sign, drawn
-from cxrlt_ray.tasks import ALL_FINDINGS
 
 QUALITY = 92  # of the JPEG files
 # how hard it is; tuned at 128 px so that a pretrained network learns in minutes and pixels alone hardly do

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cxrlt_ray.data.tasks import ALL_FINDINGS
 from cxrlt_ray.phantom.labels import NEGATED, POSITIVE, UNCERTAIN
-from cxrlt_ray.tasks import ALL_FINDINGS
 
 _STREAM = 21
 

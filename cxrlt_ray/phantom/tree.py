@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
 from cxrlt_ray.phantom.labels import NEGATED, POSITIVE, SILENT, UNCERTAIN, PhantomCohort
-from cxrlt_ray.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
 
 RELEASE = "cxr-lt-2024"
 ID_COLUMNS = ("dicom_id", "subject_id", "study_id", "ViewPosition", "ViewCodeSequence_CodeMeaning", "fpath")

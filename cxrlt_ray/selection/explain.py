@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxrlt_ray import metrics
+from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.honest import Fitted, Method, fit
 from cxrlt_ray.selection.inputs import takes_costs
 

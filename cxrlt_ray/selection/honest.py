@@ -21,10 +21,10 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
-from cxrlt_ray import metrics
+from cxrlt_ray.data.splits import assign_folds
+from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.inputs import FEW, SELECTORS, check, takes_costs
-from cxrlt_ray.splits import assign_folds
 
 AUTO: Literal["auto"] = "auto"
 STRENGTHS = (20.0, 100.0, 5.0, np.inf, 0.0)  # of the guard, what did best on average (benchmarks/honesty.py) first

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from cxrlt_ray import trials
+from cxrlt_ray.runs import store
 
 SPACE = """
 trials: {trials}
@@ -34,7 +34,7 @@ CLUSTER = """
 import subprocess, sys, time
 import ray
 from ray.cluster_utils import Cluster
-from cxrlt_ray import trials
+from cxrlt_ray.runs import store as trials
 
 ROOM = 80 * 2**20
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": ROOM})
@@ -95,7 +95,7 @@ def swept(tmp_path):
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=550, check=False)
         told = done.stdout + done.stderr
         assert done.returncode == 0, told
-        return trials.load_run(place, "c").trials(), told
+        return store.load_run(place, "c").trials(), told
 
     return run
 

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from cxrlt_ray import ensemble, sweep, trials
+from cxrlt_ray import ensemble, sweep
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.runs import store
 
 SPACE = """
 trials: 1
@@ -51,7 +52,7 @@ def process_of(run):
     """The process of the run's first trial, and how many epochs it has done."""
     from ray.experimental import internal_kv
 
-    from cxrlt_ray.watch import SPACE as THERE
+    from cxrlt_ray.search.watchdog import SPACE as THERE
 
     told = internal_kv._internal_kv_get(f"{run}/T0000/0".encode(), namespace=THERE)
     return json.loads(told)["pid"] if told else None
@@ -82,7 +83,7 @@ def test_a_trial_that_is_killed_and_then_hangs_ends_as_one_that_was_left_alone(r
     sweep.main("auto", name="storm", hung_after="6s", **options)
     thread.join(1)
     assert len(seen) == 2
-    calm, storm = (trials.load_run(str(tmp_path / "runs"), name).trials()[0] for name in ("calm", "storm"))
+    calm, storm = (store.load_run(str(tmp_path / "runs"), name).trials()[0] for name in ("calm", "storm"))
     assert storm.state == calm.state == "finished"
     pd.testing.assert_frame_equal(storm.predictions(), calm.predictions(), check_exact=True)
     assert [epoch["epoch"] for epoch in storm.about["epochs"]] == list(range(24))
@@ -109,7 +110,7 @@ def test_a_trial_whose_images_are_gone_says_so_and_nothing_else(ray, table, tmp_
     options = {"data": table, "space": space(tmp_path, 400), "storage": storage, "retries": 0, "cache_gb": 0.0}
     with pytest.raises(CxrltError, match="no trial of run g ended well"):
         sweep.main("auto", name="g", **options)
-    (trial,) = trials.load_run(storage, "g").trials()
+    (trial,) = store.load_run(storage, "g").trials()
     (told,) = trial.about["retries"]
     assert trial.about["reason"] == told["reason"]
     assert told["reason"].startswith("shard ")
@@ -120,7 +121,7 @@ def test_a_trial_whose_images_are_gone_says_so_and_nothing_else(ray, table, tmp_
 def test_damaged_files_are_made_again_and_checkpoints_are_bounded(ray, table, tmp_path, capsys):
     storage = str(tmp_path / "runs")
     sweep.main("auto", data=table, space=space(tmp_path, 2), name="d", storage=storage, trials=3, keep_checkpoints=2)
-    run = trials.load_run(storage, "d")
+    run = store.load_run(storage, "d")
     assert sum(bool(trial.checkpoints) for trial in run.trials()) == 2
     before = {trial.name: trial.predictions() for trial in run.trials()}
     kept = next(trial for trial in run.trials() if trial.checkpoints)
@@ -135,7 +136,7 @@ def test_damaged_files_are_made_again_and_checkpoints_are_bounded(ray, table, tm
     told = capsys.readouterr().out
     assert f"{kept.name} is trained again: " in told
     assert f"{other.name} is trained again: " in told
-    after = trials.load_run(storage, "d").trials()
+    after = store.load_run(storage, "d").trials()
     assert [trial.name for trial in after] == list(before)
     for trial in after:
         pd.testing.assert_frame_equal(trial.predictions(), before[trial.name], check_exact=True)
@@ -145,7 +146,7 @@ def test_damaged_files_are_made_again_and_checkpoints_are_bounded(ray, table, tm
 def test_a_run_that_is_being_swept_is_refused(tmp_path):
     from cxrlt_ray.storage import Store
 
-    run = trials.Run(Store(str(tmp_path)), {"name": "r"})
+    run = store.Run(Store(str(tmp_path)), {"name": "r"})
     refusal = pytest.raises(UsageError, match=f"being swept by another process .process {os.getpid()} on ")
     with sweep.claimed(run), refusal, sweep.claimed(run):
         pass

@@ -16,9 +16,10 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray import ensemble, evaluate, predict, sweep, trials
+from cxrlt_ray.data.tasks import TASK1
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.search import TrialConfig
-from cxrlt_ray.tasks import TASK1
+from cxrlt_ray.runs import store
+from cxrlt_ray.search.space import TrialConfig
 
 SPACE = """
 trials: 3
@@ -71,7 +72,7 @@ def chosen(storage):
 
 
 def run_of(storage):
-    return trials.load_run(storage, "line")
+    return store.load_run(storage, "line")
 
 
 def test_every_trial_leaves_config_metrics_checkpoint_and_predictions(storage):
@@ -104,7 +105,7 @@ def test_the_kept_checkpoint_is_the_one_that_made_the_predictions(storage):
     import torch
 
     from cxrlt_ray import models
-    from cxrlt_ray.train import predict_part
+    from cxrlt_ray.training.trial import predict_part
 
     run = run_of(storage)
     trial = run.trials()[0]
@@ -333,7 +334,7 @@ def test_predictions_of_another_cohort_are_named_and_left_out(storage, tmp_path,
     run = run_of(str(copy))
     victim = run.trials()[1]
     frame = victim.predictions()
-    trials.write_predictions(
+    store.write_predictions(
         victim.store, "predictions/val.parquet", frame.index.to_numpy(), frame.to_numpy(), TASK1, "val", "0" * 16
     )
     ensemble.main(select="mean", storage=str(copy), rounds=10)

@@ -10,13 +10,14 @@ import pytest
 import s3 as server
 from conftest import write_images
 
-from cxrlt_ray import prepare, trials
+from cxrlt_ray.data import prepare
 from cxrlt_ray.ensemble import fingerprint
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.fit import Job
+from cxrlt_ray.runs import store
 from cxrlt_ray.storage import Store
-from cxrlt_ray.train import train
-from cxrlt_ray.trialconfig import TrialConfig
+from cxrlt_ray.training.config import TrialConfig
+from cxrlt_ray.training.stage import Job
+from cxrlt_ray.training.trial import train
 
 COLUMNS = ["image_id", "path", "subject_id", "study_id", "view", "split", "Mass", "Nodule"]
 SPACE = """
@@ -63,7 +64,7 @@ CONFIG = TrialConfig(backbone="test_convnext", pretrained=False, resolution=32, 
 
 
 def of(job, name):
-    return trials.read_trial(job.run / "trials" / name)
+    return store.read_trial(job.run / "trials" / name)
 
 
 def test_a_trial_in_a_bucket_that_is_cut_off_goes_on_as_if_it_had_not_been(s3, job):
@@ -74,17 +75,17 @@ def test_a_trial_in_a_bucket_that_is_cut_off_goes_on_as_if_it_had_not_been(s3, j
 
     with pytest.raises(Cut):
         train(job, "T0001", CONFIG, {}, cut)
-    assert of(job, "T0001").state == trials.RUNNING
+    assert of(job, "T0001").state == store.RUNNING
     train(job, "T0001", CONFIG, {}, lambda told: None)
     whole, again = of(job, "T0000"), of(job, "T0001")
-    assert whole.state == again.state == trials.FINISHED
-    assert whole.checkpoints == again.checkpoints == [trials.REFIT]
+    assert whole.state == again.state == store.FINISHED
+    assert whole.checkpoints == again.checkpoints == [store.REFIT]
     assert whole.store.list() == again.store.list() == ["fold-0", "fold-1", "predictions", "refit", "trial.json"]
     for name in ("fold-0", "fold-1", "refit"):
         assert fingerprint(whole.store, name) == fingerprint(again.store, name)
     assert whole.predictions().equals(again.predictions())
-    assert trials.damage(whole) == trials.damage(again) == ""
-    assert [trial.name for trial in trials.Run(job.run, {}).trials()] == ["T0000", "T0001"]
+    assert store.damage(whole) == store.damage(again) == ""
+    assert [trial.name for trial in store.Run(job.run, {}).trials()] == ["T0000", "T0001"]
 
 
 def test_a_trial_whose_bucket_refuses_it_midway_ends_with_the_reason_and_goes_on_later(s3, job):
@@ -97,7 +98,7 @@ def test_a_trial_whose_bucket_refuses_it_midway_ends_with_the_reason_and_goes_on
     finally:
         s3.fault = lambda method, path: None
     train(job, "T0002", CONFIG, {}, lambda told: None)
-    assert of(job, "T0002").state == trials.FINISHED
+    assert of(job, "T0002").state == store.FINISHED
 
 
 # --- the line, in processes of its own, since Ray's processes have the environment in which it was started
@@ -151,11 +152,11 @@ def test_the_line_on_s3_leaves_what_it_leaves_on_a_disk_and_nothing_else_here(li
 
 @pytest.mark.slow
 def test_trials_on_s3_are_those_on_a_disk(lines):
-    runs = [trials.load_run(f"{store.uri}/runs", "line") for _, store, _ in lines.values()]
+    runs = [store.load_run(f"{line.uri}/runs", "line") for _, line, _ in lines.values()]
     far, near = ([trial.about for trial in run.trials()] for run in runs)
     assert [about["name"] for about in far] == ["T0000", "T0001"]
     for one, two in zip(far, near, strict=True):
-        assert one["state"] == two["state"] == trials.FINISHED
+        assert one["state"] == two["state"] == store.FINISHED
         assert one["params"] == two["params"]
         assert one["val_map"] == two["val_map"]
     assert "T0001" in lines["s3"][0]
@@ -178,7 +179,7 @@ def test_the_line_on_s3_tells_no_credential_and_leaves_none_and_no_half_file(lin
 
 @pytest.mark.parametrize("command", ["trials", "ensemble", "sweep", "resume"])
 def test_commands_name_a_bucket_that_is_not_there(s3, command):
-    from cxrlt_ray import ensemble, sweep
+    from cxrlt_ray import ensemble, sweep, trials
 
     storage = "s3://nobucket/runs"
     commands = {

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrlt_ray import config, ensemble, sweep, trials
+from cxrlt_ray import config, ensemble, sweep
+from cxrlt_ray.data.tasks import TASK1
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.spacefile import load_space
-from cxrlt_ray.tasks import TASK1
+from cxrlt_ray.runs import store
+from cxrlt_ray.search.space_file import load_space
 
 RECIPES = [name for name in config.names("search_spaces") if name.startswith("team_") or name == "all_winners"]
 QUICK = "team_d"  # other cohorts, three stages, ML-Decoder, fusion, test-time augmentation
@@ -49,7 +50,7 @@ def test_a_recipe_runs_whole_in_small(ray, storage, capsys):
     submission = pd.read_csv(made / "submission.csv")
     assert list(submission.columns) == ["dicom_id", *TASK1]
     assert np.isfinite(submission[list(TASK1)].to_numpy()).all()
-    run = trials.load_run(storage, f"{QUICK}-task1")
+    run = store.load_run(storage, f"{QUICK}-task1")
     manifest = run.manifest().table
     assert set(manifest["cohort"]) == {"main", "nih", "chexpert", "vindr"}
     assert set(manifest.loc[manifest["cohort"] != "main", "split"]) == {"train"}
@@ -69,7 +70,7 @@ def test_a_recipe_runs_whole_in_small(ray, storage, capsys):
 
 @pytest.mark.slow
 def test_a_smoke_run_goes_on_where_it_was(ray, storage, capsys):
-    run_there = trials.load_run(storage, f"{QUICK}-task1") if Path(storage, f"{QUICK}-task1").exists() else None
+    run_there = store.load_run(storage, f"{QUICK}-task1") if Path(storage, f"{QUICK}-task1").exists() else None
     if run_there is None:
         run_whole(QUICK, storage, count=1)
     sweep.main("task1", name=f"{QUICK}-task1", storage=storage, resume=True)

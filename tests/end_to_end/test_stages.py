@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cxrlt_ray import ensemble, predict, sweep, trials
+from cxrlt_ray import ensemble, predict, sweep
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.phantom import write_phantom
-from cxrlt_ray.spacefile import load_space
+from cxrlt_ray.runs import store
+from cxrlt_ray.search.space_file import load_space
 
 SPACE = """
 trials: 1
@@ -67,7 +68,7 @@ def storage(ray, phantom, tmp_path_factory):
 
 
 def test_folds_are_validated_out_of_fold_and_the_refit_model_scores_new_images(storage):
-    run = trials.load_run(str(storage), "staged")
+    run = store.load_run(str(storage), "staged")
     table = run.manifest().of_cohort("main").table
     ran = [(fold, stage) for fold in (0, 1) for stage in (0, 1, 2, 2)]
     for trial in run.trials():
@@ -84,7 +85,7 @@ def test_folds_are_validated_out_of_fold_and_the_refit_model_scores_new_images(s
 def test_the_checkpoint_is_of_the_last_stage_and_holds_its_logit_adjustment(storage):
     from cxrlt_ray import models
 
-    trial = trials.load_run(str(storage), "staged").trials()[0]
+    trial = store.load_run(str(storage), "staged").trials()[0]
     for name in ("fold-0", "refit"):
         model, spec, _ = models.load(Path(trial.store.uri) / name)
         assert spec.resolution == 48
@@ -92,7 +93,7 @@ def test_the_checkpoint_is_of_the_last_stage_and_holds_its_logit_adjustment(stor
 
 
 def test_test_time_augmentation_is_scored_on_validation_with_its_gain_and_price(storage):
-    for trial in trials.load_run(str(storage), "staged").trials():
+    for trial in store.load_run(str(storage), "staged").trials():
         assert trial.about["tta"]["looks"] == 6
         assert trial.about["tta"]["price"] > 1
         plain, looked = trial.predictions(), trial.predictions("val-tta")
@@ -134,7 +135,7 @@ def test_a_later_run_begins_from_an_earlier_ones_best_trial(storage, tmp_path):
     from cxrlt_ray import models
 
     (config,) = load_space(after(tmp_path, "test_resnet", "staged"), storage=str(storage)).kinds()
-    best = max(trials.load_run(str(storage), "staged").trials(), key=lambda each: each.val_map)
+    best = max(store.load_run(str(storage), "staged").trials(), key=lambda each: each.val_map)
     assert config.checkpoint.endswith(f"staged/trials/{best.name}/refit/model.safetensors")
     begun = models.build(config.spec(), 40).backbone.state_dict()
     left = models.load(Path(best.store.uri) / "refit")[0].backbone.state_dict()
@@ -144,7 +145,7 @@ def test_a_later_run_begins_from_an_earlier_ones_best_trial(storage, tmp_path):
 @pytest.mark.slow
 def test_it_is_trained_on_and_tells_where_it_began(storage, phantom, tmp_path):
     sweep.main("task1", data=phantom, space=after(tmp_path, "test_resnet", "staged"), name="on", storage=str(storage))
-    (trial,) = trials.load_run(str(storage), "on").trials()
+    (trial,) = store.load_run(str(storage), "on").trials()
     assert trial.state == "finished"
     assert trial.about["weights"].endswith("which began from none")
 

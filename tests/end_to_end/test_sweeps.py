@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from cxrlt_ray import ensemble, sweep, trials
+from cxrlt_ray import ensemble, sweep
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.runs import store
 
 TINY = """
 trials: 1
@@ -45,7 +46,7 @@ def table(tmp_path):
 def test_with_folds_every_training_image_is_predicted_out_of_fold(ray, table, tmp_path):
     storage = str(tmp_path / "runs")
     sweep.main("auto", data=table, space=space(tmp_path), folds=3, name="folds", storage=storage)
-    run = trials.load_run(storage, "folds")
+    run = store.load_run(storage, "folds")
     trial = run.trials()[0]
     assert trial.state == "finished"
     assert trial.checkpoints == ["fold-0", "fold-1", "fold-2"]
@@ -63,7 +64,7 @@ def test_a_trial_that_diverges_fails_alone_with_its_reason(ray, table, tmp_path,
     path.write_text(path.read_text().replace("lr: {low: 0.001, high: 0.01}", "lr: {choices: [1e30, 1e-3]}") + START)
     with_failures = {"trials": 2, "epochs": 6}
     sweep.main("auto", data=table, space=str(path), name="bad", storage=storage, **with_failures)
-    first, second = trials.load_run(storage, "bad").trials()
+    first, second = store.load_run(storage, "bad").trials()
     assert first.state == "failed"
     assert first.about["reason"].startswith("diverged: ")
     assert second.state in ("finished", "pruned")
@@ -78,7 +79,7 @@ def test_bad_images_are_left_out_and_the_submission_still_has_them(ray, table, t
     (Path(table) / "003.jpg").write_text("not an image")  # test
     (Path(table) / "002.jpg").unlink()  # validation
     sweep.main("auto", data=table, space=space(tmp_path), name="gaps", storage=storage, max_bad=0.1)
-    assert len(trials.load_run(storage, "gaps").trials()[0].predictions()) == 11
+    assert len(store.load_run(storage, "gaps").trials()[0].predictions()) == 11
     ensemble.main(select="best", storage=storage, rounds=10)
     assert "1 image(s) could not be decoded" in capsys.readouterr().out
     found = pd.read_csv(Path(storage) / "gaps" / "ensembles" / "best" / "submission.csv")
@@ -92,7 +93,7 @@ def test_weights_that_cannot_be_had_stop_the_run_before_any_trial(ray, table, tm
     path.write_text("trials: 1\nepochs: 1\nparameters: {backbone: convnext_atto.d2_in1k, resolution: 32}\n")
     with pytest.raises(CxrltError, match=r"backbone 'convnext_atto\.d2_in1k' cannot be had"):
         sweep.main("auto", data=table, space=str(path), name="none", storage=str(tmp_path / "runs"))
-    assert trials.runs(str(tmp_path / "runs")) == []
+    assert store.runs(str(tmp_path / "runs")) == []
 
 
 def test_a_run_in_a_store_given_by_uri_is_whole(ray, table, tmp_path):
@@ -101,7 +102,7 @@ def test_a_run_in_a_store_given_by_uri_is_whole(ray, table, tmp_path):
     ensemble.main(select="mean", storage=storage, rounds=10)
     assert (tmp_path / "runs" / "far" / "optuna.db").exists()
     sweep.main("auto", storage=storage, resume=True, trials=2)
-    assert len(trials.load_run(storage, "far").trials()) == 2
+    assert len(store.load_run(storage, "far").trials()) == 2
     assert (tmp_path / "runs" / "far" / "ensembles" / "mean" / "submission.csv").exists()
 
 
@@ -110,16 +111,16 @@ def test_a_trial_pruned_in_its_first_fold_is_told_as_pruned_and_is_no_candidate(
     path = Path(space(tmp_path, epochs=3, low=1e-8))
     path.write_text(path.read_text() + "start:\n  - {lr: 1e-2}\n  - {lr: 1e-8}\n")
     sweep.main("auto", data=table, space=str(path), folds=2, name="p", storage=storage, trials=2)
-    found = trials.load_run(storage, "p").trials()
+    found = store.load_run(storage, "p").trials()
     assert [trial.state for trial in found] == ["finished", "pruned"]
-    assert ensemble.candidates(trials.load_run(storage, "p"), None) == found[:1]
+    assert ensemble.candidates(store.load_run(storage, "p"), None) == found[:1]
 
 
 @pytest.mark.slow
 def test_a_time_budget_ends_a_sweep_well_and_settles_what_it_cut(ray, table, tmp_path):
     storage = str(tmp_path / "runs")
     sweep.main("auto", data=table, space=space(tmp_path, epochs=400), name="b", storage=storage, time_budget="25s")
-    (trial,) = trials.load_run(storage, "b").trials()
+    (trial,) = store.load_run(storage, "b").trials()
     assert trial.state == "pruned"
     assert 0 < len(trial.about["epochs"]) < 400
     ensemble.main(select="best", storage=storage, rounds=10)
@@ -143,7 +144,7 @@ def test_two_workers_leave_what_one_leaves_and_give_back_what_they_had(ray, tabl
         path = space(tmp_path, backbone="test_convnext", epochs=3)
         options = {"workers_per_trial": workers, "cpus_per_trial": 1 if workers == 1 else 0.25}
         sweep.main("auto", data=table, space=path, name="w", storage=storage, trials=2, **options)
-        found.append(trials.load_run(storage, "w").trials())
+        found.append(store.load_run(storage, "w").trials())
     for one, two in zip(*found, strict=True):
         assert two.state in ("finished", "pruned"), two.about.get("reason")
         assert one.about["config"] == two.about["config"]
@@ -157,18 +158,18 @@ def test_two_workers_leave_what_one_leaves_and_give_back_what_they_had(ray, tabl
 @pytest.mark.slow
 def test_ray_data_and_threads_train_the_same_model(ray, table, tmp_path):
     """The engine decides who decodes, not what is learnt; and a machine's memory is left as it was."""
-    from cxrlt_ray import node
+    from cxrlt_ray.cluster import node_cache
 
     found = {}
     for engine in ("threads", "ray"):
         sweep.main(
             "auto", data=table, space=space(tmp_path), ingest=engine, name=engine, storage=str(tmp_path / "runs")
         )
-        (trial,) = trials.load_run(str(tmp_path / "runs"), engine).trials()
+        (trial,) = store.load_run(str(tmp_path / "runs"), engine).trials()
         found[engine] = trial.predictions()
         assert {"model", "first_batch", "first_step", "training", "validation"} <= set(trial.about["seconds"])
     pd.testing.assert_frame_equal(*found.values(), atol=1e-5)
-    assert not list(node.MEMORY.glob(f"{node.PREFIX}-*.u8"))
+    assert not list(node_cache.MEMORY.glob(f"{node_cache.PREFIX}-*.u8"))
 
 
 @pytest.mark.slow
@@ -176,7 +177,7 @@ def test_trials_at_two_resolutions_read_shards_of_their_own_size(ray, table, tmp
     path = Path(space(tmp_path))
     path.write_text(path.read_text().replace("resolution: 32", "resolution: {choices: [32, 48]}\n  crop: 0.75") + TWO)
     sweep.main("auto", data=table, space=str(path), trials=2, name="two", storage=str(tmp_path / "runs"))
-    run = trials.load_run(str(tmp_path / "runs"), "two")
+    run = store.load_run(str(tmp_path / "runs"), "two")
     assert [each.size for each in run.shards()] == [32, 48]
     ensemble.main(select="mean", storage=str(tmp_path / "runs"), rounds=10)
     for trial in run.trials():
@@ -204,12 +205,12 @@ def test_a_search_for_map_and_cost_tells_optuna_both(ray, table, tmp_path, capsy
     assert "both more mAP and fewer GFLOPs: T000" in capsys.readouterr().out
     study = optuna.load_study(study_name="two", storage=f"sqlite:///{storage}/two/optuna.db")
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
-    found = {trial.name: trial for trial in trials.load_run(storage, "two").trials()}
+    found = {trial.name: trial for trial in store.load_run(storage, "two").trials()}
     costs = ensemble.gflops(list(found.values()))
     for told, trial, cost in zip(study.trials, found.values(), costs, strict=True):
         assert told.values == pytest.approx([trial.val_map, cost])
     sweep.main("auto", storage=storage, resume=True, trials=3)
-    assert len(trials.load_run(storage, "two").trials()) == 3
+    assert len(store.load_run(storage, "two").trials()) == 3
 
 
 EDGE = """
@@ -230,4 +231,4 @@ def test_one_core_all_of_it_taken_and_a_tiny_object_store_neither_hang_nor_fail(
     command = [sys.executable, "-c", EDGE, table, space(tmp_path), str(tmp_path / "runs"), engine, str(cpus)]
     subprocess.run(command, check=True, timeout=500)
     assert (tmp_path / "runs" / "edge" / "ensembles" / "mean" / "submission.csv").exists()
-    assert trials.load_run(str(tmp_path / "runs"), "edge").trials()[0].state == "finished"
+    assert store.load_run(str(tmp_path / "runs"), "edge").trials()[0].state == "finished"

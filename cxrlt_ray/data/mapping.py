@@ -1,0 +1,146 @@
+"""Other cohorts' findings in the words of CXR-LT: cohorts/NAME.yaml, which anyone can correct.
+
+    findings:                       # left as the reader names it, right one of the 45, or several
+      Effusion: Pleural Effusion
+      Rib fracture: [Rib Fracture, Fracture]
+    not_labelled:                   # optional: why a finding that one might look for is not there
+      Normal: its No Finding means something else
+    reader: table                   # optional: the format, where it is not called as the file is
+
+Where several findings of the source make one: any positive is 1, all known negatives are 0, anything else is
+null. What a mapping does not reach is null.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
+
+from cxrlt_ray import config
+from cxrlt_ray.data.manifest import MAIN, META, Manifest
+from cxrlt_ray.data.readers import all_readers
+from cxrlt_ray.data.tasks import ALL_FINDINGS
+from cxrlt_ray.errors import UsageError
+
+FOLDER = "cohorts"
+
+
+def _nearest(given: str, names: Iterable[str]) -> str:
+    """The up to three of `names` that read most like `given`, the nearest first."""
+    lower = {name.lower(): name for name in names}
+    return ", ".join(lower[name] for name in difflib.get_close_matches(given.lower(), lower, 3, 0.3)) or "none"
+
+
+def _target(given: Any) -> str:
+    if given not in ALL_FINDINGS:
+        raise ValueError(f"'{given}' is none of CXR-LT's 45 findings; nearest: {_nearest(str(given), ALL_FINDINGS)}")
+    return given
+
+
+def _targets(given: Any) -> tuple[str, ...]:
+    several = given if isinstance(given, list | tuple) else [given]
+    if not several:
+        raise ValueError("an empty list: name a finding or leave the line out")
+    return tuple(map(_target, several))
+
+
+def _source(given: str, info: ValidationInfo) -> str:
+    known = all_readers()[info.data["reader"]].findings if "reader" in info.data else None
+    if known is not None and given not in known:
+        raise ValueError(f"reader {info.data['reader']} has no such finding; nearest: {_nearest(given, known)}")
+    return given
+
+
+def _reader(given: str) -> str:
+    if given not in all_readers():
+        raise ValueError(f"no reader of that name; there are: {', '.join(all_readers())}")
+    return given
+
+
+class CohortMapping(config.Config):
+    """A file of cohorts/: what each finding that `reader` finds is called in CXR-LT.
+
+    name: what the cohort is called in the manifest. findings: source -> targets. not_labelled: target -> why not.
+    """
+
+    name: str
+    reader: Annotated[str, AfterValidator(_reader)]
+    findings: dict[Annotated[str, AfterValidator(_source)], Annotated[tuple[str, ...], PlainValidator(_targets)]]
+    not_labelled: dict[Annotated[str, AfterValidator(_target)], str] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name == MAIN or not name or "/" in name or "=" in name:
+            raise ValueError(f"a cohort is not called so: without / and =, and not {MAIN}, the data's own")
+        return name
+
+    @field_validator("findings")
+    @classmethod
+    def _is_something(cls, findings: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        if not findings:
+            raise ValueError("map at least one finding")
+        return findings
+
+    @property
+    def reached(self) -> frozenset[str]:
+        """The findings of CXR-LT that the cohort labels."""
+        return frozenset(target for targets in self.findings.values() for target in targets)
+
+
+def load_mapping(name: str) -> CohortMapping:
+    """The mapping `name`: a path, else ./cohorts/NAME.yaml, else the shipped one.
+
+    Raises UsageError where there is none, and for a finding that the reader or CXR-LT does not know, with the
+    file, the key, what was given and the nearest that there are.
+    """
+    path = config.find(FOLDER, name)
+    content = config.read_yaml(path)
+    mapping = config.validate(CohortMapping, {"name": path.stem, "reader": path.stem, **content}, path)
+    both = sorted(mapping.reached & set(mapping.not_labelled))
+    if both:
+        raise UsageError(f"{path}: '{both[0]}' stands under both findings and not_labelled: take one out.")
+    return mapping
+
+
+def map_findings(table: pd.DataFrame, mapping: CohortMapping, findings: Collection[str]) -> pd.DataFrame:
+    """Int8 columns [N] of `findings`, CXR-LT's, from `table`'s, Int8 as the source names them; null where not labelled.
+
+    >>> source = pd.DataFrame({"rib": [1, 0, None], "clavicle": [None, 0, 0]}, dtype="Int8")
+    >>> both = CohortMapping(name="x", reader="table", findings={"rib": "Fracture", "clavicle": "Fracture"})
+    >>> map_findings(source, both, ["Fracture"])["Fracture"].tolist()
+    [1, 0, <NA>]
+    """
+    columns = {}
+    for finding in findings:
+        sources = [name for name, targets in mapping.findings.items() if finding in targets]
+        codes = np.full((len(sources) or 1, len(table)), -1, np.int8)
+        for row, name in enumerate(sources):
+            if name in table:
+                codes[row] = table[name].fillna(-1).to_numpy(np.int8)
+        positive = (codes == 1).any(axis=0)
+        known = positive | (codes == 0).all(axis=0)
+        columns[finding] = pd.arrays.IntegerArray(positive.astype(np.int8), ~known)
+    return pd.DataFrame(columns, index=table.index)
+
+
+def posing(manifest: Manifest, name: str, task_findings: Collection[str]) -> Manifest:
+    """`manifest`, labelled in CXR-LT's findings, as cohort `name` would label it: what that does not reach is null.
+
+    The result has the findings `task_findings`, in their order; one that the manifest lacks is null.
+    """
+    reached = load_mapping(name).reached
+    labels = {
+        finding: manifest.table[finding]
+        if finding in reached and finding in manifest.table
+        else pd.array([pd.NA] * len(manifest.table), "Int8")
+        for finding in task_findings
+    }
+    meta = manifest.table[[column for column in META if column in manifest.table]]
+    return replace(manifest, table=meta.assign(**labels), findings=tuple(task_findings))

@@ -1,0 +1,74 @@
+"""BRAX 1.1.0: master_spreadsheet_update.csv over images/ (PNG) or Anonymized_DICOMs/, in it or a directory in it.
+
+CheXpert's fourteen findings by its labeller in Portuguese reports: 1, 0, -1 (uncertain: null, or what
+--uncertain says), empty (not mentioned: 0). DicomPath and PngPath are relative to the release; the PNG
+are taken where their folder is there. Ages are groups of five years, above which "85 or more": 85.
+Accession numbers are random and not known to be unique: a study is a patient's accession number. There is no split.
+
+Source: Reis et al., BRAX, Scientific Data 9:487 (2022) and PhysioNet's page; paths and views as public code
+reads them. Unverified, as the data is credentialed: the order of columns (they are found by name) and how an
+age group is written (what is no number before "or more" is unknown).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.readers import Raw, Request, register_reader
+from cxrlt_ray.data.readers.chexpert import FINDINGS
+from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, sexes, views
+from cxrlt_ray.data.readers.files import first_with, places
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.storage import Store
+
+TABLES = ("master_spreadsheet_update.csv", "master_spreadsheet.csv")
+PATHS = ("PngPath", "DicomPath")
+TEXT = (*PATHS, "PatientID", "PatientSex", "PatientAge", "AccessionNumber", "StudyDate", "ViewPosition")
+
+
+def recognise(data: Store, labelled: bool) -> str | None:
+    """The release's spreadsheet."""
+    found = first_with(places(data), *TABLES)
+    return found and f"{found[1]} in {found[0].uri}"
+
+
+@register_reader("brax", f"{TABLES[0]}, in it or a directory in it", recognise, FINDINGS)
+def read(request: Request) -> Raw:
+    """The spreadsheet's rows."""
+    found = first_with(places(request.data), *TABLES)
+    if not found:
+        raise CxrltError(f"{request.data.uri} holds no BRAX: neither {' nor '.join(TABLES)} is there.")
+    root, name = found
+    sheet = read_sheet(root, name, TEXT)
+    sheet.need("PatientID", "AccessionNumber")
+    findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
+    sheet.need(*(findings if request.labelled else ()))
+    problems: list[str] = []
+    path = sheet.filled(_column(root, sheet), problems)
+    subject = sheet.filled("PatientID", problems)
+    table = pd.DataFrame(
+        {
+            "image_id": path.str.rsplit("/", n=1).str[-1].str.replace(r"\.\w+$", "", regex=True),
+            "study_id": subject + "_" + sheet.filled("AccessionNumber", problems),
+            "subject_id": subject,
+            "view": views(sheet.text("ViewPosition")),
+            "path": path,
+            "sex": sexes(sheet.text("PatientSex")),
+            "age": ages(sheet.text("PatientAge").str.replace(r"\s*or more$", "", regex=True)),
+            "file": sheet.file,
+            "row": np.arange(1, len(path) + 1),
+        }
+    )
+    there = tuple(c for c in findings if c in sheet.columns)
+    table = table.assign(**{c: sheet.chexpert_labels(c, request.uncertain, problems) for c in there})
+    return Raw(table if request.labelled else table.assign(split="test"), there, root.uri, problems=problems)
+
+
+def _column(root: Store, sheet: Sheet) -> str:
+    """The column of paths whose first folder is there: the PNG before the DICOM files."""
+    named = [column for column in PATHS if column in sheet.columns]
+    if not named:
+        sheet.need(PATHS[0])
+    tops = {column: next(iter(sheet.text(column)), "").split("/")[0] for column in named}
+    return next((column for column in named if tops[column] and root.exists(tops[column])), named[0])

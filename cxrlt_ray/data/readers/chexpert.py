@@ -1,0 +1,103 @@
+"""CheXpert: train.csv and valid.csv, perhaps test.csv, with `Path`, in CheXpert-v1.0*/ or in the directory itself.
+
+Scored are the images that radiologists labelled: test.csv where it comes with labels, else valid.csv
+(234 images; with test.csv it is left out, as too small to choose by). Validation is carved from train.
+An empty cell is 0; -1 (uncertain) is null, or what --uncertain says.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.readers import Raw, Request, register_reader
+from cxrlt_ray.data.readers.columns import Sheet, ages, and_more, read_sheet, row_of, sexes, views
+from cxrlt_ray.data.readers.files import header, places
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.privacy import told
+from cxrlt_ray.storage import Store
+
+SPLITS = {"train.csv": "train", "valid.csv": "test", "test.csv": "test"}
+FINDINGS = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+TEXT = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
+
+
+def recognise(data: Store, labelled: bool) -> str | None:
+    """The first of the release's tables that is there."""
+    found = _find(data)
+    return found and f"{found[1]} with Path in {found[0].uri}"
+
+
+@register_reader("chexpert", "train.csv or valid.csv with column Path, in it or a directory in it", recognise, FINDINGS)
+def read(request: Request) -> Raw:
+    """The rows of the tables that count."""
+    found = _find(request.data)
+    if not found:
+        raise CxrltError(
+            f"{request.data.uri} holds no CheXpert: none of {', '.join(SPLITS)} with column Path is there."
+        )
+    release = found[0]
+    problems: list[str] = []
+    sheets, notes = _chosen({name: read_sheet(release, name, TEXT) for name in SPLITS if release.exists(name)}, request)
+    wanted = tuple(name for name in FINDINGS if request.findings is None or name in request.findings)
+    table = pd.concat([_rows(sheet, wanted, request.uncertain, problems) for sheet in sheets], ignore_index=True)
+    findings = tuple(name for name in wanted if name in table)
+    table["path"] = _below(release, table["path"])
+    return Raw(table.astype(dict.fromkeys(findings, "Int8")), findings, release.uri, notes, problems)
+
+
+def _find(data: Store) -> tuple[Store, str] | None:
+    return next(((place, file) for place in places(data) for file in SPLITS if "Path" in header(place, file)), None)
+
+
+def _chosen(sheets: dict[str, Sheet], request: Request) -> tuple[list[Sheet], list[str]]:
+    """The tables to use, one test set at most, and why."""
+    test = sheets.get("test.csv")
+    if test is not None and request.labelled and not set(FINDINGS) & set(test.columns):
+        del sheets["test.csv"]
+        test = None
+    if test is not None:
+        sheets.pop("valid.csv", None)
+        return list(sheets.values()), ["Split test is test.csv; valid.csv is left out."]
+    notes = ["Split test is valid.csv, which radiologists labelled."] if "valid.csv" in sheets else []
+    return list(sheets.values()), notes
+
+
+def _rows(sheet: Sheet, wanted: tuple[str, ...], uncertain: str, problems: list[str]) -> pd.DataFrame:
+    sheet.need("Path")
+    path = sheet.filled("Path", problems)
+    parts = path.str.extract(r"(patient\d+)/(study\d+)/([^/]+)\.\w+$")
+    strange = np.flatnonzero(parts[0].isna())
+    if len(strange):
+        problems.append(
+            f"{sheet.file}: column 'Path', {row_of(strange[0])}{told(path.iloc[strange[0]])}"
+            f"{and_more(len(strange) - 1)} should end in patient00001/study1/view1_frontal.jpg."
+        )
+    study = parts[0] + "_" + parts[1]
+    frontal = sheet.text("Frontal/Lateral")
+    table = pd.DataFrame(
+        {
+            "image_id": study + "_" + parts[2],
+            "study_id": study,
+            "subject_id": parts[0],
+            # AP/PA says nothing of laterals
+            "view": views(sheet.text("AP/PA")).where(frontal != "Lateral", "LATERAL"),
+            "path": path,
+            "split": SPLITS[sheet.file],
+            "sex": sexes(sheet.text("Sex")),
+            "age": ages(sheet.text("Age")),
+            "file": sheet.file,
+            "row": np.arange(1, len(path) + 1),
+        }
+    )
+    labels = {name: sheet.chexpert_labels(name, uncertain, problems) for name in wanted if name in sheet.columns}
+    return table.assign(**labels)
+
+
+def _below(release: Store, paths: pd.Series) -> pd.Series:
+    """Paths relative to the release, whose own name they begin with, whatever it is called by now."""
+    first = paths.iloc[0].split("/")[0] if len(paths) else ""
+    return paths if not first or release.exists(first) else paths.str.removeprefix(f"{first}/")

@@ -1,0 +1,134 @@
+"""Looking into a data directory or URI: what is there, read-only, and never a file at a time over images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+import pandas as pd
+from pyarrow import fs
+
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.privacy import follows_links, leading_out
+from cxrlt_ray.storage import Store
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+READ_THREADS = 16  # listing waits for the file system, not for the processor
+
+
+def folders(data: Store) -> list[str]:
+    """Names of the directories in `data`, sorted; hidden ones left out."""
+    filesystem, root = fs.FileSystem.from_uri(data.uri)
+    found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return sorted(f.base_name for f in found if f.type == fs.FileType.Directory and not f.base_name.startswith("."))
+
+
+def places(data: Store, *below: str) -> list[Store]:
+    """Where a release may lie: `data`, the directories in it, and `below` each of these."""
+    near = [data, *(data / name for name in folders(data))]
+    return [place for at in near for place in (at, *(at / name for name in below))]
+
+
+def first_with(candidates: Iterable[Store], *names: str) -> tuple[Store, str] | None:
+    """The first candidate that holds one of `names`, and that name."""
+    return next(((place, name) for place in candidates for name in names if place.exists(name)), None)
+
+
+def header(data: Store, name: str) -> list[str]:
+    """Column names of a CSV file, reading its first bytes only; [] where there is none."""
+    if not data.exists(name):
+        return []
+    filesystem, root = fs.FileSystem.from_uri(data.uri)
+    with filesystem.open_input_stream(f"{root}/{name}") as stream:
+        line = stream.read(1 << 16).split(b"\n")[0].decode("utf-8-sig", errors="replace")
+    return [cell.strip().strip('"') for cell in line.strip().split(",")]
+
+
+def image_files(data: Store, folder: str = "", recursive: bool = True) -> Iterator[str]:
+    """Paths of the images below `folder`, relative to `data`, by listing directories only."""
+    if data.local is None:
+        yield from _remote_images(data, folder, recursive)
+        return
+    level = [folder]
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        while level:
+            found = list(threads.map(lambda name: _scan(str(data.local), name), level))
+            for _, images in found:
+                yield from images
+            level = [name for below, _ in found for name in below] if recursive else []
+
+
+def plain(root: str) -> str:
+    """A local directory as a path, however it was given; another URI as it is."""
+    return root.removeprefix("file://")
+
+
+def common_root(roots: Sequence[str]) -> str:
+    """The deepest directory or URI at or above all of `roots`, plain ones. Raises CxrltError where there is none.
+
+    >>> common_root(["/data/mimic", "/data/more/nih"]), common_root(["s3://bucket/mimic", "s3://bucket/nih"])
+    ('/data', 's3://bucket')
+    """
+    parted = [root.rpartition("://") for root in roots]
+    places = [[part for part in path.split("/") if part] for _, _, path in parted]
+    levels = takewhile(lambda parts: len(set(parts)) == 1, zip(*places, strict=False))
+    shared = "/".join(parts[0] for parts in levels)
+    schemes = {scheme for scheme, _, _ in parted}
+    if len(schemes) > 1 or (schemes != {""} and not shared):
+        raise CxrltError(
+            f"the cohorts lie in different places ({', '.join(roots)}): a manifest has one root, so that all must be "
+            "local or in one bucket. Copy or mount them side by side."
+        )
+    scheme = schemes.pop()
+    return f"{scheme}://{shared}" if scheme else f"/{shared}"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Images that a row names and the disk lacks, and the reverse; paths relative to the root, sorted."""
+
+    missing: list[str]
+    unnamed: list[str]
+
+
+def compare_with_disk(paths: pd.Series, root: str) -> Disk:
+    """Which of `paths` are not below `root`, and which images beside them no row names."""
+    store, wanted = Store(root), pd.Index(paths)
+    paths = paths[~leading_out(paths)]
+    tops = sorted({path.partition("/")[0] if "/" in path else "" for path in paths})
+    there = [path for top in tops for path in image_files(store, top, recursive=top != "")]
+    here = pd.Index(np.array(there, object)).astype("str")
+    return Disk(sorted(wanted.difference(here)), sorted(here.difference(wanted)))
+
+
+def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
+    """Directories and images in one directory; what cannot be listed holds none."""
+    below, images = [], []
+    prefix = f"{folder}/" if folder else ""
+    try:
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue  # a Mac's ._NAME.jpg is no image
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    images.append(prefix + entry.name)
+                elif entry.is_dir(follow_symlinks=follows_links()):
+                    below.append(prefix + entry.name)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise CxrltError(f"{root}/{folder} cannot be listed: {error.strerror}.") from None
+    return below, images
+
+
+def _remote_images(data: Store, folder: str, recursive: bool) -> Iterator[str]:
+    filesystem, root = fs.FileSystem.from_uri(data.uri)
+    selector = fs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=recursive, allow_not_found=True)
+    for found in filesystem.get_file_info(selector):
+        is_image = found.path.lower().endswith(IMAGE_SUFFIXES) and not found.base_name.startswith(".")
+        if is_image and found.type == fs.FileType.File:
+            yield found.path[len(root) :].lstrip("/")

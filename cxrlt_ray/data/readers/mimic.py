@@ -1,0 +1,131 @@
+"""What both CXR-LT releases share: their rows, and the MIMIC-CXR-JPG tree and MIMIC-IV tables around them.
+
+The side tables fill in what they can and are left out where they are not there: a missing view from
+MIMIC's metadata, sex, age (at MIMIC-IV's anchor year, not at the study) and race from MIMIC-IV, the
+path of the study's report where report files are there, and how many scored images are in MIMIC's
+own training split, which public backbones have seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, sexes, study_ids, views, whole_ids
+from cxrlt_ray.data.readers.files import first_with, folders
+from cxrlt_ray.storage import Store
+
+IDS = ("dicom_id", "subject_id", "study_id")
+TEXT = (*IDS, "fpath", "path", "ViewPosition", "ViewCodeSequence_CodeMeaning", "split")
+METADATA = ("mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-metadata.csv")
+OWN_SPLIT = ("mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-2.0.0-split.csv")
+PATIENTS = ("patients.csv.gz", "patients.csv")
+ADMISSIONS = ("admissions.csv.gz", "admissions.csv")
+UNKNOWN_RACES = ("", "UNKNOWN", "UNABLE TO OBTAIN", "PATIENT DECLINED TO ANSWER")
+REPORT_FOLDERS = ("", "mimic-cxr-reports/")
+
+
+def find_root(data: Store, release: Store) -> Store:
+    """The directory that holds `files/`: `data`, one in it, or the one around it or the release; else a guess."""
+    above = _above(data)
+    found = first_with([data, *(data / name for name in folders(data)), *above], "files")
+    if found:
+        return found[0]
+    return above[0] if above and release.uri == data.uri else data
+
+
+def _above(data: Store) -> list[Store]:
+    """The directory around `data`; none where that is a file system's root or a bucket's outside."""
+    upper = data.uri.rstrip("/").rpartition("/")[0]
+    return [] if upper == "" or upper.endswith("/") else [Store(upper)]
+
+
+def release_rows(
+    sheet: Sheet, path: str, split: str | pd.Series, findings: tuple[str, ...], problems: list[str]
+) -> pd.DataFrame:
+    """The rows of a table of a release. path: the column that holds it."""
+    sheet.need(*IDS, path)
+    table = pd.DataFrame(
+        {
+            "image_id": sheet.filled("dicom_id", problems),
+            "study_id": study_ids(sheet.filled("study_id", problems)),
+            "subject_id": whole_ids(sheet.filled("subject_id", problems)),
+            "view": views(sheet.text("ViewPosition"), sheet.text("ViewCodeSequence_CodeMeaning")),
+            "path": sheet.filled(path, problems),
+            "split": split,
+            "file": sheet.file,
+            "row": np.arange(1, sheet.table.num_rows + 1),
+        }
+    )
+    return table.assign(**sheet.findings(findings, problems))
+
+
+def add_side_tables(table: pd.DataFrame, root: Store, near: list[Store]) -> tuple[pd.DataFrame, list[str]]:
+    """`table` with what the side tables in `near` or `root` know, and notes on it."""
+    near = [root, *near]
+    near += [place / "hosp" for place in near]
+    table = _with_views(table, near)
+    table = _with_people(table, near)
+    table["report"] = _reports(table, root)
+    return table, _own_split(table, near)
+
+
+def _with_views(table: pd.DataFrame, near: list[Store]) -> pd.DataFrame:
+    unknown = table["view"] == "UNKNOWN"
+    found = first_with(near, *METADATA) if unknown.any() else None
+    if not found:
+        return table
+    sheet = read_sheet(*found, text=TEXT, only=("dicom_id", "ViewPosition", "ViewCodeSequence_CodeMeaning"))
+    sheet.need("dicom_id", "ViewPosition")
+    view = views(sheet.text("ViewPosition"), sheet.text("ViewCodeSequence_CodeMeaning"))
+    known = pd.Series(view.to_numpy(), index=sheet.text("dicom_id"))
+    known = known[known != "UNKNOWN"]
+    known = known[~known.index.duplicated()]
+    filled = table.loc[unknown, "image_id"].map(known).fillna("UNKNOWN")
+    table.loc[unknown, "view"] = filled
+    return table
+
+
+def _with_people(table: pd.DataFrame, near: list[Store]) -> pd.DataFrame:
+    if found := first_with(near, *PATIENTS):
+        sheet = read_sheet(*found, text=("subject_id",), only=("subject_id", "gender", "anchor_age"))
+        sheet.need("subject_id", "gender", "anchor_age")
+        people = pd.DataFrame({"sex": sexes(sheet.text("gender")), "age": ages(sheet.text("anchor_age"))})
+        people = people.set_index(sheet.text("subject_id"))
+        people = people[~people.index.duplicated()]
+        for column in people:
+            table[column] = table["subject_id"].map(people[column])
+    if found := first_with(near, *ADMISSIONS):
+        sheet = read_sheet(*found, text=("subject_id",), only=("subject_id", "race"))
+        sheet.need("subject_id", "race")
+        races = pd.Series(sheet.text("race").to_numpy(), index=sheet.text("subject_id"))
+        races = races[~races.isin(UNKNOWN_RACES)]
+        table["race"] = table["subject_id"].map(races[~races.index.duplicated()])
+    return table
+
+
+def _reports(table: pd.DataFrame, root: Store) -> pd.Series | None:
+    """Path of each study's report, where the first study's is there: the others are not looked for."""
+    if table.empty:
+        return None
+    files = table["path"].str.rsplit("/", n=1).str[0] + ".txt"
+    for folder in REPORT_FOLDERS:
+        if root.exists(folder + files.iloc[0]):
+            return folder + files
+    return None
+
+
+def _own_split(table: pd.DataFrame, near: list[Store]) -> list[str]:
+    found = first_with(near, *OWN_SPLIT)
+    scored = table.loc[table["split"] == "test", "image_id"]
+    if not found or scored.empty:
+        return []
+    sheet = read_sheet(*found, text=TEXT, only=("dicom_id", "split"))
+    sheet.need("dicom_id", "split")
+    seen = int(scored.isin(sheet.text("dicom_id")[sheet.text("split") == "train"]).sum())
+    if not seen:
+        return []
+    return [
+        f"{seen:,} of the {len(scored):,} test images are in MIMIC-CXR's own training split: a backbone pretrained "
+        "on MIMIC-CXR has seen them."
+    ]

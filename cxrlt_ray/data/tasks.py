@@ -1,0 +1,155 @@
+"""The challenge's tasks: which findings, in which order, and how a finding's rarity is named.
+
+Counts and orders: CXR-LT 2024 release (FORMATS: CLASSES.txt, the task files). Task 1 orders
+Mass, Nodule, Normal; task 2 orders Mass, Normal, Nodule: address columns by name only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cxrlt_ray.config import Config, read_yaml, validate
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.privacy import unfit
+
+TASK1 = (
+    "Adenopathy",
+    "Atelectasis",
+    "Azygos Lobe",
+    "Calcification of the Aorta",
+    "Cardiomegaly",
+    "Clavicle Fracture",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Enlarged Cardiomediastinum",
+    "Fibrosis",
+    "Fissure",
+    "Fracture",
+    "Granuloma",
+    "Hernia",
+    "Hydropneumothorax",
+    "Infarction",
+    "Infiltration",
+    "Kyphosis",
+    "Lobar Atelectasis",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Mass",
+    "Nodule",
+    "Normal",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pleural Thickening",
+    "Pneumomediastinum",
+    "Pneumonia",
+    "Pneumoperitoneum",
+    "Pneumothorax",
+    "Pulmonary Embolism",
+    "Pulmonary Hypertension",
+    "Rib Fracture",
+    "Round(ed) Atelectasis",
+    "Subcutaneous Emphysema",
+    "Support Devices",
+    "Tortuous Aorta",
+    "Tuberculosis",
+)
+TASK2 = (
+    "Atelectasis",
+    "Calcification of the Aorta",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Enlarged Cardiomediastinum",
+    "Fibrosis",
+    "Fracture",
+    "Hernia",
+    "Infiltration",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Mass",
+    "Normal",
+    "Nodule",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pleural Thickening",
+    "Pneumomediastinum",
+    "Pneumonia",
+    "Pneumoperitoneum",
+    "Pneumothorax",
+    "Subcutaneous Emphysema",
+    "Support Devices",
+    "Tortuous Aorta",
+)
+TASK3 = ("Bulla", "Cardiomyopathy", "Hilum", "Osteopenia", "Scoliosis")
+ALL_FINDINGS = tuple(sorted(TASK1 + TASK3))
+
+HEAD, MEDIUM, TAIL = "head", "medium", "tail"
+GROUPS = (HEAD, MEDIUM, TAIL)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be told apart: `findings` in submission order, scored on the images of `scored_split`.
+
+    Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions.
+    """
+
+    name: str
+    findings: tuple[str, ...]
+    scored_split: str = "test"
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.findings if unfit(name)]:
+            raise UsageError(
+                f"task {self.name}: finding {wrong[0]!r} begins with = + - or @, or has control characters: a "
+                "spreadsheet would take it for a formula. Rename it."
+            )
+
+
+class TaskFile(Config):
+    """A user's own task: `findings: [...]`, and optionally `name`, `scored_split`."""
+
+    findings: tuple[str, ...]
+    name: str | None = None
+    scored_split: str = "test"
+
+
+CHALLENGE = {
+    "task1": Task("task1", TASK1),
+    "task2": Task("task2", TASK2),
+    "task3": Task("task3", TASK3),
+}
+
+
+def load_task(name: str, findings: tuple[str, ...] = ()) -> Task:
+    """The task `name`: task1, task2, task3, auto (then it is of the manifest's `findings`) or a YAML file.
+
+    Raises UsageError for an unknown name, and for a file that repeats a finding or has none.
+    """
+    if name in CHALLENGE:
+        return CHALLENGE[name]
+    if name == "auto":
+        return Task("auto", findings)
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"no task '{name}': give one of {', '.join(CHALLENGE)}, auto, or the path of a YAML file.")
+    content = validate(TaskFile, read_yaml(path), path)
+    if not content.findings or len(set(content.findings)) < len(content.findings):
+        raise UsageError(f"{path}: key 'findings' must list at least one finding, each once.")
+    return Task(content.name or path.stem, content.findings, content.scored_split)
+
+
+def rarity(targets: np.ndarray) -> list[str]:
+    """Head (> 10 % of the labelled training images), medium (1 to 10 %) or tail (< 1 %), per finding.
+
+    targets: int8 [N, C] of the training images, 1, 0 or -1 (not labelled). A finding that is
+    nowhere labelled counts as tail. Bounds: CXR-LT 2024 (Lin et al.), section on long-tailed metrics.
+    """
+    labelled = (targets >= 0).sum(axis=0)
+    share = (targets == 1).sum(axis=0) / np.maximum(labelled, 1)
+    return [HEAD if s > 0.1 else MEDIUM if s >= 0.01 else TAIL for s in share]

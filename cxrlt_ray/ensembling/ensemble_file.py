@@ -1,0 +1,136 @@
+"""The keys of an ensembles/ file: how a selection is made, and what is made of its members' predictions first."""
+
+from __future__ import annotations
+
+import numbers
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from cxrlt_ray.config import Config, find, read_yaml, validate
+from cxrlt_ray.data.manifest import VIEWS
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.selection import SELECTORS, SPACES_OF
+from cxrlt_ray.selection import settings as settings_of
+from cxrlt_ray.selection.honest import AUTO, Method
+from cxrlt_ray.selection.views import LEARNED, Rule, options
+
+CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
+ON, OFF = "on", "off"  # of `tta`
+
+
+class EnsembleFile(Config):
+    """The keys of an ensembles/ file; see selection.honest.Method for what the selector's mean, views.Rule for views'.
+
+    aggregation: how the images of a study are joined before members are weighed; auto: chosen by cross-fitting, each
+    image by itself unless another is better by more than one standard error. views: weights of images by their view,
+    or learned, from views.GRID. Without `aggregation` it is the mean where views are stated, auto where learned, else
+    none. tta: whether members look under test-time augmentation (pool.under_tta).
+    """
+
+    selector: str
+    settings: dict[str, int | float | str | bool] = Field(default={})
+    fallback: list[str] = Field(default=[])  # taken instead where better by more than one standard error
+    choices: list[str] = Field(default=list(CHOICES))  # of selector auto, the simplest first
+    space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
+    aggregation: Literal["none", "mean", "max", "noisy_or", "auto"] | None = None
+    views: dict[str, float] | Literal["learned"] | None = None
+    tta: Literal["auto", "on", "off"] = "auto"
+    guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    members: Annotated[int, Field(ge=1)] | None = None
+    folds: Annotated[int, Field(ge=2)] = 5
+    repeats: Annotated[int, Field(ge=1)] = 1
+
+    @field_validator("tta", mode="before")
+    @classmethod
+    def _switched(cls, given: Any) -> Any:
+        """YAML 1.1 takes on and off for true and false."""
+        return {True: ON, False: OFF}[given] if isinstance(given, bool) else given
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _weighed(cls, given: Any) -> Any:
+        if given is None or given == LEARNED:
+            return given
+        if not isinstance(given, dict):
+            raise ValueError(f"it is neither weights of {', '.join(VIEWS)} nor '{LEARNED}'")
+        if unknown := [str(view) for view in given if view not in VIEWS]:
+            instead = f"; '{LEARNED}' stands in the weights' place, not beside them" if LEARNED in unknown else ""
+            raise ValueError(f"there is no view '{unknown[0]}', there are {', '.join(VIEWS)}{instead}")
+        for view, weight in given.items():
+            number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+            if not number or not 0 <= weight < float("inf"):
+                raise ValueError(f"the weight of {view} must be a number from 0 up")
+        if given and not any(given.values()):
+            raise ValueError("all weights are 0: no image would have a voice")
+        return given
+
+    def methods(self) -> list[Method]:
+        """What selection.honest chooses among, in order of preference."""
+        if self.selector == AUTO:
+            return [Method(name, {}, self.guard, self.members) for name in self.choices]
+        others = [Method(name, {}, 0.0, self.members) for name in self.fallback]
+        return [Method(self.selector, dict(self.settings), self.guard, self.members), *others]
+
+    def margin(self) -> float:
+        """By how many standard errors a method must be better than those before it: of auto's, by any."""
+        return 0.0 if self.selector == AUTO else 1.0
+
+    def joined(self) -> str:
+        """The key `aggregation`, or what it is where it is not given."""
+        if self.aggregation is not None:
+            return self.aggregation
+        return "none" if self.views is None else AUTO if self.views == LEARNED else "mean"
+
+    def rules(self) -> list[Rule]:
+        """How the images of a study may be joined, in order of preference."""
+        return options(self.joined(), self.views)  # type: ignore[arg-type]
+
+    def place(self) -> str:
+        """The space in which predictions are combined."""
+        return self.space or SPACES_OF.get(self.selector, "probability")
+
+
+def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
+    """The name and content of an ensembles/ file; a selector's own name will do. Raises UsageError naming file, key."""
+    try:
+        path = find("ensembles", name)
+    except UsageError:
+        if name in SELECTORS or name == AUTO:
+            return name, EnsembleFile(selector=name)
+        raise
+    content = validate(EnsembleFile, read_yaml(path), path)
+    _check_selectors(path, content)
+    _check_views(path, content)
+    known = settings_of(content.selector) if content.selector in SELECTORS else {}
+    if unknown := set(content.settings) - set(known):
+        raise UsageError(
+            f"{path}: unknown key 'settings.{sorted(unknown)[0]}'; selector {content.selector} has "
+            f"{', '.join(known) or 'none'}."
+        )
+    return path.stem, content
+
+
+def _check_selectors(path: Path, content: EnsembleFile) -> None:
+    others = [(key, each) for key in ("fallback", "choices") for each in getattr(content, key)]
+    for key, given in [("selector", content.selector), *others]:
+        if given not in SELECTORS and not (key == "selector" and given == AUTO):
+            raise UsageError(
+                f"{path}: key '{key}': given '{given}': there is no such selector; there are {', '.join(SELECTORS)}"
+                + (f" and {AUTO}." if key == "selector" else ".")
+            )
+    lost = "fallback" if content.selector == AUTO else "choices"
+    if lost in content.model_fields_set:
+        uses = "which takes 'choices'" if content.selector == AUTO else f"only to selector {AUTO}; 'fallback' does"
+        raise UsageError(f"{path}: key '{lost}' means nothing to selector {content.selector}, {uses}.")
+
+
+def _check_views(path: Path, content: EnsembleFile) -> None:
+    if content.views is not None and content.aggregation == "none":
+        raise UsageError(f"{path}: key 'views' means nothing to aggregation none, which joins no images of a study.")
+    if content.views == LEARNED and content.aggregation == "max":
+        raise UsageError(
+            f"{path}: views '{LEARNED}' means nothing to aggregation max, which takes the largest whatever the "
+            "weights: give weight 0 to views that are to have no voice, or take mean."
+        )

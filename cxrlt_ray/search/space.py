@@ -1,0 +1,258 @@
+"""A search space as Optuna sees it: rules of what a parameter may be -> points -> TrialConfigs. spacefile.py reads one.
+
+A parameter is a field of TrialConfig (trialconfig.py) or a setting of a loss (losses.py); a `when` looks at parameters
+above it. A stage's parameter is called `stages.K.NAME`, K from 0, where Optuna or `start` speak of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from cxrlt_ray.config import Config
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.training.config import Scalar, TrialConfig
+
+REDUCTION = 3  # ASHA keeps the best third at each rung
+
+
+def grace(epochs: int) -> int:
+    """ASHA's first rung: how many epochs every trial has before it may be stopped."""
+    return max(1, min(2, epochs - 1))
+
+
+class Rule(Config):
+    """How one parameter gets its value: `choices`, `low` and `high`, or `value`, `when` others have theirs."""
+
+    choices: tuple[Scalar, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    int: bool = False
+    value: Scalar = None
+    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default={})
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Rule:
+        given = set(self.model_fields_set) - {"when"}
+        kinds = [{"choices"}, {"low", "high", "log", "int"}, {"value"}]
+        if sum(bool(given & kind) for kind in kinds) != 1:
+            raise ValueError("give one of `choices: [...]`, `low` and `high`, or `value`")
+        if self.choices is not None and not self.choices:
+            raise ValueError("`choices` is empty")
+        if given & kinds[1]:
+            if self.low is None or self.high is None:
+                raise ValueError("a range needs both `low` and `high`")
+            if self.low > self.high:
+                raise ValueError(f"the range is upside down: low {self.low:g} is above high {self.high:g}")
+            if self.log and self.low <= 0:
+                raise ValueError(f"a log range needs low above 0, not {self.low:g}")
+        return self
+
+    @property
+    def searched(self) -> bool:
+        """Whether Optuna chooses."""
+        return not self.fixed
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the value is given."""
+        return self.choices is None and self.low is None
+
+    def ends(self) -> tuple[Any, ...]:
+        """The values to be checked: all choices, both ends of a range, or the value."""
+        if self.choices is not None:
+            return self.choices
+        if self.fixed:
+            return (self.value,)
+        return (int(self.low or 0), int(self.high or 0)) if self.int else (self.low, self.high)
+
+    def holds(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether every condition of `when` is met by the parameters chosen so far."""
+        return all(
+            name in chosen and chosen[name] in (wanted if isinstance(wanted, tuple) else (wanted,))
+            for name, wanted in self.when.items()
+        )
+
+    def allows(self, value: Any) -> bool:
+        """Whether a start point may give this value."""
+        if self.low is None or self.high is None:
+            return value in self.ends()
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Space:
+    """A validated search space.
+
+    epochs: of its longest trial. rules: of parameters, then of those of stages, `stages.K.NAME`. start: points to try
+    first, by Optuna's parameter names. notes: what to tell. folder: where relative checkpoints are. storage: where the
+    runs are that init_from names. images: how many a smoke run takes. folds: K, where the trials are of K folds.
+    staged: whether it has stages. prune: whether ASHA stops trials.
+    """
+
+    name: str
+    trials: int
+    epochs: int
+    rules: dict[str, tuple[Rule, ...]]
+    start: tuple[dict[str, Scalar], ...] = ()
+    notes: tuple[str, ...] = ()
+    folder: str = ""
+    storage: str | None = None
+    images: int | None = None
+    folds: int = 0
+    staged: bool = False
+    prune: bool = True
+
+    def define(self, trial: Any) -> None:
+        """Optuna's define-by-run function."""
+
+        def suggest(key: str, rule: Rule) -> Any:
+            if rule.choices is not None:
+                return trial.suggest_categorical(key, list(rule.choices))
+            low, high = rule.ends()
+            if rule.int:
+                return trial.suggest_int(key, low, high, log=rule.log)
+            return trial.suggest_float(key, low, high, log=rule.log)
+
+        self._walk(suggest)
+
+    def to_config(self, params: Mapping[str, Any], seed: int = 0) -> TrialConfig:
+        """The trial at the point `params`, which `define` suggested; `seed` unless the space searches it."""
+        from cxrlt_ray.objectives import losses
+        from cxrlt_ray.runs.store import weights_of
+
+        chosen = self._walk(lambda key, _: params[key])
+        known = {name: value for name, value in chosen.items() if name in TrialConfig.model_fields}
+        for name in ("checkpoint", "queries"):
+            if self.folder and known.get(name) and "://" not in str(known[name]):
+                known[name] = str(Path(self.folder, str(known[name])))  # Tune changes a trial's directory
+        if known.get("init_from") and self.storage is not None:
+            uri = weights_of(self.storage, str(known["init_from"]), str(known["backbone"]))
+            known |= {"checkpoint": uri, "pretrained": True}
+        settings = losses.settings(chosen.get("loss", "bce"))
+        return TrialConfig.model_validate(
+            {
+                "epochs": self.epochs,
+                "seed": seed,
+                **known,
+                "loss_settings": settings | {k: float(v) for k, v in chosen.items() if k in settings},
+                "stages": tuple(self._stages(chosen)),
+            }
+        )
+
+    def _stages(self, chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The stages that hold, in order: each the values that it names."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, value in chosen.items():
+            if name.startswith("stages."):
+                _, number, field = name.split(".")
+                found.setdefault(number, {})[field] = value
+        yield from (stage for stage in found.values() if "epochs" in stage)
+
+    def specs(self) -> list[Any]:
+        """The models.ModelSpec of every kind of model that the space can make; raises UsageError for a bad mixture."""
+        return list(dict.fromkeys(spec for config in self.kinds() for spec in config.specs()))
+
+    def kinds(self) -> list[TrialConfig]:
+        """A trial of every kind: one for each way to choose what shapes a model, and what a `when` looks at."""
+        return self._kinds
+
+    @cached_property
+    def _kinds(self) -> list[TrialConfig]:
+        try:
+            found = [self.to_config(point) for point in self._corners()]
+        except ValidationError as error:
+            raise UsageError(f"search space {self.name}: {message(error)}.") from None
+        if fault := next(filter(None, (config.beginning_fault() for config in found)), ""):
+            raise UsageError(f"search space {self.name}: {fault}.")
+        return found
+
+    def cohorts(self) -> set[str]:
+        """The values of `cohorts` that stages have."""
+        return {stage.cohorts for config in self.kinds() for stage in config.staged()}
+
+    def grace(self, steps: int) -> int:
+        """ASHA's first rung of `steps` reports: trials are compared in their last stage, as stages' scores are not."""
+        before = max((config.total_epochs - config.staged()[-1].epochs for config in self.kinds()), default=0)
+        return min(before + grace(steps - before), max(1, steps - 1))
+
+    def starting(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """A start point of the file under Optuna's names. Raises ValueError for a value that is not allowed there."""
+        found: dict[str, Scalar] = {}
+
+        def choose(key: str, rule: Rule) -> Any:
+            name = key.split("@")[0]
+            if name not in point:
+                return rule.ends()[0]
+            if not rule.allows(point[name]):
+                raise ValueError(f"'{name}': given {point[name]!r}, which its rule there does not allow")
+            return found.setdefault(key, point[name])
+
+        self._walk(choose)
+        return found
+
+    def _walk(self, choose: Callable[[str, Rule], Any]) -> dict[str, Any]:
+        """Every parameter's value, in the file's order, `choose`n where it is searched."""
+        chosen: dict[str, Any] = {}
+        for name, rules in self.rules.items():
+            for number, rule in enumerate(rules):
+                if rule.holds(chosen):
+                    chosen[name] = rule.value if rule.fixed else choose(_key(name, number), rule)
+                    break
+        return chosen
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Points that take every choice of what shapes a model, and of what a `when` looks at."""
+        from cxrlt_ray.models import ModelSpec
+
+        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"}
+        shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "epochs"}  # what a trial takes, and how long
+        shaping |= {name for rules in self.rules.values() for rule in rules for name in rule.when}
+        todo: list[dict[str, Any]] = [{}]
+        while todo:
+            point = todo.pop()
+            open_: list[tuple[str, Rule]] = []
+
+            def choose(key: str, rule: Rule, point: dict[str, Any] = point, open_: list[Any] = open_) -> Any:
+                name = key.split("@")[0]
+                if key not in point and {name, name.split(".")[-1]} & shaping and not open_:
+                    open_.append((key, rule))
+                return point.get(key, rule.ends()[0])
+
+            self._walk(choose)
+            if open_:
+                key, rule = open_[0]
+                todo += [{**point, key: value} for value in rule.ends()]
+            else:
+                yield {**_Ends(self), **point}
+
+
+class _Ends(dict[str, Any]):
+    """The first value of every searched parameter."""
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(
+            {
+                _key(name, number): rule.ends()[0]
+                for name, rules in space.rules.items()
+                for number, rule in enumerate(rules)
+                if rule.searched
+            }
+        )
+
+
+def message(error: ValidationError) -> str:
+    """The first mistake that pydantic found, in its words or ours."""
+    return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+
+
+def _key(name: str, number: int) -> str:
+    """Optuna's name of a parameter under its rule `number`: rules have distributions of their own."""
+    return name if number == 0 else f"{name}@{number}"

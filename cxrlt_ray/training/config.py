@@ -1,0 +1,139 @@
+"""What makes a trial, besides the data it is given: one flat record, and the stages that change parts of it.
+
+To add a search dimension: a field here, read where it acts. A stage is a mapping of fields that differ while it
+lasts, `epochs` among them; what it does not name is as it was in the stage before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cxrlt_ray.config import Config
+from cxrlt_ray.data.manifest import MAIN
+
+Scalar = bool | int | float | str | None
+OUTSIDE, ALL = "outside", "all"  # of `cohorts`, beside MAIN; else names joined by +
+LOOKS = ("flip", "crops", "zooms")  # of `tta`, joined by +
+# what the checkpoint of the stage before cannot follow, or what is the trial's as a whole
+WHOLE = {"backbone", "in_chans", "pretrained", "checkpoint", "init_from", "refit", "tta", "seed", "stages", "system"}
+
+
+class TrialConfig(Config):
+    """Everything that makes a trial, besides the data it is given."""
+
+    backbone: str
+    resolution: Annotated[int, Field(ge=16, le=4096)]
+    epochs: Annotated[int, Field(ge=1)]
+    system: str = ""  # a name that other parameters' `when` may look at
+    # weights to begin with
+    pretrained: bool = True
+    checkpoint: str | None = None
+    init_from: str | None = None  # RUN/TRIAL, or RUN: its best trial of this backbone
+    # the model
+    head: str = "linear"
+    pool: str = "own"
+    fusion: str = "none"
+    queries: str | None = None
+    in_chans: Literal[1, 3] = 3
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    frozen_backbone: bool = False
+    fresh_head: bool = False  # a stage begins with a new head
+    # the loss
+    loss: str = "bce"
+    loss_settings: dict[str, float] = Field(default={})
+    class_weight_exponent: Annotated[float, Field(ge=0, le=1)] = 0.5
+    smooth_pos: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # label smoothing: of ones, of zeros
+    smooth_neg: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    logit_adjust: Annotated[float, Field(ge=0, le=2)] = 0.0  # tau of the shift after training; 0: none
+    # the optimiser
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of lr, from each layer of the backbone to the one before
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    batch_size: Annotated[int, Field(ge=1)] = 32  # images; studies where views are fused
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no average
+    swa_start: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the epochs after which weights are averaged
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on a GPU, where it saves more than it costs
+    # the images
+    cohorts: str = MAIN  # that train: main, outside, all, or names joined by +
+    sampler: Literal["natural", "sqrt", "class_aware"] = "natural"
+    mix: Literal["none", "mixup", "cutmix", "balanced_mixup"] = "none"
+    mix_alpha: Annotated[float, Field(gt=0)] = 0.4
+    augment: Annotated[float, Field(ge=0, le=1)] = 0.3
+    tail_augment: Annotated[float, Field(ge=0, le=1)] = 0.0  # of images with a tail finding, where more than augment
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    crop: Annotated[float, Field(ge=0.25, le=1)] = 1.0  # of the edge: random in training, central after it
+    # the end
+    tta: str = "none"  # test-time augmentation that is tried on validation: flip, crops, zooms, joined by +
+    refit: bool = False  # train on train and validation images at last, and score the test images with that
+    stages: tuple[dict[str, Scalar], ...] = ()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrialConfig:
+        if self.ema_decay and self.swa_start < 1:
+            raise ValueError("ema_decay and swa_start < 1 average weights twice: give one of them")
+        if self.fusion != "none" and self.mix != "none":
+            raise ValueError(f"mix: {self.mix} mixes images, which a study's views cannot be (fusion: {self.fusion})")
+        if self.tta != "none" and (strange := set(self.tta.split("+")) - set(LOOKS)):
+            raise ValueError(f"tta: '{sorted(strange)[0]}' is none of {', '.join(LOOKS)}, joined by +, or none")
+        for k, stage in enumerate(self.stages):
+            if "epochs" not in stage:
+                raise ValueError(f"stages.{k} has no `epochs`")
+        self.staged()
+        return self
+
+    def beginning_fault(self) -> str:
+        """What is wrong with the weights that the first stage begins with, or nothing."""
+        first = self.staged()[0]
+        if first.fusion == "none" or not first.frozen_backbone or self.pretrained or self.checkpoint:
+            return ""
+        return (
+            f"fusion: {first.fusion} on a frozen backbone that nothing has trained: put a stage that trains it first, "
+            "or give its weights by init_from or checkpoint"
+        )
+
+    def staged(self) -> list[TrialConfig]:
+        """The trial's stages, each as a trial of its own; one without `stages`."""
+        if not self.stages:
+            return [self]
+        now = {**self.model_dump(exclude={"stages"}), "fresh_head": False}
+        found = []
+        for stage in self.stages:
+            settings = {name: value for name, value in stage.items() if name not in TrialConfig.model_fields}
+            fields = {name: value for name, value in stage.items() if name in TrialConfig.model_fields}
+            if "loss" in fields:
+                now["loss_settings"] = _defaults(str(fields["loss"]))
+            now = {**now, **fields, "loss_settings": {**now["loss_settings"], **settings}}
+            found.append(TrialConfig.model_validate(now))
+            now["fresh_head"] = False
+        return found
+
+    @property
+    def total_epochs(self) -> int:
+        """Of all stages."""
+        return sum(stage.epochs for stage in self.staged())
+
+    def spec(self) -> Any:
+        """The models.ModelSpec of this trial (of its first state, where there are stages)."""
+        from cxrlt_ray.models import ModelSpec
+
+        return ModelSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelSpec)})
+
+    def specs(self) -> list[Any]:
+        """The models.ModelSpec of every stage; the first alone takes pretrained weights."""
+        first, *others = [stage.spec() for stage in self.staged()]
+        return [first, *(dataclasses.replace(spec, pretrained=False, checkpoint=None) for spec in others)]
+
+
+def _defaults(loss: str) -> dict[str, float]:
+    from cxrlt_ray.objectives import losses
+
+    return losses.settings(loss)

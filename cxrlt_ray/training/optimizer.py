@@ -1,0 +1,176 @@
+"""The optimiser of a stage: AdamW, rates by layer, warm-up and cosine decay by step, and averages of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.training.config import TrialConfig
+from cxrlt_ray.training.resume import Midway
+
+if TYPE_CHECKING:
+    import torch
+
+NORM_BATCHES = 50  # from which batch norm's statistics of averaged weights are taken anew
+Inputs = tuple["torch.Tensor", ...]  # images, and where views are fused each one's study and view
+
+
+def optimizer_of(model: Any, config: TrialConfig, steps: int) -> tuple[Any, Any]:
+    """AdamW over what is trained, and its schedule over `steps` steps. Raises UsageError for layers without names."""
+    import torch
+
+    groups: list[dict[str, Any]] = []
+    others = list(model.named_parameters())
+    if config.layer_decay < 1 and not config.frozen_backbone:
+        groups = _layers(model.backbone, config)
+        others = [(name, p) for name, p in others if not name.startswith("backbone.")]
+    groups += _groups(others, config)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    warm = max(1, round(config.warmup_fraction * steps))
+    flat = max(warm, round(config.swa_start * steps))  # averaging wants a rate that moves the weights
+
+    def factor(step: int) -> float:
+        step = min(step, flat)
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _groups(named: Any, config: TrialConfig) -> Iterator[dict[str, Any]]:
+    """Parameters with weight decay, and norms and biases without."""
+    trained = [p for _, p in named if p.requires_grad]
+    for decays, rate in ((True, config.weight_decay), (False, 0.0)):
+        if chosen := [p for p in trained if (p.ndim > 1) == decays]:
+            yield {"params": chosen, "weight_decay": rate}
+
+
+def _layers(backbone: Any, config: TrialConfig) -> list[dict[str, Any]]:
+    """The backbone's parameters by layer: a layer's rate is layer_decay times the next one's (Bao et al. 2021)."""
+    from timm.optim import param_groups_layer_decay
+
+    if not hasattr(backbone, "group_matcher"):
+        raise UsageError(f"backbone '{config.backbone}' does not name its layers: give it `layer_decay: 1`.")
+    groups = param_groups_layer_decay(backbone, config.weight_decay, layer_decay=config.layer_decay)
+    return [
+        {"params": group["params"], "weight_decay": group["weight_decay"], "lr": config.lr * group["lr_scale"]}
+        for group in groups
+    ]
+
+
+def take_step(model: torch.nn.Module, optimizer: Any, schedule: Any, config: TrialConfig, average: Average) -> None:
+    """Clip, step, and let the average follow."""
+    import torch
+
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    average.step(model, schedule.last_epoch)
+
+
+class Average:
+    """The weights to be judged: as they are, their moving average by step (EMA), or their mean over epochs (SWA).
+
+    SWA: Izmailov et al. 2018; its batch norm's statistics are taken anew from training images.
+    """
+
+    def __init__(self, model: Any, config: TrialConfig) -> None:
+        self.ema: Any = None
+        self.swa: Any = None
+        self.renormed: Any = None  # what SWA had judged last
+        self.first = math.floor(config.swa_start * config.epochs)
+        if config.ema_decay:
+            from timm.utils import ModelEmaV3
+
+            # warm-up of the decay: short runs would otherwise keep their random start
+            self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
+
+    def step(self, model: Any, number: int) -> None:
+        """An optimiser's step is done."""
+        if self.ema is not None:
+            self.ema.update(model, step=number)  # the step's number: without it there is no warm-up
+
+    def judged(self, model: Any, epoch: int, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> Any:
+        """The model to be judged after `epoch`. inputs: of training, for batch norm."""
+        if self.ema is not None:
+            return self.ema.module
+        if epoch < self.first:
+            return model
+        from torch.optim.swa_utils import AveragedModel
+
+        if self.swa is None:
+            self.swa = AveragedModel(model)
+        self.swa.update_parameters(model)
+        self.renormed = copy.deepcopy(self.swa.module)
+        _renormalise(self.renormed, inputs, amp)
+        return self.renormed
+
+    def parts(self) -> dict[str, Any]:
+        """The modules whose tensors make the average, by name."""
+        found = {"ema": self.ema and self.ema.module, "swa": self.swa, "renormed": self.renormed}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def restore(self, model: Any, midway: Midway) -> Any:
+        """Be as `parts` were when they were kept; the model that was judged then. model: with its own weights."""
+        if self.ema is None and midway.of("swa"):
+            from torch.optim.swa_utils import AveragedModel
+
+            self.swa, self.renormed = AveragedModel(model), copy.deepcopy(model)
+        for name, module in self.parts().items():
+            module.load_state_dict(midway.of(name))
+        if self.ema is not None:
+            return self.ema.module
+        return model if self.renormed is None else self.renormed
+
+
+def state_of(model: Any, optimizer: Any, schedule: Any, average: Average) -> dict[str, Any]:
+    """All tensors with which training can go on, as midway.Midway names them; not copied."""
+    import torch
+
+    modules = {"model": model, **average.parts()}
+    found = {f"{part}/{k}": t for part, module in modules.items() for k, t in module.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        found |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+    return found | {"schedule/step": torch.tensor(schedule.last_epoch)}
+
+
+def restore(midway: Midway, model: Any, optimizer: Any, schedule: Any, average: Average) -> Any:
+    """Put back what `state_of` found; the model that was judged then."""
+    model.load_state_dict(midway.of("model"))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Any]] = {}
+    for key, tensor in midway.of("optimizer").items():
+        number, name = int(key.split("/")[0]), key.split("/")[1]
+        # laid out as its parameter (channels last): the fused step takes them for alike without looking
+        alike = trained[number].detach().clone().copy_(tensor) if tensor.shape == trained[number].shape else tensor
+        moments.setdefault(number, {})[name] = alike
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    schedule.last_epoch = int(midway.tensors["schedule/step"])
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(schedule.last_epoch)
+    return average.restore(model, midway)
+
+
+def _renormalise(model: Any, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> None:
+    """Take batch norm's statistics from NORM_BATCHES batches."""
+    import torch
+
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of batches
+    model.train()
+    with torch.no_grad(), amp():
+        for _, each in zip(range(NORM_BATCHES), inputs, strict=False):
+            model(*each)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum

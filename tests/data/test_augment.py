@@ -1,0 +1,70 @@
+"""Mixing images: the papers' formulas, and labels that are not there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cxrlt_ray.data.augment import mixed
+from cxrlt_ray.objectives.losses import LOSSES
+
+IMAGES = torch.randint(0, 256, (6, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+TARGETS = torch.tensor([[1, 0], [0, 1], [-1, 1], [0, 0], [1, 1], [0, -1]]).float()
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "balanced_mixup"])
+def test_shares_sum_to_one_and_pixels_stay_in_range(kind):
+    for seed in range(20):
+        images, targets = mixed(kind, IMAGES, TARGETS, 0.4, random(seed), (IMAGES.flip(0), TARGETS.flip(0)))
+        assert images.shape == IMAGES.shape
+        assert 0 <= images.min() <= images.max() <= 1
+        assert sum(share for share, _ in targets) == pytest.approx(1)
+        assert targets[0][1] is TARGETS or torch.equal(targets[0][1], TARGETS)
+
+
+def test_mixup_is_the_weighted_sum_of_two_images_and_their_targets_go_with_them():
+    images, ((share, first), (rest, second)) = mixed("mixup", IMAGES, TARGETS, 1.0, random(3))
+    other = [int(k) for row in second for k in (row == TARGETS).all(1).nonzero()[:1]]
+    assert len(set(other)) > 1
+    wanted = share * IMAGES / 255 + rest * IMAGES[other] / 255
+    assert torch.allclose(images, wanted, atol=1e-6)
+    assert torch.equal(first, TARGETS)
+
+
+def test_cutmix_pastes_one_rectangle_whose_area_is_the_others_share():
+    for seed in range(10):
+        images, ((share, _), (rest, _)) = mixed("cutmix", IMAGES, TARGETS, 1.0, random(seed))
+        kept = torch.isclose(images, IMAGES / 255).all(0)
+        pasted = ~kept
+        rows, columns = pasted.any(1).nonzero(), pasted.any(0).nonzero()
+        if not len(rows):
+            continue
+        box = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+        assert float(box) / (20 * 30) == pytest.approx(rest, abs=0.02)
+        assert share == pytest.approx(1 - rest)
+
+
+def test_balanced_mixup_leans_to_the_natural_images():
+    shares = [mixed("balanced_mixup", IMAGES, TARGETS, 0.2, random(s), (IMAGES, TARGETS))[1][0][0] for s in range(400)]
+    # 1 - Beta(a, 1) has mean 1 / (1 + a)
+    assert np.mean(shares) == pytest.approx(1 / 1.2, abs=0.03)
+
+
+def test_balanced_mixup_takes_as_many_as_both_streams_have():
+    images, targets = mixed("balanced_mixup", IMAGES, TARGETS, 0.2, random(), (IMAGES[:4], TARGETS[:4]))
+    assert len(images) == len(targets[0][1]) == len(targets[1][1]) == 4
+
+
+def test_what_one_image_has_no_label_for_is_learned_from_the_other_alone():
+    _, targets = mixed("mixup", IMAGES, TARGETS, 1.0, random(1))
+    logits = torch.zeros(6, 2, requires_grad=True)
+    weights = torch.ones(2)
+    sum(share * LOSSES["bce"](logits, each, weights) for share, each in targets).backward()
+    both = (targets[0][1] < 0) & (targets[1][1] < 0)
+    assert (logits.grad[both] == 0).all()
+    assert (logits.grad[~both] != 0).any()

@@ -1,0 +1,211 @@
+import dataclasses
+import io
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_images
+
+from cxrlt_ray import prepare as command
+from cxrlt_ray.data import decode, prepare
+from cxrlt_ray.errors import CxrltError, UsageError
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return write_images(tmp_path / "images", 24)
+
+
+def prepared(manifest, tmp_path, **options):
+    return prepare.prepare(manifest, str(tmp_path / "runs"), [32], say=quiet, **options)[0]
+
+
+def test_every_image_stands_once_in_shards_at_the_asked_size(ray, manifest, tmp_path):
+    shards = prepared(manifest, tmp_path)
+    index = shards.index()
+    assert sorted(index.index) == sorted(manifest.table["image_id"])
+    for file in index["file"].unique():
+        for jpeg in pd.read_parquet(io.BytesIO(shards.store.read(file)))["image"]:
+            assert decode.decode(jpeg)[0].shape == (32, 32)
+
+
+def test_originals_are_not_touched_and_shards_are_reused(ray, manifest, tmp_path):
+    folder = tmp_path / "images"
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    first = prepared(manifest, tmp_path)
+    written = os.stat(first.store.local / "summary.json").st_mtime_ns
+    again = prepared(manifest, tmp_path)
+    assert os.stat(again.store.local / "summary.json").st_mtime_ns == written
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before
+
+
+def test_a_killed_preparation_redoes_only_missing_shards(ray, manifest, tmp_path):
+    folder = prepared(manifest, tmp_path).store.local
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("train-*.parquet")}
+    (folder / "summary.json").unlink()
+    next(folder.glob("test-*.parquet")).unlink()
+    prepared(manifest, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("train-*.parquet")} == kept
+    assert list(folder.glob("test-*.parquet"))
+
+
+def test_undecodable_images_go_to_quarantine_with_their_reasons(ray, manifest, tmp_path):
+    folder = tmp_path / "images"
+    (folder / "000.jpg").unlink()
+    (folder / "001.jpg").write_bytes((folder / "001.jpg").read_bytes()[:300])
+    (folder / "002.jpg").write_text("not an image")
+    (folder / "003.jpg").write_bytes(b"")
+    shards = prepared(manifest, tmp_path, max_bad=0.5)
+    found = pd.read_parquet(io.BytesIO(shards.store.read("quarantine.parquet"))).set_index("path")["reason"]
+    assert "not on disk" in found["000.jpg"]
+    assert found["001.jpg"] == "truncated"
+    assert "OpenCV" in found["002.jpg"]
+    assert found["003.jpg"] == "empty file"
+    assert len(shards.index()) == 20
+    for _ in range(2):
+        with pytest.raises(CxrltError, match=r"4 of 24 images.*--max-bad"):
+            prepared(manifest, tmp_path, max_bad=0.1)
+
+
+def test_images_mended_after_a_refusal_are_prepared(ray, manifest, tmp_path):
+    folder = tmp_path / "images"
+    whole = (folder / "000.jpg").read_bytes()
+    for name in ("000.jpg", "001.jpg", "002.jpg"):
+        (folder / name).write_bytes(whole[:300])
+    with pytest.raises(CxrltError, match="Mend them"):
+        prepared(manifest, tmp_path)
+    for name in ("000.jpg", "001.jpg", "002.jpg"):
+        (folder / name).write_bytes(whole)
+    assert prepared(manifest, tmp_path).summary["quarantined"] == 0
+
+
+def test_colour_16_bit_and_misnamed_images_are_converted_and_counted(ray, manifest, tmp_path):
+    folder = tmp_path / "images"
+    gray = cv2.imread(str(folder / "000.jpg"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(folder / "000.jpg"), cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR))
+    (folder / "001.jpg").write_bytes(cv2.imencode(".png", gray)[1].tobytes())
+    (folder / "002.jpg").write_bytes(cv2.imencode(".png", gray.astype(np.uint16) * 16)[1].tobytes())
+    summary = prepared(manifest, tmp_path).summary
+    assert summary["quarantined"] == 0
+    assert summary["converted"] == {"colour": 1, "16 bit": 1}
+
+
+def test_16_bit_images_keep_their_contrast():
+    ramp = np.tile(np.arange(64, dtype=np.uint16) * 64, (64, 1))  # 12 bits in 16
+    image, converted = decode.decode(cv2.imencode(".png", ramp)[1].tobytes())
+    assert converted == "16 bit"
+    assert (image.min(), image.max()) == (0, 255)
+    assert (np.diff(image[0].astype(int)) >= 0).all()
+
+
+def test_new_labels_reuse_the_shards_and_new_splits_do_not(ray, manifest, tmp_path):
+    first = prepared(manifest, tmp_path).store.uri
+    relabelled = manifest.table.assign(Mass=1 - manifest.table["Mass"])
+    assert prepared(dataclasses.replace(manifest, table=relabelled), tmp_path).store.uri == first
+    resplit = manifest.table.assign(split="train")
+    assert prepared(dataclasses.replace(manifest, table=resplit), tmp_path).store.uri != first
+
+
+def test_several_sizes_are_each_the_original_resized(ray, tmp_path, manifest):
+    made = prepare.prepare(manifest, str(tmp_path / "runs"), [16, 32], say=quiet, quality=prepare.LOSSLESS)
+    assert [shards.size for shards in made] == [16, 32]
+    for shards in made:
+        index = shards.index()
+        for image_id, path in zip(manifest.table["image_id"], manifest.table["path"], strict=True):
+            where = index.loc[image_id]
+            content = shards.store.read(where["file"])[where["offset"] : where["offset"] + where["length"]]
+            original = decode.decode((tmp_path / "images" / path).read_bytes(), 32)[0]
+            assert (decode.decode(content)[0] == decode.resize(original, shards.size)).all()
+
+
+def test_shards_open_with_pandas_alone(ray, manifest, tmp_path):
+    shards = prepared(manifest, tmp_path)
+    frame = pd.concat(pd.read_parquet(path) for path in shards.store.local.glob("*-0*.parquet"))
+    assert sorted(frame["image_id"]) == sorted(manifest.table["image_id"])
+    assert (frame["image"].map(len) == frame["length"]).all()
+
+
+def test_an_added_size_leaves_the_others_as_they_are(ray, manifest, tmp_path):
+    first = prepared(manifest, tmp_path).store.local
+    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    prepare.prepare(manifest, str(tmp_path / "runs"), [16, 32], say=quiet)
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
+
+
+def test_qualities_stand_beside_each_other_and_cost_what_they_should(ray, manifest, tmp_path):
+    made = {
+        q: prepare.prepare(manifest, str(tmp_path / "runs"), [32], say=quiet, quality=q)[0]
+        for q in (50, prepare.QUALITY, prepare.LOSSLESS)
+    }
+    assert len({shards.store.uri for shards in made.values()}) == 3
+    sizes = [shards.summary["bytes"] for shards in made.values()]
+    assert sizes == sorted(sizes)
+
+
+def test_images_exported_from_monochrome1_are_inverted(ray, manifest, tmp_path):
+    plain = prepared(manifest, tmp_path)
+    table = manifest.table.assign(photometric=pd.array(["MONOCHROME1"] + [None] * 23, "str"))
+    turned = prepared(dataclasses.replace(manifest, table=table), tmp_path)
+    assert turned.summary["converted"] == {"inverted": 1}
+
+    def pixels(shards, image_id):
+        where = shards.index().loc[image_id]
+        return decode.decode(shards.store.read(where["file"])[where["offset"] :][: where["length"]])[0].astype(int)
+
+    assert np.abs(pixels(plain, "i000") + pixels(turned, "i000") - 255).max() < 12
+    assert (pixels(plain, "i001") == pixels(turned, "i001")).all()
+
+
+def test_an_estimate_is_near_what_is_then_written(ray, manifest, tmp_path):
+    found = prepare.estimate(manifest, [16, 32], [prepare.QUALITY])
+    shards = prepare.prepare(manifest, str(tmp_path / "runs"), [16, 32], say=quiet)
+    for each in shards:
+        estimated, seconds, decibel = found.kinds[each.size, prepare.QUALITY]
+        assert estimated == pytest.approx(each.summary["bytes"], rel=0.05)
+        assert seconds > 0
+        assert decibel > 30
+    assert found.original_bytes == sum(path.stat().st_size for path in (tmp_path / "images").iterdir())
+
+
+def test_a_disk_that_will_not_hold_the_shards_is_refused_before_they_are_made(ray, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "room_at", lambda _: 100)
+    with pytest.raises(CxrltError, match=r"need about .* and .* has 0.1 KB free"):
+        prepared(manifest, tmp_path)
+
+
+def test_an_object_store_takes_shards_and_gives_them_back(ray, manifest, tmp_path):
+    from cxrlt_ray.data import stream
+
+    (tmp_path / "bucket").mkdir()
+    shards = prepare.prepare(manifest, f"file://{tmp_path}/bucket", [32], say=quiet)[0]
+    ids = manifest.of_split("train").table["image_id"].to_numpy()
+    found = np.concatenate([batch.image_id for batch in stream.batches(shards, ids, 32, 5, seed=0)])
+    assert sorted(found) == sorted(ids)
+
+
+def test_dicom_without_its_package_is_refused_before_anything_starts(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "find_spec", lambda _: None)
+    table = manifest.table.assign(path="a.dcm")
+    with pytest.raises(UsageError, match=r"cxrlt-ray\[dicom\]"):
+        prepared(dataclasses.replace(manifest, table=table), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "a", "8", "224,", "224;384", "9999"])
+def test_sizes_that_are_none_are_refused(text):
+    with pytest.raises(UsageError, match="--sizes"):
+        prepare.parse_sizes(text)
+
+
+def test_estimate_prints_a_row_for_each_size_and_quality_and_makes_nothing(tmp_path, capsys):
+    manifest = write_images(tmp_path / "images", 8)
+    manifest.table[["image_id", "path", "subject_id", "Mass"]].to_csv(tmp_path / "images" / "labels.csv", index=False)
+    command.main(str(tmp_path / "images"), sizes="16,32", storage=str(tmp_path / "runs"), estimate_only=True)
+    told = capsys.readouterr().out
+    assert told.count("lossless") == told.count("q90") == 2
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,123 @@
+"""A submission is checked against the task, and only a good one is written, whole or not at all."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrlt_ray.data.tasks import TASK2, Task, load_task
+from cxrlt_ray.ensembling import submission
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.storage import Store
+
+TASK = Task("mine", ("Mass", "Nodule", "Normal"))
+IDS = np.array(["a", "b", "c", "d"])
+
+
+def good() -> pd.DataFrame:
+    return submission.build(IDS, np.linspace(0, 1, 12).reshape(4, 3), TASK.findings)
+
+
+def faults(frame: pd.DataFrame) -> list[str]:
+    return submission.check(frame, TASK, IDS)
+
+
+def test_what_build_makes_has_the_ids_then_the_findings_in_order_and_no_fault():
+    assert list(good().columns) == ["dicom_id", "Mass", "Nodule", "Normal"]
+    assert faults(good()) == []
+    assert faults(good().iloc[::-1]) == []  # rows may stand in any order
+
+
+def test_missing_and_extra_columns_are_named():
+    frame = good().drop(columns="Nodule").assign(split="test")
+    assert faults(frame) == ["1 column(s) missing: Nodule.", "1 column(s) too many: split."]
+    assert faults(good().drop(columns="dicom_id")) == ["1 column(s) missing: dicom_id."]
+
+
+def test_columns_out_of_order_are_told_with_their_place():
+    # the trap of the challenge: task 1 orders Mass, Nodule, Normal; task 2 Mass, Normal, Nodule
+    (fault,) = faults(good()[["dicom_id", "Mass", "Normal", "Nodule"]])
+    assert fault == "columns are out of the task's order: column 3 is 'Normal' where 'Nodule' belongs."
+    frame = submission.build(IDS, np.zeros((4, 26)), sorted(TASK2))
+    (fault,) = submission.check(frame, load_task("task2"), IDS)
+    assert "'Nodule' where 'Normal' belongs" in fault
+
+
+def test_columns_standing_twice_are_named():
+    frame = pd.concat([good(), good()[["Mass"]]], axis=1)
+    assert faults(frame) == ["column(s) standing twice: Mass."]
+
+
+def test_missing_extra_and_duplicate_rows_are_counted_and_the_first_is_named_by_its_row():
+    frame = pd.concat([good().iloc[1:], good().iloc[[1, 1]], good().iloc[[2]].assign(dicom_id="z")])
+    assert faults(frame) == [
+        "1 of the 4 image(s) to score have no row.",
+        "1 image(s) are none of those to score, the first in row 3 (line 4).",
+        "1 image(s) have more than one row, the first in row 2 (line 3).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(np.nan, "no finite number"), (np.inf, "no finite number"), (-0.1, "outside 0 to 1"), (1.01, "outside 0 to 1")],
+)
+def test_values_that_are_no_probability_are_told_with_finding_and_row(value, said):
+    frame = good()
+    frame.loc[2, "Nodule"] = value
+    assert faults(frame) == [f"'Nodule' has 1 value(s) that are {said}, the first is {value:.4g} in row 3 (line 4)."]
+
+
+def test_text_among_the_values_is_told():
+    frame = good().astype({"Mass": object})
+    frame.loc[1, "Mass"] = "high"
+    assert faults(frame) == ["'Mass' has 1 value(s) that are no finite number, the first is text in row 2 (line 3)."]
+
+
+def test_faulty_submission_is_refused_with_every_fault_and_nothing_is_written(tmp_path: Path):
+    frame = good().iloc[1:]
+    frame.loc[2, "Mass"] = 7
+    with pytest.raises(CxrltError, match=r"submission\.csv is no submission to mine: 1 of the 4 .* 'Mass' has 1 value"):
+        submission.write(Store(str(tmp_path)), frame, TASK, IDS, zip=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_written_submission_reads_back_exactly_and_zip_holds_the_same(tmp_path: Path):
+    frame = submission.build(IDS, np.random.default_rng(0).random((4, 3)).astype(np.float32), TASK.findings)
+    submission.write(Store(str(tmp_path)), frame, TASK, IDS, zip=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["submission.csv", "submission.zip"]
+    for name in ("submission.csv", "submission.zip"):
+        again = submission.read(str(tmp_path / name))
+        np.testing.assert_array_equal(again[list(TASK.findings)].astype(np.float32), frame[list(TASK.findings)])
+        assert faults(again) == []
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert archive.namelist() == ["submission.csv"]
+    before = (tmp_path / "submission.zip").read_bytes()
+    submission.write(Store(str(tmp_path)), frame, TASK, IDS, zip=True)
+    assert (tmp_path / "submission.zip").read_bytes() == before
+
+
+def test_ids_that_look_like_numbers_stay_text(tmp_path: Path):
+    ids = np.array(["0012", "0013"])
+    submission.write(Store(str(tmp_path)), submission.build(ids, np.zeros((2, 3)), TASK.findings), TASK, ids)
+    assert submission.check(submission.read(str(tmp_path / "submission.csv")), TASK, ids) == []
+
+
+@pytest.mark.parametrize("content", [b"", b'a,b\n1,2\n3,4,5\n"', b"\xff\xfe\x00\x00"])
+def test_file_that_is_no_table_is_named(tmp_path: Path, content: bytes):
+    path = tmp_path / "broken.csv"
+    path.write_bytes(content)
+    with pytest.raises(CxrltError, match=r"broken\.csv cannot be read as a submission"):
+        submission.read(str(path))
+
+
+def test_file_that_is_not_there_and_zip_without_csv_are_named(tmp_path: Path):
+    with pytest.raises(CxrltError, match=r"none\.csv cannot be read"):
+        submission.read(str(tmp_path / "none.csv"))
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    with pytest.raises(CxrltError, match=r"empty\.zip.* holds 0 CSV files"):
+        submission.read(str(tmp_path / "empty.zip"))

@@ -1,0 +1,249 @@
+"""The search's memory: whatever is lost or cut off, it suggests what it would have suggested."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import time
+
+import optuna
+import pytest
+from conftest import write_images
+
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.runs.store import create_run, load_run
+from cxrlt_ray.search import optuna_study as studies
+from cxrlt_ray.search.optuna_study import Study, check_url, reopen, settle, trial_name
+from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.search.tuner import Halving
+from cxrlt_ray.storage import Store
+
+SPACE = """
+trials: 9
+epochs: 3
+parameters:
+  backbone: {choices: [test_convnext, test_resnet]}
+  pretrained: false
+  resolution: 32
+  lr: {low: 1e-4, high: 1e-1, log: true}
+  loss: {choices: [bce, focal]}
+  focal_gamma: {when: {loss: focal}, low: 1.0, high: 3.0}
+start:
+  - {backbone: test_resnet, lr: 1e-3}
+"""
+TRIALS = 9
+
+
+class Cut(Exception):
+    """The end of a process."""
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "mine.yaml"
+    path.write_text(SPACE)
+    return load_space(str(path))
+
+
+@pytest.fixture
+def run(tmp_path):
+    about = {"task": {"name": "auto", "findings": ["Mass"]}, "objectives": "map", "folds": 0}
+    return create_run(str(tmp_path / "runs"), "mine", about, write_images(tmp_path / "images", 8), {})
+
+
+def trained(run, number, params, epochs=3):
+    """As a trial leaves its record after so many epochs."""
+    store = run.store / "trials" / trial_name(number)
+    told = [
+        {"fold": 0, "stage": 0, "epoch": k, "val_map": round(1 / (1 + abs(params["lr"] - 0.02)) + k / 100, 6)}
+        for k in range(epochs)
+    ]
+    config = {"backbone": "test_resnet", "resolution": 32, "epochs": 3}
+    about = {**store.read_json("trial.json"), "epochs": told, "config": config, "val_map": told[-1]["val_map"]}
+    store.write_json("trial.json", about)
+
+
+def searched(run, space, url=None, ends=lambda number, step: None, until=TRIALS):
+    """Search, as a sweep does, one trial at a time; every third is pruned after an epoch. ends: raises Cut."""
+    study = Study(run, space, 0, url)
+    while True:
+        done = sum(trial.state != "running" for trial in run.trials())
+        if done == until:
+            return {trial.name: trial.about["params"] for trial in run.trials()}
+        number, params = study.next()
+        ends(number, "suggested")
+        trained(run, number, params, 1 if number % 3 == 2 else 3)
+        ends(number, "trained")
+        settle(run, number)
+        ends(number, "written")
+        study.settle(number)
+
+
+@pytest.fixture(scope="module")
+def wanted(space, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    about = {"task": {"name": "auto", "findings": ["Mass"]}, "objectives": "map", "folds": 0}
+    run = create_run(str(folder), "mine", about, write_images(folder / "images", 8), {})
+    return searched(run, space)
+
+
+def test_a_runs_folder_is_its_owners_alone(run):
+    assert run.store.local.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_search_goes_through_the_space(wanted):
+    assert len({params["lr"] for params in wanted.values()}) == TRIALS
+    assert wanted["T0000"]["backbone"] == "test_resnet"
+    assert {params["loss"] for params in wanted.values()} == {"bce", "focal"}
+
+
+@pytest.mark.parametrize("step", ["suggested", "trained", "written"])
+@pytest.mark.parametrize("loss", ["nothing", "half of it"])
+def test_a_search_cut_off_at_any_step_of_any_trial_goes_on_as_it_would_have(run, space, wanted, step, loss):
+    cuts = set()
+
+    def ends(number, now):
+        if now == step and number not in cuts:
+            cuts.add(number)
+            raise Cut
+
+    database = run.store.local / "optuna.db"
+    for _ in range(TRIALS + 1):
+        try:
+            found = searched(run, space, ends=ends)
+            break
+        except Cut:
+            if loss == "half of it":
+                database.write_bytes(database.read_bytes()[: database.stat().st_size // 2])
+    assert len(cuts) == TRIALS
+    assert found == wanted
+    study = optuna.load_study(study_name="mine", storage=f"sqlite:///{database}")
+    assert [trial.params for trial in study.trials] == list(wanted.values())
+    pruned = {trial.number for trial in study.trials if trial.state.name == "PRUNED"}
+    assert pruned == {2, 5, 8}
+
+
+def test_a_trial_cut_off_while_it_is_suggested_keeps_what_it_has(run, space, wanted, monkeypatch):
+    searched(run, space, until=5)
+    write = Store.write_json
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "write_json", lambda *_: (_ for _ in ()).throw(Cut()))
+        with pytest.raises(Cut):
+            Study(run, space, 0).next()
+    with sqlite3.connect(run.store.local / "optuna.db") as database:  # not all of it had been written
+        database.execute("DELETE FROM trial_params WHERE trial_id = 6 AND param_name = 'loss'")
+    assert write is Store.write_json
+    assert searched(run, space) == wanted
+
+
+def test_an_older_copy_of_the_database_is_made_up_from_the_store(run, space, wanted, tmp_path):
+    searched(run, space, until=3)
+    shutil.copy(run.store.local / "optuna.db", tmp_path / "old.db")
+    searched(run, space, until=6)
+    shutil.copy(tmp_path / "old.db", run.store.local / "optuna.db")
+    assert searched(run, space) == wanted
+
+
+def test_a_run_goes_on_from_another_place(run, space, wanted, tmp_path):
+    """As from another machine: a copy of the storage elsewhere, without the search's database."""
+    searched(run, space, until=4)
+    shutil.copytree(tmp_path / "runs", tmp_path / "moved")
+    (tmp_path / "moved" / "mine" / "optuna.db").unlink()
+    assert searched(load_run(str(tmp_path / "moved"), "mine"), space) == wanted
+
+
+def test_a_trial_that_is_opened_again_is_suggested_again_under_its_number(run, space, wanted):
+    searched(run, space, until=5)
+    reopen(run.trials()[1])
+    again = run.trials()[1].about
+    assert (again["state"], again["epochs"], again["again"]["state"]) == ("running", [], "finished")
+    assert Study(run, space, 0).next() == (1, wanted["T0001"])
+    assert searched(run, space) == wanted
+
+
+def test_asha_is_told_again_what_it_knew(run, space):
+    searched(run, space, until=4)
+    halving = Halving("epoch", max_t=3, grace_period=1, reduction_factor=3)
+    halving.recall(run.trials())
+    assert set(halving._brackets[0]._rungs[-1][1]) == {"T0000", "T0001", "T0002", "T0003"}
+    assert halving.stopped == []
+    number, params = Study(run, space, 0).next()
+    trained(run, number, {**params, "lr": 90.0}, 1)  # far below the others: it would have been stopped
+    halving = Halving("epoch", max_t=3, grace_period=1, reduction_factor=3)
+    halving.recall(run.trials())
+    assert halving.stopped == [number]
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://user:secret@host/name", "leave it out, and put it into the environment variable PGPASSWORD"),
+        ("nonsense", "is no URL"),
+        ("oracle://host/name", "of postgresql, mysql or sqlite, not oracle"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused(url, told):
+    with pytest.raises(UsageError, match=told) as refusal:
+        check_url(url)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """A PostgreSQL server of Debian's package, where there is one; its URL."""
+    if not shutil.which("initdb") or not shutil.which("postgres"):
+        pytest.skip("no PostgreSQL here (Debian's package postgresql)")
+    folder = tmp_path_factory.mktemp("postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    user = [] if os.getuid() else ["runuser", "-u", "postgres", "--"]
+    os.chmod(folder.parent.parent, 0o755)
+    os.chmod(folder.parent, 0o755)
+    os.chmod(folder, 0o777)
+    try:
+        subprocess.run([*user, "initdb", "-D", f"{folder}/data", "-A", "trust"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"PostgreSQL's initdb does not run here: {getattr(error, 'stderr', error)!r}")
+    options = ["-D", f"{folder}/data", "-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
+    server = subprocess.Popen([*user, "postgres", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    name = "postgres" if user else os.environ["USER"]
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield check_url(f"postgresql://{name}@127.0.0.1:{port}/postgres")
+    server.terminate()
+    server.wait(20)
+
+
+def test_postgresql_keeps_the_search_and_may_be_lost_too(run, space, wanted, postgres):
+    searched(run, space, postgres, until=4)
+    assert not (run.store.local / "optuna.db").exists()
+    optuna.delete_study(study_name="mine", storage=postgres)
+    searched(run, space, postgres, until=6)
+    assert searched(run, space, postgres) == wanted
+    assert len(optuna.load_study(study_name="mine", storage=postgres).trials) == TRIALS
+
+
+def test_a_server_that_does_not_answer_is_told(run, space):
+    with pytest.raises(CxrltError, match=r"cannot be opened: .*Is --search-db right") as refusal:
+        Study(run, space, 0, check_url("postgresql://me@127.0.0.1:1/none"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_reasons_of_retries_end_up_in_the_trials_record(run, space):
+    number, _ = Study(run, space, 0).next()
+    store = run.store / "trials" / trial_name(number)
+    studies.note_retry(store, "its process ended (killed, or out of memory)", 1.0)
+    studies.note_retry(store, "hung: no batch was done in 10 min, its process was ended", 2.0)
+    assert settle(run, number, error=True) == "failed"
+    about = json.loads(store.read("trial.json"))
+    assert about["reason"].startswith("hung: ")
+    assert [each["at"] for each in about["retries"]] == [1.0, 2.0]
+    assert not store.exists("retries.json")

@@ -1,0 +1,216 @@
+"""What a sweep is said to cost before it starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxrlt_ray import sweep
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models import ModelSpec
+from cxrlt_ray.search import plan
+from cxrlt_ray.search.space import grace
+from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.storage import Store
+from cxrlt_ray.training.config import TrialConfig
+
+seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)
+
+
+@given(seconds, st.integers(1, 20), st.integers(1, 8))
+def test_without_pruning_every_trial_has_all_epochs_and_devices_are_busy_for_just_these(each, epochs, together):
+    found = plan.play(each, epochs, together, prune=False)
+    assert (found.epochs == epochs).all()
+    used = min(together, len(each))
+    overhead = used * plan.START + (len(each) - used) * plan.TURNAROUND
+    assert found.busy == pytest.approx(sum(each) * epochs + overhead)
+    assert found.busy / used <= found.wall + 1e-6
+    assert found.wall >= max(each) * epochs
+
+
+@given(seconds, st.integers(2, 20), st.integers(1, 8))
+def test_pruning_costs_no_more_and_stops_at_rungs_only(each, epochs, together):
+    pruned, whole = (plan.play(each, epochs, together, prune=prune) for prune in (True, False))
+    assert pruned.busy <= whole.busy + 1e-6
+    rungs = {grace(epochs) * 3**k for k in range(5)} | {epochs}
+    assert set(pruned.epochs.tolist()) <= rungs
+    assert pruned.epochs.max() == epochs  # the best seen so far is never stopped
+
+
+def test_the_rule_is_rays_own():
+    """Ray's ASHAScheduler, told the same scores in the same order, stops the same trials."""
+    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+    class Trial:
+        def __init__(self, number):
+            self.trial_id = str(number)
+
+    rng = np.random.default_rng(0)
+    scheduler = ASHAScheduler(metric="m", mode="max", time_attr="e", max_t=9, grace_period=2, reduction_factor=3)
+    seen: dict[int, list[float]] = {2: [], 6: []}
+    for number in range(60):
+        trial = Trial(number)
+        scheduler.on_trial_add(None, trial)
+        for epoch in range(1, 10):
+            score = float(rng.normal())
+            theirs = scheduler.on_trial_result(None, trial, {"e": epoch, "m": score}) == TrialScheduler.STOP
+            before = seen.get(epoch, [])
+            ours = epoch >= 9 or plan.stops(score, before)
+            if epoch in seen:
+                seen[epoch].append(score)
+            assert theirs == ours
+            if ours:
+                break
+
+
+def test_more_devices_are_faster_until_the_longest_trial_binds():
+    each = np.random.default_rng(0).uniform(10, 100, 40).tolist()
+    walls = [plan.play(each, 8, count, prune=False).wall for count in (1, 2, 8, 32)]
+    assert walls == sorted(walls, reverse=True)
+    assert walls[0] > 6 * walls[2]
+
+
+def test_trials_are_drawn_from_the_space_its_start_points_first():
+    space = load_space("laptop")
+    configs = plan.draw(space, 20)
+    assert len(configs) == 20
+    assert configs[0].lr == 1e-3
+    assert len({config.backbone for config in configs}) > 1
+
+
+def test_rates_measured_before_are_used_and_scale_the_others(tmp_path):
+    space = load_space("laptop")
+    spec, other = (space.to_config(config).spec() for config in _params(space))
+    rates = plan.Rates(Store(str(tmp_path)))
+    guess = rates.kind(spec, 40, "cpu-2", 2)
+    assert guess.source == "estimated"
+    rates.note("cpu-2", spec.backbone, spec.resolution, 10 * guess.rate, "probe")
+    before = rates.kind(other, 40, "H100")
+    rates.save()
+    again = plan.Rates(Store(str(tmp_path)))
+    assert again.kind(spec, 40, "cpu-2", 2).rate == pytest.approx(10 * guess.rate, rel=0.01)
+    assert "measured" in again.kind(spec, 40, "cpu-2", 2).source
+    scaled = again.kind(other, 40, "cpu-2", 2)
+    assert "scaled" in scaled.source
+    assert scaled.rate == pytest.approx(
+        10 * plan.Rates(Store(str(tmp_path / "none"))).kind(other, 40, "cpu-2", 2).rate, rel=0.01
+    )
+    assert again.kind(other, 40, "H100").rate == before.rate  # what was measured here says nothing of a GPU
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted"),
+    [
+        ("NVIDIA-H100-80GB-HBM3", "H100"),
+        ("NVIDIA-L40S", "L40S"),
+        ("NVIDIA-L4", "L4"),
+        ("Tesla-T4", "T4"),
+        ("A100-80G", "A100"),
+        ("NVIDIA-A10G", "A10G"),
+        ("cpu-2", "cpu-2"),
+        ("NVIDIA-GeForce-RTX-4090", "NVIDIA-GeForce-RTX-4090"),
+    ],
+)
+def test_a_gpu_is_one_whatever_torch_ray_and_the_option_call_it(device, wanted, tmp_path):
+    assert plan.family(device) == wanted
+    rates = plan.Rates(Store(str(tmp_path)))
+    rates.note(device, "test_resnet", 96, 123.0, "trials")
+    spec = ModelSpec("test_resnet", 96, pretrained=False)
+    assert rates.kind(spec, 40, wanted).rate == rates.kind(spec, 40, device).rate == 123.0
+
+
+def _params(space):
+    return [
+        {"backbone": name, "lr": 1e-3, "weight_decay": 0.01, "loss": "bce", "augment": 0.1, "drop_rate": 0.0}
+        | {"resolution": 96, "resolution@1": 96, "lr@1": 1e-3}
+        for name in ("test_resnet", "test_convnext")
+    ]
+
+
+def test_images_are_split_as_the_challenges():
+    work = plan.Work.of(377_110)
+    assert (work.train, work.val, work.test) == (258_871, 39_293, 78_946)
+    assert plan.Work.of(10_000_000).images == 10_000_000
+
+
+def test_a_plan_names_rates_disk_ingest_time_and_cost_and_starts_nothing(tmp_path, capsys):
+    sweep.main("task1", space="laptop", plan=True, images=10_000, gpu="L4", price=2.0, storage=str(tmp_path / "runs"))
+    told = capsys.readouterr().out
+    for wanted in ("estimated (L4)", "10,000 originals", "Disk: ", "1 x L4", "8 x L4", "32 x L4", "2.00 a device-hour"):
+        assert wanted in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.5)
+    sweep.main("task1", space="laptop", plan=True, probe=True, images=10_000, storage=str(tmp_path))
+    assert "measured (probe)" in capsys.readouterr().out
+    assert all(rate["images_per_second"] > 0 for rate in plan.Rates(Store(str(tmp_path))).known.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"plan": True, "images": 3}, "--images"),
+        ({"images": 1000}, "--images is for --plan"),
+        ({"probe": True, "images": 1000}, "--images is for --plan"),
+        ({"gpu": "H100"}, "--gpu is for --plan"),
+        ({"plan": True, "gpu": "B9000"}, "--gpu is one of"),
+        ({"plan": True, "price": -1.0}, "--price"),
+        ({"ingest": "magic"}, "--ingest is auto, threads or ray"),
+        ({"sizes": "big"}, "--sizes"),
+        ({"quality": "best"}, "--quality"),
+        ({"cache_gb": -1.0}, "--cache-gb"),
+        ({"objectives": "cost"}, "--objectives is map or map,cost"),
+    ],
+)
+def test_wrong_options_are_told(options, told, tmp_path):
+    with pytest.raises(UsageError, match=told):
+        sweep.main("task1", storage=str(tmp_path), **options)
+
+
+def staged(**options):
+    return TrialConfig(backbone="test_convnext", resolution=64, epochs=1, pretrained=False, **options)
+
+
+def test_a_trial_of_stages_is_priced_epoch_by_epoch():
+    kinds = {
+        ("test_convnext", 64): plan.Kind("test_convnext", 64, 100.0, "measured", 0),
+        ("test_convnext", 96): plan.Kind("test_convnext", 96, 50.0, "measured", 0),
+    }
+    work = plan.Work(1000, 300, 0, outside={"nih": 4000, "brax": 500})
+    config = staged(
+        stages=(
+            {"epochs": 1, "cohorts": "nih"},
+            {"epochs": 2, "cohorts": "main"},
+            {"epochs": 1, "cohorts": "all", "resolution": 96},
+            {"epochs": 1, "cohorts": "main", "frozen_backbone": True},
+        )
+    )
+    seconds = plan.trial_seconds(config, kinds, work)
+    # validation costs a third of training an image; so does an image through a frozen backbone
+    assert seconds == pytest.approx([41, 11, 11, 5500 / 50 + 2, 1000 / 150 + 2])
+    refit = plan.trial_seconds(staged(refit=True), kinds, work)
+    assert refit == pytest.approx([22])
+
+
+def test_trials_of_different_length_are_played_to_their_own_ends():
+    found = plan.play([[1.0, 1.0], [2.0, 2.0, 2.0], 5.0], 4, 1, prune=False)
+    assert found.epochs.tolist() == [2, 3, 4]
+    assert found.busy == pytest.approx(2 + 6 + 20 + plan.START + 2 * plan.TURNAROUND)
+
+
+def test_rates_come_from_stages_that_trained_the_backbone_on_single_images():
+    config = staged(
+        stages=(
+            {"epochs": 1, "frozen_backbone": True},
+            {"epochs": 2, "frozen_backbone": False, "resolution": 96},
+            {"epochs": 1, "fusion": "attention"},
+        )
+    )
+    epochs = [{"stage": s, "images_per_second": float(v)} for s, v in ((0, 900), (1, 80), (1, 100), (2, 60))]
+    speeds = plan._speeds({"config": config.model_dump(), "epochs": epochs})
+    assert [(stage.resolution, speed) for stage, speed in speeds] == [(96, 100.0)]
+    assert plan._speeds({"config": {}, "epochs": []}) == []

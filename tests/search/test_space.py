@@ -1,0 +1,258 @@
+"""Search spaces: what is sampled keeps to the file, and every mistake in the file is told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+import pytest
+
+from cxrlt_ray import config
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models import weights
+from cxrlt_ray.search import plan
+from cxrlt_ray.search.space_file import load_space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+MINE = """
+trials: 3
+epochs: 2
+parameters:
+  backbone: {choices: [test_convnext, test_vit]}
+  pretrained: false
+  resolution: {choices: [32, 64]}
+  batch_size:
+    - {when: {resolution: 64}, choices: [4, 8]}
+    - {value: 16}
+  lr:
+    - {when: {backbone: test_vit}, low: 1e-5, high: 1e-4, log: true}
+    - {low: 1e-3, high: 1e-2, log: true}
+  accumulation: {low: 1, high: 3, int: true}
+  loss: {choices: [bce, focal]}
+  focal_gamma: {when: {loss: focal}, low: 1.0, high: 3.0}
+start:
+  - {backbone: test_vit, lr: 2e-5, resolution: 64, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def space(tmp_path):
+    def write(content=MINE):
+        path = tmp_path / "mine.yaml"
+        path.write_text(content)
+        return str(path)
+
+    return write
+
+
+def sampled(space, count=40):
+    return plan.draw(dataclasses.replace(space, start=()), count)
+
+
+def test_every_sampled_trial_keeps_to_choices_ranges_and_conditions(space):
+    found = sampled(load_space(space()))
+    for each in found:
+        assert each.batch_size in ((4, 8) if each.resolution == 64 else (16,))
+        assert (1e-5 <= each.lr <= 1e-4) if each.backbone == "test_vit" else (1e-3 <= each.lr <= 1e-2)
+        assert each.accumulation in (1, 2, 3)
+        assert each.loss_settings == {} or (each.loss == "focal" and 1 <= each.loss_settings["focal_gamma"] <= 3)
+    assert {each.batch_size for each in found} == {4, 8, 16}
+    assert {each.backbone for each in found} == {"test_convnext", "test_vit"}
+
+
+def test_a_start_point_is_tried_first_with_the_rest_sampled(space):
+    loaded = load_space(space())
+    study = optuna.create_study()
+    for point in loaded.start:
+        study.enqueue_trial(point)
+    trial = study.ask()
+    loaded.define(trial)
+    first = loaded.to_config(trial.params)
+    assert (first.backbone, first.lr, first.resolution, first.batch_size) == ("test_vit", 2e-5, 64, 8)
+
+
+def test_specs_are_all_the_models_a_space_can_make(space):
+    specs = load_space(space()).specs()
+    assert {(s.backbone, s.resolution) for s in specs} == {
+        (backbone, size) for backbone in ("test_convnext", "test_vit") for size in (32, 64)
+    }
+    assert len(specs) == 4
+
+
+def test_epochs_given_on_the_command_line_win(space):
+    loaded = load_space(space(), epochs=7)
+    assert {each.epochs for each in sampled(loaded, 3)} == {7}
+    with pytest.raises(UsageError, match="--epochs must be at least 1"):
+        load_space(space(), epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("loss:", "los:", "unknown key 'parameters.los'; allowed: .*loss"),
+        ("trials: 3", "trails: 3", "'trials' is missing; unknown key 'trails'; allowed at the top: "),
+        ("test_vit]", "test_vt]", "'test_vt': timm has no such backbone; near it are .*test_vit"),
+        ("low: 1e-3, high: 1e-2", "low: 1e-2, high: 1e-3", "parameters.lr.*upside down: low 0.01 is above high 0.001"),
+        ("low: 1e-3, high: 1e-2", "low: 0, high: 1e-2", "log range needs low above 0"),
+        ("low: 1.0, high: 3.0", "low: 1.0", "needs both `low` and `high`"),
+        ("low: 1.0, high: 3.0", "low: 1.0, high: 3.0, value: 2", "one of `choices"),
+        ("{loss: focal}", "{los: focal}", "`when` names 'los'"),
+        ("focal]", "focla]", "'focla': there is no such loss; there are bce"),
+        ("pretrained: false", "pretrained: false\n  head: lnear", "'lnear': there is no such head"),
+        ("pretrained: false", "pretrained: false\n  drop_rate: 1.5", "parameters.drop_rate.*1.5.*less than 1"),
+        ("lr: 2e-5", "lr: 2e-2", "start.0.*'lr': given 0.02"),
+        ("lr: 2e-5", "rl: 2e-5", "start.0.rl.*not one of the parameters"),
+    ],
+)
+def test_a_mistake_names_file_key_given_and_allowed(space, old, new, told):
+    assert old in MINE
+    path = space(MINE.replace(old, new, 1))
+    with pytest.raises(UsageError, match=told) as refusal:
+        load_space(path)
+    assert "\n" not in str(refusal.value)
+    assert path in str(refusal.value)
+
+
+def test_an_unknown_space_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=r"no search_spaces file 'nope'.*laptop, task1, task2"):
+        load_space("nope")
+
+
+@pytest.mark.parametrize("name", config.names("search_spaces"))
+def test_a_shipped_space_is_valid_and_samples(name):
+    loaded = load_space(name)
+    assert {each.backbone for each in sampled(loaded, 200)} == {spec.backbone for spec in loaded.specs()}
+
+
+def test_without_its_package_the_pretrained_backbone_is_left_out_and_said(monkeypatch):
+    monkeypatch.setattr(weights, "installed", lambda backbone: False)
+    loaded = load_space("laptop")
+    assert "tf_efficientnet_lite0" not in {spec.backbone for spec in loaded.specs()}
+    assert not any(spec.pretrained for spec in loaded.specs())
+    assert any("pip install" in note and "tf_efficientnet_lite0" in note for note in loaded.notes)
+    assert len(loaded.start) == 1
+
+
+STAGED = """
+trials: 4
+parameters:
+  system: {choices: [plain, fused]}
+  backbone: {choices: [test_convnext, test_resnet]}
+  pretrained: false
+  resolution: 64
+  lr: {low: 1e-4, high: 1e-2, log: true}
+  loss: asl
+stages:
+  - {epochs: 1, frozen_backbone: true}
+  - {epochs: 3, frozen_backbone: false, lr: {low: 1e-5, high: 1e-3, log: true}, gamma_neg: 2.0}
+  - epochs: 2
+    when: {system: fused}
+    fusion: attention
+    resolution: [{when: {backbone: test_resnet}, value: 96}, {value: 80}]
+start:
+  - {system: fused, backbone: test_resnet, stages.1.lr: 1e-4}
+  - {system: fused, backbone: test_convnext, stages.1.lr: 1e-4}
+smoke:
+  backbones: {test_resnet: test_convnext}
+  resolutions: {64: 32, 80: 40, 96: 40}
+  parameters: {lr: 0.01, loss: bce}
+  trials: 2
+  images: 250
+"""
+
+
+def staged(tmp_path, text=STAGED, **options):
+    path = tmp_path / "staged.yaml"
+    path.write_text(text)
+    return load_space(str(path), **options)
+
+
+def test_a_space_with_stages_makes_trials_whose_stages_hold_where_their_when_does(tmp_path):
+    space = staged(tmp_path)
+    assert space.epochs == 6
+    found = {}
+    for seed in range(30):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+        space.define(trial)
+        config = space.to_config(trial.params)
+        found.setdefault((config.system, config.backbone), config)
+        assert 1e-5 <= config.staged()[1].lr <= 1e-3
+        assert config.staged()[1].loss_settings["gamma_neg"] == 2.0
+        assert config.staged()[0].loss_settings["gamma_neg"] == 4.0
+        assert "stages.1.lr" in trial.params
+    assert len(found) == 4
+    assert found["plain", "test_resnet"].total_epochs == 4
+    assert [stage.fusion for stage in found["fused", "test_resnet"].staged()] == ["none", "none", "attention"]
+    assert [stage.resolution for stage in found["fused", "test_resnet"].staged()] == [64, 64, 96]
+    assert [stage.resolution for stage in found["fused", "test_convnext"].staged()] == [64, 64, 80]
+
+
+def test_a_spaces_models_are_those_of_all_its_stages(tmp_path):
+    kinds = {(spec.backbone, spec.resolution, spec.fusion) for spec in staged(tmp_path).specs()}
+    assert kinds == {
+        ("test_convnext", 64, "none"),
+        ("test_convnext", 80, "attention"),
+        ("test_resnet", 64, "none"),
+        ("test_resnet", 96, "attention"),
+    }
+
+
+def test_trials_with_stages_are_compared_in_their_last_stage_only(tmp_path):
+    space = staged(tmp_path)
+    assert space.grace(space.epochs) == 4 + 1
+    assert load_space("laptop").grace(6) == 2
+
+
+def test_start_points_may_name_a_stages_parameter(tmp_path):
+    assert staged(tmp_path).start[0]["stages.1.lr"] == 1e-4
+
+
+def test_smoke_keeps_the_structure_with_small_models_and_one_epoch_a_stage(tmp_path):
+    space = staged(tmp_path, smoke=True)
+    assert (space.trials, space.images, space.epochs) == (2, 250, 3)
+    assert len(space.start) == 1  # both points begin with the same small backbone
+    configs = space.kinds()
+    assert {config.backbone for config in configs} == {"test_convnext"}
+    assert {len(config.staged()) for config in configs} == {2, 3}
+    assert {stage.resolution for config in configs for stage in config.staged()} == {32, 40}
+    assert {(config.loss, config.lr) for config in configs} == {("bce", 0.01)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs: 1, frozen", "frozen", r"key 'stages\.0' has no `epochs`"),
+        ("fusion: attention", "fusion: sum", r"key 'stages\.2\.fusion': given 'sum': there is no such fusion"),
+        ("fusion: attention", "backbone: test_vit", r"key 'stages\.2\.backbone': it is the trial's as a whole"),
+        ("fusion: attention", "colour: red", r"unknown key 'stages\.2\.colour'; allowed: .*epochs"),
+        ("when: {system: fused}", "when: {sistem: fused}", "`when` names 'sistem', which is not a parameter above it"),
+        ("trials: 4", "trials: 4\nepochs: 3", "`epochs` and `stages` are both given"),
+        ("loss: asl", "loss: asl\n  ema_decay: 0.9\n  swa_start: 0.5", "average weights twice"),
+        ("loss: asl", "loss: asl\n  tta: spin", "tta: 'spin' is none of flip, crops, zooms"),
+    ],
+)
+def test_a_mistake_in_stages_is_named_with_its_key(tmp_path, old, new, message):
+    assert old in STAGED
+    with pytest.raises(UsageError, match=message):
+        staged(tmp_path, STAGED.replace(old, new)).specs()
+
+
+def test_epochs_of_a_space_with_stages_are_not_overridden(tmp_path):
+    with pytest.raises(UsageError, match="has stages, which have epochs of their own"):
+        staged(tmp_path, epochs=3)
+
+
+def test_smoke_of_a_space_that_does_not_say_how_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="has no `smoke:` part"):
+        staged(tmp_path, STAGED[: STAGED.index("smoke:")], smoke=True)
+
+
+def test_choices_that_lengthen_a_trial_are_seen_before_it_is_run(tmp_path):
+    text = STAGED.replace("epochs: 3, frozen", "epochs: {choices: [3, 7]}, frozen").replace("loss: asl", REFIT)
+    assert text.count("choices: [3, 7]") == text.count("refit") == 1
+    space = staged(tmp_path, text)
+    assert space.epochs == 1 + 7 + 2
+    assert {config.refit for config in space.kinds()} == {True, False}
+
+
+REFIT = "loss: asl\n  refit: {choices: [false, true]}"

@@ -1,0 +1,85 @@
+"""What a trial's device decides: pieces of a batch that fit, and whether compiling pays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cxrlt_ray.storage import Store
+from cxrlt_ray.training import device, stage
+
+
+def memory_of(most, tried):
+    """A step that runs out of memory above `most` images."""
+
+    def step(size):
+        tried.append(size)
+        if size > most:
+            raise torch.OutOfMemoryError("out of memory")
+
+    return step
+
+
+@pytest.mark.parametrize(("most", "fits"), [(1000, 64), (64, 64), (63, 32), (20, 16), (1, 1)])
+def test_a_batch_is_halved_until_it_fits(most, fits):
+    tried = []
+    assert device.fitting(64, memory_of(most, tried)) == fits
+    assert tried[-1] == fits
+
+
+def test_one_image_that_does_not_fit_is_told_as_torch_tells_it():
+    with pytest.raises(torch.OutOfMemoryError):
+        device.fitting(8, memory_of(0, []))
+
+
+def test_what_fitted_is_not_tried_again_by_other_trials(tmp_path):
+    known, tried = Store(str(tmp_path)), []
+    device.fitting(64, memory_of(40, tried), known, "resnet-96px")
+    assert tried == [64, 32]
+    for batch_size, fits in [(64, 32), (32, 32), (16, 16)]:
+        assert device.fitting(batch_size, memory_of(40, tried), known, "resnet-96px") == fits
+    assert tried == [64, 32]
+    assert device.fitting(48, memory_of(40, tried), known, "resnet-96px") == 24
+    assert device.fitting(64, memory_of(40, tried), known, "other") == 32
+
+
+@pytest.mark.parametrize("piece", [1, 3, 8])
+def test_pieces_of_a_batch_give_the_whole_batchs_gradient_and_loss(piece):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    images, targets = torch.rand(8, 4, 4), torch.randint(0, 2, (8, 3)).float()
+    loss_of = torch.nn.functional.binary_cross_entropy_with_logits
+    whole = loss_of(model(images), targets)
+    whole.backward()
+    wanted = model[1].weight.grad.clone()
+    model.zero_grad()
+    cpu = torch.device("cpu")
+    forward = stage._Forward(model, "auto", cpu, piece, 10)
+    found = stage._backward(
+        forward,
+        (images,),
+        [(1.0, targets)],
+        lambda logits, wanted: loss_of(logits, wanted[0][1]),
+        piece,
+        device.autocast("fp32", cpu),
+        1,
+        1,
+    )
+    assert found == pytest.approx(float(whole.detach()), rel=1e-5)
+    assert torch.allclose(model[1].weight.grad, wanted, atol=1e-6)
+
+
+def test_compiling_pays_for_long_trials_only():
+    assert not device.worth_compiling(0.1, 1000)
+    assert device.worth_compiling(0.1, 100_000)
+
+
+def test_asked_for_compilation_serves_whole_pieces_and_leaves_the_rest_as_they_are(monkeypatch):
+    """The remainder of an epoch would compile anew for its size."""
+    sizes = []
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: lambda x: (sizes.append(len(x)), model(x))[1])
+    model = torch.nn.Linear(4, 2)
+    forward = stage._Forward(model, "on", torch.device("cpu"), 8, 10)
+    for count in (8, 5):
+        assert torch.equal(forward(torch.ones(count, 4)), model(torch.ones(count, 4)))
+    assert sizes == [8]

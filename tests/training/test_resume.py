@@ -1,0 +1,157 @@
+"""A trial that is cut off goes on as if it had not been: the same weights, predictions and record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_images
+from safetensors.numpy import load_file
+
+from cxrlt_ray.data.prepare import prepare
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.storage import Store
+from cxrlt_ray.training import resume
+from cxrlt_ray.training.config import TrialConfig
+from cxrlt_ray.training.stage import Job
+from cxrlt_ray.training.trial import train
+
+
+class Cut(Exception):
+    """The end of a process, at a report or a write."""
+
+
+@pytest.fixture(scope="module")
+def cohort(ray, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("midway")
+    manifest = write_images(folder / "images", 48)
+    return manifest, prepare(manifest, str(folder), [32, 48], say=lambda text: None)
+
+
+def job_in(folder, cohort, folds=0):
+    manifest, shards = cohort
+    with Store(str(folder)).place("manifest.parquet") as path:
+        manifest.write(path)
+    return Job(Store(str(folder)), shards, manifest.findings, manifest.fingerprint, folds=folds, threads=1)
+
+
+def config(**options):
+    plain = {"backbone": "test_convnext", "pretrained": False, "resolution": 32, "epochs": 3, "batch_size": 8}
+    return TrialConfig(**{**plain, "drop_path": 0.2, "drop_rate": 0.2, **options})
+
+
+STAGES = ({"epochs": 1, "frozen_backbone": True}, {"epochs": 2, "frozen_backbone": False, "resolution": 48})
+KINDS = {
+    "plain": (config(accumulation=2), 0),
+    "average": (config(ema_decay=0.9), 0),
+    "swa": (config(backbone="test_resnet", swa_start=0.3, drop_path=0.0), 0),
+    "stages": (config(stages=STAGES, fusion="attention"), 0),
+    "folds": (config(epochs=2, refit=True, tta="flip"), 2),
+}
+
+
+def left(folder):
+    """What a trial leaves that others read, without times."""
+    store = Store(str(folder)) / "trials" / "T0000"
+    about = store.read_json("trial.json")
+    kept = {
+        name: load_file(f"{store.uri}/{name}/model.safetensors")
+        for name in store.list()
+        if "-" in name or name == "refit"
+    }
+    told = [{k: v for k, v in epoch.items() if k != "images_per_second"} for epoch in about["epochs"]]
+    return about["state"], about["val_map"], told, kept, pd.read_parquet(f"{store.uri}/predictions/val.parquet")
+
+
+def ended_after(reports):
+    """A process that ends when it has reported so many times, and those that count their reports."""
+    seen = []
+
+    def report(told):
+        seen.append(told)
+        if len(seen) == reports:
+            raise Cut
+
+    return report, seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trial_cut_after_any_epoch_ends_as_one_that_was_not(cohort, tmp_path, kind):
+    trial, folds = KINDS[kind]
+    train(job_in(tmp_path / "whole", cohort, folds), "T0000", trial, {}, lambda told: None)
+    wanted = left(tmp_path / "whole")
+    job, numbers = job_in(tmp_path / "cut", cohort, folds), []
+    for _ in range(8):  # each process ends one epoch
+        report, seen = ended_after(2 if numbers else 1)
+        with contextlib.suppress(Cut):
+            train(job, "T0000", trial, {}, report)
+        numbers.append([told["epoch"] for told in seen])
+    assert numbers[1][0] == numbers[0][-1]  # the epoch that was told is told again, none is trained again
+    found = left(tmp_path / "cut")
+    assert found[:2] == wanted[:2]
+    assert found[0] == "finished"
+    assert found[2] == wanted[2]
+    for name, tensors in wanted[3].items():
+        for key, tensor in tensors.items():
+            np.testing.assert_array_equal(found[3][name][key], tensor, err_msg=f"{name} {key}")
+    pd.testing.assert_frame_equal(found[4], wanted[4], check_exact=True)
+    assert not resume.names(job.run / "trials" / "T0000")
+
+
+def test_an_end_between_the_state_and_the_checkpoint_costs_nothing(cohort, tmp_path, monkeypatch):
+    train(job_in(tmp_path / "whole", cohort), "T0000", config(), {}, lambda told: None)
+    job = job_in(tmp_path / "cut", cohort)
+    place = Store.place
+
+    def cut(self, name):
+        if name == "fold-0":
+            raise Cut
+        return place(self, name)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "place", cut)
+        with pytest.raises(Cut):
+            train(job, "T0000", config(), {}, lambda told: None)
+    assert not (job.run / "trials" / "T0000").exists("fold-0")
+    train(job, "T0000", config(), {}, lambda told: None)
+    pd.testing.assert_frame_equal(left(tmp_path / "cut")[4], left(tmp_path / "whole")[4], check_exact=True)
+
+
+def test_a_damaged_state_begins_the_trial_anew(cohort, tmp_path):
+    job = job_in(tmp_path / "cut", cohort)
+    with pytest.raises(Cut):
+        train(job, "T0000", config(), {}, ended_after(2)[0])
+    (name,) = resume.names(job.run / "trials" / "T0000")
+    path = tmp_path / "cut" / "trials" / "T0000" / name
+    assert resume.whole(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert not resume.whole(path)
+    report, seen = ended_after(9)
+    train(job, "T0000", config(), {}, report)
+    assert [told["epoch"] for told in seen] == [1, 2, 3]
+
+
+def test_a_process_whose_trial_was_taken_over_writes_no_more(cohort, tmp_path):
+    job = job_in(tmp_path / "run", cohort)
+    store = job.run / "trials" / "T0000"
+
+    def taken_over(told):
+        store.write_json("trial.json", {**store.read_json("trial.json"), "attempt": 2})
+
+    with pytest.raises(CxrltError, match="begun anew in another process"):
+        train(job, "T0000", config(), {}, taken_over)
+    assert json.loads(store.read("trial.json"))["attempt"] == 2
+    assert len(store.read_json("trial.json")["epochs"]) == 1
+
+
+def test_a_state_without_a_header_or_of_another_kind_is_none(tmp_path):
+    store = Store(str(tmp_path))
+    for content in (b"", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"):
+        store.write("midway-000001.safetensors", content)
+        assert resume.latest(store) is None
+    assert not resume.whole(tmp_path / "nothing")
+    shutil.rmtree(tmp_path)
