@@ -108,6 +108,12 @@ def ranged(score: float, low: float, high: float) -> str:
     return "-" if score != score else f"{short(score)} [{short(low)}, {short(high)}]"
 
 
+def shortened(value: object) -> str:
+    """What a cell of a table or a message may hold of a text: 80 characters."""
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def spread(args: list[str], many: tuple[str, ...]) -> list[str]:
     """`--from a b` as `--from a --from b`, for the options `many` that take several values."""
     spread, at = [], ""

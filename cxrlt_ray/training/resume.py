@@ -11,9 +11,7 @@ seed, so that nothing of a generator is kept.
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cxrlt_ray.errors import CxrltError
@@ -78,15 +76,3 @@ def forget(store: Store) -> None:
 def names(store: Store) -> list[str]:
     """The files of states in a trial's directory, oldest first."""
     return [name for name in store.list() if name.startswith(PREFIX) and name.endswith(SUFFIX)]
-
-
-def whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says; of what it says nothing is read."""
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return path.stat().st_size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return False

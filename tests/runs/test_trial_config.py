@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from cxrlt_ray.training.config import TrialConfig
+from cxrlt_ray.runs.trial_config import TrialConfig
 
 
 def config(**options):

@@ -1,0 +1,108 @@
+"""Predictions on disk: Parquet keyed by image_id, one float32 column a finding, and what they are of in the metadata.
+
+They are refused where they do not fit the run that reads them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray import cli
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KEY = b"cxrlt_ray"  # of the metadata
+TTA = "-tta"  # ends the split's name of predictions under test-time augmentation
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities of images, and what they are of.
+
+    image_id: [N]. probabilities: float [N, C] in [0, 1]. findings: [C] names. split: of the manifest whose fingerprint
+    is `fingerprint`; precision: of the forward passes, fp32 or bf16; None where it is not known.
+    """
+
+    image_id: np.ndarray
+    probabilities: np.ndarray = field(repr=False)
+    findings: tuple[str, ...]
+    split: str
+    fingerprint: str
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.probabilities.shape != (len(self.image_id), len(self.findings)):
+            raise ValueError(
+                f"probabilities of shape {self.probabilities.shape} are not of {len(self.image_id)} images and "
+                f"{len(self.findings)} findings"
+            )
+
+    def frame(self) -> pd.DataFrame:
+        """float32, index image_id, a column a finding."""
+        index = pd.Index(self.image_id, name="image_id", dtype="str")
+        return pd.DataFrame(self.probabilities, index, list(self.findings), np.float32)
+
+    def write(self, store: Store, name: str) -> None:
+        """Write the predictions as Parquet file `name`, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {"image_id": pa.array(list(self.image_id), pa.string())}
+        columns |= {name: pa.array(self.probabilities[:, c], pa.float32()) for c, name in enumerate(self.findings)}
+        metadata = {"findings": list(self.findings), "split": self.split, "fingerprint": self.fingerprint}
+        if self.precision is not None:
+            metadata["precision"] = self.precision
+        table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(metadata).encode()})
+        with store.place(name) as path:
+            pq.write_table(table, path, write_page_checksum=True)
+
+
+def augmented_name(split: str, tta: bool) -> str:
+    """The name under which predictions of `split` are kept; those under test-time augmentation have their own."""
+    return f"{split}{TTA}" if tta else split
+
+
+def read_predictions(
+    store: Store, name: str, findings: list[str] | tuple[str, ...], split: str, fingerprint: str
+) -> Predictions:
+    """Read and check what `Predictions.write` wrote. Raises CxrltError naming the file that does not fit."""
+    where = f"{store.uri}/{name}"
+    table, metadata = _read(store, name)
+    expected = {"findings": list(findings), "split": split, "fingerprint": fingerprint}
+    for key, value in expected.items():
+        if metadata.get(key) != value:
+            raise CxrltError(
+                f"{where} does not fit this run: its {key} is {cli.shortened(metadata.get(key))}, the run's {cli.shortened(value)}; "
+                "it was made on another cohort or task."
+            )
+    if table.column_names != ["image_id", *findings]:
+        raise CxrltError(f"{where} is damaged: its columns are not the findings that it says it has.")
+    frame = table.to_pandas()
+    return Predictions(
+        frame["image_id"].to_numpy(),
+        frame[list(findings)].to_numpy(np.float32),
+        tuple(findings),
+        split,
+        fingerprint,
+        metadata.get("precision"),
+    )
+
+
+def _read(store: Store, name: str) -> tuple[pa.Table, dict[str, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(store.read(name)), page_checksum_verification=True)
+        return table, json.loads((table.schema.metadata or {})[KEY])
+    except (KeyError, ValueError, OSError, pa.ArrowException) as error:
+        raise CxrltError(f"{store.uri}/{name} is not a file of predictions ({error}).") from None

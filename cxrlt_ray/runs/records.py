@@ -1,0 +1,280 @@
+"""What a sweep writes as JSON: `run.json` and `trial.json` as typed, versioned records.
+
+They are read and written here alone. A record of an earlier version is brought to the present one as it is read; one of
+a later version, or one that is damaged, is refused with a sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.storage import Store
+
+RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+State = Literal["running", "finished", "pruned", "failed"]
+Value = bool | int | float | str | None  # of a search parameter
+
+
+class Record(BaseModel):
+    """A versioned JSON file. Unknown keys of the same version are refused: a typing error must not lose a value."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, arbitrary_types_allowed=True)
+    VERSION: ClassVar[int] = 1
+
+    version: int = 1
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """`content` of an earlier version as it would be written today. Raises UsageError where that is not possible."""
+        return content
+
+    @classmethod
+    def read(cls, store: Store, name: str) -> Self:
+        """The record in file `name`. Raises CxrltError for a damaged one, UsageError for one of another version."""
+        return cls.parse(store.read_json(name), f"{store.uri}/{name}")
+
+    @classmethod
+    def parse(cls, content: Any, where: str) -> Self:
+        """`content`, read from the file `where`, as a record. Raises as `read` does."""
+        if not isinstance(content, dict):
+            raise CxrltError(f"{where} is damaged: it does not hold a JSON object.")
+        version = content.get("version", 0)
+        if not isinstance(version, int) or version > cls.VERSION:
+            raise UsageError(
+                f"{where} is of version {version}, written by a later cxrlt_ray; this one reads versions up to "
+                f"{cls.VERSION}: install the later one."
+            )
+        if version < cls.VERSION:
+            content = {**cls.upgrade(dict(content)), "version": cls.VERSION}
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            faults = [".".join(map(str, item["loc"])) or "the file" for item in error.errors()]
+            raise CxrltError(
+                f"{where} cannot be read as a {cls.__name__}: {', '.join(dict.fromkeys(faults))}: it is damaged, or "
+                "of another version of cxrlt_ray."
+            ) from None
+
+    def write(self, store: Store, name: str) -> None:
+        """Write the record to file `name`, whole or not at all. Keys that are not set are left out."""
+        store.write_json(name, self.model_dump(mode="json", exclude_none=True))
+
+
+class Metric(BaseModel):
+    """What judges epochs and trials: its name among a trial's reports, and which way is better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "val_map"
+    mode: Literal["max", "min"] = "max"
+    title: str = "val mAP"
+
+
+VAL_MAP = Metric()
+
+
+class EpochRecord(BaseModel):
+    """One epoch of one fold. `epoch` counts from 0 over all stages; `score` is the metric's value after it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fold: int
+    stage: int
+    epoch: int
+    score: float | None = None
+    loss: float | None = None
+    images_per_second: float = 0.0
+
+
+class Retry(BaseModel):
+    """Why a trial was begun anew, and when (seconds since 1970)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+    at: float
+
+
+class Retraining(BaseModel):
+    """What a trial whose files were damaged had reached: it is trained again as far as that.
+
+    curve: (epochs done, best score so far) after each epoch that it had reported.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: State
+    curve: tuple[tuple[int, float], ...]
+
+
+class Augmented(BaseModel):
+    """Validation under test-time augmentation: passes an image, the score, and its time as a multiple of plain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    augmentations: int
+    score: float | None
+    price: float
+
+
+class Refit(BaseModel):
+    """The model trained on train and validation images: its epochs, and seconds by part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int
+    seconds: dict[str, float]
+
+
+class Environment(BaseModel):
+    """Where a trial was trained. Versions by package."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    cxrlt_ray: str = ""
+    python: str = ""
+    torch: str = ""
+    timm: str = ""
+    device: str = ""
+
+
+class TrialRecord(Record):
+    """`trial.json`: one trial, as far as it has come.
+
+    state: running, finished, pruned (stopped early by the scheduler) or failed. score: of the kept predictions, by
+    `metric`. stage: of the kept checkpoint. findings: what the predictions are of, `trained_findings` what the labels
+    in training were of. config is None where a trial ended before it began.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    name: str
+    state: State
+    params: dict[str, Value] = Field(default_factory=dict)
+    config: TrialConfig | None = None
+    metric: Metric = VAL_MAP
+    score: float | None = None
+    findings: tuple[str, ...] = ()
+    trained_findings: tuple[str, ...] = ()
+    fingerprint: str = ""  # of the manifest
+    weights: str = ""  # where the first stage's weights came from
+    soft_targets: str | None = None  # provenance of the soft targets, if the trial learnt from any
+    precision: str | None = None  # of the forward passes that predicted: fp32 or bf16
+    began: float | None = None
+    ended: float | None = None
+    attempt: int = 0
+    epochs: list[EpochRecord] = Field(default_factory=list)
+    stage: int = -1
+    best_epoch: int | None = None
+    images_per_second: float | None = None
+    seconds: dict[str, float] | None = None
+    environment: Environment = Environment()
+    tta: Augmented | None = None
+    refit: Refit | None = None
+    retraining: Retraining | None = None
+    retries: list[Retry] = Field(default_factory=list)
+    reason: str | None = None  # of a failure
+    own_fault: bool = False  # the failure is the trial's: trying again would not help
+    dropped: bool = False  # the checkpoints were removed to save disk
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Version 0 had `val_map` for `score`, `again` for `retraining`, and {} for no config."""
+        content["score"] = content.pop("val_map", None)
+        content["config"] = content.get("config") or None
+        if (again := content.pop("again", None)) is not None:
+            content["retraining"] = again
+        for epoch in content.get("epochs", []):
+            if "val_map" in epoch:
+                epoch["score"] = epoch.pop("val_map")
+        if (tta := content.get("tta")) is not None and "val_map" in tta:
+            tta["score"] = tta.pop("val_map")
+            tta["augmentations"] = tta.pop("looks")
+        if "findings" in content:
+            content.setdefault("trained_findings", content["findings"])
+        return {key: value for key, value in content.items() if value is not None}
+
+    def epochs_of(self, fold: int = 0, stage: int | None = None) -> list[EpochRecord]:
+        """The epochs of a fold (the first one's are what the scheduler saw), of all stages or of one."""
+        return [e for e in self.epochs if e.fold == fold and stage in (None, e.stage)]
+
+    def best_of(self, fold: int, stage: int, before: int | None = None) -> EpochRecord:
+        """The epoch whose checkpoint is kept: the first of the best of a fold's stage, with `epoch` up to `before`."""
+        epochs = [e for e in self.epochs_of(fold, stage) if before is None or e.epoch <= before]
+        best = epochs[0]
+        for epoch in epochs:
+            if self.better(epoch.score, best.score):
+                best = epoch
+        return best
+
+    def better(self, one: float | None, other: float | None) -> bool:
+        """Whether score `one` is better than `other` by the trial's metric; a score that is unknown is not."""
+        if one is None or other is None or one != one or other != other:
+            return False
+        return one > other if self.metric.mode == "max" else one < other
+
+
+class ShardsRecord(BaseModel):
+    """Prepared images of one edge length in pixels, by the name of their directory below STORAGE/shards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    size: int
+
+
+class RunRecord(Record):
+    """`run.json`: what was asked for when the run was made, and what it trains on."""
+
+    VERSION: ClassVar[int] = 1
+
+    name: str
+    created: str = ""  # UTC, ISO 8601
+    fingerprint: str = ""  # of the manifest
+    task: Task
+    task_argument: str = "auto"
+    data: str | None = None
+    format: str = ""
+    space: str = ""
+    trials: int = 0
+    epochs: int | None = None
+    smoke: bool = False
+    cohorts: dict[str, str] = Field(default_factory=dict)
+    folds: int = 0
+    holdout: float = 0.0
+    objectives: str = "map"
+    views: str = "all"
+    uncertain: str = "null"
+    seed: int = 0
+    max_bad: float = 0.05
+    sizes: str | None = None
+    quality: int = 95
+    search_db: str | None = None
+    soft_targets: str | None = None
+    shards: tuple[ShardsRecord, ...] = ()
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Version 0 had the same keys. Raises UsageError for a run whose shards are laid out as they were before that."""
+        if not isinstance(content.get("shards"), list):
+            raise UsageError(
+                f"run {content.get('name')} was made by an earlier version of cxrlt_ray, whose shards are not read any "
+                "more: make a new one."
+            )
+        return content
+
+    @property
+    def sizes_of_shards(self) -> list[int]:
+        """The edges of the prepared images, in pixels."""
+        return [shards.size for shards in self.shards]
+
+
+def now() -> str:
+    """The present moment, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
