@@ -97,8 +97,9 @@ LOOKED = ("flip", "flip+zooms", "flip+crops")
 
 def config(row: Row, seed: int, shared: Any):
     """The row's trial."""
+    from cxrlt_ray.runs.trial_config import TrialConfig
+
     from cxrlt_ray.objectives import losses
-    from cxrlt_ray.training.config import TrialConfig
 
     settings = losses.settings(row.changes.get("loss", "bce"))
     base: dict[str, Any] = {
@@ -183,7 +184,7 @@ def train_all(dataset: str, seeds: int, processes: int, rows: list[int]) -> None
     """Train `rows` with every seed, as far as not done; the baseline first, as some go on from it."""
     import ray
 
-    from cxrlt_ray.data.stream import start_ray
+    from cxrlt_ray.cluster.start import start_ray
 
     start_ray()
     shared, _ = job_of(dataset)

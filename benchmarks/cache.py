@@ -57,8 +57,8 @@ def job(folder: Path, cohort, prepared, findings: tuple[str, ...] | None = None,
 
 def shards(count: int, size: int = 512):
     """`count` images at `size` px as shards, and their ids."""
+    from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.prepare import prepare
-    from cxrlt_ray.data.stream import start_ray
 
     start_ray()
     cohort = manifest(images(count, size))

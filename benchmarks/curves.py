@@ -38,9 +38,9 @@ def points() -> list[dict]:
 
 def job_of(dataset: str):
     """The dataset prepared as a sweep prepares it: what all trials share."""
+    from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.prepare import prepare
-    from cxrlt_ray.data.stream import start_ray
     from cxrlt_ray.data.tasks import load_task
     from cxrlt_ray.phantom import write_phantom
 

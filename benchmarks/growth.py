@@ -57,9 +57,9 @@ def cohort_folder(count: int) -> Path:
 def stage(name: str, count: int) -> None:
     """Run one stage and print its seconds and memory."""
     folder = cohort_folder(count)
+    from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.prepare import prepare
-    from cxrlt_ray.data.stream import start_ray
 
     def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -104,9 +104,9 @@ def map_by_quality(seeds: int) -> list[str]:
     import torch
 
     from cxrlt_ray import models
+    from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.prepare import LOSSLESS, prepare, quality_name
-    from cxrlt_ray.data.stream import start_ray
     from cxrlt_ray.evaluation.metrics import macro, per_finding
     from cxrlt_ray.search.space import TrialConfig
     from cxrlt_ray.training.trial import predict_part, train

@@ -39,9 +39,10 @@ def main() -> None:
     import torch
 
     from cxrlt_ray import config as config_
+    from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.prepare import prepare
-    from cxrlt_ray.data.stream import Ingest, start_ray
+    from cxrlt_ray.data.stream import Ingest
     from cxrlt_ray.data.tasks import load_task
     from cxrlt_ray.phantom import write_phantom
     from cxrlt_ray.storage import Store

@@ -193,7 +193,7 @@ def score_split(
 
     chosen = [int(m) for m in np.flatnonzero(members)]
     if any(not pool.trials[m].has_predictions(pool.split_of(m, split)) for m in chosen):
-        from cxrlt_ray.data.stream import start_ray
+        from cxrlt_ray.cluster.start import start_ray
 
         start_ray(address)
         flags = [bool(pool.tta and pool.tta[m]) for m in chosen]

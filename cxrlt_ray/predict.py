@@ -103,9 +103,9 @@ def main(
 
     python -m cxrlt_ray.predict --ensemble runs/RUN/ensembles/greedy/ensemble.json --data /data/new
     """
+    from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.prepare import prepare
-    from cxrlt_ray.data.stream import start_ray
     from cxrlt_ray.data.tasks import Task
     from cxrlt_ray.ensemble import filled
     from cxrlt_ray.ensembling import submission

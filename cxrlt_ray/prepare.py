@@ -56,8 +56,8 @@ def main(
     python -m cxrlt_ray.prepare /data/mimic --sizes 224,384,512
     python -m cxrlt_ray.prepare /data/mimic --sizes 224,512 --estimate
     """
+    from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
-    from cxrlt_ray.data.stream import start_ray
 
     edges, wanted = parse_sizes(sizes), parse_quality(quality)
     cohort = read_cohort(data, format=format, task=task)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cxrlt_ray import cli
+from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.prepare import QUALITY
-from cxrlt_ray.data.stream import DATA_CPUS, RAY
+from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.search import plan as pricing
@@ -153,9 +154,9 @@ def main(
     python -m cxrlt_ray.sweep task1 --space team_d --dry-run --images 377110
     """
     from cxrlt_ray import models
+    from cxrlt_ray.cluster.start import forget_decoded, start_ray
     from cxrlt_ray.data.cohort import parse_cohorts
     from cxrlt_ray.data.prepare import parse_quality, prepare
-    from cxrlt_ray.data.stream import forget_decoded, start_ray
     from cxrlt_ray.doctor import preflight
     from cxrlt_ray.runs import store as store
     from cxrlt_ray.search.optuna_study import check_url
@@ -538,7 +539,7 @@ def _machine(address: str | None) -> tuple[float, float]:
         import torch
 
         return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
-    from cxrlt_ray.data.stream import start_ray
+    from cxrlt_ray.cluster.start import start_ray
 
     there = start_ray(address).cluster_resources()
     if not there.get("CPU"):

@@ -16,7 +16,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray():
     """The session's Ray, with two CPUs whatever the machine has."""
-    from cxrlt_ray.data.stream import start_ray
+    from cxrlt_ray.cluster.start import start_ray
 
     started = start_ray()
     yield started

@@ -232,7 +232,7 @@ def _check_links(manifest: Manifest) -> None:
 def _write_shards(manifest: Manifest, stores: dict[int, Store], quality: int, say: Any) -> None:
     import ray
 
-    from cxrlt_ray.data.stream import data_context
+    from cxrlt_ray.cluster.start import data_context
 
     chunks = _chunks(manifest)
     for store in stores.values():

@@ -15,46 +15,26 @@ Images stay uint8 until the device. benchmarks/stream.py compares both with torc
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
-import secrets
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.decode import decode, resize
 from cxrlt_ray.data.prepare import Shards
-from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.privacy import own_dir
+from cxrlt_ray.errors import CxrltError
 
-ENVIRONMENT = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_LOG_LEVEL": "ERROR",  # its lines for every epoch of every trial would flood ours
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # warnings of Ray's own core, on every actor pool
-    # Ray ends idle processes after a second; a data task's costs 5 to 15 s of imports to start again
-    "RAY_idle_worker_killing_time_threshold_ms": "600000",
-    "RAY_num_workers_soft_limit": "8",
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would look for a newer version on the internet
-}
-# of a Ray of one machine: it listens on the loopback alone; Ray's own switch, named after where it is on by itself
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-LONGEST = 43  # letters of Ray's directory: with its session's sockets a path may have 107
 THREADS, RAY = "threads", "ray"
 ENGINES = (THREADS, RAY)
-DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 WINDOW = 8  # shards of an object store that are mixed: 2,048 images
 TASK_IMAGES = 512  # that one Ray Data task makes: some 0.4 s of decoding at 512 px
 
@@ -403,87 +383,3 @@ def _read_some(
     cv2.setNumThreads(1)
     for item in pickle.loads(items["work"][0]):
         yield {"images": read(shards, recipe, memory, *item)[None]}
-
-
-def forget_decoded() -> None:
-    """Remove the decoded images that trials kept in the memory of the cluster's machines."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from cxrlt_ray.cluster import node_cache
-
-    forget = ray.remote(node_cache.forget)
-    there = [NodeAffinitySchedulingStrategy(each["NodeID"], soft=True) for each in ray.nodes() if each["Alive"]]
-    if len(there) == 1:
-        node_cache.forget()
-    else:
-        ray.wait([forget.options(num_cpus=0, scheduling_strategy=each).remote() for each in there], timeout=60)
-
-
-def data_context() -> Any:
-    """Ray Data's settings in this process, its bars and lines of progress off: the program tells its own."""
-    import ray
-
-    for name, level in (("ray.data", logging.WARNING), ("ray.data._internal.progress", logging.ERROR)):
-        logging.getLogger(name).setLevel(level)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    return context
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Keep what Ray's core says to file descriptor 2 while it starts: that it heeds RAY_BACKEND_LOG_LEVEL."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(silence, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(silence)
-        os.close(kept)
-
-
-def _private_ray() -> dict[str, Any]:
-    """Options of a Ray of this machine alone, whose objects are images and ids, and what it takes of the environment.
-
-    It listens on the loopback, answers to a token that only its processes have (in their environment, on no disk), and
-    keeps its sockets, logs and spilled objects in a directory that no one else can enter: Ray opens its own to all.
-    """
-    os.environ.update(LOOPBACK)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False  # as LOOPBACK says, should Ray have been imported before
-    base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    folder = next(each for each in (base, Path("/tmp")) if len(f"{each}/cxrlt_ray-{os.getuid()}/ray") <= LONGEST)
-    return {"include_dashboard": False, "_temp_dir": str(own_dir(folder / f"cxrlt_ray-{os.getuid()}") / "ray")}
-
-
-def start_ray(address: str | None = None) -> Any:
-    """Start Ray here, or join the cluster at `address` ('auto' from its head). Raises UsageError for ray://.
-
-    Here means for this process alone: see `_private_ray`.
-    """
-    if address is not None and address.startswith("ray://"):
-        raise UsageError(
-            "--address ray://... is not supported: run the command on the cluster's head with --address auto "
-            "(`ray attach cluster.yaml`, or `ray exec cluster.yaml 'python -m cxrlt_ray.sweep ... --address auto'`)."
-        )
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    import ray
-
-    if ray.is_initialized():
-        return ray
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        options |= _private_ray()
-    try:
-        with _unheard():
-            ray.init(address=address or "local", **options)
-    except (ConnectionError, RuntimeError) as error:
-        raise UsageError(f"no Ray cluster answers at --address {address}: {error}") from None
-    return ray

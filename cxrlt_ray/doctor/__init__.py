@@ -60,7 +60,7 @@ def checks(
     data, storage: as a sweep takes them. specs: models whose weights must be had. findings: the task's, where label
     embeddings are to be looked for.
     """
-    from cxrlt_ray.data.stream import start_ray
+    from cxrlt_ray.cluster.start import start_ray
 
     ray, manifest, wanted = None, None, list[Want]()
     Store(storage)  # a URI that is refused is told at once

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, reason
 from cxrlt_ray.doctor.machine import Ask, Report, report
 
@@ -84,7 +85,6 @@ def skew(ask: Callable[[], float]) -> tuple[float, float]:
 
 def of_ray(ray: Any) -> Iterator[Check]:
     """Machines and CPUs that there are, jobs that hold or want them, machines lost, and who reaches the dashboard."""
-    from ray._private import worker
     from ray.util import placement_group_table
 
     nodes, there, free = ray.nodes(), ray.cluster_resources(), ray.available_resources()
@@ -110,7 +110,7 @@ def of_ray(ray: Any) -> Iterator[Check]:
     if lost:
         mend = "`ray status` and that machine's logs say why"
         yield Check("machines", WARN, f"lost since Ray was started: {', '.join(lost)}", mend)
-    url = getattr(worker._global_node, "webui_url", None) or ""
+    url = ray_private.dashboard_url()
     if url and url.partition("//")[2].rpartition(":")[0] not in LOCAL and url.rpartition(":")[0] not in LOCAL:
         mend = "start Ray with --dashboard-host=127.0.0.1 and reach it by ssh -L"
         yield Check("dashboard", WARN, f"{url} listens to other machines", mend)

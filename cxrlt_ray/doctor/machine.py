@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrlt_ray import __version__
-from cxrlt_ray.cluster import node_cache
+from cxrlt_ray.cluster import node_cache, ray_private
 from cxrlt_ray.config import PACKAGE
 from cxrlt_ray.data.decode import decode
 from cxrlt_ray.doctor.check import reason
@@ -272,9 +272,7 @@ def _access(ask: Ask) -> bool | None:
     """Whether Ray asks for a token, as this process was started."""
     if not ask.socket:
         return None
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    return is_token_auth_enabled()
+    return ray_private.requires_token()
 
 
 PARTS: dict[str, Callable[[Ask], Any]] = {

@@ -24,7 +24,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cxrlt_ray.data.stream import DATA_CPUS, RAY, data_context
+from cxrlt_ray.cluster import ray_private
+from cxrlt_ray.cluster.start import DATA_CPUS, data_context
+from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError, Diverged, UsageError
 from cxrlt_ray.runs.store import FAILED, RUNNING, Run, Trial, damage, drop_checkpoints, read_trial
 from cxrlt_ray.search import watchdog
@@ -137,11 +139,10 @@ class Halving(ASHAScheduler):
         """Be told the epochs of a run's trials; `stopped` is of those that run which it would have stopped by now."""
         self.stopped: list[int] = []
         for trial in trials:
-            known = SimpleNamespace(trial_id=trial.name)
             actions = [
-                self._brackets[0].on_result(known, epoch, value)  # type: ignore[arg-type]
+                ray_private.asha_decision(self, trial.name, epoch, value)
                 for epoch, value in curve(trial)
-                if epoch < self._max_t and value == value
+                if epoch < ray_private.asha_max_epochs(self) and value == value
             ]
             if TrialScheduler.STOP in actions and trial.state == RUNNING and "again" not in trial.about:
                 self.stopped.append(number_of(trial))
@@ -283,23 +284,7 @@ def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
     scaling = ScalingConfig(num_workers=count, use_gpu=plan.gpus_per_trial > 0, resources_per_worker=each)
     with tempfile.TemporaryDirectory() as folder, watchdog.announced(run, name, -1):
         run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])  # type: ignore[list-item]
-        _group_trainer()(worker, scaling_config=scaling, run_config=run_config).fit()
-
-
-def _group_trainer() -> Any:
-    """Ray's TorchTrainer without its cleaner of placement groups, a process that outlives its trial.
-
-    The cleaner asks the dashboard whether the trial lives, and where Ray has none it stays, with the group's CPUs and
-    GPUs, until the sweep ends. The watch gives them back instead.
-    """
-    from ray.train.torch import TorchTrainer
-
-    class GroupTrainer(TorchTrainer):
-        def _create_default_callbacks(self) -> Any:
-            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
-
-    return GroupTrainer
+        ray_private.torch_trainer_without_cleaner()(worker, scaling_config=scaling, run_config=run_config).fit()
 
 
 def workers_at_hand(room: Callable[[], int], least: int, most: int) -> int:
@@ -318,12 +303,10 @@ def workers_at_hand(room: Callable[[], int], least: int, most: int) -> int:
 
 def _room_for(each: dict[str, float]) -> Callable[[], int]:
     """Of how many workers the machines there are hold the resources now."""
-    from ray._private.state import available_resources_per_node
-
     wanted = {kind: value for kind, value in each.items() if value}
 
     def room() -> int:
-        nodes = available_resources_per_node().values()
+        nodes = ray_private.free_resources_by_node().values()
         return sum(min(int(free.get(kind, 0) // value) for kind, value in wanted.items()) for free in nodes)
 
     return room

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.experimental import internal_kv
 from ray.tune import Stopper
 from sqlalchemy.exc import SQLAlchemyError
 
 from cxrlt_ray import cli
+from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.store import FAILED, RUNNING, Run, read_trial
 from cxrlt_ray.search.optuna_study import note_retry, retries, trial_name
@@ -56,7 +56,7 @@ def announced(run: str, trial: str, rank: int = 0, group: str = "") -> Iterator[
         told["beats"] += 1
         if (now := time.monotonic()) - last >= EVERY:
             last = now
-            internal_kv._internal_kv_put(key, json.dumps(told).encode(), namespace=SPACE)
+            ray_private.put_value(key, json.dumps(told).encode(), SPACE)
 
     heard()
     heartbeat.listen(heard)
@@ -224,11 +224,11 @@ class Guard(tune.Callback):
         self.seen.pop(number, None)
         self.starved.discard(number)
         _give_back({told["group"] for told in self._told(number).values() if told["group"]})
-        internal_kv._internal_kv_del(self._prefix(number), del_by_prefix=True, namespace=SPACE)
+        ray_private.delete_keys(self._prefix(number), SPACE)
 
     def _told(self, number: int) -> dict[str, Any]:
-        keys = internal_kv._internal_kv_list(self._prefix(number), namespace=SPACE)
-        values = {key.decode(): internal_kv._internal_kv_get(key, namespace=SPACE) for key in keys}
+        keys = ray_private.list_keys(self._prefix(number), SPACE)
+        values = {key.decode(): ray_private.get_value(key, SPACE) for key in keys}
         return {key: json.loads(value) for key, value in values.items() if value}
 
     def _prefix(self, number: int) -> bytes:
@@ -237,7 +237,7 @@ class Guard(tune.Callback):
 
 def _failure(trial: Any) -> str:
     """What Tune wrote of a trial's last failure; its get_error reads a copy, perhaps old or not there yet."""
-    path = getattr(trial, "error_file", None)
+    path = ray_private.trial_error_file(trial)
     try:
         return Path(path).read_text().rpartition("Failure #")[2] if path else ""
     except OSError:
@@ -274,8 +274,8 @@ def _kill(trial: Any, told: list[dict[str, Any]]) -> None:
             continue
         there = NodeAffinitySchedulingStrategy(each["node"], soft=False)
         ray.remote(end_process).options(num_cpus=0, scheduling_strategy=there).remote(each["pid"])
-    if not told and trial.temporary_state.ray_actor is not None:
-        ray.kill(trial.temporary_state.ray_actor)
+    if not told and (actor := ray_private.trial_actor(trial)) is not None:
+        ray.kill(actor)
 
 
 def end_process(pid: int) -> None:

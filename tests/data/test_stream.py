@@ -4,6 +4,7 @@ from conftest import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxrlt_ray.cluster.start import start_ray
 from cxrlt_ray.data import prepare, stream
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.storage import Store
@@ -194,7 +195,7 @@ def test_a_shuffle_without_window_is_uniform():
 
 def test_a_ray_client_address_is_refused_with_the_way_to_do_it():
     with pytest.raises(UsageError, match="--address auto"):
-        stream.start_ray("ray://head:10001")
+        start_ray("ray://head:10001")
 
 
 def test_batches_of_studies_hold_whole_studies_each_in_one_piece(shards):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cxrlt_ray.data import stream
+from cxrlt_ray.cluster import start
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -131,5 +131,5 @@ def test_the_lock_has_what_kuberay_needs_of_ray_and_all_that_the_extras_want():
 def test_ray_in_it_is_given_what_a_ray_of_our_own_is_given():
     found = dict(re.findall(r"(\w+)=(\S+)", " ".join(given("ENV"))))
     assert found.pop("PATH") == "/opt/venv/bin:$PATH"
-    assert found == {name: stream.ENVIRONMENT[name] for name in found}
+    assert found == {name: start.ENVIRONMENT[name] for name in found}
     assert len(found) == 3

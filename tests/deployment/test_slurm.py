@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import write_images
 
-from cxrlt_ray.data import stream
+from cxrlt_ray.cluster import start
 from cxrlt_ray.runs import store
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +207,7 @@ def test_without_a_task_it_says_how_it_is_called(submit):
 
 def test_its_ray_is_given_what_a_ray_of_our_own_is_given():
     given = dict(re.findall(r"(\w+)=(\w+)", re.search(r"^export (RAY_idle.*)$", SCRIPT.read_text(), re.MULTILINE)[1]))
-    assert given == {name: stream.ENVIRONMENT[name] for name in given}
+    assert given == {name: start.ENVIRONMENT[name] for name in given}
     assert len(given) == 3
 
 

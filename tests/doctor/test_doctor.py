@@ -442,7 +442,7 @@ import ray
 from ray.cluster_utils import Cluster
 from cxrlt_ray import doctor
 from cxrlt_ray.doctor import cluster as cluster_module
-from cxrlt_ray.data.stream import start_ray
+from cxrlt_ray.cluster.start import start_ray
 from conftest import write_images
 
 def raylet_of(parent):

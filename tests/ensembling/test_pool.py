@@ -155,7 +155,7 @@ def test_test_images_are_scored_and_read_as_each_member_looks(made, monkeypatch)
             _write(trial.store, images["image_id"], np.full((5, 3), 0.1 * (k + 1)), f"{split}-tta" if flag else split)
 
     monkeypatch.setattr(score, "score_trials", score_trials)
-    monkeypatch.setattr("cxrlt_ray.data.stream.start_ray", lambda address: None)
+    monkeypatch.setattr("cxrlt_ray.cluster.start.start_ray", lambda address: None)
     monkeypatch.setattr(Run, "shards", lambda self: ())
     found = pool.under_tta(gathered(made), "auto", "test")
     members = np.array([True, False, True])
