@@ -1,12 +1,12 @@
-"""What the processes of one machine share: decoded images in shared memory, and shards fetched from an object store.
+"""The node cache: what the processes of one machine share of decoded images and of shards fetched from an object store.
 
-Decoded images stand in a file of /dev/shm (memory, not disk), a byte for each image that says whether it is
-there and then uint8 [capacity, size, size]. Whichever trial needs an image first decodes it; the others, and
-later epochs, copy it. Files are removed at a sweep's end; one that a killed sweep left is removed by the next
-(a live process holds a lock on its file).
+Decoded images stand in a file of /dev/shm (memory, not disk): one byte for each slot that says whether it is filled,
+then uint8 [capacity, size, size]. Whichever trial needs an image first decodes it; the others, and later epochs, copy
+it. Files are removed at a sweep's end; one that a killed sweep left is removed by the next (a live process holds a lock
+on its file).
 
-Shards of an object store are copied to TMPDIR, by the first that needs one; the others wait. They stay for later
-sweeps, and go, the oldest first, when the disk is short.
+Shards of an object store are copied to TMPDIR by the first process that needs one; the others wait. Copies stay for
+later sweeps. Where the disk is short, the oldest ones are evicted.
 """
 
 from __future__ import annotations
@@ -16,84 +16,108 @@ import hashlib
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from cxrlt_ray.data.prepare import Shards
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import own_dir
+from cxrlt_ray.storage import Store
 
 SHARE_OF_MEMORY = 0.25  # of what is available, for decoded images
 KEEP_FREE = 5e9  # bytes of the disk that fetched shards leave free
-KEPT = 32  # shards that stay whatever the disk: some trials at once each mix a window of 8 of them
+KEEP_COPIES = 32  # shards that stay whatever the disk: some trials at once each mix a window of 8 of them
+FETCHES = 3  # of a shard whose copy is evicted before it is opened
 MEMORY = Path("/dev/shm")
 PREFIX = f"cxrlt_ray-{os.getuid()}"
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """What the cache needs to know of shards: their directory, the images' edge in pixels, and their content's version.
+
+    version: of an object store's shards; copies of another version are not read.
+    """
+
+    store: Store
+    size: int
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        """A file name of these shards, whatever their version."""
+        return hashlib.sha256(self.store.uri.encode()).hexdigest()[:12] + f"-{self.size}"
 
 
 def memory_bound(gigabytes: float | None = None) -> int:
     """Bytes that decoded images may take on this machine: what is asked, else a share of the available memory."""
     if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
         return 0
-    wanted = gigabytes * 1e9 if gigabytes is not None else SHARE_OF_MEMORY * _available()
-    return int(min(wanted, 0.9 * shutil.disk_usage(MEMORY).free + _held()))
+    bound = gigabytes * 1e9 if gigabytes is not None else SHARE_OF_MEMORY * _available()
+    return int(min(bound, 0.9 * shutil.disk_usage(MEMORY).free + _bytes_held()))
 
 
-class Decoded:
-    """Decoded images of `shards`, shared by this machine's processes; it holds those with a place below `capacity`."""
+class DecodedImages:
+    """Decoded images of shards, shared by this machine's processes: a slot each for the first `capacity` of them."""
 
-    def __init__(self, shards: Shards, images: int, bound: int) -> None:
+    def __init__(self, shards: ShardFiles, images: int, bound: int) -> None:
+        """images: how many there are. bound: bytes that all of this user's decoded images may take."""
         self.size = shards.size
-        self.capacity, self._file = _open(_name(shards), images, shards.size**2 + 1, bound)
+        self.capacity, self._file = _open(shards.name, images, shards.size**2 + 1, bound)
         if self.capacity:
-            there = np.memmap(self._file, np.uint8, "r+")  # type: ignore[call-overload]
-            self._known = there[: self.capacity]
-            self._pixels = there[self.capacity :].reshape(self.capacity, shards.size, shards.size)
+            content = np.memmap(self._file, np.uint8, "r+")  # type: ignore[call-overload]
+            self._filled = content[: self.capacity]
+            self._pixels = content[self.capacity :].reshape(self.capacity, shards.size, shards.size)
 
-    def get(self, place: int) -> np.ndarray | None:
-        """The image [size, size], not to be written to; None where it is not there."""
-        return self._pixels[place] if place < self.capacity and self._known[place] else None
+    def get(self, slot: int) -> np.ndarray | None:
+        """The image [size, size], not to be written to; None where the slot is empty or beyond the capacity."""
+        return self._pixels[slot] if slot < self.capacity and self._filled[slot] else None
 
-    def put(self, place: int, image: np.ndarray) -> None:
-        """Keep an image, if it has a place."""
-        if place < self.capacity:
-            self._pixels[place] = image
-            self._known[place] = 1
+    def put(self, slot: int, image: np.ndarray) -> None:
+        """Keep an image, if the slot is within the capacity."""
+        if slot < self.capacity:
+            self._pixels[slot] = image
+            self._filled[slot] = 1
 
 
 @lru_cache(maxsize=8)
-def decoded(shards: Shards, images: int, bound: int) -> Decoded:
+def decoded_images(shards: ShardFiles, images: int, bound: int) -> DecodedImages:
     """The machine's decoded images, opened once by a process."""
-    return Decoded(shards, images, bound)
+    return DecodedImages(shards, images, bound)
 
 
 def forget() -> None:
-    """Remove this user's decoded images from this machine; who still reads them keeps them until it ends."""
+    """Remove this user's decoded images from this machine; processes that still read them keep them until they end."""
     for path in MEMORY.glob(f"{PREFIX}-*.u8"):
         path.unlink(missing_ok=True)
 
 
-def fetched(shards: Shards, file: str) -> Path:
+def fetch(shards: ShardFiles, file: str) -> Path:
     """A shard as a local file: itself, or a copy of an object store's, kept for all processes while disk allows."""
     if shards.store.local is not None:
         return shards.store.local / file
-    path = _folder(shards) / file
+    path = _directory(shards) / file
     if not path.exists():
         with open(path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one thread of one process fetches it
             if not path.exists():
-                _make_room(path.parent.parent)
-                with shards.store.fetched(file) as there:  # in TMPDIR, too
-                    os.replace(there, path)
+                _evict(path.parent.parent)
+                with shards.store.fetched(file) as download:  # in TMPDIR, too
+                    os.replace(download, path)
     return path
 
 
-def read(shards: Shards, file: str, offset: int, length: int) -> bytes:
-    """Bytes of a shard; it is fetched anew where another process has made room of it in between."""
-    for _ in range(3):
+def read(shards: ShardFiles, file: str, offset: int, length: int) -> bytes:
+    """Bytes of a shard; it is fetched anew where another process has evicted the copy before it was opened.
+
+    Raises CxrltError where it cannot be read, or is evicted each time.
+    """
+    for _ in range(FETCHES):
+        path = fetch(shards, file)
         try:
-            descriptor = os.open(fetched(shards, file), os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             if shards.store.local is not None:
                 break
@@ -106,36 +130,35 @@ def read(shards: Shards, file: str, offset: int, length: int) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def _folder(shards: Shards) -> Path:
-    """Where copies of these shards are, of this state of them: mended ones are others."""
-    state = hashlib.sha256(shards.index()[["offset", "length"]].to_numpy(np.int64).tobytes()).hexdigest()[:12]
-    return own_dir(own_dir(Path(tempfile.gettempdir(), PREFIX)) / f"{_name(shards)}-{state}")
+def _directory(shards: ShardFiles) -> Path:
+    """Where copies of this version of the shards are."""
+    return own_dir(own_dir(Path(tempfile.gettempdir(), PREFIX)) / f"{shards.name}-{shards.version}")
 
 
-def _make_room(folder: Path) -> None:
-    """Remove the copies fetched longest ago until the disk has KEEP_FREE bytes free, but the last KEPT."""
-    there = [(path.stat().st_mtime, path) for path in folder.glob("*/*.parquet")]
-    for _, path in sorted(there)[: -KEPT or None]:
-        if shutil.disk_usage(folder).free >= KEEP_FREE:
+def _evict(directory: Path) -> None:
+    """Remove the copies fetched longest ago until the disk has KEEP_FREE bytes free, but the last KEEP_COPIES."""
+    copies = sorted((path.stat().st_mtime, path) for path in directory.glob("*/*.parquet"))
+    for _, path in copies[: -KEEP_COPIES or None]:
+        if shutil.disk_usage(directory).free >= KEEP_FREE:
             break
         path.unlink(missing_ok=True)
 
 
-def _open(name: str, images: int, each: int, bound: int) -> tuple[int, object]:
-    """Capacity and open file of the machine's decoded images `name`; made if it is not there and there is room."""
+def _open(name: str, images: int, slot_bytes: int, bound: int) -> tuple[int, object]:
+    """Capacity and open file of the machine's decoded images `name`; made if it does not exist and there is room."""
     if not bound:
         return 0, None
     path = MEMORY / f"{PREFIX}-{name}.u8"
     with open(MEMORY / f"{PREFIX}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time makes files, and takes away what no one holds
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time makes files, and removes those that no one holds
         _remove_stale()
-        if not path.exists() and (bound - _held()) // each <= 0:
+        if not path.exists() and (bound - _bytes_held()) // slot_bytes <= 0:
             return 0, None
         file = open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b")  # noqa: SIM115  kept open: it is in use
         if not os.fstat(file.fileno()).st_size:
-            file.truncate(min(images, (bound - _held()) // each) * each)
+            file.truncate(min(images, (bound - _bytes_held()) // slot_bytes) * slot_bytes)
         fcntl.flock(file, fcntl.LOCK_SH)
-    return os.fstat(file.fileno()).st_size // each, file
+    return os.fstat(file.fileno()).st_size // slot_bytes, file
 
 
 def _remove_stale() -> None:
@@ -148,12 +171,8 @@ def _remove_stale() -> None:
             continue  # in use, or gone
 
 
-def _held() -> int:
+def _bytes_held() -> int:
     return sum(path.stat().st_size for path in MEMORY.glob(f"{PREFIX}-*.u8"))
-
-
-def _name(shards: Shards) -> str:
-    return hashlib.sha256(shards.store.uri.encode()).hexdigest()[:12] + f"-{shards.size}"
 
 
 def _available() -> float:

@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray import cli
+from cxrlt_ray.cluster.node_cache import ShardFiles
 from cxrlt_ray.data.decode import DICOM_SUFFIXES, MAX_BYTES, decode, resize
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.readers.files import plain
@@ -62,11 +63,21 @@ class Shards:
         """The directory's name below STORAGE/shards."""
         return self.store.uri.rpartition("/")[2]
 
+    def files(self) -> ShardFiles:
+        """These shards as the node cache knows them."""
+        return ShardFiles(self.store, self.size, "" if self.store.local is not None else _version(self))
+
 
 @lru_cache(maxsize=8)
 def _index(shards: Shards) -> pd.DataFrame:
     table = pd.read_parquet(io.BytesIO(shards.store.read("index.parquet")))
     return table.astype({"file": "category"}).set_index("image_id")
+
+
+@lru_cache(maxsize=8)
+def _version(shards: Shards) -> str:
+    """A hash of where each image lies: copies of shards that were mended meanwhile are not read."""
+    return hashlib.sha256(shards.index()[["offset", "length"]].to_numpy(np.int64).tobytes()).hexdigest()[:12]
 
 
 def nearest(shards: Sequence[Shards], resolution: int) -> Shards:
@@ -286,6 +297,7 @@ def _close(store: Store, chunks: list[dict[str, Any]], size: int, quality: int, 
         "seconds": round(seconds, 1),
     }
     store.write_json("summary.json", summary)
+    _version.cache_clear()
     _index.cache_clear()  # shards of that name may have been read before they were mended
     return summary
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.decode import decode, resize
 from cxrlt_ray.data.prepare import Shards
@@ -292,9 +293,7 @@ def _places(shards: Shards) -> np.ndarray:
 
 
 def _bytes(shards: Shards, file: str, offset: int, length: int) -> bytes:
-    from cxrlt_ray.cluster import node_cache
-
-    path = node_cache.fetched(shards, file)
+    path = node_cache.fetch(shards.files(), file)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -309,9 +308,7 @@ def _bytes(shards: Shards, file: str, offset: int, length: int) -> bytes:
 def _kept(shards: Shards, memory: int) -> Any:
     if not memory:
         return None
-    from cxrlt_ray.cluster import node_cache
-
-    return node_cache.decoded(shards, len(_places(shards)), memory)
+    return node_cache.decoded_images(shards.files(), len(_places(shards)), memory)
 
 
 _local = threading.local()

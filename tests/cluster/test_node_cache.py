@@ -16,6 +16,7 @@ import pytest
 import s3 as server
 
 from cxrlt_ray.cluster import node_cache
+from cxrlt_ray.cluster.node_cache import ShardFiles
 from cxrlt_ray.data import prepare
 from cxrlt_ray.data.prepare import Shards
 from cxrlt_ray.errors import CxrltError
@@ -30,7 +31,7 @@ def _own_memory(tmp_path, monkeypatch):
 
 
 def shards(name="a", size=8):
-    return Shards(Store(f"/somewhere/{name}"), size)
+    return ShardFiles(Store(f"/somewhere/{name}"), size)
 
 
 def image(value, size=8):
@@ -38,12 +39,12 @@ def image(value, size=8):
 
 
 def test_what_one_process_decoded_another_finds(tmp_path):
-    mine = node_cache.Decoded(shards(), 10, 10_000)
+    mine = node_cache.DecodedImages(shards(), 10, 10_000)
     mine.put(3, image(7))
     code = (
-        "import pathlib; from cxrlt_ray.cluster import node_cache as node; from cxrlt_ray.data.prepare import Shards; "
+        "import pathlib; from cxrlt_ray.cluster import node_cache as node; "
         "from cxrlt_ray.storage import Store; node.MEMORY = pathlib.Path(r'%s'); "
-        "there = node.Decoded(Shards(Store('/somewhere/a'), 8), 10, 10_000); "
+        "there = node.DecodedImages(node.ShardFiles(Store('/somewhere/a'), 8), 10, 10_000); "
         "assert (there.get(3) == 7).all() and there.get(4) is None; there.put(4, there.get(3) + 1)"
     )
     subprocess.run([sys.executable, "-c", code % tmp_path], check=True)
@@ -51,26 +52,26 @@ def test_what_one_process_decoded_another_finds(tmp_path):
 
 
 def test_no_more_is_kept_than_the_bound_over_all_sizes():
-    first = node_cache.Decoded(shards("a"), 10, 6 * 65)
-    second = node_cache.Decoded(shards("b"), 10, 6 * 65)
+    first = node_cache.DecodedImages(shards("a"), 10, 6 * 65)
+    second = node_cache.DecodedImages(shards("b"), 10, 6 * 65)
     assert (first.capacity, second.capacity) == (6, 0)
     first.put(6, image(1))
     assert first.get(6) is None
     second.put(0, image(1))
     assert second.get(0) is None
-    assert node_cache._held() <= 6 * 65
+    assert node_cache._bytes_held() <= 6 * 65
 
 
 def test_without_a_bound_nothing_is_kept_nor_written(tmp_path):
-    assert node_cache.Decoded(shards(), 10, 0).get(0) is None
+    assert node_cache.DecodedImages(shards(), 10, 0).get(0) is None
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_live_one_reads_is_not(tmp_path):
     left = tmp_path / f"{node_cache.PREFIX}-left.u8"
     left.write_bytes(b"0" * 100)
-    live = node_cache.Decoded(shards("a"), 2, 1000)
-    node_cache.Decoded(shards("b"), 2, 1000)
+    live = node_cache.DecodedImages(shards("a"), 2, 1000)
+    node_cache.DecodedImages(shards("b"), 2, 1000)
     assert not left.exists()
     live.put(0, image(5))
     node_cache.forget()
@@ -79,7 +80,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_reads_is_not(
 
 
 def test_a_files_rights_keep_other_users_out(tmp_path):
-    node_cache.Decoded(shards(), 2, 1000)
+    node_cache.DecodedImages(shards(), 2, 1000)
     assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.glob("*.u8"))
 
 
@@ -97,7 +98,7 @@ def far(s3, tmp_path, monkeypatch):
     there = Shards(Store(f"s3://bucket/{tmp_path.name}/shards"), 8)
     write_shards(there.store, "content")
     s3.requests.clear()
-    return there, s3
+    return there.files(), s3
 
 
 def write_shards(store, content, names=("train-00000", "train-00001", "val-00000")):
@@ -117,11 +118,11 @@ def gets(s3, name):
 
 def test_shards_of_an_object_store_are_fetched_once(far):
     there, s3 = far
-    first = node_cache.fetched(there, "train-00000.parquet")
+    first = node_cache.fetch(there, "train-00000.parquet")
     assert first.read_bytes() == b"train-00000content"
     assert first.parent.stat().st_mode & 0o077 == 0
     assert node_cache.read(there, "train-00000.parquet", 11, 7) == b"content"
-    assert node_cache.fetched(there, "train-00000.parquet") == first
+    assert node_cache.fetch(there, "train-00000.parquet") == first
     assert gets(s3, "train-00000.parquet") == 1
 
 
@@ -154,13 +155,14 @@ def test_shards_that_were_mended_are_fetched_anew(far):
     assert node_cache.read(there, "train-00000.parquet", 11, 7) == b"content"
     write_shards(there.store, "mended!!")
     prepare._index.cache_clear()  # as in a process that comes later
-    node_cache._folder.cache_clear()
-    assert node_cache.read(there, "train-00000.parquet", 11, 8) == b"mended!!"
+    prepare._version.cache_clear()
+    mended = Shards(there.store, there.size).files()
+    assert node_cache.read(mended, "train-00000.parquet", 11, 8) == b"mended!!"
 
 
 def test_the_oldest_copies_make_room(far, monkeypatch):
     there, s3 = far
-    monkeypatch.setattr(node_cache, "KEPT", 1)
+    monkeypatch.setattr(node_cache, "KEEP_COPIES", 1)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(
         node_cache.shutil,
@@ -169,7 +171,7 @@ def test_the_oldest_copies_make_room(far, monkeypatch):
     )
     found = []
     for k, name in enumerate(("train-00000.parquet", "train-00001.parquet", "val-00000.parquet")):
-        found.append(node_cache.fetched(there, name))
+        found.append(node_cache.fetch(there, name))
         os.utime(found[-1], (k, k))
     assert [path.exists() for path in found] == [False, True, True]
     assert node_cache.read(there, "train-00000.parquet", 11, 7) == b"content"  # it comes back
@@ -180,7 +182,7 @@ def test_a_full_disk_keeps_the_shards_that_are_mixed_at_present(far, monkeypatch
     there, _ = far
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(node_cache.shutil, "disk_usage", lambda _: usage(0))
-    found = [node_cache.fetched(there, f"{name}.parquet") for name in ("train-00000", "train-00001", "val-00000")]
+    found = [node_cache.fetch(there, f"{name}.parquet") for name in ("train-00000", "train-00001", "val-00000")]
     assert all(path.exists() for path in found)
 
 
@@ -189,7 +191,7 @@ def test_a_shard_that_is_gone_is_named(far, tmp_path):
     with pytest.raises(CxrltError, match=r"s3://bucket/.*/none\.parquet cannot be fetched to .*: No such file"):
         node_cache.read(there, "none.parquet", 0, 1)
     with pytest.raises(CxrltError, match=r"none\.parquet is gone"):
-        node_cache.read(Shards(Store(str(tmp_path)), 8), "none.parquet", 0, 1)
+        node_cache.read(ShardFiles(Store(str(tmp_path)), 8), "none.parquet", 0, 1)
 
 
 def test_threads_and_processes_that_begin_at_once_share_one_file(tmp_path, monkeypatch):
