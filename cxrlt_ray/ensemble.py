@@ -15,7 +15,7 @@ import hashlib
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +27,12 @@ from cxrlt_ray import cli, selection
 from cxrlt_ray.data.manifest import MAIN, Manifest, studies
 from cxrlt_ray.data.tasks import GROUPS, rarity
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
-from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, candidates, gather, gflops, read_costs, under_tta
+from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, candidates, gather, read_costs, under_tta
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run, write_predictions
+from cxrlt_ray.runs.cost import gflops
+from cxrlt_ray.runs.predictions import Predictions
+from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
 from cxrlt_ray.selection import curve, spaces, takes_costs
 from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
 from cxrlt_ray.selection.views import Rule
@@ -267,7 +269,6 @@ def main(
     name, file = load_ensemble(select)
     check_costs(costs, file, explain)
     loaded = load_run(storage, run)
-    loaded.check_layout()
     task, manifest = loaded.task, loaded.manifest()
     split = split or task.scored_split
     scored = manifest.of_split(split)
@@ -319,7 +320,7 @@ def _warn_of_mimic(manifest: Manifest, pool: Pool, weights: np.ndarray) -> None:
     if not manifest.source.startswith("cxrlt"):
         return
     for trial, used in zip(pool.trials, weights.sum(axis=1) > 0, strict=True):
-        if used and saw_mimic(told := str(trial.about.get("weights"))):
+        if used and saw_mimic(told := trial.record.weights):
             print(
                 f"{trial.name}'s weights ({told}) were pretrained on images of MIMIC-CXR: where the scored images are "
                 "of its training split (403 of task 2's 406 studies), the score promises too much."
@@ -467,8 +468,8 @@ def _write(
         assert scores is not None
         ids = images.table["image_id"].to_numpy()
         scores = filled(scores)
-        write_predictions(
-            store, "predictions.parquet", ids, scores, findings, images.table["split"].iloc[0], run.about["fingerprint"]
+        Predictions(ids, scores, findings, images.table["split"].iloc[0], run.record.fingerprint).write(
+            store, "predictions.parquet"
         )
         frame = submission.build(ids, scores, findings)
         submission.write(store, frame, run.task, ids, zip=zip)
@@ -477,11 +478,11 @@ def _write(
         {
             "version": VERSION,
             "name": name,
-            "task": run.about["task"],
+            "task": asdict(run.task),
             "run": run.store.absolute().uri,
-            "fingerprint": run.about["fingerprint"],
-            "sizes": [each["size"] for each in run.about["shards"]],
-            "quality": run.about["quality"],
+            "fingerprint": run.record.fingerprint,
+            "sizes": run.record.sizes_of_shards,
+            "quality": run.record.quality,
             **kept(file, row),
             "members": [_member(pool, int(m), weights[m], findings) for m in used],
             "scores": finite(report),
@@ -521,8 +522,8 @@ def weights_table(pool: Pool, weights: np.ndarray, findings: tuple[str, ...]) ->
             "backbone": trial.config.backbone,
             "resolution": trial.config.resolution,
             "loss": trial.config.loss,
-            "looks": trial.about["tta"]["looks"] if pool.tta and pool.tta[m] else 1,
-            "val_map": round(trial.val_map, 4),
+            "looks": pool.passes(m),
+            "val_map": round(trial.score, 4),
             "mean_weight": round(float(weight.mean()), 4),
             **dict(zip(findings, weight.round(4).tolist(), strict=True)),
         }
@@ -562,8 +563,8 @@ def _options(run: Run, split: str) -> Iterator[str]:
     if split != run.task.scored_split:
         yield f" --split {split}"
     for option, usual in (("seed", 0), ("uncertain", "null")):
-        if run.about[option] != usual:
-            yield f" --{option} {run.about[option]}"
+        if (value := getattr(run.record, option)) != usual:
+            yield f" --{option} {value}"
 
 
 def _next(run: Run, store: Store, split: str, part: Any) -> None:
@@ -572,8 +573,8 @@ def _next(run: Run, store: Store, split: str, part: Any) -> None:
     )
     if part:
         print(
-            f"Next: python -m cxrlt_ray.evaluate {store.uri}/submission.csv --task {run.about['task_argument']} "
-            f"--data {shlex.quote(run.about['data'])}" + "".join(_options(run, split))
+            f"Next: python -m cxrlt_ray.evaluate {store.uri}/submission.csv --task {run.record.task_argument} "
+            f"--data {shlex.quote(run.record.data or '')}" + "".join(_options(run, split))
         )
 
 

@@ -17,7 +17,8 @@ import pandas as pd
 from cxrlt_ray import cli
 from cxrlt_ray.ensembling.pool import TTA
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.runs.store import DEFAULT_STORAGE, Trial, read_trial, write_predictions
+from cxrlt_ray.runs.predictions import Predictions
+from cxrlt_ray.runs.store import DEFAULT_STORAGE, Trial, read_trial
 from cxrlt_ray.selection.views import Rule
 from cxrlt_ray.storage import Store
 
@@ -128,8 +129,8 @@ def main(
     scores = filled(score(loaded, work, shards, images.table))
     if work.exists(""):
         work.remove()
-    write_predictions(
-        store, "predictions.parquet", ids, scores, loaded.findings, split or "new", loaded.about["fingerprint"]
+    Predictions(ids, scores, loaded.findings, split or "new", loaded.about["fingerprint"]).write(
+        store, "predictions.parquet"
     )
     task = Task(loaded.about["task"]["name"], loaded.findings, loaded.about["task"]["scored_split"])
     submission.write(store, submission.build(ids, scores, loaded.findings), task, ids, zip=zip)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import pandas as pd
 from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.runs.store import FINISHED, PRUNED, Run, Trial, looked_at
+from cxrlt_ray.runs.predictions import augmented_name
+from cxrlt_ray.runs.records import FINISHED, PRUNED
+from cxrlt_ray.runs.store import Run, Trial
 from cxrlt_ray.selection.inputs import FEW
 from cxrlt_ray.storage import Store
 
-TTA = looked_at("val", True)
+TTA = augmented_name("val", True)
 DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1 s a trial on 2 cores
 ENOUGH = 2  # finished trials, without which pruned ones are chosen among
 # of the predictions, in memory while it is chosen: the pool's own, those that greedy sorts by label, these in 16 bits
@@ -50,7 +52,12 @@ class Pool:
 
     def split_of(self, m: int, split: str) -> str:
         """The name under which trial m's predictions of `split` are kept."""
-        return looked_at(split, bool(self.tta) and self.tta[m])
+        return augmented_name(split, bool(self.tta) and self.tta[m])
+
+    def passes(self, m: int) -> int:
+        """Forward passes that trial m takes to score an image: 1 without test-time augmentation."""
+        record = self.trials[m].record.tta if self.tta and self.tta[m] else None
+        return record.augmentations if record else 1
 
 
 def candidates(run: Run, split: str | None, pruned: bool = False, say: Any = print) -> list[Trial]:
@@ -71,7 +78,7 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Any = pri
     if not able:
         raise CxrltError(
             f"run {run.name} has no finished trial to choose from: `python -m cxrlt_ray.trials {run.name}` says why; "
-            f"continue it with `python -m cxrlt_ray.sweep {run.about['task_argument']} --resume --name {run.name}`."
+            f"continue it with `python -m cxrlt_ray.sweep {run.record.task_argument} --resume --name {run.name}`."
         )
     return able
 
@@ -223,7 +230,7 @@ def _looked(pool: Pool, split: str | None, say: Any) -> Iterator[tuple[int, np.n
     for m, trial in enumerate(pool.trials):
         if not trial.has_predictions(TTA):
             continue
-        if split is not None and not trial.checkpoints and not trial.has_predictions(looked_at(split, True)):
+        if split is not None and not trial.checkpoints and not trial.has_predictions(augmented_name(split, True)):
             say(f"{trial.name} looks plainly: its checkpoint was dropped, {split} images cannot be scored otherwise")
             continue
         try:
@@ -231,7 +238,7 @@ def _looked(pool: Pool, split: str | None, say: Any) -> Iterator[tuple[int, np.n
         except CxrltError as error:
             say(f"{trial.name} looks plainly: {error}")
             continue
-        values = frame.reindex(pool.image_id)[list(trial.about["findings"])].to_numpy(np.float32)
+        values = frame.reindex(pool.image_id)[list(trial.record.findings)].to_numpy(np.float32)
         if np.isnan(values).any():
             say(f"{trial.name} looks plainly: its predictions under test-time augmentation lack images")
             continue
@@ -248,32 +255,17 @@ def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Any) -> bool:
     difference = drawn[1] - drawn[0]
     taken = bool(looked - plain > np.nanstd(difference))
     low, high = (_signed(end) for end in metrics.interval(difference))
-    about = pool.trials[m].about["tta"]
+    record = pool.trials[m].record.tta
+    passes, price = (record.augmentations, record.price) if record else (1, 1.0)
     say(
-        f"{pool.names[m]} TTA of {about['looks']} looks: {_signed(looked - plain)} [{low}, {high}] at "
-        f"{about['price']:.1f} times the price: {'taken' if taken else 'refused'}"
+        f"{pool.names[m]} TTA of {passes} looks: {_signed(looked - plain)} [{low}, {high}] at "
+        f"{price:.1f} times the price: {'taken' if taken else 'refused'}"
     )
     return taken
 
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("0.", ".", 1)
-
-
-def gflops(trials: Sequence[Trial], tta: Sequence[bool] = ()) -> np.ndarray:
-    """What it costs each trial [M] to score an image: 10^9 floating-point operations, of all its folds and looks.
-
-    tta: which trials look under test-time augmentation; () for none.
-    """
-    from cxrlt_ray.models import flops
-
-    each = [
-        flops(trial.config.spec(), len(trial.about["findings"])) * max(len(trial.checkpoints), 1) for trial in trials
-    ]
-    looks = [
-        t.about["tta"]["looks"] if flag else 1 for t, flag in zip(trials, tta or [False] * len(trials), strict=True)
-    ]
-    return np.array(each, float) * looks / 1e9
 
 
 def read_costs(path: str, names: list[str]) -> np.ndarray:

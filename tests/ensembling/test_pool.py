@@ -16,7 +16,10 @@ from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.ensembling import pool, score
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.runs.store import Run, write_predictions
+from cxrlt_ray.runs import cost
+from cxrlt_ray.runs.predictions import Predictions
+from cxrlt_ray.runs.records import RunRecord
+from cxrlt_ray.runs.store import Run
 from cxrlt_ray.selection.views import Rule
 from cxrlt_ray.storage import Store
 
@@ -38,8 +41,7 @@ def made(tmp_path):
     table[list(FINDINGS)] = targets
     manifest = Manifest(table.astype(dict.fromkeys(FINDINGS, "Int8")), FINDINGS, "table", str(tmp_path))
     task = Task("mine", FINDINGS, "test")
-    about = {"name": "r", "task": {**task.__dict__, "findings": list(FINDINGS)}, "task_argument": "auto"}
-    run = Run(Store(str(tmp_path / "r")), about)
+    run = Run(Store(str(tmp_path / "r")), RunRecord(name="r", task=task, task_argument="auto"))
     for number, noise in enumerate([(1.5, 0.7), (1.0, 2.0), (1.0, None)]):
         name = f"T000{number}"
         store = run.store / "trials" / name
@@ -58,7 +60,8 @@ def made(tmp_path):
 
 
 def _write(store, ids, scores, split, fingerprint="f"):
-    write_predictions(store, f"predictions/{split}.parquet", list(ids), scores, FINDINGS, split, fingerprint)
+    predictions = Predictions(np.array(ids), np.asarray(scores), FINDINGS, split, fingerprint)
+    predictions.write(store, f"predictions/{split}.parquet")
 
 
 def gathered(made):
@@ -139,9 +142,9 @@ def test_predictions_that_do_not_fit_are_told_and_left(made):
 
 def test_looks_are_paid_for(made):
     trials = made[0].trials()
-    plain = pool.gflops(trials)
+    plain = cost.gflops(trials)
     assert (plain > 0).all()
-    assert np.allclose(pool.gflops(trials, (True, False, False)), plain * [2, 1, 1])
+    assert np.allclose(cost.gflops(trials, (True, False, False)), plain * [2, 1, 1])
 
 
 def test_test_images_are_scored_and_read_as_each_member_looks(made, monkeypatch):
