@@ -159,6 +159,7 @@ def main(
     from cxrlt_ray.data.prepare import parse_quality, prepare
     from cxrlt_ray.doctor import preflight
     from cxrlt_ray.runs import store as store
+    from cxrlt_ray.runs.records import RunRecord, ShardsRecord
     from cxrlt_ray.search.optuna_study import check_url
     from cxrlt_ray.search.tuner import Care, reopen_damaged
     from cxrlt_ray.search.watchdog import Room
@@ -184,13 +185,13 @@ def main(
     given |= {"views": views if views != "all" else None, "uncertain": uncertain if uncertain != "null" else None}
     run = _run_to_resume(storage, name, {**given, "seed": seed or None, "task_argument": task}) if resume else None
     if run:
-        about = run.about
-        folds, views, seed, max_bad = about["folds"], about["views"], about["seed"], about["max_bad"]
-        wanted_quality, smoke = about["quality"], about.get("smoke", False)
-        trials, epochs = trials or about["trials"], epochs or about["epochs"]
-        search_db = search_db or about.get("search_db")
+        record = run.record
+        folds, views, seed, max_bad = record.folds, record.views, record.seed, record.max_bad
+        wanted_quality, smoke = record.quality, record.smoke
+        trials, epochs = trials or record.trials, epochs or record.epochs
+        search_db = search_db or record.search_db
         if not dry_run and not plan:
-            run.store.write_json("run.json", {**about, "trials": trials, "epochs": epochs, "search_db": search_db})
+            run.write(record.model_copy(update={"trials": trials, "epochs": epochs, "search_db": search_db}))
     elif not dry_run and not plan:
         Store(storage).check_writable()
         name = name or f"{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -238,38 +239,39 @@ def main(
     specs = searched.specs()
     models.check_weights(specs, wanted.findings)
     ray = start_ray(address)
-    edges = [each["size"] for each in run.about["shards"]] if run else _edges(sizes, specs)
+    edges = run.record.sizes_of_shards if run else _edges(sizes, specs)
     preflight(storage, ray, manifest, edges, wanted_quality, specs, address)
     shards = prepare(manifest, storage, edges, max_bad, wanted_quality)
     if not run:
-        about = {
-            "task": dataclasses.asdict(wanted),
-            "task_argument": task,
-            "data": Store(data).absolute().uri if data else None,
-            "format": manifest.source,
-            "space": searched.name,
-            "trials": trials,
-            "epochs": None if searched.staged else searched.epochs,
-            "smoke": smoke,
-            "cohorts": others,
-            "folds": folds,
-            "holdout": holdout,
-            "objectives": objectives,
-            "views": views,
-            "uncertain": uncertain,
-            "seed": seed,
-            "max_bad": max_bad,
-            "sizes": sizes,
-            "quality": wanted_quality,
-            "search_db": search_db,
-            "shards": [{"name": each.name(), "size": each.size} for each in shards],
-        }
-        run = store.create_run(storage, str(name), about, manifest, {"space.yaml": text})
+        record = RunRecord(
+            name=str(name),
+            task=wanted,
+            task_argument=task,
+            data=Store(data).absolute().uri if data else None,
+            format=manifest.source,
+            space=searched.name,
+            trials=trials,
+            epochs=None if searched.staged else searched.epochs,
+            smoke=smoke,
+            cohorts=others,
+            folds=folds,
+            holdout=holdout,
+            objectives=objectives,
+            views=views,
+            uncertain=uncertain,
+            seed=seed,
+            max_bad=max_bad,
+            sizes=sizes,
+            quality=wanted_quality,
+            search_db=search_db,
+            shards=tuple(ShardsRecord(name=each.name(), size=each.size) for each in shards),
+        )
+        run = store.create_run(storage, record, manifest, {"space.yaml": text})
     job = Job(
         run.store.absolute(),
         shards,
         wanted.findings,
-        run.about["fingerprint"],
+        run.record.fingerprint,
         views,
         folds,
         seed,
@@ -382,14 +384,14 @@ def _check_options(
 
 def _front(trials: list[Any]) -> str:
     """The finished trials that no other beats in both mAP and cost, cheapest first."""
-    from cxrlt_ray.ensemble import gflops
-    from cxrlt_ray.runs.store import FINISHED
+    from cxrlt_ray.runs.cost import gflops
+    from cxrlt_ray.runs.records import FINISHED
 
     done = [trial for trial in trials if trial.state == FINISHED]
     best, told = -1.0, []
-    for cost, trial in sorted(zip(gflops(done), done, strict=True), key=lambda pair: (pair[0], -pair[1].val_map)):
-        if trial.val_map > best:
-            best = trial.val_map
+    for cost, trial in sorted(zip(gflops(done), done, strict=True), key=lambda pair: (pair[0], -pair[1].score)):
+        if trial.score > best:
+            best = trial.score
             told.append(f"{trial.name} {cli.short(best)} at {cost:.3g}")
     return f"No other trial has both more mAP and fewer GFLOPs: {', '.join(told)}"
 
@@ -439,21 +441,21 @@ def _run_to_resume(storage: str, name: str | None, given: dict[str, Any]) -> Any
     from cxrlt_ray.storage import Store
 
     run = load_run(storage, name)
-    run.check_layout()
-    if given["task_argument"] != run.about["task_argument"]:
+    if given["task_argument"] != run.record.task_argument:
         raise UsageError(
-            f"run {run.name} is of {run.about['task_argument']}, not {given['task_argument']}: name the run to "
+            f"run {run.name} is of {run.record.task_argument}, not {given['task_argument']}: name the run to "
             "continue by --name."
         )
     if given["data"] is not None:
         given = {**given, "data": Store(given["data"]).absolute().uri}
     if given["space"] is not None and _alike(run.store, given["space"]):
-        given = {**given, "space": run.about["space"]}
+        given = {**given, "space": run.record.space}
     for option, value in given.items():
-        if value is not None and value != run.about.get(option):
+        original = getattr(run.record, option)
+        if value is not None and value != original:
             raise UsageError(
-                f"run {run.name} was made with --{option} {run.about.get(option)}, not {value}; --resume goes on as it "
-                f"was made: leave --{option} out."
+                f"run {run.name} was made with --{option} {original}, not {value}; --resume goes on as it was made: "
+                f"leave --{option} out."
             )
     return run
 
@@ -501,17 +503,18 @@ def _search(
 def _again(run: Any, storage: str) -> str:
     """The command that continues the run."""
     where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
-    return f"python -m cxrlt_ray.sweep {run.about['task_argument']} --resume --name {run.name}{where}"
+    return f"python -m cxrlt_ray.sweep {run.record.task_argument} --resume --name {run.name}{where}"
 
 
 def _summary(run: Any, why: str, trials: int, storage: str) -> None:
     from cxrlt_ray import config
     from cxrlt_ray.reporting.trials import trials_table
-    from cxrlt_ray.runs.store import FINISHED, PRUNED, RUNNING, load_run
+    from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING
+    from cxrlt_ray.runs.store import load_run
 
     done = run.trials()
     cli.console().print(trials_table(done))
-    if "cost" in run.about["objectives"]:
+    if "cost" in run.record.objectives:
         print(_front(done))
     free = run.store.free()
     left = "" if free is None else f", {cli.size(free)} free"
@@ -527,7 +530,7 @@ def _summary(run: Any, why: str, trials: int, storage: str) -> None:
     if not any(t.state in (FINISHED, PRUNED) for t in done):
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
     latest = again.replace(f" --run {run.name}", "") if load_run(storage).name == run.name else again
-    select = run.about["space"] if run.about["space"] in config.names("ensembles") else "greedy"
+    select = run.record.space if run.record.space in config.names("ensembles") else "greedy"
     print(f"Next: python -m cxrlt_ray.ensemble --select {select}{latest}")
 
 

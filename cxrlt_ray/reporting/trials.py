@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from cxrlt_ray.runs.store import Trial, load_run, runs, short
+from cxrlt_ray import cli
+from cxrlt_ray.runs.store import Trial, best_first, load_run, runs
 
 
 def runs_table(storage: str) -> Any:
@@ -18,11 +19,11 @@ def runs_table(storage: str) -> Any:
     for name in runs(storage):
         run = load_run(storage, name)
         trials = run.trials()
-        best = max((t.val_map for t in trials if t.val_map == t.val_map), default=float("nan"))
+        best = next((trial.score for trial in best_first(trials)), float("nan"))
         states = ", ".join(
             f"{count} {state}" for state, count in pd.Series([t.state for t in trials]).value_counts().items()
         )
-        table.add_row(name, run.task.name, run.about["created"][:16], str(run.about["data"]), states, f"{best:.4f}")
+        table.add_row(name, run.task.name, run.record.created[:16], str(run.record.data), states, f"{best:.4f}")
     return table
 
 
@@ -35,19 +36,18 @@ def trials_table(trials: list[Trial]) -> Any:
     for column in ("trial", "state", "val mAP", "epochs", "backbone", "px", "loss", "lr", "images/s"):
         table.add_column(column, no_wrap=True)
     table.add_column("note")
-    for trial in sorted(trials, key=lambda t: -t.val_map if t.val_map == t.val_map else 1):
-        config = trial.about["config"]  # {} where a trial ended before it began
-        speed = trial.about.get("images_per_second")
+    for trial in best_first(trials):
+        record, config = trial.record, trial.record.config  # None where a trial ended before it began
         table.add_row(
             trial.name,
             trial.state,
-            f"{trial.val_map:.4f}" if trial.val_map == trial.val_map else "",
-            str(len(trial.about.get("epochs", []))),
-            config.get("backbone", ""),
-            str(config.get("resolution", "")),
-            config.get("loss", ""),
-            f"{config['lr']:.1e}" if "lr" in config else "",
-            f"{speed:.0f}" if speed else "",
-            short(trial.about.get("reason") or ""),
+            f"{trial.score:.4f}" if trial.score == trial.score else "",
+            str(len(record.epochs)),
+            config.backbone if config else "",
+            str(config.resolution) if config else "",
+            config.loss if config else "",
+            f"{config.lr:.1e}" if config else "",
+            f"{record.images_per_second:.0f}" if record.images_per_second else "",
+            cli.shortened(record.reason or ""),
         )
     return table

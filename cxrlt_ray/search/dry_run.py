@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.training.config import TrialConfig
+from cxrlt_ray.runs.trial_config import TrialConfig
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,24 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.runs.store import FAILED, FINISHED, PRUNED, RUNNING, Run, Trial, read_trial
+from cxrlt_ray.runs.cost import gflops
+from cxrlt_ray.runs.records import (
+    FAILED,
+    FINISHED,
+    PRUNED,
+    RUNNING,
+    Retraining,
+    Retry,
+    TrialRecord,
+)
+from cxrlt_ray.runs.store import RECORD, Run, Trial, read_trial
 from cxrlt_ray.search.space import Space
+from cxrlt_ray.storage import Store
 from cxrlt_ray.training import resume
-from cxrlt_ray.training.config import TrialConfig
-from cxrlt_ray.training.trial import best_epoch, epochs_of
 
 COST = "cost"
 STARTUP = 4  # trials that are drawn at random before TPE begins
+RETRIES = "retries.json"  # beside a trial's record, until the trial ends
 FAULTS = (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError)  # of a database, or what is in it
 ENDED = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -48,7 +58,7 @@ class Study:
     def __init__(self, run: Run, space: Space, seed: int, url: str | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.run, self.space, self.sampler = run, space, Seeded(seed)
-        self.costs = COST in run.about["objectives"]
+        self.costs = COST in run.record.objectives
         self.file = None if url else _file(run)
         self.url = url or f"sqlite:///{self.file}"
         self.study = self._open()
@@ -62,9 +72,9 @@ class Study:
         self.space.define(trial)  # of one that was cut off in this: what it has already it keeps
         number, name, params = trial.number, trial_name(trial.number), dict(trial.params)
         store = self.run.store / "trials" / name
-        if not store.exists("trial.json"):
-            begun = {"name": name, "state": RUNNING, "params": params}
-            store.write_json("trial.json", {**begun, "config": {}, "epochs": [], "val_map": None})
+        if not store.exists(RECORD):
+            record = TrialRecord(name=name, state=RUNNING, params=params)
+            Trial(store, record).write(record)
         self._waiting.pop(0)
         return number, params
 
@@ -136,7 +146,7 @@ class Study:
             return False
         for number, trial in numbers.items():
             params, state = told[number].params, told[number].state
-            if trial.about.get("params") and params != trial.about["params"]:
+            if trial.record.params and params != trial.record.params:
                 return False
             if trial.state == RUNNING and state.is_finished():
                 return False
@@ -145,7 +155,7 @@ class Study:
     def _catch_up(self, study: optuna.Study, number: int) -> None:
         """Tell the study of a trial that the store has ended and the study has not."""
         store = self.run.store / "trials" / trial_name(number)
-        if store.exists("trial.json") and (trial := read_trial(store)).state != RUNNING:
+        if store.exists(RECORD) and (trial := read_trial(store)).state != RUNNING:
             state = _state_of(trial)
             study.tell(number, self._values(trial) if state == TrialState.COMPLETE else None, state)
 
@@ -171,14 +181,14 @@ class Study:
         """A trial of the store as Optuna has it; None: one that is not there any more."""
         now = datetime.datetime.now()
         state = TrialState.FAIL if trial is None else _state_of(trial)
-        params = {} if trial is None else trial.about.get("params") or {}
+        params = {} if trial is None else trial.record.params
         defined = optuna.trial.FixedTrial(params)
         if params:
             self.space.define(defined)
         values = self._values(trial) if trial and state == TrialState.COMPLETE else None
         curve = dict(_curve(trial)) if trial and not self.costs else {}
         if trial and state == TrialState.PRUNED and not self.costs:
-            values = [trial.val_map]
+            values = [trial.score]
         return FrozenTrial(
             number=0,
             trial_id=0,
@@ -195,9 +205,7 @@ class Study:
         )
 
     def _values(self, trial: Trial) -> list[float]:
-        from cxrlt_ray.ensemble import gflops
-
-        return [trial.val_map, float(gflops([trial])[0])] if self.costs else [trial.val_map]
+        return [trial.score, float(gflops([trial])[0])] if self.costs else [trial.score]
 
 
 class Seeded(optuna.samplers.BaseSampler):
@@ -235,57 +243,58 @@ def settle(run: Run, number: int, error: bool = False, cut: bool = False) -> str
     """
     store = run.store / "trials" / trial_name(number)
     trial = read_trial(store)
-    about = trial.about
-    if about["state"] == RUNNING:
-        epochs = list(epochs_of(about))
+    record = trial.record
+    if record.state == RUNNING:
+        epochs = record.epochs_of()
         judged = bool(epochs) and not error
         # Tune stops a trial at its last report, before its own last word
-        whole = judged and not cut and run.about["folds"] <= 1 and is_last(about["config"], epochs[-1]["epoch"])
-        about["state"] = FINISHED if whole else PRUNED if judged else FAILED
-    told = retries(trial)
-    if about["state"] == FAILED:
-        last = told[-1]["reason"] if told else "it was stopped before an epoch was done"
-        about.setdefault("reason", last)
-    if told:
-        about["retries"] = told
-    store.write_json("trial.json", about)
+        whole = judged and not cut and run.record.folds <= 1 and is_last(trial)
+        record.state = FINISHED if whole else PRUNED if judged else FAILED
+    record.retries = retries(trial)
+    if record.state == FAILED and record.reason is None:
+        record.reason = record.retries[-1].reason if record.retries else "it was stopped before an epoch was done"
+    trial.write(record)
     resume.forget(store)
-    if told:
-        store.delete("retries.json")
-    return about["state"]
+    if record.retries:
+        store.delete(RETRIES)
+    return record.state
 
 
 def reopen(trial: Trial) -> None:
     """Make a trial that failed by a fault of its surroundings, or whose files are damaged, one that is to go on.
 
-    One that had ended well is trained again as far as it was (`again`): what it left is not to be trusted.
+    One that had ended well is trained again as far as it was (`retraining`): what it left is not to be trusted.
     """
-    about = {key: value for key, value in trial.about.items() if key not in ("reason", "ended")}
+    changes: dict[str, Any] = {"state": RUNNING, "reason": None, "ended": None}
     if trial.state in (FINISHED, PRUNED):
-        about["again"] = {"state": trial.state, "curve": list(curve(trial))}
-        about |= {"epochs": [], "val_map": None}
+        changes["retraining"] = Retraining(state=trial.record.state, curve=tuple(curve(trial)))
+        changes |= {"epochs": [], "score": None}
         resume.forget(trial.store)
-    trial.store.write_json("trial.json", {**about, "state": RUNNING})
+    trial.write(trial.record.model_copy(update=changes))
 
 
-def retries(trial: Trial) -> list[dict[str, Any]]:
-    """Why a trial was begun anew, each time: {"reason", "at"}."""
-    kept = list(trial.about.get("retries", []))
-    if trial.store.exists("retries.json"):
-        kept += [each for each in trial.store.read_json("retries.json") if each not in kept]
-    return kept
+def retries(trial: Trial) -> list[Retry]:
+    """Why a trial was begun anew, each time."""
+    known = list(trial.record.retries)
+    return known + [retry for retry in _noted_retries(trial.store) if retry not in known]
 
 
-def note_retry(store: Any, reason: str, at: float) -> None:
-    """Keep why a trial is begun anew."""
-    told = store.read_json("retries.json") if store.exists("retries.json") else []
-    store.write_json("retries.json", [*told, {"reason": reason, "at": at}])
+def note_retry(store: Store, reason: str, at: float) -> None:
+    """Keep why a trial is begun anew, in a file of its own: its record is another process's to write."""
+    noted = [*_noted_retries(store), Retry(reason=reason, at=at)]
+    store.write_json(RETRIES, [retry.model_dump() for retry in noted])
 
 
-def is_last(config: dict[str, Any], epoch: int) -> bool:
-    """Whether a trial whose last epoch was that one had no more to do: no epoch, refit or look at the images."""
-    trial = TrialConfig(**config)
-    return epoch + 1 == trial.total_epochs and not trial.refit and trial.tta == "none"
+def _noted_retries(store: Store) -> list[Retry]:
+    return [Retry(**retry) for retry in store.read_json(RETRIES)] if store.exists(RETRIES) else []
+
+
+def is_last(trial: Trial) -> bool:
+    """Whether a trial has no more to do after the epochs of its record: no epoch, refit or test-time augmentation."""
+    epochs, config = trial.record.epochs_of(), trial.record.config
+    if not epochs or config is None:
+        return False
+    return epochs[-1].epoch + 1 == config.total_epochs and not config.refit and config.tta == "none"
 
 
 def trial_name(number: int) -> str:
@@ -299,16 +308,15 @@ def number_of(trial: Trial) -> int:
 
 
 def curve(trial: Trial) -> Iterator[tuple[int, float]]:
-    """What the trial told after each epoch that it trained: how many epochs were done, and its best mAP so far."""
-    if "again" in trial.about:
-        yield from ((step, value) for step, value in trial.about["again"]["curve"])
+    """What the trial reported after each epoch that it trained: the epochs done, and its stage's best score so far."""
+    record = trial.record
+    if record.retraining is not None:
+        yield from record.retraining.curve
         return
-    for stage in dict.fromkeys(epoch["stage"] for epoch in epochs_of(trial.about)):
-        so_far: list[dict[str, Any]] = []
-        for epoch in epochs_of(trial.about):
-            if epoch["stage"] == stage:
-                so_far.append(epoch)
-                yield epoch["epoch"] + 1, best_epoch(so_far, 0, stage)["val_map"]
+    for stage in dict.fromkeys(epoch.stage for epoch in record.epochs_of()):
+        for epoch in record.epochs_of(stage=stage):
+            score = record.best_of(0, stage, before=epoch.epoch).score
+            yield epoch.epoch + 1, float("nan") if score is None else score
 
 
 def _curve(trial: Trial) -> Iterator[tuple[int, float]]:
@@ -319,7 +327,7 @@ def _state_of(trial: Trial) -> TrialState:
     """Optuna's name for a trial's state; one without a score failed, whatever it says."""
     if trial.state == RUNNING:
         return TrialState.RUNNING
-    return TrialState.FAIL if trial.val_map != trial.val_map else ENDED[trial.state]
+    return TrialState.FAIL if trial.score != trial.score else ENDED[trial.state]
 
 
 def check_url(url: str) -> str:

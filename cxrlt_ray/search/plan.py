@@ -20,9 +20,10 @@ import numpy as np
 
 from cxrlt_ray import cli
 from cxrlt_ray.data.manifest import MAIN
-from cxrlt_ray.search.space import REDUCTION, Space, TrialConfig, grace
+from cxrlt_ray.runs.records import TrialRecord
+from cxrlt_ray.runs.trial_config import ALL, OUTSIDE, TrialConfig
+from cxrlt_ray.search.space import REDUCTION, Space, grace
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training.config import ALL, OUTSIDE
 
 # FLOP/s that training reaches; from 600 images/s of ConvNeXt-S at 384 px on an H100 (627 measured, benchmarks/gpu.py),
 # and estimated from the vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, the low end of the
@@ -493,13 +494,13 @@ class Sweep:
         """Keep the rates that trials had, and say how the plan compares with what the sweep took."""
         rates: dict[tuple[str, str, int], list[float]] = {}
         for trial in trials:
-            for stage, speed in _speeds(trial.about):
-                device = trial.about["environment"]["device"]
+            for stage, speed in _speeds(trial.record):
+                device = trial.record.environment.device
                 rates.setdefault((device, stage.backbone, stage.resolution), []).append(speed)
         for key, values in rates.items():
             self.rates.note(*key, float(np.median(values)), "trials")
         self.rates.save()
-        epochs = sum(len(trial.about["epochs"]) for trial in trials)
+        epochs = sum(len(trial.record.epochs) for trial in trials)
         planned, outcome = foreseen.outcome.wall, foreseen.outcome
         print(
             f"Planned {cli.duration(planned)} and {outcome.epochs.sum() * self.folds} epochs, took "
@@ -508,12 +509,12 @@ class Sweep:
         )
 
 
-def _speeds(about: dict[str, Any]) -> list[tuple[TrialConfig, float]]:
+def _speeds(record: TrialRecord) -> list[tuple[TrialConfig, float]]:
     """The stages of a trial that trained its backbone on single images, with the images/s of each one's last epoch."""
-    if not about.get("config"):
+    if record.config is None:
         return []
-    last = {epoch.get("stage", 0): float(epoch["images_per_second"]) for epoch in about["epochs"]}
-    stages = TrialConfig(**about["config"]).staged()
+    last = {epoch.stage: epoch.images_per_second for epoch in record.epochs}
+    stages = record.config.staged()
     return [
         (stages[number], speed)
         for number, speed in last.items()

@@ -59,7 +59,7 @@ def phantom(storage: str, seed: int, images: int, what: str = "No --data: the bu
 
 def others_of(space: Any, given: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
     """The other cohorts that the space's stages train on; in smoke (`storage` given) phantoms stand in for them."""
-    from cxrlt_ray.training.config import ALL, OUTSIDE
+    from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
 
     named = sorted(space.cohorts())
     wanted = [name for each in named if each not in (MAIN, OUTSIDE, ALL) for name in each.split("+")]

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.training.config import Scalar, TrialConfig
+from cxrlt_ray.runs.trial_config import Scalar, TrialConfig
 
 REDUCTION = 3  # ASHA keeps the best third at each rung
 

@@ -36,8 +36,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.trial_config import WHOLE, Scalar, TrialConfig
 from cxrlt_ray.search.space import Rule, Space, message
-from cxrlt_ray.training.config import WHOLE, Scalar, TrialConfig
 
 SMOKE_IMAGES = 300
 

@@ -28,16 +28,16 @@ from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError, Diverged, UsageError
-from cxrlt_ray.runs.store import FAILED, RUNNING, Run, Trial, damage, drop_checkpoints, read_trial
+from cxrlt_ray.runs.records import FAILED, RUNNING, VAL_MAP, TrialRecord
+from cxrlt_ray.runs.store import RECORD, Run, Trial, damage, drop_checkpoints, read_trial
 from cxrlt_ray.search import watchdog
 from cxrlt_ray.search.optuna_study import Study, curve, is_last, note_retry, number_of, reopen, trial_name
 from cxrlt_ray.search.space import REDUCTION, Space
 from cxrlt_ray.search.watchdog import Halt, Room, patiently
 from cxrlt_ray.training.heartbeat import beat
 from cxrlt_ray.training.stage import Job
-from cxrlt_ray.training.trial import epochs_of, train
+from cxrlt_ray.training.trial import train
 
-METRIC = "val_map"
 ELASTIC = 60.0  # seconds that a trial waits for the machines of all its workers, where it may begin with fewer
 RETRIES, HUNG_AFTER = 2, 600.0
 
@@ -86,8 +86,8 @@ def tune_trials(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode="max",
+                metric=VAL_MAP.name,
+                mode=VAL_MAP.mode,
                 search_alg=search,
                 scheduler=scheduler,
                 num_samples=missing,
@@ -144,7 +144,7 @@ class Halving(ASHAScheduler):
                 for epoch, value in curve(trial)
                 if epoch < ray_private.asha_max_epochs(self) and value == value
             ]
-            if TrialScheduler.STOP in actions and trial.state == RUNNING and "again" not in trial.about:
+            if TrialScheduler.STOP in actions and trial.state == RUNNING and trial.record.retraining is None:
                 self.stopped.append(number_of(trial))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -181,8 +181,8 @@ def missing_trials(run: Run, trials: int) -> int:
 def reopen_damaged(run: Run) -> None:
     """Before a run is resumed: trials that failed by no fault of their own, or whose files are damaged, go on."""
     for trial in run.trials():
-        if trial.state == FAILED and not trial.about.get("own_fault"):
-            print(f"{trial.name} is tried again: it had failed ({trial.about.get('reason')})")
+        if trial.state == FAILED and not trial.record.own_fault:
+            print(f"{trial.name} is tried again: it had failed ({trial.record.reason})")
             reopen(trial)
         elif trial.state not in (FAILED, RUNNING) and (fault := damage(trial)):
             print(f"{trial.name} is trained again: {fault}")
@@ -220,7 +220,7 @@ class Search(Searcher):
 
     def _end(self, number: int, error: bool) -> None:
         trial = read_trial(self.run.store / "trials" / trial_name(number))
-        if self.halt.now and trial.state == RUNNING and not _done(trial):
+        if self.halt.now and trial.state == RUNNING and not is_last(trial):
             return  # it goes on when the run is resumed
         if error and (reason := self.guard.why(number)):
             note_retry(trial.store, reason, time.time())
@@ -244,12 +244,6 @@ class Search(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: Tune's own checkpoints are not resumed from."""
-
-
-def _done(trial: Trial) -> bool:
-    """Whether a trial that runs has told its last epoch and has no more to do."""
-    epochs = list(epochs_of(trial.about))
-    return bool(epochs) and is_last(trial.about["config"], epochs[-1]["epoch"])
 
 
 def _trial(point: dict[str, Any], job: Job, space: Space, plan: Any) -> None:
@@ -331,9 +325,13 @@ def _told_failure(job: Job, name: str, config: Any, params: dict[str, Any], repo
     try:
         train(job, name, config, params, report)
     except (Diverged, UsageError) as error:
-        about = store.read_json("trial.json") if store.exists("trial.json") else {"name": name, "params": params}
-        about = {"config": config.model_dump(), "epochs": [], "val_map": None, **about}
-        store.write_json("trial.json", {**about, "state": FAILED, "reason": str(error), "own_fault": True})
+        if store.exists(RECORD):
+            record = TrialRecord.read(store, RECORD)
+        else:
+            record = TrialRecord(name=name, state=FAILED, params=params)
+        record.config = record.config or config
+        record.state, record.reason, record.own_fault = FAILED, str(error), True
+        record.write(store, RECORD)
     except Exception as error:
         memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't alloc" in str(error)
         reason = str(error) if isinstance(error, CxrltError) else f"{type(error).__name__}: {error}"

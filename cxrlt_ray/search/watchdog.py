@@ -25,7 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from cxrlt_ray import cli
 from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.runs.store import FAILED, RUNNING, Run, read_trial
+from cxrlt_ray.runs.records import FAILED, RUNNING, VAL_MAP
+from cxrlt_ray.runs.store import Run, best_first, read_trial
 from cxrlt_ray.search.optuna_study import note_retry, retries, trial_name
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import heartbeat
@@ -352,7 +353,7 @@ class Progress(tune.Callback):
         """Tell of an epoch where nothing was told for SILENCE seconds."""
         if time.monotonic() - self.said > SILENCE:
             self.said = time.monotonic()
-            told = f"epoch {result['epoch']}, best val mAP {result['val_map']:.4f}"
+            told = f"epoch {result['epoch']}, best val mAP {result[VAL_MAP.name]:.4f}"
             name = trial_name(trial.config["number"])
             print(f"  {name} {told}, {result['images_per_second']:.0f} images/s", flush=True)
 
@@ -364,7 +365,7 @@ class Progress(tune.Callback):
         """Tell of a trial that is begun anew."""
         name = trial_name(trial.config["number"])
         told = retries(read_trial(self.run.store / "trials" / name))
-        print(f"  {name} is begun anew: {told[-1]['reason'] if told else 'it failed'}", flush=True)
+        print(f"  {name} is begun anew: {told[-1].reason if told else 'it failed'}", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that failed."""
@@ -379,17 +380,17 @@ class Progress(tune.Callback):
         self.done += 1
         self.said = time.monotonic()
         left = (time.monotonic() - self.started) / self.done * (self.missing - self.done)
-        judged = [each for each in everyone.values() if each.val_map == each.val_map]
-        best = max(judged, key=lambda each: each.val_map, default=None)
-        if this.state == FAILED:
-            line = f"{name} failed: {this.about.get('reason')}"
+        judged = best_first(each for each in everyone.values() if each.score == each.score)
+        record = this.record
+        if record.config is None or this.state == FAILED:
+            line = f"{name} failed: {record.reason}"
         else:
-            config = this.about["config"]
+            config = record.config
             line = (
-                f"{name} {this.state:8} val mAP {this.val_map:.4f}  {len(this.about['epochs'])} epochs  "
-                f"{this.about.get('images_per_second', 0):.0f} images/s  "
-                f"{config['backbone']} {config['resolution']} px {config['loss']}"
+                f"{name} {this.state:8} {record.metric.title} {this.score:.4f}  {len(record.epochs)} epochs  "
+                f"{record.images_per_second or 0:.0f} images/s  "
+                f"{config.backbone} {config.resolution} px {config.loss}"
             )
-        told = f"best {best.val_map:.4f} ({best.name})" if best else "none yet"
+        told = f"best {judged[0].score:.4f} ({judged[0].name})" if judged else "none yet"
         total = self.trials - self.missing + self.done
         print(f"[{total}/{self.trials}] {line} | {told} | {left / 60:.1f} min left", flush=True)

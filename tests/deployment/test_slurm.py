@@ -257,7 +257,7 @@ def test_real_ray_on_two_nodes_is_stopped_at_the_limit_and_goes_on_in_the_next_j
 
     def epochs() -> int:
         try:
-            return sum(len(trial.about["epochs"]) for trial in store.load_run(str(storage), "limit").trials())
+            return sum(len(trial.record.epochs) for trial in store.load_run(str(storage), "limit").trials())
         except Exception:  # not there yet
             return 0
 
@@ -285,4 +285,4 @@ def test_real_ray_on_two_nodes_is_stopped_at_the_limit_and_goes_on_in_the_next_j
         shutil.rmtree(f"/tmp/ray-{number}", ignore_errors=True)
     done = store.load_run(str(storage), "limit").trials()
     assert [trial.state for trial in done] == ["finished", "finished"]
-    assert [[epoch["epoch"] for epoch in trial.about["epochs"]] for trial in done] == [list(range(60))] * 2
+    assert [[epoch.epoch for epoch in trial.record.epochs] for trial in done] == [list(range(60))] * 2

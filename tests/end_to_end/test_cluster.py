@@ -104,7 +104,7 @@ COME_AND_GO = """
 first = [add(2), add(2)]
 
 def nodes():
-    while not any(len(trial.about["epochs"]) > 1 for trial in there()):
+    while not any(len(trial.record.epochs) > 1 for trial in there()):
         yield
     first.append(add(2))
     while not any(node.node_id in busy() for node in first[:2]):
@@ -122,9 +122,9 @@ def test_a_node_joins_and_one_is_lost_with_its_trials_and_the_sweep_ends_with_al
     assert "lost a node that trained" in told
     assert [trial.state for trial in found] == ["finished"] * 3
     for trial in found:
-        assert [epoch["epoch"] for epoch in trial.about["epochs"]] == list(range(30))  # none twice, none lost
+        assert [epoch.epoch for epoch in trial.record.epochs] == list(range(30))  # none twice, none lost
         assert len(trial.predictions()) == 12
-    assert any(trial.about.get("retries") for trial in found)
+    assert any(trial.record.retries for trial in found)
 
 
 TWO = "for _ in range(2): add(2)"
@@ -139,9 +139,9 @@ def test_two_workers_on_two_nodes_train_the_model_that_one_trains(swept):
     both, _ = swept(TWO, *words, "1.5", "--workers-per-trial", "2", storage="two", batch_size=4)
     assert [trial.state for trial in alone + both] == ["finished"] * 4
     for one, two in zip(alone, both, strict=True):
-        assert one.about["params"] == two.about["params"]
+        assert one.record.params == two.record.params
         pd.testing.assert_frame_equal(one.predictions(), two.predictions().loc[one.predictions().index], atol=1e-5)
-        losses = [[epoch["loss"] for epoch in trial.about["epochs"]] for trial in (one, two)]
+        losses = [[epoch.loss for epoch in trial.record.epochs] for trial in (one, two)]
         assert len(losses[0]) == len(losses[1]) == 3
         # the model did learn: the predictions are not merely those it began with
         assert losses[0][-1] < losses[0][0]
@@ -151,7 +151,7 @@ LOSE_A_WORKER = """
 there_are = [add(2), add(2)]
 
 def nodes():
-    while not any(len(trial.about["epochs"]) > 1 for trial in there()):
+    while not any(len(trial.record.epochs) > 1 for trial in there()):
         yield
     # the one that has a worker and not Tune's own actor, if there is such a one
     lost = next((node for node in there_are if node.node_id not in busy()), there_are[0])
@@ -167,8 +167,8 @@ def test_a_trial_that_loses_a_worker_goes_on_with_the_other_and_ends_with_the_sa
     lost, told = swept(LOSE_A_WORKER, *words, "--min-workers", "1", storage="lost", count=1, epochs=30, batch_size=4)
     assert "lost a node that trained" in told
     assert [trial.state for trial in calm + lost] == ["finished"] * 2
-    assert [epoch["epoch"] for epoch in lost[0].about["epochs"]] == list(range(30))
-    assert lost[0].about["retries"]
+    assert [epoch.epoch for epoch in lost[0].record.epochs] == list(range(30))
+    assert lost[0].record.retries
     pd.testing.assert_frame_equal(
         calm[0].predictions(), lost[0].predictions().loc[calm[0].predictions().index], atol=1e-4
     )

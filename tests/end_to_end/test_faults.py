@@ -16,8 +16,10 @@ import pytest
 from conftest import write_images
 
 from cxrlt_ray import ensemble, sweep
+from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs import store
+from cxrlt_ray.runs.records import RunRecord
 
 SPACE = """
 trials: 1
@@ -86,8 +88,8 @@ def test_a_trial_that_is_killed_and_then_hangs_ends_as_one_that_was_left_alone(r
     calm, storm = (store.load_run(str(tmp_path / "runs"), name).trials()[0] for name in ("calm", "storm"))
     assert storm.state == calm.state == "finished"
     pd.testing.assert_frame_equal(storm.predictions(), calm.predictions(), check_exact=True)
-    assert [epoch["epoch"] for epoch in storm.about["epochs"]] == list(range(24))
-    killed, hung = (each["reason"] for each in storm.about["retries"])
+    assert [epoch.epoch for epoch in storm.record.epochs] == list(range(24))
+    killed, hung = (retry.reason for retry in storm.record.retries)
     assert killed == "its process ended (killed, or out of memory)"
     assert hung.startswith("hung: no batch was done in 6 s")
     told = capsys.readouterr().out
@@ -111,10 +113,10 @@ def test_a_trial_whose_images_are_gone_says_so_and_nothing_else(ray, table, tmp_
     with pytest.raises(CxrltError, match="no trial of run g ended well"):
         sweep.main("auto", name="g", **options)
     (trial,) = store.load_run(storage, "g").trials()
-    (told,) = trial.about["retries"]
-    assert trial.about["reason"] == told["reason"]
-    assert told["reason"].startswith("shard ")
-    assert told["reason"].endswith("No such file or directory; --resume prepares what is missing again.")
+    (told,) = trial.record.retries
+    assert trial.record.reason == told.reason
+    assert told.reason.startswith("shard ")
+    assert told.reason.endswith("No such file or directory; --resume prepares what is missing again.")
 
 
 @pytest.mark.slow
@@ -146,7 +148,7 @@ def test_damaged_files_are_made_again_and_checkpoints_are_bounded(ray, table, tm
 def test_a_run_that_is_being_swept_is_refused(tmp_path):
     from cxrlt_ray.storage import Store
 
-    run = store.Run(Store(str(tmp_path)), {"name": "r"})
+    run = store.Run(Store(str(tmp_path)), RunRecord(name="r", task=Task("auto", ("Mass",))))
     refusal = pytest.raises(UsageError, match=f"being swept by another process .process {os.getpid()} on ")
     with sweep.claimed(run), refusal, sweep.claimed(run):
         pass

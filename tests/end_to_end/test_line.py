@@ -19,7 +19,7 @@ from cxrlt_ray import ensemble, evaluate, predict, sweep, trials
 from cxrlt_ray.data.tasks import TASK1
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs import store
-from cxrlt_ray.search.space import TrialConfig
+from cxrlt_ray.runs.predictions import Predictions
 
 SPACE = """
 trials: 3
@@ -80,8 +80,8 @@ def test_every_trial_leaves_config_metrics_checkpoint_and_predictions(storage):
     assert [trial.name for trial in run.trials()] == ["T0000", "T0001", "T0002"]
     for trial in run.trials():
         assert trial.state in ("finished", "pruned")
-        assert {"backbone", "resolution", "lr", "loss", "seed"} <= set(trial.about["config"])
-        assert trial.about["environment"]["torch"]
+        assert {"backbone", "resolution", "lr", "loss", "seed"} <= set(trial.store.read_json("trial.json")["config"])
+        assert trial.record.environment.torch
         assert trial.checkpoints == ["fold-0"]
         assert sorted(trial.store.list("fold-0")) == ["model.json", "model.safetensors"]
 
@@ -97,8 +97,8 @@ def test_stored_predictions_are_readable_with_pandas_and_score_what_the_trial_sa
         wanted = targets.loc[frame.index].to_numpy()
         scored = [c for c in range(40) if (wanted[:, c] == 1).any()]
         value = np.mean([average_precision_score(wanted[:, c], frame.iloc[:, c]) for c in scored])
-        assert value == pytest.approx(trial.val_map, abs=1e-9)
-        assert trial.val_map == max(epoch["val_map"] for epoch in trial.about["epochs"])
+        assert value == pytest.approx(trial.score, abs=1e-9)
+        assert trial.score == max(epoch.score for epoch in trial.record.epochs)
 
 
 def test_the_kept_checkpoint_is_the_one_that_made_the_predictions(storage):
@@ -111,7 +111,7 @@ def test_the_kept_checkpoint_is_the_one_that_made_the_predictions(storage):
     trial = run.trials()[0]
     frame = trial.predictions()
     model, spec, findings = models.load(Path(trial.store.uri) / "fold-0")
-    config = TrialConfig(**trial.about["config"])
+    config = trial.record.config
     assert findings == TASK1
     again = predict_part(model, run.shards()[-1], frame.index.to_numpy(), spec.resolution, config, torch.no_grad)
     assert np.abs(again - frame.to_numpy()).max() < 1e-4
@@ -124,16 +124,16 @@ def test_the_studys_database_opens_and_agrees_with_the_store(storage):
     states = {"finished": "COMPLETE", "pruned": "PRUNED"}
     assert [t.state.name for t in study.trials] == [states[t.state] for t in run.trials()]
     for told, stored in zip(study.trials, run.trials(), strict=True):  # what a pruned trial had reached is known
-        assert told.intermediate_values[len(stored.about["epochs"])] == pytest.approx(stored.val_map)
+        assert told.intermediate_values[len(stored.record.epochs)] == pytest.approx(stored.score)
     for trial, stored in zip(study.trials, run.trials(), strict=True):
-        assert trial.params == stored.about["params"]
-        assert trial.params["lr"] == pytest.approx(stored.about["config"]["lr"])
+        assert trial.params == stored.record.params
+        assert trial.params["lr"] == pytest.approx(stored.record.config.lr)
 
 
 def test_start_points_were_tried_first(storage):
-    first, second, _ = (trial.about["config"] for trial in run_of(storage).trials())
-    assert (first["backbone"], first["resolution"], first["lr"]) == ("test_convnext", 48, 4e-3)
-    assert (second["backbone"], second["resolution"]) == ("test_resnet", 32)
+    first, second, _ = (trial.record.config for trial in run_of(storage).trials())
+    assert (first.backbone, first.resolution, first.lr) == ("test_convnext", 48, 4e-3)
+    assert (second.backbone, second.resolution) == ("test_resnet", 32)
 
 
 def test_the_held_out_subjects_were_in_no_training_or_validation(storage):
@@ -148,9 +148,9 @@ def test_the_held_out_subjects_were_in_no_training_or_validation(storage):
 def test_a_finished_run_has_nothing_to_resume_and_can_be_given_more_trials(storage, phantom, space, capsys, tmp_path):
     copy = tmp_path / "storage"
     shutil.copytree(storage, copy)
-    before = {t.name: t.about for t in run_of(storage).trials()}
+    before = {t.name: t.record for t in run_of(storage).trials()}
     sweep.main("task1", storage=str(copy), resume=True, trials=4)
-    after = {t.name: t.about for t in run_of(str(copy)).trials()}
+    after = {t.name: t.record for t in run_of(str(copy)).trials()}
     assert len(after) == 4
     assert {name: after[name] for name in before} == before
     assert "1 trials to go" in capsys.readouterr().out
@@ -162,8 +162,7 @@ def test_a_killed_sweep_goes_on_with_the_interrupted_trials_own_parameters(stora
     run = run_of(str(copy))
     lost = run.trials()[2]
     # as kill -9 leaves it, with the head's database gone too
-    about = {**lost.about, "state": "running", "epochs": [], "val_map": None}
-    lost.store.write_json("trial.json", about)
+    lost.write(lost.record.model_copy(update={"state": "running", "epochs": [], "score": None}))
     left = lost.predictions()
     shutil.rmtree(f"{lost.store.uri}/predictions")
     (copy / "line" / "optuna.db").unlink()
@@ -179,11 +178,11 @@ def test_a_killed_sweep_goes_on_with_the_interrupted_trials_own_parameters(stora
     sweep.main("task1", storage=str(copy), resume=True)
     found = run_of(str(copy)).trials()
     assert [trial.name for trial in found] == ["T0000", "T0001", "T0002"]
-    assert found[2].about["params"] == lost.about["params"]
+    assert found[2].record.params == lost.record.params
     assert found[2].state == lost.state
     pd.testing.assert_frame_equal(found[2].predictions(), left, check_exact=True)
     study = optuna.load_study(study_name="line", storage=f"sqlite:///{copy}/line/optuna.db")
-    assert [trial.params for trial in study.trials] == [trial.about["params"] for trial in found]
+    assert [trial.params for trial in study.trials] == [trial.record.params for trial in found]
 
 
 def test_the_submission_has_the_tasks_columns_and_every_test_image(chosen, storage):
@@ -243,7 +242,7 @@ def test_pruned_trials_are_chosen_among_only_where_asked_for_or_too_few_finished
     shutil.copytree(storage, copy)
     run, told = run_of(str(copy)), []
     for trial, state in zip(run.trials(), ("finished", "pruned", "finished"), strict=True):
-        trial.store.write_json("trial.json", {**trial.about, "state": state})
+        trial.write(trial.record.model_copy(update={"state": state}))
 
     def names(**options):
         return [trial.name for trial in ensemble.candidates(run, None, say=told.append, **options)]
@@ -252,7 +251,7 @@ def test_pruned_trials_are_chosen_among_only_where_asked_for_or_too_few_finished
     assert "1 pruned trial(s) left out (--pruned" in told[-1]
     assert names(pruned=True) == ["T0000", "T0001", "T0002"]
     trial = run.trials()[2]
-    trial.store.write_json("trial.json", {**trial.about, "state": "pruned"})
+    trial.write(trial.record.model_copy(update={"state": "pruned"}))
     assert names() == ["T0000", "T0001", "T0002"]
 
 
@@ -334,9 +333,8 @@ def test_predictions_of_another_cohort_are_named_and_left_out(storage, tmp_path,
     run = run_of(str(copy))
     victim = run.trials()[1]
     frame = victim.predictions()
-    store.write_predictions(
-        victim.store, "predictions/val.parquet", frame.index.to_numpy(), frame.to_numpy(), TASK1, "val", "0" * 16
-    )
+    elsewhere = Predictions(frame.index.to_numpy(), frame.to_numpy(), TASK1, "val", "0" * 16)
+    elsewhere.write(victim.store, "predictions/val.parquet")
     ensemble.main(select="mean", storage=str(copy), rounds=10)
     told = capsys.readouterr().out
     assert "Left out T0001" in told

@@ -14,8 +14,9 @@ from cxrlt_ray.data import prepare
 from cxrlt_ray.ensemble import fingerprint
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
+from cxrlt_ray.runs.records import FINISHED, RUNNING
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training.config import TrialConfig
 from cxrlt_ray.training.stage import Job
 from cxrlt_ray.training.trial import train
 
@@ -75,17 +76,17 @@ def test_a_trial_in_a_bucket_that_is_cut_off_goes_on_as_if_it_had_not_been(s3, j
 
     with pytest.raises(Cut):
         train(job, "T0001", CONFIG, {}, cut)
-    assert of(job, "T0001").state == store.RUNNING
+    assert of(job, "T0001").state == RUNNING
     train(job, "T0001", CONFIG, {}, lambda told: None)
     whole, again = of(job, "T0000"), of(job, "T0001")
-    assert whole.state == again.state == store.FINISHED
+    assert whole.state == again.state == FINISHED
     assert whole.checkpoints == again.checkpoints == [store.REFIT]
     assert whole.store.list() == again.store.list() == ["fold-0", "fold-1", "predictions", "refit", "trial.json"]
     for name in ("fold-0", "fold-1", "refit"):
         assert fingerprint(whole.store, name) == fingerprint(again.store, name)
     assert whole.predictions().equals(again.predictions())
     assert store.damage(whole) == store.damage(again) == ""
-    assert [trial.name for trial in store.Run(job.run, {}).trials()] == ["T0000", "T0001"]
+    assert [trial.name for trial in store.read_trials(job.run / "trials")] == ["T0000", "T0001"]
 
 
 def test_a_trial_whose_bucket_refuses_it_midway_ends_with_the_reason_and_goes_on_later(s3, job):
@@ -98,7 +99,7 @@ def test_a_trial_whose_bucket_refuses_it_midway_ends_with_the_reason_and_goes_on
     finally:
         s3.fault = lambda method, path: None
     train(job, "T0002", CONFIG, {}, lambda told: None)
-    assert of(job, "T0002").state == store.FINISHED
+    assert of(job, "T0002").state == FINISHED
 
 
 # --- the line, in processes of its own, since Ray's processes have the environment in which it was started
@@ -153,12 +154,12 @@ def test_the_line_on_s3_leaves_what_it_leaves_on_a_disk_and_nothing_else_here(li
 @pytest.mark.slow
 def test_trials_on_s3_are_those_on_a_disk(lines):
     runs = [store.load_run(f"{line.uri}/runs", "line") for _, line, _ in lines.values()]
-    far, near = ([trial.about for trial in run.trials()] for run in runs)
-    assert [about["name"] for about in far] == ["T0000", "T0001"]
+    far, near = ([trial.record for trial in run.trials()] for run in runs)
+    assert [record.name for record in far] == ["T0000", "T0001"]
     for one, two in zip(far, near, strict=True):
-        assert one["state"] == two["state"] == store.FINISHED
-        assert one["params"] == two["params"]
-        assert one["val_map"] == two["val_map"]
+        assert one.state == two.state == FINISHED
+        assert one.params == two.params
+        assert one.score == two.score
     assert "T0001" in lines["s3"][0]
 
 

@@ -56,9 +56,9 @@ def test_a_recipe_runs_whole_in_small(ray, storage, capsys):
     assert set(manifest.loc[manifest["cohort"] != "main", "split"]) == {"train"}
     for trial in run.trials():
         assert trial.state == "finished"
-        assert [epoch["stage"] for epoch in trial.about["epochs"]][-2:] == [1, 2]
+        assert [epoch.stage for epoch in trial.record.epochs][-2:] == [1, 2]
         assert trial.config.fusion == "transformer"
-        assert trial.about["tta"]["looks"] == 2
+        assert trial.record.tta.augmentations == 2
         assert trial.has_predictions("val-tta")
         assert trial.has_predictions("test-tta")
         frame = trial.predictions().join(manifest.set_index("image_id")["study_id"])

@@ -75,9 +75,9 @@ def test_folds_are_validated_out_of_fold_and_the_refit_model_scores_new_images(s
         assert trial.state == "finished"
         assert sorted(name for name in trial.store.list() if name.startswith("fold-")) == ["fold-0", "fold-1"]
         assert trial.checkpoints == ["refit"]
-        assert 1 <= trial.about["refit"]["epochs"] <= 2
+        assert 1 <= trial.record.refit.epochs <= 2
         assert set(trial.predictions().index) == set(table.loc[table["split"] == "train", "image_id"])
-        assert [(epoch["fold"], epoch["stage"]) for epoch in trial.about["epochs"]] == ran
+        assert [(epoch.fold, epoch.stage) for epoch in trial.record.epochs] == ran
         assert (trial.config.resolution, trial.config.fusion) == (48, "attention")
         assert len(run.store.list("stages")) == 2  # where other cohorts' images have led, for each fold
 
@@ -94,8 +94,8 @@ def test_the_checkpoint_is_of_the_last_stage_and_holds_its_logit_adjustment(stor
 
 def test_test_time_augmentation_is_scored_on_validation_with_its_gain_and_price(storage):
     for trial in store.load_run(str(storage), "staged").trials():
-        assert trial.about["tta"]["looks"] == 6
-        assert trial.about["tta"]["price"] > 1
+        assert trial.record.tta.augmentations == 6
+        assert trial.record.tta.price > 1
         plain, looked = trial.predictions(), trial.predictions("val-tta")
         assert (plain.index == looked.index).all()
         difference = np.abs(plain.to_numpy() - looked.to_numpy())
@@ -135,7 +135,7 @@ def test_a_later_run_begins_from_an_earlier_ones_best_trial(storage, tmp_path):
     from cxrlt_ray import models
 
     (config,) = load_space(after(tmp_path, "test_resnet", "staged"), storage=str(storage)).kinds()
-    best = max(store.load_run(str(storage), "staged").trials(), key=lambda each: each.val_map)
+    best = max(store.load_run(str(storage), "staged").trials(), key=lambda each: each.score)
     assert config.checkpoint.endswith(f"staged/trials/{best.name}/refit/model.safetensors")
     begun = models.build(config.spec(), 40).backbone.state_dict()
     left = models.load(Path(best.store.uri) / "refit")[0].backbone.state_dict()
@@ -147,7 +147,7 @@ def test_it_is_trained_on_and_tells_where_it_began(storage, phantom, tmp_path):
     sweep.main("task1", data=phantom, space=after(tmp_path, "test_resnet", "staged"), name="on", storage=str(storage))
     (trial,) = store.load_run(str(storage), "on").trials()
     assert trial.state == "finished"
-    assert trial.about["weights"].endswith("which began from none")
+    assert trial.record.weights.endswith("which began from none")
 
 
 def test_weights_that_are_not_there_are_refused_before_anything_starts(storage, phantom, tmp_path):

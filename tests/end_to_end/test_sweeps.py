@@ -15,6 +15,7 @@ from conftest import write_images
 from cxrlt_ray import ensemble, sweep
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
+from cxrlt_ray.runs.cost import gflops
 
 TINY = """
 trials: 1
@@ -66,7 +67,7 @@ def test_a_trial_that_diverges_fails_alone_with_its_reason(ray, table, tmp_path,
     sweep.main("auto", data=table, space=str(path), name="bad", storage=storage, **with_failures)
     first, second = store.load_run(storage, "bad").trials()
     assert first.state == "failed"
-    assert first.about["reason"].startswith("diverged: ")
+    assert first.record.reason.startswith("diverged: ")
     assert second.state in ("finished", "pruned")
     assert "T0000 failed: diverged: " in capsys.readouterr().out
 
@@ -122,7 +123,7 @@ def test_a_time_budget_ends_a_sweep_well_and_settles_what_it_cut(ray, table, tmp
     sweep.main("auto", data=table, space=space(tmp_path, epochs=400), name="b", storage=storage, time_budget="25s")
     (trial,) = store.load_run(storage, "b").trials()
     assert trial.state == "pruned"
-    assert 0 < len(trial.about["epochs"]) < 400
+    assert 0 < len(trial.record.epochs) < 400
     ensemble.main(select="best", storage=storage, rounds=10)
 
 
@@ -146,8 +147,8 @@ def test_two_workers_leave_what_one_leaves_and_give_back_what_they_had(ray, tabl
         sweep.main("auto", data=table, space=path, name="w", storage=storage, trials=2, **options)
         found.append(store.load_run(storage, "w").trials())
     for one, two in zip(*found, strict=True):
-        assert two.state in ("finished", "pruned"), two.about.get("reason")
-        assert one.about["config"] == two.about["config"]
+        assert two.state in ("finished", "pruned"), two.record.reason
+        assert one.record.config == two.record.config
         assert sorted(one.predictions().index) == sorted(two.predictions().index)
     until = time.monotonic() + 30
     while held(ray) != (0, []) and time.monotonic() < until:
@@ -167,7 +168,7 @@ def test_ray_data_and_threads_train_the_same_model(ray, table, tmp_path):
         )
         (trial,) = store.load_run(str(tmp_path / "runs"), engine).trials()
         found[engine] = trial.predictions()
-        assert {"model", "first_batch", "first_step", "training", "validation"} <= set(trial.about["seconds"])
+        assert {"model", "first_batch", "first_step", "training", "validation"} <= set(trial.record.seconds)
     pd.testing.assert_frame_equal(*found.values(), atol=1e-5)
     assert not list(node_cache.MEMORY.glob(f"{node_cache.PREFIX}-*.u8"))
 
@@ -182,7 +183,7 @@ def test_trials_at_two_resolutions_read_shards_of_their_own_size(ray, table, tmp
     ensemble.main(select="mean", storage=str(tmp_path / "runs"), rounds=10)
     for trial in run.trials():
         assert len(trial.predictions("test")) == 12
-    assert "Planned" not in run.about
+    assert "Planned" not in run.store.read_json("run.json")
 
 
 TWO = """start:
@@ -206,9 +207,9 @@ def test_a_search_for_map_and_cost_tells_optuna_both(ray, table, tmp_path, capsy
     study = optuna.load_study(study_name="two", storage=f"sqlite:///{storage}/two/optuna.db")
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     found = {trial.name: trial for trial in store.load_run(storage, "two").trials()}
-    costs = ensemble.gflops(list(found.values()))
+    costs = gflops(list(found.values()))
     for told, trial, cost in zip(study.trials, found.values(), costs, strict=True):
-        assert told.values == pytest.approx([trial.val_map, cost])
+        assert told.values == pytest.approx([trial.score, cost])
     sweep.main("auto", storage=storage, resume=True, trials=3)
     assert len(store.load_run(storage, "two").trials()) == 3
 

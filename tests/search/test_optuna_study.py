@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -14,8 +13,11 @@ import optuna
 import pytest
 from conftest import write_images
 
+from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.runs.store import create_run, load_run
+from cxrlt_ray.runs.records import EpochRecord, RunRecord
+from cxrlt_ray.runs.store import create_run, load_run, read_trial
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search import optuna_study as studies
 from cxrlt_ray.search.optuna_study import Study, check_url, reopen, settle, trial_name
 from cxrlt_ray.search.space_file import load_space
@@ -36,6 +38,7 @@ start:
   - {backbone: test_resnet, lr: 1e-3}
 """
 TRIALS = 9
+RECORD = RunRecord(name="mine", task=Task("auto", ("Mass",)), objectives="map", folds=0)
 
 
 class Cut(Exception):
@@ -51,20 +54,16 @@ def space(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    about = {"task": {"name": "auto", "findings": ["Mass"]}, "objectives": "map", "folds": 0}
-    return create_run(str(tmp_path / "runs"), "mine", about, write_images(tmp_path / "images", 8), {})
+    return create_run(str(tmp_path / "runs"), RECORD, write_images(tmp_path / "images", 8), {})
 
 
 def trained(run, number, params, epochs=3):
     """As a trial leaves its record after so many epochs."""
-    store = run.store / "trials" / trial_name(number)
-    told = [
-        {"fold": 0, "stage": 0, "epoch": k, "val_map": round(1 / (1 + abs(params["lr"] - 0.02)) + k / 100, 6)}
-        for k in range(epochs)
-    ]
-    config = {"backbone": "test_resnet", "resolution": 32, "epochs": 3}
-    about = {**store.read_json("trial.json"), "epochs": told, "config": config, "val_map": told[-1]["val_map"]}
-    store.write_json("trial.json", about)
+    trial = run.trial(trial_name(number))
+    scores = [round(1 / (1 + abs(params["lr"] - 0.02)) + k / 100, 6) for k in range(epochs)]
+    records = [EpochRecord(fold=0, stage=0, epoch=k, score=score) for k, score in enumerate(scores)]
+    config = TrialConfig(backbone="test_resnet", resolution=32, epochs=3)
+    trial.write(trial.record.model_copy(update={"epochs": records, "config": config, "score": scores[-1]}))
 
 
 def searched(run, space, url=None, ends=lambda number, step: None, until=TRIALS):
@@ -73,7 +72,7 @@ def searched(run, space, url=None, ends=lambda number, step: None, until=TRIALS)
     while True:
         done = sum(trial.state != "running" for trial in run.trials())
         if done == until:
-            return {trial.name: trial.about["params"] for trial in run.trials()}
+            return {trial.name: trial.record.params for trial in run.trials()}
         number, params = study.next()
         ends(number, "suggested")
         trained(run, number, params, 1 if number % 3 == 2 else 3)
@@ -86,8 +85,7 @@ def searched(run, space, url=None, ends=lambda number, step: None, until=TRIALS)
 @pytest.fixture(scope="module")
 def wanted(space, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    about = {"task": {"name": "auto", "findings": ["Mass"]}, "objectives": "map", "folds": 0}
-    run = create_run(str(folder), "mine", about, write_images(folder / "images", 8), {})
+    run = create_run(str(folder), RECORD, write_images(folder / "images", 8), {})
     return searched(run, space)
 
 
@@ -159,8 +157,8 @@ def test_a_run_goes_on_from_another_place(run, space, wanted, tmp_path):
 def test_a_trial_that_is_opened_again_is_suggested_again_under_its_number(run, space, wanted):
     searched(run, space, until=5)
     reopen(run.trials()[1])
-    again = run.trials()[1].about
-    assert (again["state"], again["epochs"], again["again"]["state"]) == ("running", [], "finished")
+    again = run.trials()[1].record
+    assert (again.state, again.epochs, again.retraining.state) == ("running", [], "finished")
     assert Study(run, space, 0).next() == (1, wanted["T0001"])
     assert searched(run, space) == wanted
 
@@ -243,7 +241,7 @@ def test_reasons_of_retries_end_up_in_the_trials_record(run, space):
     studies.note_retry(store, "its process ended (killed, or out of memory)", 1.0)
     studies.note_retry(store, "hung: no batch was done in 10 min, its process was ended", 2.0)
     assert settle(run, number, error=True) == "failed"
-    about = json.loads(store.read("trial.json"))
-    assert about["reason"].startswith("hung: ")
-    assert [each["at"] for each in about["retries"]] == [1.0, 2.0]
+    record = read_trial(store).record
+    assert record.reason.startswith("hung: ")
+    assert [retry.at for retry in record.retries] == [1.0, 2.0]
     assert not store.exists("retries.json")

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from cxrlt_ray import sweep
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import ModelSpec
+from cxrlt_ray.runs.records import EpochRecord, TrialRecord
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search import plan
 from cxrlt_ray.search.space import grace
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training.config import TrialConfig
 
 seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)
 
@@ -210,7 +211,10 @@ def test_rates_come_from_stages_that_trained_the_backbone_on_single_images():
             {"epochs": 1, "fusion": "attention"},
         )
     )
-    epochs = [{"stage": s, "images_per_second": float(v)} for s, v in ((0, 900), (1, 80), (1, 100), (2, 60))]
-    speeds = plan._speeds({"config": config.model_dump(), "epochs": epochs})
+    epochs = [
+        EpochRecord(fold=0, stage=stage, epoch=k, images_per_second=speed)
+        for k, (stage, speed) in enumerate(((0, 900), (1, 80), (1, 100), (2, 60)))
+    ]
+    speeds = plan._speeds(TrialRecord(name="T0000", state="finished", config=config, epochs=epochs))
     assert [(stage.resolution, speed) for stage, speed in speeds] == [(96, 100.0)]
-    assert plan._speeds({"config": {}, "epochs": []}) == []
+    assert plan._speeds(TrialRecord(name="T0000", state="failed")) == []
