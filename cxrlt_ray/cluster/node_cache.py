@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cxrlt_ray.cluster.memory import available_memory
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import own_dir
 from cxrlt_ray.storage import Store
@@ -55,7 +56,7 @@ def memory_bound(gigabytes: float | None = None) -> int:
     """Bytes that decoded images may take on this machine: what is asked, else a share of the available memory."""
     if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
         return 0
-    bound = gigabytes * 1e9 if gigabytes is not None else SHARE_OF_MEMORY * _available()
+    bound = gigabytes * 1e9 if gigabytes is not None else SHARE_OF_MEMORY * (available_memory() or 0)
     return int(min(bound, 0.9 * shutil.disk_usage(MEMORY).free + _bytes_held()))
 
 
@@ -173,9 +174,3 @@ def _remove_stale() -> None:
 
 def _bytes_held() -> int:
     return sum(path.stat().st_size for path in MEMORY.glob(f"{PREFIX}-*.u8"))
-
-
-def _available() -> float:
-    with open("/proc/meminfo") as lines:
-        values = dict(line.split(":", 1) for line in lines)
-    return float(values["MemAvailable"].split()[0]) * 1024

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrlt_ray import __version__
-from cxrlt_ray.cluster import node_cache, ray_private
+from cxrlt_ray.cluster import memory, node_cache, ray_private
 from cxrlt_ray.config import PACKAGE
 from cxrlt_ray.data.decode import decode
 from cxrlt_ray.doctor.check import reason
@@ -178,18 +178,8 @@ def _tried() -> list[Report]:
 
 def _memory(ask: Ask) -> Report | None:
     """Bytes in all and available, of the machine or of the container that this is."""
-    if not os.path.exists("/proc/meminfo"):
-        return None
-    with open("/proc/meminfo") as lines:
-        kib = {line.partition(":")[0]: float(line.split()[1]) for line in lines}
-    total, available = 1024 * kib["MemTotal"], 1024 * kib["MemAvailable"]
-    group = Path("/sys/fs/cgroup")
-    bound = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
-    if bound.isdigit() and float(bound) < total:
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        total = float(bound)
-        available = min(available, total - float((group / "memory.current").read_text()) + float(cached))
-    return {"total": total, "available": available}
+    measured = memory.measure()
+    return None if measured is None else {"total": measured.total, "available": measured.available}
 
 
 def _shared_memory(ask: Ask) -> Report | None:
@@ -197,7 +187,7 @@ def _shared_memory(ask: Ask) -> Report | None:
     if not node_cache.MEMORY.is_dir():
         return None
     disk, at = shutil.disk_usage(node_cache.MEMORY), _raylet(ask.socket).get("plasma_directory", str(node_cache.MEMORY))
-    wanted = ask.object_store + node_cache.SHARE_OF_MEMORY * (_memory(ask) or {"available": 0})["available"]
+    wanted = ask.object_store + node_cache.SHARE_OF_MEMORY * (memory.available_memory() or 0)
     return {"total": disk.total, "free": disk.free, "object_store": ask.object_store, "at": at, "wanted": wanted}
 
 

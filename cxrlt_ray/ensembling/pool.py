@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.cluster.memory import available_memory
 from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
@@ -28,11 +28,6 @@ COPIES = 2.5
 ANOTHER = 1.0  # where they are brought into another space, or a study's images are joined
 AGAIN = 2.0  # of --explain, which chooses among parts of them
 SHARE = 0.9  # of the free memory to be used where not all trials fit
-# a container's bound, what it uses, and what of that is files' content that would be given up: cgroups 2 and 1
-CGROUPS = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
 
 
 @dataclass(frozen=True)
@@ -140,28 +135,10 @@ def _readable(trials: list[Trial], say: Any) -> Iterator[tuple[Trial, pd.DataFra
 def _room(trials: list[Trial], copies: float) -> int:
     """Of how many trials memory holds `copies` of the predictions; all of them where that is not known."""
     frame = next((frame for _, frame in _readable(trials, lambda _: None)), None)
-    if frame is None or not (free := free_memory()):
+    if frame is None or (free := available_memory()) is None:
         return len(trials)
     each = frame.size * np.dtype(np.float32).itemsize * copies
     return len(trials) if len(trials) * each <= free else max(1, int(SHARE * free / each))
-
-
-def free_memory(root: Path = Path("/")) -> float:
-    """Bytes of memory that can still be had, on this machine and in this container; 0 where nothing says so."""
-    found = []
-    if (meminfo := root / "proc/meminfo").exists():
-        found.append(_numbers(meminfo)["MemAvailable"] * 1024)
-    for names in CGROUPS:
-        bound, used, stat = (root / "sys/fs/cgroup" / name for name in names[:3])
-        if bound.exists() and (limit := bound.read_text().strip()) != "max":
-            found.append(float(limit) - float(used.read_text()) + _numbers(stat)[names[3]])
-    return max(0.0, min(found, default=0.0))
-
-
-def _numbers(path: Path) -> dict[str, float]:
-    """The lines of a file of names and numbers."""
-    rows = (line.replace(":", " ").split() for line in path.read_text().splitlines())
-    return {name: float(value) for name, value, *_ in rows}
 
 
 def _foremost_of(manifest: Manifest, findings: list[str], trials: list[Trial], most: int, say: Any) -> list[Trial]:
