@@ -39,7 +39,7 @@ def wants(specs: Sequence[ModelSpec], findings: Sequence[str] = ()) -> Iterator[
     """
     if not specs:
         return
-    from cxrlt_ray.models import queries
+    from cxrlt_ray.models import label_embeddings
     from cxrlt_ray.models.weights import OFFLINE, packaged
 
     mend = "share the hub's cache among the machines (HF_HOME), or give a file by `checkpoint: PATH`"
@@ -47,7 +47,7 @@ def wants(specs: Sequence[ModelSpec], findings: Sequence[str] = ()) -> Iterator[
         yield Want(spec.backbone, _ways(spec), f"{OFFLINE}, or {mend}" if packaged(spec.backbone) else mend)
     for uri in dict.fromkeys(spec.queries for spec in specs if spec.queries):
         if findings:
-            queries.read(uri, findings)
+            label_embeddings.read(uri, findings)
         yield Want("label embeddings", (("file", uri),), "put the file where every machine sees it")
 
 

@@ -2,55 +2,36 @@
 
     convnext_small.fb_in22k_ft_in1k_384      timm's, with or without a tag
     hf-hub:OWNER/NAME, local-dir:FOLDER      timm's format, of a hub or a folder
-    xrv:densenet121-res224-all               torchxrayvision's (see outside.py)
+    xrv:densenet121-res224-all               torchxrayvision's (see hub.py)
     transformers:microsoft/rad-dino, transformers:FOLDER
 
-A name stands for a `Recipe`, which a saved model keeps: it is built again where no hub can be asked.
+A name stands for a `BackboneRecipe`. A saved model keeps it, so that it can be built again without the hub.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.models import hub
-
-if TYPE_CHECKING:
-    from cxrlt_ray.models import ModelSpec
+from cxrlt_ray.models.offline import offline_where_the_hub_has_no_address
+from cxrlt_ray.models.recipe import BackboneRecipe
+from cxrlt_ray.models.spec import ModelSpec
 
 # pixel normalisation where it is not what timm says of the architecture: (x - 127) / 128 on 0..255
 NORMALISATION = {"tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
 HUB, FOLDER, XRV, TRANSFORMERS = "hf-hub:", "local-dir:", "xrv:", "transformers:"
 LIBRARIES = {XRV: "torchxrayvision", TRANSFORMERS: "transformers"}
-TRIES = 24  # resolutions tried on each side of one that is refused
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a backbone is built: by timm or transformers, an architecture's name, and options; mean, std: its own or
-    what timm says.
-    """
-
-    by: str
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    @property
-    def plain(self) -> bool:
-        """Whether timm's name says it all."""
-        return self.by == "timm" and not self.options and not self.mean
+TRIES = 24  # resolutions tried on each side of one that does not fit
 
 
 def known(name: str) -> bool:
-    """Whether there is such a backbone; what only a hub can tell is taken on trust."""
+    """Whether there is such a backbone; a name that only a hub can confirm is accepted."""
     import timm
 
     if name.startswith(HUB):
@@ -71,9 +52,9 @@ def suggestions(name: str) -> list[str]:
     import timm
 
     if name.startswith(XRV):
-        return [XRV + each for each in get_close_matches(name.removeprefix(XRV), hub.DENSENETS, n=3, cutoff=0)]
+        return [XRV + near for near in get_close_matches(name.removeprefix(XRV), hub.DENSENETS, n=3, cutoff=0)]
     if name.startswith(TRANSFORMERS):
-        return [TRANSFORMERS + each for each in hub.CONFIGS] + [TRANSFORMERS + "FOLDER"]
+        return [TRANSFORMERS + known_name for known_name in hub.CONFIGS] + [TRANSFORMERS + "FOLDER"]
     if name.startswith((HUB, FOLDER)):
         return []
     base, _, tag = name.partition(".")
@@ -83,8 +64,8 @@ def suggestions(name: str) -> list[str]:
 
 
 @contextmanager
-def unfilled() -> Iterator[None]:
-    """Skip random initialisation: most of the time that a large model takes, for weights that are then loaded."""
+def skip_init() -> Iterator[None]:
+    """Skip random initialisation, most of the time that building a large model takes, where weights are loaded next."""
     from torch import Tensor
     from torch.nn import Parameter, init
     from torch.overrides import TorchFunctionMode
@@ -96,7 +77,7 @@ def unfilled() -> Iterator[None]:
     class Skip(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in (Tensor.normal_, Tensor.uniform_) and "generator" in (kwargs or {}):
-                # torch's trunc_normal_ draws until all lie in bounds: zeros do, what memory held may never
+                # torch's trunc_normal_ draws until all values lie in bounds: zeros do, uninitialised memory may never
                 return args[0].zero_()
             if func in skipped or (func in scaling and isinstance(args[0], Parameter)):
                 return args[0] if args else (kwargs or {})["tensor"]
@@ -107,7 +88,7 @@ def unfilled() -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def _drops_paths(name: str) -> bool:
+def _has_drop_path(name: str) -> bool:
     """Whether a backbone can be built with stochastic depth (a DenseNet cannot)."""
     import timm
     import torch
@@ -120,8 +101,8 @@ def _drops_paths(name: str) -> bool:
     return True
 
 
-def recipe(name: str) -> Recipe:
-    """What a name stands for. Raises UsageError for an unknown one, CxrltError where a hub or folder does not tell."""
+def find_recipe(name: str) -> BackboneRecipe:
+    """What a name stands for. Raises UsageError for an unknown one, CxrltError where a hub's config cannot be read."""
     if not known(name):
         if name.startswith(FOLDER):
             raise UsageError(f"backbone '{name}': the folder holds no config.json; save_for_hf of timm writes one.")
@@ -135,40 +116,38 @@ def recipe(name: str) -> Recipe:
         return hub.encoder(name.removeprefix(TRANSFORMERS))
     if name.startswith((HUB, FOLDER)):
         return _published(name)
-    return Recipe("timm", name)
+    return BackboneRecipe("timm", name)
 
 
 @lru_cache(maxsize=256)
-def _published(name: str) -> Recipe:
+def _published(name: str) -> BackboneRecipe:
     from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
-
-    from cxrlt_ray.models.weights import offline_where_the_hub_has_no_address
 
     try:
         with offline_where_the_hub_has_no_address():
             read = load_model_config_from_hf if name.startswith(HUB) else load_model_config_from_path
-            about, architecture, options = read(name.partition(":")[2])
+            published, architecture, options = read(name.partition(":")[2])
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CxrltError(
             f"backbone '{name}': its config.json cannot be had ({reason}); fetch the model on a machine with internet "
             f"and give its folder by `backbone: {FOLDER}PATH`."
         ) from None
-    mean, std = about.get("mean", (0.485, 0.456, 0.406)), about.get("std", (0.229, 0.224, 0.225))
-    return Recipe("timm", architecture, dict(options), tuple(mean), tuple(std))
+    mean, std = published.get("mean", (0.485, 0.456, 0.406)), published.get("std", (0.229, 0.224, 0.225))
+    return BackboneRecipe("timm", architecture, dict(options), tuple(mean), tuple(std))
 
 
-def create(spec: ModelSpec, made: Recipe, pretrained: bool = False) -> Any:
+def create(spec: ModelSpec, recipe: BackboneRecipe, pretrained: bool = False) -> Any:
     """The backbone without classifier, at the spec's resolution and channels, with timm's own weights or none."""
-    if made.by == "transformers":
-        return hub.create(spec, made)
+    if recipe.by == "transformers":
+        return hub.create(spec, recipe)
     import timm
 
-    name = spec.backbone if pretrained else made.name
-    options: dict[str, Any] = {**made.options, "num_classes": 0, "in_chans": spec.in_chans, "pretrained": pretrained}
+    name = spec.backbone if pretrained else recipe.name
+    options: dict[str, Any] = {**recipe.options, "num_classes": 0, "in_chans": spec.in_chans, "pretrained": pretrained}
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
-    if spec.drop_path and not _drops_paths(made.name):
+    if spec.drop_path and not _has_drop_path(recipe.name):
         raise UsageError(f"backbone '{spec.backbone}' has no drop path: give it `drop_path: 0` in the search space.")
     try:
         # transformers fix their grid when they are built, and timm fits position embeddings to it as it loads
@@ -180,18 +159,20 @@ def create(spec: ModelSpec, made: Recipe, pretrained: bool = False) -> Any:
         return timm.create_model(name, **options)
 
 
-def make_backbone(spec: ModelSpec, made: Recipe | None = None) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+def make_backbone(
+    spec: ModelSpec, recipe: BackboneRecipe | None = None
+) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     """The backbone without weights, and its mean and std for pixels in 0..1.
 
     Raises UsageError where there is none of that name, or it cannot be built at that resolution.
     """
     import timm
 
-    made = made or recipe(spec.backbone)
+    recipe = recipe or find_recipe(spec.backbone)
     try:
-        backbone = create(spec, made)
+        backbone = create(spec, recipe)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UsageError(_refusal(spec, made, f"cannot be built at {spec.resolution} px", error)) from None
+        raise UsageError(_error_message(spec, recipe, f"cannot be built at {spec.resolution} px", error)) from None
     patch = patch_of(backbone)
     if patch and spec.resolution % patch:
         below = spec.resolution // patch * patch
@@ -200,8 +181,10 @@ def make_backbone(spec: ModelSpec, made: Recipe | None = None) -> tuple[Any, tup
             f"backbone '{spec.backbone}' has patches of {patch} px, which do not fill {spec.resolution} px: "
             f"the nearest resolutions are {near}."
         )
-    data = timm.data.resolve_model_data_config(backbone) if not made.mean else {"mean": made.mean, "std": made.std}
-    mean, std = NORMALISATION.get(made.name.split(".")[0], (data["mean"], data["std"]))
+    data = (
+        timm.data.resolve_model_data_config(backbone) if not recipe.mean else {"mean": recipe.mean, "std": recipe.std}
+    )
+    mean, std = NORMALISATION.get(recipe.name.split(".")[0], (data["mean"], data["std"]))
     return backbone, tuple(mean), tuple(std)
 
 
@@ -215,28 +198,28 @@ def patch_of(backbone: Any) -> int | None:
     return int(size if isinstance(size, int) else size[0])
 
 
-def refused(spec: ModelSpec, made: Recipe, error: Exception) -> UsageError:
+def resolution_error(spec: ModelSpec, recipe: BackboneRecipe, error: Exception) -> UsageError:
     """The error for a backbone that was built but takes no images of that resolution."""
-    return UsageError(_refusal(spec, made, f"takes no images of {spec.resolution} px", error))
+    return UsageError(_error_message(spec, recipe, f"takes no images of {spec.resolution} px", error))
 
 
-def _refusal(spec: ModelSpec, made: Recipe, what: str, error: Exception) -> str:
-    near = [] if _first_taken(spec, made, [spec.resolution]) else nearest(spec, made)
+def _error_message(spec: ModelSpec, recipe: BackboneRecipe, what: str, error: Exception) -> str:
+    near = [] if _first_accepted(spec, recipe, [spec.resolution]) else nearest_resolutions(spec, recipe)
     mend = f"; the nearest it takes: {' and '.join(map(str, near))} px" if near else ""
     return f"backbone '{spec.backbone}' {what} ({str(error).splitlines()[0] if str(error) else error!r}){mend}."
 
 
-def nearest(spec: ModelSpec, made: Recipe) -> list[int]:
-    """The nearest resolution below and above that the backbone takes, by trying multiples of 32 (16, 8) on meta."""
+def nearest_resolutions(spec: ModelSpec, recipe: BackboneRecipe) -> list[int]:
+    """The nearest resolutions below and above that the backbone takes: multiples of 32, 16 or 8, tried on meta."""
     step = next((step for step in (32, 16) if spec.resolution > 4 * step), 8)
     first = spec.resolution // step * step
     below = [edge for k in range(TRIES) if 0 < (edge := first - k * step) < spec.resolution]
     above = [first + k * step for k in range(1, TRIES + 1)]
-    found = [_first_taken(spec, made, edges) for edges in (below, above)]
-    return [edge for edge in found if edge]
+    accepted = [_first_accepted(spec, recipe, edges) for edges in (below, above)]
+    return [edge for edge in accepted if edge]
 
 
-def _first_taken(spec: ModelSpec, made: Recipe, edges: list[int]) -> int | None:
+def _first_accepted(spec: ModelSpec, recipe: BackboneRecipe, edges: list[int]) -> int | None:
     import dataclasses
 
     import torch
@@ -244,7 +227,7 @@ def _first_taken(spec: ModelSpec, made: Recipe, edges: list[int]) -> int | None:
     for edge in edges:
         try:
             with torch.device("meta"), torch.no_grad():
-                backbone = create(dataclasses.replace(spec, resolution=edge, drop_path=0.0), made).eval()
+                backbone = create(dataclasses.replace(spec, resolution=edge, drop_path=0.0), recipe).eval()
                 backbone.forward_head(backbone.forward_features(torch.empty(1, spec.in_chans, edge, edge)))
         except (RuntimeError, ValueError, AssertionError, TypeError):
             continue

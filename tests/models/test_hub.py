@@ -14,7 +14,7 @@ import torch
 
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.models import ModelSpec, build, carry, check_weights, hub, load, save, size
-from cxrlt_ray.models.backbones import known, recipe, suggestions
+from cxrlt_ray.models.backbones import find_recipe, known, suggestions
 from cxrlt_ray.models.weights import source
 
 torch.set_num_threads(1)
@@ -267,7 +267,7 @@ def test_rad_dino_is_known_without_the_hub(transformers, offline):
     flops, numbers = size(RAD_DINO, 40)
     assert numbers == pytest.approx(86.6e6, rel=0.001)
     assert flops == pytest.approx(303e9, rel=0.01)
-    made = recipe(RAD_DINO.backbone)
+    made = find_recipe(RAD_DINO.backbone)
     assert (made.mean, made.std) == ((0.5307,) * 3, (0.2583,) * 3)
     check_weights([RAD_DINO])
     with pytest.raises(UsageError, match=r"has patches of 14 px, which do not fill 512 px: .* are 504 and 518"):

@@ -72,7 +72,7 @@ def headed(spec: ModelSpec, head: str, tmp_path: Path) -> ModelSpec:
     """`spec` with the head, and label embeddings of A to E where it asks for them."""
     path = tmp_path / "labels.npz"
     np.savez(path, names=np.array(list("ABCDE")), embeddings=np.eye(5, dtype=np.float32))
-    return dataclasses.replace(spec, head=head, queries=str(path) if HEADS[head].reads_queries else None)
+    return dataclasses.replace(spec, head=head, queries=str(path) if HEADS[head].needs_embeddings else None)
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
@@ -431,20 +431,46 @@ def test_a_model_made_without_random_weights_is_the_same_once_they_are_loaded(ba
     assert made.state_dict().keys() == again.state_dict().keys()
 
 
-def test_initialisation_is_skipped_only_inside():
-    from cxrlt_ray.models.backbones import unfilled
+PARTS = {
+    ("linear", "none"): "linear",
+    ("csra_6", "none"): "linear",
+    ("ml_decoder", "transformer"): "bias decoder.attention.key decoder.attention.out decoder.attention.query "
+    "decoder.attention.value decoder.feed.narrow decoder.feed.wide decoder.norms.0 decoder.norms.1 decoder.norms.2 "
+    "embed queries read | halve layers.0.attention.key layers.0.attention.out layers.0.attention.query "
+    "layers.0.attention.value layers.0.feed.narrow layers.0.feed.wide layers.0.norms.0 layers.0.norms.1 "
+    "layers.1.attention.key layers.1.attention.out layers.1.attention.query layers.1.attention.value "
+    "layers.1.feed.narrow layers.1.feed.wide layers.1.norms.0 layers.1.norms.1 project segment view",
+    ("linear", "attention"): "linear | gate look view weigh",
+}
 
-    with unfilled():
+
+@pytest.mark.parametrize(("head", "fusion"), PARTS)
+def test_tensors_keep_the_names_under_which_checkpoints_hold_them(head, fusion):
+    """Class names may change; a tensor that is renamed makes every checkpoint of before unreadable."""
+    model = build(dataclasses.replace(CNN, pretrained=False, head=head, fusion=fusion), 3)
+    names: dict[str, set[str]] = {}
+    for part, _, name in (name.partition(".") for name in model.state_dict()):
+        names.setdefault(part, set()).add(name.removesuffix(".weight").removesuffix(".bias"))
+    in_head, _, in_fusion = PARTS[head, fusion].partition(" | ")
+    assert names["head"] == set(in_head.split())
+    assert names.get("fusion", set()) == set(in_fusion.split())
+    assert {"backbone", "mean", "std", "shift"} <= set(names)
+
+
+def test_initialisation_is_skipped_only_inside():
+    from cxrlt_ray.models.backbones import skip_init
+
+    with skip_init():
         pass
     assert float(torch.nn.Linear(50, 50).weight.detach().std()) > 0
 
 
 def test_skipped_initialisation_ends_whatever_memory_held():
     """Torch's trunc_normal_ draws until all lie within bounds: on memory that held large numbers it never ended."""
-    from cxrlt_ray.models.backbones import unfilled
+    from cxrlt_ray.models.backbones import skip_init
 
     weight = torch.nn.Parameter(torch.full((64,), 1e6))
-    with unfilled():
+    with skip_init():
         torch.nn.init.trunc_normal_(weight, std=0.02)
         torch.nn.init.trunc_normal_(weight, std=9.0)
     assert weight.detach().abs().max() <= 2

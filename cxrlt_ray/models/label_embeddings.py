@@ -1,7 +1,7 @@
-"""Label embeddings for the head `query_text`: a file with one row a finding, by name where it has names.
+"""Label embeddings for the head `query_text`: a file with one row for each finding, matched by name if it has names.
 
-.parquet, .csv: a column of names (text), all other columns numbers. .npz: an array `embeddings` [C, E], and `names` [C]
-where it has them. .safetensors: a tensor `embeddings` [C, E] in the findings' order, or a tensor [E] under each name.
+.parquet, .csv: a column of names (text), all other columns numbers. .npz: an array `embeddings` [C, E], optionally
+`names` [C]. .safetensors: a tensor `embeddings` [C, E] in the findings' order, or a tensor [E] under each name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 def read(uri: str, findings: Sequence[str]) -> np.ndarray:
     """float32 [C, E], one row for each of `findings`.
 
-    Raises UsageError naming the findings that the file lacks, or its number of rows where it has no names.
+    Raises UsageError naming the findings that the file does not have, or its number of rows where it has no names.
     """
     names, rows = _table(uri)
     if names is None:
@@ -28,14 +28,14 @@ def read(uri: str, findings: Sequence[str]) -> np.ndarray:
                 "one row a finding in the task's order, or names."
             )
         return rows
-    lacking = [finding for finding in findings if finding not in names]
-    if lacking:
-        raise UsageError(f"{uri} has no label embedding for {', '.join(lacking)}: add a row for each.")
+    missing = [finding for finding in findings if finding not in names]
+    if missing:
+        raise UsageError(f"{uri} has no label embedding for {', '.join(missing)}: add a row for each.")
     return rows[[names.index(finding) for finding in findings]]
 
 
 def width(uri: str) -> int:
-    """E of the file."""
+    """E, the length of the file's embeddings."""
     return _table(uri)[1].shape[1]
 
 
@@ -59,37 +59,37 @@ def _table(uri: str) -> tuple[list[str] | None, np.ndarray]:
     if not np.isfinite(rows).all():
         raise UsageError(f"{uri} has label embeddings that are not finite numbers.")
     if names is not None and len(set(names)) < len(names):
-        twice = next(each for each in names if names.count(each) > 1)
-        raise UsageError(f"{uri} has two label embeddings for {twice}.")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{uri} has two label embeddings for {duplicate}.")
     return names, rows.astype(np.float32)
 
 
-def _of_table(table: object) -> tuple[list[str] | None, np.ndarray]:
+def _from_table(table: object) -> tuple[list[str] | None, np.ndarray]:
     import pandas as pd
 
     assert isinstance(table, pd.DataFrame)
     texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
     if len(texts) > 1:
         raise ValueError(f"columns {', '.join(map(str, texts))} are no numbers; one may hold the names")
-    names = [str(each) for each in table[texts[0]]] if texts else None
+    names = [str(name) for name in table[texts[0]]] if texts else None
     return names, table.drop(columns=texts).to_numpy(np.float64)
 
 
 def _parquet(content: bytes) -> tuple[list[str] | None, np.ndarray]:
     import pandas as pd
 
-    return _of_table(pd.read_parquet(io.BytesIO(content)))
+    return _from_table(pd.read_parquet(io.BytesIO(content)))
 
 
 def _csv(content: bytes) -> tuple[list[str] | None, np.ndarray]:
     import pandas as pd
 
-    return _of_table(pd.read_csv(io.BytesIO(content)))
+    return _from_table(pd.read_csv(io.BytesIO(content)))
 
 
 def _npz(content: bytes) -> tuple[list[str] | None, np.ndarray]:
     arrays = np.load(io.BytesIO(content), allow_pickle=False)
-    return [str(each) for each in arrays["names"]] if "names" in arrays else None, arrays["embeddings"]
+    return [str(name) for name in arrays["names"]] if "names" in arrays else None, arrays["embeddings"]
 
 
 def _safetensors(content: bytes) -> tuple[list[str] | None, np.ndarray]:

@@ -1,0 +1,125 @@
+"""The classifier: a backbone, perhaps a fusion of a study's views, and a head, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models import label_embeddings
+from cxrlt_ray.models.backbones import find_recipe, make_backbone
+from cxrlt_ray.models.features import POOLS, pooled, to_tokens, unpool, width_of
+from cxrlt_ray.models.fusion import FUSIONS, by_study
+from cxrlt_ray.models.heads import HEADS
+from cxrlt_ray.models.recipe import BackboneRecipe
+from cxrlt_ray.models.spec import NO_FUSION, OWN_POOL, ModelSpec
+
+FILL = 16  # on a GPU, batches of studies have a multiple of so many images
+
+
+class Classifier(nn.Module):
+    """Images uint8 [n, H, W] or float [n, H, W] in 0..1 -> logits float [n, C].
+
+    findings: their names, or their number; the head query_text finds its embeddings by name, and for a number of
+    findings they are zeros, to be loaded. context: a context manager in which the backbone is made. embeddings: label
+    embeddings [C, E] instead of those of the spec's file. recipe: how the backbone is built, if not as its name says.
+    Raises UsageError for parts that do not fit together.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        findings: int | Sequence[str],
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
+        embeddings: torch.Tensor | None = None,
+        recipe: BackboneRecipe | None = None,
+    ) -> None:
+        super().__init__()
+        check(spec)
+        count = findings if isinstance(findings, int) else len(findings)
+        head, fusion = HEADS[spec.head], FUSIONS.get(spec.fusion)
+        if head.needs_embeddings and embeddings is None:
+            embeddings = _embeddings(spec, findings)
+        self.name, self.recipe = spec.backbone, recipe or find_recipe(spec.backbone)
+        with context():
+            self.backbone, mean, std = make_backbone(spec, self.recipe)
+        self.keeps_map = head.needs_map or spec.pool != OWN_POOL or bool(fusion and fusion.needs_map)
+        if self.keeps_map:
+            unpool(self.backbone, spec.backbone)
+        features = width_of(self.backbone)
+        self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.backbone.modules())
+        self.fusion = fusion(features, count, spec) if fusion else None
+        self.head = head(self.fusion.width if self.fusion else features, count, spec, embeddings)
+        for name, values in (("mean", mean), ("std", std)):  # as many as channels
+            by_channel = values if len(values) == spec.in_chans else (sum(values) / len(values),) * spec.in_chans
+            self.register_buffer(name, torch.tensor(by_channel).view(1, -1, 1, 1))
+        self.register_buffer("shift", torch.zeros(count))
+
+    def forward(
+        self, images: torch.Tensor, study: torch.Tensor | None = None, view: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits [n, C] of gray images [n, H, W]; in evaluation less `shift` [C] (logit adjustment).
+
+        With a fusion every image has its study's logits. study: int64 [n], equal for images of a study, which stand
+        next to each other; without it each image is a study. view: int64 [n], indices into manifest.VIEWS; without
+        it all are UNKNOWN. Of a study of more than fusion.MAX_VIEWS (16) images, each 16 in their order, and the
+        remainder, are read as a study of their own: images have the logits of their part.
+        """
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        pixels = (pixels.unsqueeze(1) - self.mean) / self.std  # one gray channel broadcast to the backbone's
+        if self.fusion is not None and self._fills_batches(pixels):
+            pixels = filled(pixels)
+        features = self.backbone.forward_features(pixels)
+        tokens = to_tokens(self.backbone, features, self.name) if self.keeps_map else pooled(self.backbone, features)
+        if self.fusion is None:
+            logits = self.head(tokens)
+        else:
+            logits = by_study(self.fusion, self.head, self.fusion.per_image(tokens)[: len(images)], study, view)
+        return logits if self.training else logits - self.shift
+
+    def _fills_batches(self, pixels: torch.Tensor) -> bool:
+        """Whether added images leave all other images' features as they are, and spare a GPU a new batch size."""
+        return pixels.is_cuda and not (self.backbone.training and self.has_batch_norm)
+
+
+def filled(pixels: torch.Tensor) -> torch.Tensor:
+    """Images [n, ...] with the last one repeated up to a multiple of FILL; of fewer than that, to a power of two.
+
+    cuDNN takes seconds to plan each new batch size of some convolutions, and studies make many
+    (benchmarks/RESULTS.md, GPU).
+    """
+    missing = -len(pixels) % FILL if len(pixels) > FILL else (1 << (len(pixels) - 1).bit_length()) - len(pixels)
+    return torch.cat([pixels, pixels[-1:].expand(missing, *pixels.shape[1:])]) if missing else pixels
+
+
+def check(spec: ModelSpec) -> None:
+    """Raises UsageError where head, pool, fusion and queries do not fit together."""
+    for kind, name, names in (
+        ("head", spec.head, HEADS),
+        ("fusion", spec.fusion, (NO_FUSION, *FUSIONS)),
+        ("pool", spec.pool, (OWN_POOL, *POOLS)),
+    ):
+        if name not in names:
+            raise UsageError(f"there is no {kind} '{name}'; there are {', '.join(names)}.")
+    head = HEADS[spec.head]
+    if head.needs_map and spec.pool != OWN_POOL:
+        raise UsageError(f"head '{spec.head}' does its own pooling: leave `pool` at {OWN_POOL}, not '{spec.pool}'.")
+    if head.needs_embeddings and not spec.queries:
+        raise UsageError(f"head '{spec.head}' needs a file of label embeddings: give `queries: PATH`.")
+    if spec.queries and not head.needs_embeddings:
+        raise UsageError(f"head '{spec.head}' reads no label embeddings: leave out `queries`, or take query_text.")
+
+
+def _embeddings(spec: ModelSpec, findings: int | Sequence[str]) -> torch.Tensor:
+    assert spec.queries is not None
+    if isinstance(findings, int):
+        return torch.zeros(findings, label_embeddings.width(spec.queries))
+    return torch.as_tensor(label_embeddings.read(spec.queries, findings))

@@ -1,0 +1,44 @@
+"""What a model costs, counted on torch's meta device: floating-point operations and numbers in a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+
+import torch
+
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models.backbones import resolution_error
+from cxrlt_ray.models.classifier import Classifier
+from cxrlt_ray.models.spec import ModelSpec
+
+
+def flops(spec: ModelSpec, findings: int) -> int:
+    """Floating-point operations (a multiplication and an addition are two) to score one image."""
+    return size(spec, findings)[0]
+
+
+def size(spec: ModelSpec, findings: int) -> tuple[int, int]:
+    """Floating-point operations to score one image, and how many numbers a checkpoint holds; no memory is used.
+
+    With head and fusion (a study of one image). Raises UsageError where the backbone can be built for that resolution
+    but takes no such images.
+    """
+    without_influence = {"pretrained": False, "checkpoint": None, "drop_rate": 0.0, "drop_path": 0.0}
+    return _size(dataclasses.replace(spec, **without_influence), findings)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1024)
+def _size(spec: ModelSpec, findings: int) -> tuple[int, int]:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = Classifier(spec, findings).eval()
+        try:
+            with FlopCounterMode(display=False) as counter:
+                model(torch.empty(1, spec.resolution, spec.resolution, dtype=torch.uint8))
+        except UsageError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise resolution_error(spec, model.recipe, error) from None
+    return counter.get_total_flops(), sum(tensor.numel() for tensor in model.state_dict().values())

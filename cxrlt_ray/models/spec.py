@@ -1,0 +1,32 @@
+"""What makes a classifier, as a search space's point and a saved model name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NO_FUSION = "none"
+OWN_POOL = "own"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What makes a classifier.
+
+    backbone: a name that backbones.py knows. resolution: the edge of its square images, in pixels. pretrained: start
+    from weights, those of `checkpoint` (a path or URI) or the backbone's own. in_chans: 1 or 3, the backbone's input
+    channels. drop_rate, drop_path: probabilities in 0..1. pool: own (the backbone's; avg where a fusion or head needs
+    the feature map), avg, max or gem, for heads that do not pool themselves. queries: a file of label embeddings, for
+    the head query_text.
+    """
+
+    backbone: str
+    resolution: int
+    pretrained: bool = True
+    checkpoint: str | None = None
+    head: str = "linear"
+    in_chans: int = 3
+    drop_rate: float = 0.0
+    drop_path: float = 0.0
+    pool: str = OWN_POOL
+    fusion: str = NO_FUSION
+    queries: str | None = None
