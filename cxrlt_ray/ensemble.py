@@ -35,7 +35,7 @@ from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
 from cxrlt_ray.selection import curve, spaces, takes_costs
 from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
-from cxrlt_ray.selection.views import Rule
+from cxrlt_ray.selection.views import StudyRule
 from cxrlt_ray.storage import Store
 
 VERSION = 2
@@ -52,7 +52,7 @@ class Row:
     values: np.ndarray  # [M, N, C] what the weights are for: the predictions in `space`, joined by `rule`
     fitted: Fitted
     space: str
-    rule: Rule
+    rule: StudyRule
 
     @property
     def weights(self) -> np.ndarray:
@@ -142,7 +142,7 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int) -> list[Row]:
     return rows
 
 
-def _rules(file: EnsembleFile, pool: Pool) -> list[Rule]:
+def _rules(file: EnsembleFile, pool: Pool) -> list[StudyRule]:
     """The rules to choose among; the first alone where the pool's images cannot tell them apart."""
     rules = file.rules()
     if len(rules) > 1 and (pool.study is None or len(np.unique(pool.study)) == len(pool.study)):
@@ -151,14 +151,14 @@ def _rules(file: EnsembleFile, pool: Pool) -> list[Rule]:
     return rules
 
 
-def _values(space: str, rule: Rule, pool: Pool, predictions: np.ndarray) -> np.ndarray:
+def _values(space: str, rule: StudyRule, pool: Pool, predictions: np.ndarray) -> np.ndarray:
     """The pool's predictions in `space`, joined by `rule`; where no study is known each image stands by itself."""
     if pool.study is None or pool.view is None:
         return spaces.into(space, predictions, predictions)
     return rule.values(space, predictions, predictions, pool.study, pool.view)
 
 
-def _told(file: EnsembleFile, rules: list[Rule], fitted: Fitted) -> str:
+def _told(file: EnsembleFile, rules: list[StudyRule], fitted: Fitted) -> str:
     """What cross-fitting chose, and in how many folds it chose the same rule; "" where there was no choice."""
     parts = []
     if len(file.methods()) > 1 or file.guard == AUTO:
@@ -205,7 +205,7 @@ def score_split(
 
 def applied(
     space: str,
-    rule: Rule,
+    rule: StudyRule,
     predictions: np.ndarray | Scored,
     reference: np.ndarray,
     weights: np.ndarray,

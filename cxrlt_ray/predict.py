@@ -19,7 +19,7 @@ from cxrlt_ray.ensembling.pool import TTA
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Trial, read_trial
-from cxrlt_ray.selection.views import Rule
+from cxrlt_ray.selection.views import StudyRule
 from cxrlt_ray.storage import Store
 
 
@@ -37,10 +37,10 @@ class Ensemble:
         return [member.get("tta", False) for member in self.about["members"]]
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> StudyRule:
         """How the images of a study are joined; an ensemble of before `aggregation` has the mean where it has views."""
         views = self.about.get("views")
-        return Rule(self.about.get("aggregation") or ("none" if views is None else "mean"), views)
+        return StudyRule(self.about.get("aggregation") or ("none" if views is None else "mean"), views)
 
     @property
     def findings(self) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import SELECTORS, SPACES_OF
 from cxrlt_ray.selection import settings as settings_of
 from cxrlt_ray.selection.honest import AUTO, Method
-from cxrlt_ray.selection.views import LEARNED, Rule, options
+from cxrlt_ray.selection.views import LEARNED, StudyRule, options
 
 CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
 ON, OFF = "on", "off"  # of `tta`
 
 
 class EnsembleFile(Config):
-    """The keys of an ensembles/ file; see selection.honest.Method for what the selector's mean, views.Rule for views'.
+    """The keys of an ensembles/ file; see selection.honest.Method for the selector's, views.StudyRule for views.
 
     aggregation: how the images of a study are joined before members are weighed; auto: chosen by cross-fitting, each
     image by itself unless another is better by more than one standard error. views: weights of images by their view,
@@ -83,7 +83,7 @@ class EnsembleFile(Config):
             return self.aggregation
         return "none" if self.views is None else AUTO if self.views == LEARNED else "mean"
 
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[StudyRule]:
         """How the images of a study may be joined, in order of preference."""
         return options(self.joined(), self.views)  # type: ignore[arg-type]
 

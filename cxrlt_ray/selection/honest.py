@@ -32,7 +32,7 @@ PLENTY = 20_000  # images from which on a choice within folds looks at two of th
 DRAWS = 64  # of subjects, to tell a better choice from luck
 BETTER = 1.0  # by so many standard errors must a rule be better than those before it
 NOBODY: frozenset[int] = frozenset()
-Rule = Callable[[np.ndarray], np.ndarray]  # predictions [M, N, C] as they are given -> as they are combined
+Transform = Callable[[np.ndarray], np.ndarray]  # predictions [M, N, C] as they are given -> as they are combined
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
@@ -85,7 +85,7 @@ def fit(
     seed: int = 0,
     costs: np.ndarray | None = None,
     margin: float = 1.0,
-    rules: Sequence[Rule] = (as_given,),
+    rules: Sequence[Transform] = (as_given,),
 ) -> Fitted:
     """Weights by the best of `methods`, and what they are worth on subjects they never saw.
 

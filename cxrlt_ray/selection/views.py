@@ -1,8 +1,8 @@
-"""One voice per study: labels are given per study, scores per image, so a study's images may speak together.
+"""One prediction per study: labels are given per study, scores per image, so a study's images may be joined.
 
-A `Rule` says how: each image by itself, or all by the study's weighted mean, maximum or noisy-or; `options` lists the
-rules among which honest.fit is to choose. 39,293 images x 40 findings x 12 members take 0.3 to 0.8 s a rule on a
-busy core; what a rule returns is as large as what it was given.
+A `StudyRule` says how: each image by itself, or all by the study's weighted mean, maximum or noisy-or. `options` lists
+the rules among which honest.fit is to choose. 39,293 images x 40 findings x 12 members take 0.3 to 0.8 s a rule on a
+busy core; a rule's result is as large as its input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TOLD = {"none": "each image by itself", "mean": "study mean", "max": "study max
 
 
 @dataclass(frozen=True)
-class Rule:
+class StudyRule:
     """How the images of a study speak; `views`: weights >= 0 of PA, AP, LATERAL, OTHER, UNKNOWN, 1 where not named."""
 
     how: How = "none"
@@ -56,7 +56,7 @@ class Rule:
         return np.array([given.get(str(each), 1.0) for each in view], float)
 
 
-def options(aggregation: str, views: Mapping[str, float] | Literal["learned"] | None) -> list[Rule]:
+def options(aggregation: str, views: Mapping[str, float] | Literal["learned"] | None) -> list[StudyRule]:
     """The rules that an ensembles/ file's two keys leave to choose among, in order of preference.
 
     aggregation auto: none, mean, max, noisy_or. views learned: the mean, or the rule given, with each weights of GRID.
@@ -65,10 +65,15 @@ def options(aggregation: str, views: Mapping[str, float] | Literal["learned"] | 
     stated = None if views == LEARNED else views
     weights: list[Any] = graded if views == LEARNED else [stated]
     if aggregation == AUTO:
-        return [Rule(), *(Rule("mean", each) for each in weights), Rule("max", stated), Rule("noisy_or", stated)]
+        return [
+            StudyRule(),
+            *(StudyRule("mean", each) for each in weights),
+            StudyRule("max", stated),
+            StudyRule("noisy_or", stated),
+        ]
     if aggregation == "none":
-        return [Rule()]
-    return [Rule(aggregation, each) for each in weights]  # type: ignore[arg-type]
+        return [StudyRule()]
+    return [StudyRule(aggregation, each) for each in weights]  # type: ignore[arg-type]
 
 
 def by_study(values: np.ndarray, study: np.ndarray, voice: np.ndarray, how: str = "mean") -> np.ndarray:

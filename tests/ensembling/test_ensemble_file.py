@@ -8,7 +8,7 @@ from cxrlt_ray import config
 from cxrlt_ray.ensembling import from_tables
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.selection.views import Rule
+from cxrlt_ray.selection.views import StudyRule
 
 
 def written(tmp_path, text):
@@ -28,7 +28,7 @@ def test_every_file_that_is_shipped_loads(name):
 def test_a_file_can_say_all_of_a_published_systems_selection(tmp_path):
     file = written(tmp_path, "selector: mean\nviews: {PA: 2, AP: 2, LATERAL: 1}\naggregation: mean\ntta: on\n")
     assert file.tta == "on"
-    assert file.rules() == [Rule("mean", {"PA": 2, "AP": 2, "LATERAL": 1})]
+    assert file.rules() == [StudyRule("mean", {"PA": 2, "AP": 2, "LATERAL": 1})]
     assert str(file.rules()[0]) == "study mean, frontal 2 : lateral 1"
     assert written(tmp_path, "selector: greedy\ntta: off\n").tta == "off"
 

@@ -20,7 +20,7 @@ from cxrlt_ray.runs import cost
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.runs.store import Run
-from cxrlt_ray.selection.views import Rule
+from cxrlt_ray.selection.views import StudyRule
 from cxrlt_ray.storage import Store
 
 FINDINGS = ("Mass", "Nodule", "Edema")
@@ -195,9 +195,9 @@ def test_predict_looks_as_the_ensemble_did_and_joins_studies_by_its_rule(made, m
     monkeypatch.setattr(score, "score", scored)
     reference = np.stack([trials[0].predictions("val-tta").to_numpy(), trials[1].predictions("val").to_numpy()])
     for given, rule in (
-        ({}, Rule("none")),
-        ({"views": {"PA": 2.0}}, Rule("mean")),
-        ({"aggregation": "max", "views": None}, Rule("max")),
+        ({}, StudyRule("none")),
+        ({"views": {"PA": 2.0}}, StudyRule("mean")),
+        ({"aggregation": "max", "views": None}, StudyRule("max")),
     ):
         loaded = predict.Ensemble({**about, **given}, trials, np.full((2, 3), 0.5))
         found = predict.score(loaded, run.store, (), images)

@@ -17,7 +17,7 @@ from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.selection import honest, spaces, views
 from cxrlt_ray.selection.honest import Method, as_given, combine, fit, side_by_side
-from cxrlt_ray.selection.views import Rule, by_study, options
+from cxrlt_ray.selection.views import StudyRule, by_study, options
 
 HOW = ("mean", "max", "noisy_or")
 every_how = pytest.mark.parametrize("how", HOW)
@@ -92,9 +92,9 @@ def test_no_rule_leaves_values_where_they_are():
 
 
 def test_views_weigh_what_a_rule_gives_them_and_unnamed_ones_1():
-    rule = Rule("mean", {"PA": 3.0, "LATERAL": 0.0})
+    rule = StudyRule("mean", {"PA": 3.0, "LATERAL": 0.0})
     assert rule.voice(np.array(["PA", "AP", "LATERAL", "UNKNOWN"])).tolist() == [3, 1, 0, 1]
-    assert Rule("max").voice(np.array(["PA", "LATERAL"])).tolist() == [1, 1]
+    assert StudyRule("max").voice(np.array(["PA", "LATERAL"])).tolist() == [1, 1]
 
 
 def test_the_mean_acts_in_the_files_space_and_the_others_on_probabilities():
@@ -102,29 +102,29 @@ def test_the_mean_acts_in_the_files_space_and_the_others_on_probabilities():
     scores, study, view = rng.random((2, 60, 3)).astype(np.float32), np.arange(60) // 2, np.full(60, "PA")
     for space in spaces.SPACES:
         placed = spaces.into(space, scores, scores)
-        mean = Rule("mean").values(space, scores, scores, study, view)
+        mean = StudyRule("mean").values(space, scores, scores, study, view)
         np.testing.assert_allclose(mean[:, ::2], (placed[:, ::2] + placed[:, 1::2]) / 2, rtol=1e-5)
         pairs = np.stack([scores[:, ::2], scores[:, 1::2]]).astype(float)
         for how, joined in (("max", pairs.max(axis=0)), ("noisy_or", 1 - (1 - pairs).prod(axis=0))):
-            values = Rule(how).values(space, scores, scores, study, view)
+            values = StudyRule(how).values(space, scores, scores, study, view)
             expected = spaces.into(space, joined.astype(np.float32), scores)
             np.testing.assert_allclose(values[:, ::2], expected, rtol=1e-4)
             assert (values[:, ::2] == values[:, 1::2]).all()
-        assert np.array_equal(Rule().values(space, scores, scores, study, view), placed)
+        assert np.array_equal(StudyRule().values(space, scores, scores, study, view), placed)
 
 
 def test_what_may_be_chosen_among_begins_with_nothing():
     stated = {"PA": 2.0, "LATERAL": 1.0}
-    assert options("none", None) == [Rule()]
-    assert options("mean", stated) == [Rule("mean", stated)]
-    assert options("auto", None) == [Rule(), Rule("mean"), Rule("max"), Rule("noisy_or")]
+    assert options("none", None) == [StudyRule()]
+    assert options("mean", stated) == [StudyRule("mean", stated)]
+    assert options("auto", None) == [StudyRule(), StudyRule("mean"), StudyRule("max"), StudyRule("noisy_or")]
     assert [rule.views for rule in options("auto", stated)] == [None, stated, stated, stated]
     learned = [str(rule) for rule in options("auto", "learned")]
     assert learned[:3] == ["each image by itself"] + [f"study mean, frontal {w} : lateral 1" for w in (1, 2)]
     assert "study mean, frontal 1 : lateral 0" in learned
     assert learned[-2:] == ["study maximum", "study noisy-or"]
     assert {rule.how for rule in options("noisy_or", "learned")} == {"noisy_or"}
-    assert str(Rule("mean", {"PA": 2.0, "OTHER": 0.5})) == "study mean, PA 2, OTHER 0.5"
+    assert str(StudyRule("mean", {"PA": 2.0, "OTHER": 0.5})) == "study mean, PA 2, OTHER 0.5"
 
 
 # ---------------------------------------------------------------- chosen by cross-fitting
@@ -182,17 +182,19 @@ def test_weights_of_views_are_learned_where_laterals_tell_nothing():
 
 
 def test_another_rule_is_taken_only_by_more_than_one_standard_error(monkeypatch):
-    pool, given = cohort("twice"), [Rule(), Rule("mean")]
+    pool, given = cohort("twice"), [StudyRule(), StudyRule("mean")]
     assert fitted(pool, Method("mean"), given).rule == 1
     monkeypatch.setattr(honest, "BETTER", 1000.0)
     assert fitted(pool, Method("mean"), given).rule == 0
     monkeypatch.setattr(honest, "BETTER", 0.0)
-    assert fitted(pool, Method("mean"), [Rule(), Rule()]).rule == 0  # of equals the first
+    assert fitted(pool, Method("mean"), [StudyRule(), StudyRule()]).rule == 0  # of equals the first
 
 
 def test_the_margin_of_rules_is_not_that_of_methods(monkeypatch):
     monkeypatch.setattr(honest, "BETTER", 1000.0)
-    assert fitted(cohort("twice"), [Method("mean"), Method("best")], [Rule(), Rule("mean")], margin=0).rule == 0
+    assert (
+        fitted(cohort("twice"), [Method("mean"), Method("best")], [StudyRule(), StudyRule("mean")], margin=0).rule == 0
+    )
 
 
 def test_rules_that_are_not_taken_change_nothing():
@@ -210,8 +212,8 @@ def test_rules_that_are_not_taken_change_nothing():
 
 def test_without_folds_the_first_rule_is_taken():
     pool = cohort("one")
-    found = fitted(pool, Method("mean"), [Rule("max"), Rule()], folds=0)
-    joined = Rule("max").values("probability", pool.predictions, pool.predictions, pool.study, pool.view)
+    found = fitted(pool, Method("mean"), [StudyRule("max"), StudyRule()], folds=0)
+    joined = StudyRule("max").values("probability", pool.predictions, pool.predictions, pool.study, pool.view)
     assert found.rule == 0
     assert np.array_equal(found.crossed[0], combine(joined, found.weights))
 
@@ -286,7 +288,7 @@ def test_an_ensemble_tells_its_rule_keeps_it_and_applies_it(capsys):
     best, mean, row = compare(file, "mine", pool, seed=0)
     told = capsys.readouterr().out
     assert f"Chosen by cross-fitting: {row.rule} (so do " in told
-    assert (best.rule, mean.rule) == (Rule(), Rule())
+    assert (best.rule, mean.rule) == (StudyRule(), StudyRule())
     about = kept(file, row)
     assert about["aggregation"] == "mean"
     assert about["views"]["PA"] > about["views"]["LATERAL"]
@@ -299,7 +301,7 @@ def test_without_studies_of_several_images_nothing_is_learned(capsys):
     pool = cohort("twice")
     pool = Pool(**{**pool.__dict__, "study": np.arange(len(pool.study))})
     row = compare(EnsembleFile(selector="mean", aggregation="auto"), "mine", pool, seed=0)[-1]
-    assert row.rule == Rule()
+    assert row.rule == StudyRule()
     assert "No study has two validation images: each image by itself" in capsys.readouterr().out
 
 
@@ -310,11 +312,11 @@ def test_images_that_lack_scores_take_those_of_their_study():
     weights = np.full((2, 4), 0.5)
     inputs = (predictions, pool.predictions, weights, pool.study, pool.view)
     for how in HOW:
-        scores = applied("probability", Rule(how), *inputs)
+        scores = applied("probability", StudyRule(how), *inputs)
         assert np.isfinite(scores[3]).all()
         assert np.array_equal(scores[3], scores[2])
         assert np.isnan(scores[4:6]).all()
-    assert np.isnan(applied("probability", Rule(), *inputs)[3]).all()
+    assert np.isnan(applied("probability", StudyRule(), *inputs)[3]).all()
 
 
 def test_stated_weights_are_used_as_they_are(capsys):
