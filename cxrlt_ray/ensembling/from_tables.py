@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.tasks import rarity
-from cxrlt_ray.ensemble import applied, check_costs, compare, finite, judge, kept, show, show_curve, tell_why
+from cxrlt_ray.ensemble import applied, check_costs, compare, judge, kept, show, show_curve, tell_why
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
+from cxrlt_ray.ensembling.members import read_apply, read_members, read_npz
 from cxrlt_ray.ensembling.pool import Pool, read_costs
-from cxrlt_ray.ensembling.tables import read_apply, read_members, read_npz
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.selection.honest import side_by_side
@@ -82,7 +82,7 @@ def stack(
         combined = applied(rows[-1].space, rows[-1].rule, scored[1], predictions, weights, each, each)
         store.write("predictions.csv", _csv(scored[0], combined, members.findings))
     about = {"name": name, **kept(file, rows[-1])}
-    store.write_json("report.json", {**about, "members": members.names, "scores": finite(report)})
+    store.write_json("report.json", {**about, "members": members.names, "scores": report})
     left = "weights.csv, validation.csv, report.json" + (", predictions.csv" if scored else "")
     print(f"Left in {store.absolute().uri}: {left}")
 
