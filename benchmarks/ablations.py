@@ -97,9 +97,8 @@ LOOKED = ("flip", "flip+zooms", "flip+crops")
 
 def config(row: Row, seed: int, shared: Any):
     """The row's trial."""
-    from cxrlt_ray.runs.trial_config import TrialConfig
-
     from cxrlt_ray.objectives import losses
+    from cxrlt_ray.runs.trial_config import TrialConfig
 
     settings = losses.settings(row.changes.get("loss", "bce"))
     base: dict[str, Any] = {
@@ -145,7 +144,7 @@ def train_row(dataset: str, number: int, seed: int) -> str:
     import torch
 
     from cxrlt_ray import models
-    from cxrlt_ray.data.prepare import nearest
+    from cxrlt_ray.data.shards import nearest
     from cxrlt_ray.ensembling.score import looks_of, predict_looks
     from cxrlt_ray.runs.store import write_predictions
     from cxrlt_ray.training import device

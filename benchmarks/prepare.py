@@ -70,7 +70,7 @@ def our_way(files: list[bytes], sizes: tuple[int, ...]):
 def fidelity(files: list[bytes], size: int) -> float:
     """Mean PSNR in dB of our resized pixels against the whole image decoded and averaged down."""
     from cxrlt_ray.data.decode import decode, resize
-    from cxrlt_ray.data.prepare import psnr
+    from cxrlt_ray.data.estimate import psnr
 
     pairs = [(resize(decode(c, size)[0], size), resize(decode(c)[0], size)) for c in files]
     return statistics.mean(psnr(float(np.square(a.astype(float) - b).mean())) for a, b in pairs)
@@ -79,7 +79,8 @@ def fidelity(files: list[bytes], size: int) -> float:
 def cache_costs(files: list[bytes], size: int) -> list[str]:
     """What each quality costs: bytes, encoding, decoding, dB."""
     from cxrlt_ray.data.decode import decode, resize
-    from cxrlt_ray.data.prepare import LOSSLESS, encode, psnr, quality_name
+    from cxrlt_ray.data.estimate import psnr
+    from cxrlt_ray.data.shards import LOSSLESS, encode, quality_name
 
     small = [resize(decode(content, size)[0], size) for content in files]
     lines = []
@@ -106,7 +107,8 @@ def map_by_quality(seeds: int) -> list[str]:
     from cxrlt_ray import models
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
-    from cxrlt_ray.data.prepare import LOSSLESS, prepare, quality_name
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.shards import LOSSLESS, quality_name
     from cxrlt_ray.evaluation.metrics import macro, per_finding
     from cxrlt_ray.search.space import TrialConfig
     from cxrlt_ray.training.trial import predict_part, train

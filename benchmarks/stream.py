@@ -192,11 +192,11 @@ def one_trial(count: int, memory: int) -> None:
     """Two epochs of one trial's stream; prints when and with how much CPU time."""
     from cache import BUILD, images, manifest
 
-    from cxrlt_ray.data.prepare import Shards, _place
+    from cxrlt_ray.data.shards import Shards, shards_store
     from cxrlt_ray.storage import Store
 
     cohort = manifest(images(count))
-    source = Shards(Store(_place(cohort, str(BUILD), SIZE, 95).uri), SIZE)
+    source = Shards(Store(shards_store(cohort, str(BUILD), SIZE, 95).uri), SIZE)
     run = ours(source, cohort.table["image_id"].to_numpy(), "threads", memory=memory)
     source.index()
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.time()

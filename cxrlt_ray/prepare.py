@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 from cxrlt_ray import cli
-from cxrlt_ray.data.prepare import (
-    LOSSLESS,
-    MAX_BAD,
-    QUALITY,
-    SAMPLE,
-    Estimate,
-    estimate,
-    parse_quality,
-    parse_sizes,
-    prepare,
-    quality_name,
-    room_at,
-    tell_quarantine,
-)
+from cxrlt_ray.data.estimate import SAMPLE, Estimate, estimate
+from cxrlt_ray.data.prepare import prepare, quarantine_text
+from cxrlt_ray.data.shards import LOSSLESS, MAX_BAD, QUALITY, parse_quality, parse_sizes, quality_name
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
@@ -68,7 +56,8 @@ def main(
         cpus = len(os.sched_getaffinity(0))
         print(f"{found.images:,} images, about {cli.size(found.original_bytes)}, read and decoded once:")
         cli.console().print(_estimate_table(found, cpus))
-        room = "" if "://" in storage else f" {storage} has {cli.size(room_at(Path(storage)))} free."
+        free = Store(storage).free()
+        room = "" if free is None else f" {storage} has {cli.size(free)} free."
         print(f"dB: the cache's own loss, against the resized pixels.{room}")
         return
     store = Store(storage)
@@ -76,7 +65,7 @@ def main(
     start_ray(address)
     for shards in prepare(cohort.manifest, storage, edges, max_bad, wanted):
         size = cli.size(shards.summary["bytes"])
-        print(f"{shards.store.uri}: {shards.summary['images']:,} images, {size}; {tell_quarantine(shards.summary)}")
+        print(f"{shards.store.uri}: {shards.summary['images']:,} images, {size}; {quarantine_text(shards.summary)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from cxrlt_ray import cli
 from cxrlt_ray.cluster.start import DATA_CPUS
-from cxrlt_ray.data.prepare import QUALITY
+from cxrlt_ray.data.shards import QUALITY
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
@@ -156,7 +156,8 @@ def main(
     from cxrlt_ray import models
     from cxrlt_ray.cluster.start import forget_decoded, start_ray
     from cxrlt_ray.data.cohort import parse_cohorts
-    from cxrlt_ray.data.prepare import parse_quality, prepare
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.data.shards import parse_quality
     from cxrlt_ray.doctor import preflight
     from cxrlt_ray.runs import store as store
     from cxrlt_ray.runs.records import RunRecord, ShardsRecord
@@ -356,7 +357,7 @@ def _check_options(
     objectives: str,
 ) -> None:
     """Refuse what is wrong whatever the data."""
-    from cxrlt_ray.data.prepare import parse_sizes
+    from cxrlt_ray.data.shards import parse_sizes
     from cxrlt_ray.data.stream import ENGINES
 
     if sizes is not None:
@@ -398,7 +399,7 @@ def _front(trials: list[Any]) -> str:
 
 def _edges(sizes: str | None, specs: list[Any]) -> list[int]:
     """The sizes to prepare: those asked for, else every resolution of the space, so that a trial decodes no more."""
-    from cxrlt_ray.data.prepare import parse_sizes
+    from cxrlt_ray.data.shards import parse_sizes
 
     wanted = sorted({spec.resolution for spec in specs})
     if sizes is None:

@@ -28,7 +28,8 @@ from cxrlt_ray import cli, config, evaluate, privacy
 from cxrlt_ray.data import decode, prepare, tasks
 from cxrlt_ray.data.cohort import examine, read_cohort
 from cxrlt_ray.data.manifest import MAIN, META, Manifest
-from cxrlt_ray.ensembling import explain, submission, tables
+from cxrlt_ray.data.originals import read_original
+from cxrlt_ray.ensembling import explain, members, submission, tables
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.reporting import cohort
 
@@ -82,10 +83,10 @@ def test_pickles_in_weights_arrays_and_yaml_are_refused_and_not_run(trap, tmp_pa
         weights._read(str(tmp_path / "weights.pth"))
     np.savez(tmp_path / "all.npz", predictions=np.array([[[trap]]], object), targets=np.zeros((1, 1)))
     with pytest.raises(CxrltError, match="npz of plain arrays"):
-        tables.read_npz(str(tmp_path / "all.npz"))
+        members.read_npz(str(tmp_path / "all.npz"))
     (tmp_path / "bare.npz").write_bytes(pickle.dumps(trap))
     with pytest.raises(CxrltError, match="npz of plain arrays"):
-        tables.read_npz(str(tmp_path / "bare.npz"))
+        members.read_npz(str(tmp_path / "bare.npz"))
     (tmp_path / "space.yaml").write_text(f"!!python/object/apply:os.system ['touch {trap.path}']")
     with pytest.raises(UsageError, match="cannot be read as YAML"):
         config.read_yaml(tmp_path / "space.yaml")
@@ -121,7 +122,7 @@ def test_paths_of_a_table_cannot_leave_the_data(tmp_path, path):
     with pytest.raises(CxrltError, match=r"labels\.csv row 3: a path leads out of .*data"):
         read_cohort(str(folder), task="auto")
     with pytest.raises(ValueError, match="leads out"):
-        prepare.original(str(folder), path)
+        read_original(str(folder), path)
 
 
 def test_links_out_of_the_data_are_followed_only_where_that_is_asked_for(tmp_path, monkeypatch):
@@ -133,36 +134,36 @@ def test_links_out_of_the_data_are_followed_only_where_that_is_asked_for(tmp_pat
     (data / "2.png").symlink_to(data / "0.png")
     (data / "more").symlink_to(other)
     (tmp_path / "linked").symlink_to(data)
-    assert prepare.original(str(data), "2.png") == b"own"
-    assert prepare.original(str(tmp_path / "linked"), "0.png") == b"own"
-    assert prepare.original(f"file://{data}", "0.png") == b"own"
+    assert read_original(str(data), "2.png") == b"own"
+    assert read_original(str(tmp_path / "linked"), "0.png") == b"own"
+    assert read_original(f"file://{data}", "0.png") == b"own"
     for path in ("1.png", "more/0.png"):
         with pytest.raises(ValueError, match="a link leads out"):
-            prepare.original(str(data), path)
+            read_original(str(data), path)
     # told at once, not after a night of quarantine
     cohort = read_cohort(str(plain_table(data, path=["more/0.png", *(f"{k}.png" for k in range(1, 8))])), task="auto")
     with pytest.raises(UsageError, match="CXRLT_RAY_FOLLOW_LINKS=1"):
         prepare.prepare(cohort.manifest, str(tmp_path / "runs"), [32])
     monkeypatch.setenv(privacy.FOLLOW_LINKS, "1")
-    assert prepare.original(str(data), "more/0.png") == b"other"
+    assert read_original(str(data), "more/0.png") == b"other"
 
 
 def test_what_is_no_file_or_never_ends_is_not_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="not a file"):
-        prepare.original(str(tmp_path), "pipe.png")
+        read_original(str(tmp_path), "pipe.png")
     with pytest.raises(ValueError, match="a link leads out"):
-        prepare.original(str(tmp_path), "zero.png")
+        read_original(str(tmp_path), "zero.png")
     monkeypatch.setenv(privacy.FOLLOW_LINKS, "1")
     with pytest.raises(ValueError, match="not a file"):
-        prepare.original(str(tmp_path), "zero.png")
+        read_original(str(tmp_path), "zero.png")
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(decode.MAX_BYTES + 1)
     with pytest.raises(ValueError, match="more than"):
-        prepare.original(str(tmp_path), "huge.png")
+        read_original(str(tmp_path), "huge.png")
     with pytest.raises(CxrltError):
-        prepare.original(str(tmp_path), "missing.png")
+        read_original(str(tmp_path), "missing.png")
 
 
 def test_looking_for_missing_files_does_not_leave_the_data_either(tmp_path, capsys):
@@ -300,7 +301,7 @@ def test_archives_are_never_unpacked_to_disk_and_bombs_are_refused(tmp_path, mon
             read(bomb)
     npz = zipped(tmp_path / "bomb.npz", "predictions.npy", bytes(2_000_000))
     with pytest.raises(CxrltError, match=r"bomb\.npz.*would unpack"):
-        tables.read_npz(npz)
+        members.read_npz(npz)
 
 
 # names
@@ -322,7 +323,7 @@ def test_names_that_a_spreadsheet_would_run_are_refused_wherever_they_come_in(tm
     with pytest.raises(CxrltError, match="for a formula"):
         tables.read_table(str(tmp_path / "a.csv"))
     with pytest.raises(UsageError, match="for a formula"):
-        tables._names([f"{tmp_path}/{name}.csv"])
+        members.member_names([f"{tmp_path}/{name}.csv"])
 
 
 def report(names: list[str]) -> evaluate.Report:
@@ -460,7 +461,7 @@ def test_faults_of_submissions_and_tables_of_scores_name_rows(tmp_path):
         labels = pd.DataFrame({"dicom_id": ids, "Mass": [0, 1] * 3}).iloc[:labelled]
         labels.to_csv(tmp_path / "labels.csv", index=False)
         with pytest.raises(CxrltError, match=said) as caught:
-            tables.read_members([str(tmp_path / "a.csv")], str(tmp_path / "labels.csv"))
+            members.read_members([str(tmp_path / "a.csv")], str(tmp_path / "labels.csv"))
         assert MARK not in str(caught.value)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.decode import decode, resize
-from cxrlt_ray.data.prepare import Shards
+from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.errors import CxrltError
 
 THREADS, RAY = "threads", "ray"
@@ -94,6 +94,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
     start: int = 0,
+    copy: int = 0,
     study: np.ndarray | None = None,
     strong: np.ndarray | None = None,
     strength: float = 0.0,
@@ -103,8 +104,8 @@ def batches(
 
     augment: strength 0 (none) to 1. flip: probability. crop: share of the edge that a crop keeps, at a random
     place with a seed, else from the centre. rank, world: this worker's share of each batch; each yields the same
-    number of them. start: the first batch's number, to go on in the middle of an epoch. Images in quarantine are left
-    out.
+    number of them. start: the first batch's number, to go on in the middle of an epoch. copy: streams that differ in
+    it alone have the same images in the same order, augmented independently. Images in quarantine are left out.
     An id may stand several times. study: [N], then a batch is of `batch_size` studies, whole and each in one piece.
     strong: bool [N], the images that are augmented with `strength` instead.
     """
@@ -114,7 +115,8 @@ def batches(
     first, member = _units(len(rows) if study is None else study[rows])
     taken = order(file[first], None if seed is None else [seed, epoch], window)
     plan = [member(taken[share[rank]]) for share in steps(len(first), batch_size, world)]
-    recipe = Recipe(resolution, crop, flip, augment, strength, None if seed is None else (seed, epoch, rank))
+    randomness = None if seed is None else (seed, epoch, rank, copy) if copy else (seed, epoch, rank)
+    recipe = Recipe(resolution, crop, flip, augment, strength, randomness)
     names = shards.index()["file"].cat.categories
     more = (lambda at: ()) if strong is None else (lambda at: (strong[rows[at]],))
     work = [

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cxrlt_ray import cli
-from cxrlt_ray.data.prepare import QUALITY, place_of
+from cxrlt_ray.data.shards import QUALITY, shards_store
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, guarded, reason
 from cxrlt_ray.doctor.cluster import alone, ask_all, of_ray
 from cxrlt_ray.doctor.judge import judge
@@ -97,7 +97,9 @@ def preflight(
     looked for where it has shards to make. specs: models whose weights other machines must have; a sweep has loaded
     them here. Raises CxrltError that names every failed check and how to mend it.
     """
-    made = [place_of(manifest, storage, size, quality).exists("summary.json") for size in sizes if manifest is not None]
+    made = [
+        shards_store(manifest, storage, size, quality).exists("summary.json") for size in sizes if manifest is not None
+    ]
     wanted = [] if alone(ray, address) else list(wants(specs))
     edge, images = max(sizes, default=EDGE), not made or not all(made)
     found = list(_examine(storage, ray, address, manifest, edge, wanted, images, thorough=False))

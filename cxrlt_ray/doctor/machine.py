@@ -235,7 +235,7 @@ def _images(ask: Ask) -> Report | None:
         return None
     import cv2
 
-    from cxrlt_ray.data.prepare import original
+    from cxrlt_ray.data.originals import read_original
 
     found: Report = {"looked": 0, "missing": [], "bad": {}}
     start, threads = time.perf_counter(), cv2.getNumThreads()
@@ -245,7 +245,7 @@ def _images(ask: Ask) -> Report | None:
             break
         found["looked"] += 1
         try:
-            decode(original(ask.root, path), ask.edge, inverted)
+            decode(read_original(ask.root, path), ask.edge, inverted)
         except CxrltError:
             found["missing"].append(row)
         except (ValueError, cv2.error) as error:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.manifest import codes
-from cxrlt_ray.data.prepare import Shards, nearest
+from cxrlt_ray.data.shards import Shards, nearest
 from cxrlt_ray.data.stream import Look
 from cxrlt_ray.runs.store import Trial, looked_at, write_predictions
 from cxrlt_ray.storage import Store

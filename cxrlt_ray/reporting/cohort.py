@@ -56,7 +56,7 @@ def tell_files(manifest: Manifest, roots: Mapping[str, str], origins: pd.DataFra
     roots: cohort -> the directory below which its images lie, itself `manifest.root` or below it. origins: the file and
     row that name each image.
     """
-    from cxrlt_ray.data.prepare import MAX_BAD
+    from cxrlt_ray.data.shards import MAX_BAD
 
     reasons = []
     of_path = origins.set_axis(manifest.table["path"])

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cxrlt_ray.data.manifest import Manifest
-from cxrlt_ray.data.prepare import Shards
+from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import private_dir

@@ -17,8 +17,7 @@ import s3 as server
 
 from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.node_cache import ShardFiles
-from cxrlt_ray.data import prepare
-from cxrlt_ray.data.prepare import Shards
+from cxrlt_ray.data.shards import Shards, forget_indexes
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
@@ -154,8 +153,7 @@ def test_shards_that_were_mended_are_fetched_anew(far):
     there, _ = far
     assert node_cache.read(there, "train-00000.parquet", 11, 7) == b"content"
     write_shards(there.store, "mended!!")
-    prepare._index.cache_clear()  # as in a process that comes later
-    prepare._version.cache_clear()
+    forget_indexes()  # as in a process that comes later
     mended = Shards(there.store, there.size).files()
     assert node_cache.read(mended, "train-00000.parquet", 11, 8) == b"mended!!"
 

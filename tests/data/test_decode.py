@@ -10,7 +10,7 @@ import pytest
 from pictures import dicom, encoded
 
 from cxrlt_ray.data import decode
-from cxrlt_ray.data.prepare import psnr
+from cxrlt_ray.data.estimate import psnr
 
 
 def radiograph(height=1200, width=1000, grain=0.0, seed=0):

@@ -9,8 +9,11 @@ import pytest
 from conftest import write_images
 
 from cxrlt_ray import prepare as command
-from cxrlt_ray.data import decode, prepare
+from cxrlt_ray.data import decode, originals, prepare
+from cxrlt_ray.data.estimate import estimate
+from cxrlt_ray.data.shards import LOSSLESS, QUALITY, parse_sizes
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.storage import Store
 
 
 def quiet(_: str) -> None:
@@ -113,7 +116,7 @@ def test_new_labels_reuse_the_shards_and_new_splits_do_not(ray, manifest, tmp_pa
 
 
 def test_several_sizes_are_each_the_original_resized(ray, tmp_path, manifest):
-    made = prepare.prepare(manifest, str(tmp_path / "runs"), [16, 32], say=quiet, quality=prepare.LOSSLESS)
+    made = prepare.prepare(manifest, str(tmp_path / "runs"), [16, 32], say=quiet, quality=LOSSLESS)
     assert [shards.size for shards in made] == [16, 32]
     for shards in made:
         index = shards.index()
@@ -141,7 +144,7 @@ def test_an_added_size_leaves_the_others_as_they_are(ray, manifest, tmp_path):
 def test_qualities_stand_beside_each_other_and_cost_what_they_should(ray, manifest, tmp_path):
     made = {
         q: prepare.prepare(manifest, str(tmp_path / "runs"), [32], say=quiet, quality=q)[0]
-        for q in (50, prepare.QUALITY, prepare.LOSSLESS)
+        for q in (50, QUALITY, LOSSLESS)
     }
     assert len({shards.store.uri for shards in made.values()}) == 3
     sizes = [shards.summary["bytes"] for shards in made.values()]
@@ -163,10 +166,10 @@ def test_images_exported_from_monochrome1_are_inverted(ray, manifest, tmp_path):
 
 
 def test_an_estimate_is_near_what_is_then_written(ray, manifest, tmp_path):
-    found = prepare.estimate(manifest, [16, 32], [prepare.QUALITY])
+    found = estimate(manifest, [16, 32], [QUALITY])
     shards = prepare.prepare(manifest, str(tmp_path / "runs"), [16, 32], say=quiet)
     for each in shards:
-        estimated, seconds, decibel = found.kinds[each.size, prepare.QUALITY]
+        estimated, seconds, decibel = found.kinds[each.size, QUALITY]
         assert estimated == pytest.approx(each.summary["bytes"], rel=0.05)
         assert seconds > 0
         assert decibel > 30
@@ -174,7 +177,7 @@ def test_an_estimate_is_near_what_is_then_written(ray, manifest, tmp_path):
 
 
 def test_a_disk_that_will_not_hold_the_shards_is_refused_before_they_are_made(ray, manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "room_at", lambda _: 100)
+    monkeypatch.setattr(Store, "free", lambda _: 100)
     with pytest.raises(CxrltError, match=r"need about .* and .* has 0.1 KB free"):
         prepared(manifest, tmp_path)
 
@@ -190,7 +193,7 @@ def test_an_object_store_takes_shards_and_gives_them_back(ray, manifest, tmp_pat
 
 
 def test_dicom_without_its_package_is_refused_before_anything_starts(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "find_spec", lambda _: None)
+    monkeypatch.setattr(originals, "find_spec", lambda _: None)
     table = manifest.table.assign(path="a.dcm")
     with pytest.raises(UsageError, match=r"cxrlt-ray\[dicom\]"):
         prepared(dataclasses.replace(manifest, table=table), tmp_path)
@@ -199,7 +202,7 @@ def test_dicom_without_its_package_is_refused_before_anything_starts(manifest, t
 @pytest.mark.parametrize("text", ["", "a", "8", "224,", "224;384", "9999"])
 def test_sizes_that_are_none_are_refused(text):
     with pytest.raises(UsageError, match="--sizes"):
-        prepare.parse_sizes(text)
+        parse_sizes(text)
 
 
 def test_estimate_prints_a_row_for_each_size_and_quality_and_makes_nothing(tmp_path, capsys):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from cxrlt_ray.cluster.start import start_ray
 from cxrlt_ray.data import prepare, stream
+from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.storage import Store
 
@@ -136,7 +137,7 @@ def test_kept_decoded_images_are_the_same_and_spare_the_shards(shards, tmp_path,
     monkeypatch.setattr(node_cache, "MEMORY", tmp_path)
     copy = tmp_path / "shards"
     shutil.copytree(shards[1].store.local, copy)
-    mine = prepare.Shards(Store(str(copy)), SIZE)
+    mine = Shards(Store(str(copy)), SIZE)
     ingest = stream.Ingest(memory=10**7)
     options = {"seed": 0, "augment": 0.5, "ingest": ingest}
     first = list(stream.batches(mine, ids(shards), SIZE, 7, **options))

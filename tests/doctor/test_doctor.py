@@ -411,7 +411,7 @@ def test_images_need_not_be_there_once_their_shards_are(tmp_path):
     manifest = replace(write_images(tmp_path / "images", 30), root=str(tmp_path / "elsewhere"))
     with pytest.raises(CxrltError, match="images: "):
         doctor.preflight(str(tmp_path), None, manifest, [32])
-    doctor.place_of(manifest, str(tmp_path), 32, 95).write_json("summary.json", {})
+    doctor.shards_store(manifest, str(tmp_path), 32, 95).write_json("summary.json", {})
     doctor.preflight(str(tmp_path), None, manifest, [32], 95)
 
 

@@ -11,6 +11,7 @@ import s3 as server
 from conftest import write_images
 
 from cxrlt_ray.data import prepare
+from cxrlt_ray.data.shards import QUALITY, Shards
 from cxrlt_ray.ensemble import fingerprint
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
@@ -53,11 +54,11 @@ def job(s3, tmp_path_factory):
     run, shards = Store("s3://bucket/runs/one"), Store("s3://bucket/runs/shards/some-32px")
     chunks = prepare._chunks(manifest)
     for chunk in chunks:
-        prepare._write_shard(chunk, {32: shards}, manifest.root, prepare.QUALITY)
-    summary = prepare._close(shards, chunks, 32, prepare.QUALITY, 0.0)
+        prepare._write_shard(chunk, {32: shards}, manifest.root, QUALITY)
+    summary = prepare._close(shards, chunks, 32, QUALITY, 0.0)
     with run.place("manifest.parquet") as path:
         manifest.write(path)
-    sources = (prepare.Shards(shards, 32, summary),)
+    sources = (Shards(shards, 32, summary),)
     return Job(run, sources, manifest.findings, manifest.fingerprint, folds=2, threads=1)
 
 
