@@ -485,7 +485,7 @@ def _write(
             "quality": run.record.quality,
             **kept(file, row),
             "members": [_member(pool, int(m), weights[m], findings) for m in used],
-            "scores": finite(report),
+            "scores": report,
         },
     )
 
@@ -501,7 +501,7 @@ def kept(file: EnsembleFile, row: Row) -> dict[str, Any]:
         "space": row.space,
         "aggregation": row.rule.how,
         "views": None if row.rule.views is None else dict(row.rule.views),
-        "chosen": finite({"selector": method.selector, "guard": float(method.guard)}),
+        "chosen": {"selector": method.selector, "guard": float(method.guard)},
     }
 
 
@@ -547,15 +547,6 @@ def _member(pool: Pool, m: int, weights: np.ndarray, findings: tuple[str, ...]) 
 def fingerprint(store: Store, checkpoint: str) -> str:
     """16 hex digits of a checkpoint's weights."""
     return hashlib.sha256(store.read(f"{checkpoint}/model.safetensors")).hexdigest()[:16]
-
-
-def finite(value: Any) -> Any:
-    """JSON has no nan: null."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _options(run: Run, split: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from cxrlt_ray.data.tasks import GROUPS, Task, load_task, rarity
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.published import Published, not_comparable, published
+from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -242,9 +243,7 @@ def _groups(manifest: Manifest, task: Task) -> list[str]:
 
 
 def _is_phantom(data: str, manifest: Manifest) -> bool:
-    from cxrlt_ray.phantom import MARKER
-
-    return any(Store(root).exists(MARKER) for root in (data, manifest.root))
+    return any(Store(root).exists(PHANTOM_MARKER) for root in (data, manifest.root))
 
 
 def _summary_table(report: Report, teams: Published | None, name: str) -> Any:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHOW_IDS = "CXRLT_RAY_SHOW_IDS"
 FOLLOW_LINKS = "CXRLT_RAY_FOLLOW_LINKS"
+PHANTOM_MARKER = "phantom.json"  # in a directory of a phantom cohort, whose images are of no patients
 LEADS_OUT = r"^/|\x00|(?:^|/)\.\.(?:/|$)"  # a path that is not below what it is relative to, or that hides its end
 UNFIT = r"^[=+\-@]|[\x00-\x1f\x7f]"  # what a spreadsheet runs as a formula, or breaks a line of a table or a terminal
 LEADING_OUT = "its path leads out of the data's root"

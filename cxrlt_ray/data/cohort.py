@@ -22,7 +22,7 @@ from cxrlt_ray.data.readers.columns import UNCERTAIN_MEANS, and_more, counted
 from cxrlt_ray.data.readers.files import common_root, plain
 from cxrlt_ray.data.splits import holdout
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.privacy import UNFIT, leading_out, told, unfit
+from cxrlt_ray.privacy import PHANTOM_MARKER, UNFIT, leading_out, told, unfit
 from cxrlt_ray.storage import Store
 
 VALIDATION = 0.15
@@ -350,10 +350,8 @@ def _other(key: str, where: str, main: Manifest, uncertain: str, problems: list[
 
 def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
     """The phantom's own rows. Raises UsageError for another directory: real patients pose as nobody's."""
-    from cxrlt_ray.phantom import MARKER
-
     store = _directory(folder)
-    if not store.exists(MARKER):
+    if not store.exists(PHANTOM_MARKER):
         raise UsageError(f"{folder} holds no phantom cohort to pose as another: python -m cxrlt_ray.phantom {folder}.")
     raw = all_readers()["cxrlt2024"].read(Request(store, "auto", findings))
     return replace(raw, notes=[])  # they are of splits that do not count here

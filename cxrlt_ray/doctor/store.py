@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, guarded, reason
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.runs.store import runs
 from cxrlt_ray.storage import Store
 
@@ -105,15 +106,13 @@ def _speed(store: Store) -> Iterator[Check]:
 
 def privacy(storage: Store) -> Iterator[Check]:
     """Whether other users of this machine can read runs on patients in a local storage."""
-    from cxrlt_ray.phantom import MARKER
-
     if storage.local is None:
         return
     bare = []
     if _readable(storage.local) and all(each.stat().st_mode & 0o001 for each in storage.local.parents):
         for run in filter(lambda run: _readable(Path(storage.uri, run)), runs(storage.uri)):
             data = storage.read_json(f"{run}/run.json").get("data")
-            if data is None or not Path(data, MARKER).exists():
+            if data is None or not Path(data, PHANTOM_MARKER).exists():
                 bare.append(run)
     if bare:
         told = f"every user of this machine can read {len(bare)} of the runs there, with ids of patients"

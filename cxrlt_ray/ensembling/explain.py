@@ -264,10 +264,8 @@ def draw(found: Explanation) -> bytes:
 
 def leave(found: Explanation, store: Store) -> None:
     """Write explain.json and explain.png."""
-    from cxrlt_ray.ensemble import finite
-
     store.write("explain.png", draw(found))
-    store.write_json("explain.json", finite(document(found)))
+    store.write_json("explain.json", document(found))
     print(f"Left in {store.absolute().uri}: explain.json, explain.png")
 
 

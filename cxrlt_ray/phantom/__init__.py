@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.privacy import PHANTOM_MARKER
 
 if TYPE_CHECKING:
     from cxrlt_ray.phantom.labels import PhantomCohort
 
 VERSION = 1  # of what the same arguments draw: raise it with every change of a picture, a label or a report
-MARKER, UNFINISHED = "phantom.json", "phantom.unfinished.json"
+UNFINISHED = "phantom.unfinished.json"
 MIN_IMAGES, MIN_SIZE, MAX_SIZE = 200, 32, 4096
 STUDIES_A_JOB = 40
 FEW_JOBS = 4  # below, a process's start (0.7 s) would cost more than it saves
@@ -113,11 +114,11 @@ def _is_whole(root: Path, wanted: dict[str, Any]) -> bool:
         raise UsageError(f"{root} is a file: give a new or empty folder for the phantom cohort.")
     if not root.is_dir() or not any(root.iterdir()):
         return False
-    for name in (MARKER, UNFINISHED):
+    for name in (PHANTOM_MARKER, UNFINISHED):
         if (root / name).is_file():
             found = _read(root / name)
             if found == wanted:
-                return name == MARKER
+                return name == PHANTOM_MARKER
             raise UsageError(
                 f"{root} holds another phantom cohort ({_told(found)}; asked for {_told(wanted)}): "
                 "give another folder, or delete that one."
@@ -151,7 +152,7 @@ def _write(root: Path, wanted: dict[str, Any], say: Callable[[str], Any], proces
     if wanted["pictures"]:
         _write_studies(root, list(_studies(cohort)), wanted, say, processes)
     # the new name only when all is there: the marker never lies
-    os.replace(root / UNFINISHED, root / MARKER)
+    os.replace(root / UNFINISHED, root / PHANTOM_MARKER)
 
 
 def _studies(cohort: PhantomCohort) -> Iterator[Study]:

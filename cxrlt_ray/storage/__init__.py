@@ -43,6 +43,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.storage.finite import finite as finite
 
 PART, WHOLE = ".part", ".whole"
 ATTEMPTS = 8  # of a request to S3: with their pauses some 40 s
@@ -190,8 +191,8 @@ class Store:
         return {name: self._json(name, content) for name, content in self.read_many(names).items()}
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write `content` as JSON."""
-        self.write(name, json.dumps(content, indent=1, allow_nan=False).encode())
+        """Write `content` as JSON; nan and infinities become null."""
+        self.write(name, json.dumps(finite(content), indent=1, allow_nan=False).encode())
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""

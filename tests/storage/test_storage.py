@@ -129,6 +129,14 @@ def test_many_files_are_read_at_once_and_those_that_are_not_there_are_left_out(s
         store.read_json_many(["3.json", "bad.json"])
 
 
+def test_json_has_null_where_a_number_is_none(store):
+    """JSON has neither nan nor infinities: other programs could not read them."""
+    content = {"a": float("nan"), "b": [1.5, float("inf"), (np.float64("-inf"), "nan")], "c": {"d": np.float64("nan")}}
+    store.write_json("a.json", content)
+    assert store.read_json("a.json") == {"a": None, "b": [1.5, None, [None, "nan"]], "c": {"d": None}}
+    assert content["b"][1] == float("inf")  # what was given stays as it is
+
+
 def test_a_packed_file_is_unpacked(store, tmp_path):
     import gzip
 
