@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cxrlt_ray.errors import CxrltError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Main = Callable[..., None]
 
 COMMANDS = {
     "phantom": "write a cohort of procedural chest X-rays in the CXR-LT 2024 layout",
@@ -127,13 +133,41 @@ def spread(args: list[str], many: tuple[str, ...]) -> list[str]:
     return spread
 
 
-def _one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """`function`, with our own errors told in one sentence and turned into the exit code."""
+def command(request: type[BaseModel], run: Callable[[Any], None], doc: str, many: tuple[str, ...] = ()) -> Main:
+    """A command's `main` whose options are the fields of `request`: it runs a request of those that were given.
+
+    A field's annotation carries `option(...)` or `argument(...)`. The request's model_fields_set says which options
+    were given, even where a value is the default. many: options that take several values, as for `spread`.
+    """
+
+    def main(*args: Any, **kwargs: Any) -> None:
+        run(request(**signature.bind(*args, **kwargs).arguments))
+
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if field.is_required() else field.default,
+            annotation=Annotated[field.annotation, *field.metadata],
+        )
+        for name, field in request.model_fields.items()
+    ]
+    signature = inspect.Signature(parameters)
+    main.__signature__ = signature  # type: ignore[attr-defined]
+    main.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    main.__doc__, main.many = doc, many  # type: ignore[attr-defined]
+    return main
+
+
+def _one_sentence(function: Main) -> Main:
+    """`function`, called with the options that were given, with our own errors as one sentence and an exit code."""
+    import typer
 
     @functools.wraps(function)
-    def wrapped(*args: object, **kwargs: object) -> None:
+    def wrapped(context: typer.Context, **options: object) -> None:
+        given = {name: value for name, value in options.items() if _given(context, name)}
         try:
-            function(*args, **kwargs)
+            function(**given)
         except CxrltError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
@@ -141,7 +175,17 @@ def _one_sentence(function: Callable[..., None]) -> Callable[..., None]:
             print("stopped.", file=sys.stderr)
             raise SystemExit(1) from None
 
+    own = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [own, *inspect.signature(function, eval_str=True).parameters.values()]
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+def _given(context: Any, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is None or not source.name.startswith("DEFAULT")
 
 
 if __name__ == "__main__":
