@@ -29,7 +29,7 @@ from report import options, publish
 from cxrlt_ray.ensemble import candidates, gather, load_ensemble
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.runs.store import load_run
-from cxrlt_ray.selection import SPACES_OF, exact, spaces
+from cxrlt_ray.selection import SPACES_OF, average_precision, spaces
 from cxrlt_ray.selection.honest import Method, combine, fit
 
 POSITIVES = np.array([5, 8, 12, 20, 30, 50, 90, 150]) / 600  # of each finding, as a share of the images
@@ -122,7 +122,7 @@ class Population:
 
 def precisions(scores: Any, targets: np.ndarray) -> np.ndarray:
     """AP [S, C] of systems' scores [S, N, C]; nan without positives."""
-    return exact.precisions(np.asarray(scores, np.float32), targets)
+    return average_precision.precisions(np.asarray(scores, np.float32), targets)
 
 
 def simulate(name: str, population: int, seed: int) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """Selection: predictions of M members in, weights of every member for every finding out. Arrays only.
 
-    inputs.py   the registry of selectors, what they are given and refuse
-    exact.py    compiled: average precision as scikit-learn defines it, and greedy selection on it
-    spaces.py   probability, logit or rank: where predictions are averaged
-    views.py    one voice a study: how its images' predictions are joined
-    honest.py   what wraps a selector: the tail guard, choices, cross-fitting by subject
-    explain.py  what each member brings, how firm the choice is, what the next trial is worth
+    inputs.py             the registry of selectors, the arrays they take and the checks on them
+    kernels.py            compiled: average precision as scikit-learn defines it, its bounds, greedy selection
+    finding.py            one finding's scores as the kernels need them
+    threads.py            findings shared among threads
+    average_precision.py  average precision of members and systems, weighted means
+    exact.py              greedy selection on exact average precision
+    spaces.py             probability, logit or rank: where predictions are averaged
+    views.py              one prediction per study: how its images' predictions are joined
+    honest.py             around a selector: the tail guard, choices, cross-fitting by subject
+    explain.py            what each member adds, how stable the choice is, what the next trial is worth
 
 The selectors, each `select(predictions, targets, groups, *, together=False, seed=0, **settings)`:
 
@@ -28,8 +32,8 @@ The selectors, each `select(predictions, targets, groups, *, together=False, see
 
 A finding of fewer than 2 positives gets the weights chosen for all findings together.
 
-To add a selector: a file with a function under `@register_selector("name")`, imported below. Its
-keyword arguments are its settings in an ensembles/ file.
+To add a selector: a file with a function under `@register_selector("name")`, imported below. Its keyword arguments are
+its settings in an ensembles/ file.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ def best(
     predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, together: bool = False, seed: int = 0
 ) -> np.ndarray:
     """Weights [M, C]: 1 for the member of the highest mAP over findings with positives, the first of equals."""
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import EQUAL
 
     weights = np.zeros((predictions.shape[0], predictions.shape[2]))
     values = merits(predictions, targets, together=True)[:, 0]
-    weights[np.flatnonzero(values >= values.max() - exact.EQUAL)[0]] = 1
+    weights[np.flatnonzero(values >= values.max() - EQUAL)[0]] = 1
     return weights
 
 
@@ -25,10 +25,10 @@ def merits(predictions: np.ndarray, targets: np.ndarray, together: bool) -> np.n
 
     together: each member's macro mAP over findings with positives, the same for all findings.
     """
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import precisions
 
     scored = (targets == 1).any(axis=0)
-    ap = np.where(scored, exact.precisions(predictions, targets), 0.0)
+    ap = np.where(scored, precisions(predictions, targets), 0.0)
     if together and scored.any():
         return np.repeat(ap[:, scored].mean(axis=1, keepdims=True), len(scored), axis=1)
     return ap

@@ -230,7 +230,7 @@ def power_law(sizes: np.ndarray, values: np.ndarray, counts: np.ndarray, at: np.
 
 def _part(predictions: np.ndarray, fitted: Fitted, some: Sequence[int]) -> np.ndarray:
     """Cross-fitted scores float64 [N, C] of some of the members; all 0 of none."""
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import weighted_mean
 
     assert fitted.fold is not None
     assert fitted.fold_weights is not None
@@ -241,15 +241,15 @@ def _part(predictions: np.ndarray, fitted: Fitted, some: Sequence[int]) -> np.nd
         part[list(some)] += (part.sum(axis=0) == 0) * 1.0
         total = part.sum(axis=0)
         rows = np.flatnonzero(fitted.fold == k)
-        scores[rows] = exact.mixed(predictions, part / np.where(total > 0, total, 1), rows)
+        scores[rows] = weighted_mean(predictions, part / np.where(total > 0, total, 1), rows)
     return scores
 
 
 def _judged(targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarray, rounds: int, seed: int) -> Any:
     """AP of every finding and last their mean [S, C + 1, 1 + rounds], first as it is, then in draws of subjects."""
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import precision
 
-    now = np.array([exact.precision(scores, targets) for scores in systems])[:, :, None]
+    now = np.array([precision(scores, targets) for scores in systems])[:, :, None]
     values = np.concatenate([now, metrics.bootstrap_ap(targets, systems, groups, rounds, seed)], axis=2)
     return np.concatenate([values, metrics.means(values)[:, None]], axis=1)
 

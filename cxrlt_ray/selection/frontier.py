@@ -75,7 +75,7 @@ def curve(
     ones; each set weighed by `greedy`.
     Arguments and errors as of `frontier`; nothing is drawn, so the seed is of no account.
     """
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import EQUAL
 
     within("rounds", rounds, 1)
     within("most", most, 1)
@@ -88,7 +88,7 @@ def curve(
             found.extend(_forward(predictions, targets, ensemble, price, ceiling, per, most, together))
     kept: list[Point] = []
     for point in sorted(found, key=lambda point: (point.cost, -point.score)):
-        if point.cost <= limit and (not kept or point.score > kept[-1].score + exact.EQUAL):
+        if point.cost <= limit and (not kept or point.score > kept[-1].score + EQUAL):
             kept.append(point)
     return kept
 
@@ -162,9 +162,9 @@ def _pool(predictions: np.ndarray, weights: np.ndarray, members: Iterable[int]) 
 
 def _ap(pooled: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """AP [S] of float64 scores [N, C] for the findings with positives; [0] if there is none."""
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import precision
 
-    ap = exact.precision(pooled, targets)
+    ap = precision(pooled, targets)
     return ap[~np.isnan(ap)] if (targets == 1).any() else np.zeros(1)
 
 

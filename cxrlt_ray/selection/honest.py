@@ -200,7 +200,7 @@ def _first_of(choices: Sequence[_Choice]) -> int:
 
 def _foremost(values: np.ndarray, draws: np.ndarray, margin: float) -> int:
     """The first value [S] that is not worse than the best by more than `margin` standard errors, by draws [S, D]."""
-    from cxrlt_ray.selection.exact import EQUAL
+    from cxrlt_ray.selection.average_precision import EQUAL
 
     if np.isnan(values).all():
         return 0
@@ -260,12 +260,12 @@ class _Chooser:
 
     def scores(self, option: int, left: frozenset[int], k: int) -> np.ndarray:
         """Combined predictions float64 [n, C] of fold k's images by weights chosen without the folds `left`."""
-        from cxrlt_ray.selection import exact
+        from cxrlt_ray.selection.average_precision import weighted_mean
 
         assert self.fold is not None
         method, targets, rows = self.options[option], self._without(left), np.flatnonzero(self.fold == k)
         if method.members is not None:
-            return exact.mixed(self.predictions, self.weights(option, left), rows)
+            return weighted_mean(self.predictions, self.weights(option, left), rows)
         own = self._own(left, float(method.guard))  # all strengths are mixtures of the same two
         mixed = np.zeros((len(rows), len(own)))
         for together, share in ((False, own), (True, 1 - own)):
@@ -273,7 +273,7 @@ class _Chooser:
                 key = (method.selector, tuple(sorted(method.settings.items())), left, k, together)
                 if key not in self._combined:
                     weights = self._base(method, targets, left, np.arange(len(self.predictions)), together)
-                    self._combined[key] = exact.mixed(self.predictions, weights, rows)
+                    self._combined[key] = weighted_mean(self.predictions, weights, rows)
                 mixed += self._combined[key] * share
         return mixed
 
@@ -285,7 +285,7 @@ class _Chooser:
         """
         if len(self.options) == 1 and not compared:
             return _Choice(0, np.nan, np.full(DRAWS, np.nan))
-        from cxrlt_ray.selection import exact
+        from cxrlt_ray.selection.average_precision import precisions
 
         assert self.fold is not None
         folds = int(self.fold.max()) + 1
@@ -299,7 +299,7 @@ class _Chooser:
                 scores[o, self.fold == j] = self.scores(o, left | {j}, j)
         systems = list(scores[:, seen])
         targets, groups = self.targets[seen], self.groups[seen]
-        values = np.array([metrics.macro(ap) for ap in exact.precisions(np.stack(systems), targets)])
+        values = np.array([metrics.macro(ap) for ap in precisions(np.stack(systems), targets)])
         draws = np.full((len(systems), DRAWS), np.nan)
         if self.margin or compared:
             draws = metrics.bootstrap_map(targets, systems, groups, rounds=DRAWS, seed=self.seed)

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from cxrlt_ray.selection import exact, greedy
+from cxrlt_ray.selection import exact, greedy, kernels
+from cxrlt_ray.selection.average_precision import precisions
+from cxrlt_ray.selection.finding import prepare
 
 SCALES = {
     "probabilities": lambda r, shape: r.random(shape),
@@ -83,26 +85,26 @@ def test_large_cases_of_every_scale_equal_the_plain_loop(scale, positives):
 @given(st.sampled_from(sorted(SCALES)), st.integers(0, 2**31), st.sampled_from([30, 700, 6000]), st.floats(0.001, 0.4))
 def test_bounds_are_never_below_the_exact_ap_and_that_is_scikit_learns(scale, seed, images, share):
     scores, targets = cohort(scale, seed, 4, images, max(1, int(share * images)))
-    finding = exact._finding(scores, targets, 0)
-    exact._reset(finding)
+    finding = prepare(scores, targets, 0)
+    kernels.reset(finding)
     total = np.zeros(images)
     for turn in range(9):
-        exact._begin(finding)
+        kernels.begin(finding)
         for m in range(4):
-            coarse, fine, ap = (exact._judge(finding, m, stage) for stage in range(3))
+            coarse, fine, ap = (kernels.judge(finding, m, stage) for stage in range(3))
             assert coarse >= ap - 1e-12
             assert fine >= ap - 1e-12
             assert abs(ap - average_precision_score(targets[:, 0], total + scores[m, :, 0])) < 1e-12
-        exact._take(finding, turn % 4)
+        kernels.take(finding, turn % 4)
         total = total + scores[turn % 4, :, 0]
 
 
 def test_bounds_are_close_enough_to_spare_the_exact_ap():
     scores, targets = cohort("probabilities", 0, 6, 20_000, 400)
-    finding = exact._finding(scores, targets, 0)
-    exact._reset(finding)
-    exact._begin(finding)
-    coarse, fine, ap = (np.array([exact._judge(finding, m, stage) for m in range(6)]) for stage in range(3))
+    finding = prepare(scores, targets, 0)
+    kernels.reset(finding)
+    kernels.begin(finding)
+    coarse, fine, ap = (np.array([kernels.judge(finding, m, stage) for m in range(6)]) for stage in range(3))
     assert (fine - ap).max() < 5e-3
     assert (coarse - ap).max() < 0.05
     assert finding.hard < 10_000
@@ -140,7 +142,7 @@ def test_images_without_a_label_are_as_if_they_were_not_there():
 
 def test_precisions_are_scikit_learns_and_nan_without_positives():
     scores, targets = cohort("float16", 2, 3, 200, 30)
-    ap = exact.precisions(np.concatenate([scores, scores], axis=2), np.concatenate([targets, 0 * targets], axis=1))
+    ap = precisions(np.concatenate([scores, scores], axis=2), np.concatenate([targets, 0 * targets], axis=1))
     expected = [average_precision_score(targets[:, 0], each[:, 0]) for each in scores]
     assert np.allclose(ap[:, 0], expected, atol=1e-12, rtol=0)
     assert np.isnan(ap[:, 1]).all()

@@ -58,7 +58,7 @@ def test_greedy_equals_a_plain_loop_over_scikit_learn(steps):
     )
 )
 def test_average_precision_is_scikit_learns_on_ties_of_any_scale(rows):
-    from cxrlt_ray.selection.exact import average_precision
+    from cxrlt_ray.selection.average_precision import average_precision
 
     scores, positive = (np.array(column) for column in zip(*rows, strict=True))
     if positive.any():

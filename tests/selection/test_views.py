@@ -248,9 +248,9 @@ def test_where_rules_do_nothing_the_cross_fitted_score_is_no_better_than_chance(
 
 
 def _ap(systems, targets):
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import precisions
 
-    return exact.precisions(np.asarray(systems, np.float32), targets)
+    return precisions(np.asarray(systems, np.float32), targets)
 
 
 def test_one_version_of_the_predictions_is_held_at_a_time():
