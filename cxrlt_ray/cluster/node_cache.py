@@ -111,23 +111,29 @@ def fetch(shards: ShardFiles, file: str) -> Path:
 
 
 def read(shards: ShardFiles, file: str, offset: int, length: int) -> bytes:
-    """Bytes of a shard; it is fetched anew where another process has evicted the copy before it was opened.
+    """Bytes of a shard; a copy that another process evicts before it is opened is fetched anew.
 
-    Raises CxrltError where it cannot be read, or is evicted each time.
+    Raises CxrltError where the shard cannot be read, or each of FETCHES copies is evicted.
     """
     for _ in range(FETCHES):
-        path = fetch(shards, file)
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            if shards.store.local is not None:
-                break
-            continue
+            descriptor = os.open(fetch(shards, file), os.O_RDONLY)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and shards.store.local is None:
+                _directory.cache_clear()  # the whole of it may have been removed
+                continue
+            raise CxrltError(_unreadable(shards, file, error)) from None
         try:
             return os.pread(descriptor, length, offset)
         finally:
             os.close(descriptor)
     raise CxrltError(f"{shards.store.uri}/{file} is gone, or {tempfile.gettempdir()} cannot hold it: make room there.")
+
+
+def _unreadable(shards: ShardFiles, file: str, error: OSError) -> str:
+    problem = "is gone" if isinstance(error, FileNotFoundError) else "cannot be read"
+    remedy = "" if shards.store.local is None else "; --resume prepares what is missing again"
+    return f"shard {shards.store.uri}/{file} {problem}: {os.strerror(error.errno or 0)}{remedy}."
 
 
 @lru_cache(maxsize=8)

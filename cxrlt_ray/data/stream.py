@@ -15,7 +15,6 @@ Images stay uint8 until the device. benchmarks/stream.py compares both with torc
 
 from __future__ import annotations
 
-import os
 import pickle
 import threading
 from collections import deque
@@ -32,7 +31,6 @@ from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.decode import decode, resize
 from cxrlt_ray.data.shards import Shards
-from cxrlt_ray.errors import CxrltError
 
 THREADS, RAY = "threads", "ray"
 ENGINES = (THREADS, RAY)
@@ -253,7 +251,7 @@ def _corner(look: Look) -> np.ndarray:
 def _decoded(shards: Shards, kept: Any, file: str, offset: int, length: int, place: int) -> np.ndarray:
     image = kept.get(place) if kept else None
     if image is None:
-        image = decode(_bytes(shards, file, int(offset), int(length)))[0]
+        image = decode(node_cache.read(shards.files(), file, int(offset), int(length)))[0]
         if kept:
             kept.put(place, image)
     return image
@@ -292,19 +290,6 @@ def _places(shards: Shards) -> np.ndarray:
     places = np.empty(len(wanted), np.int64)
     places[np.argsort(wanted, kind="stable")] = np.arange(len(wanted))
     return places
-
-
-def _bytes(shards: Shards, file: str, offset: int, length: int) -> bytes:
-    path = node_cache.fetch(shards.files(), file)
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise CxrltError(f"shard {path} cannot be read: {why}; --resume prepares what is missing again.") from None
-    try:
-        return os.pread(descriptor, length, offset)
-    finally:
-        os.close(descriptor)
 
 
 def _kept(shards: Shards, memory: int) -> Any:

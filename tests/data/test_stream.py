@@ -1,13 +1,18 @@
+import shutil
+import tempfile
+
 import numpy as np
 import pytest
+import s3 as server
 from conftest import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.start import start_ray
 from cxrlt_ray.data import prepare, stream
 from cxrlt_ray.data.shards import Shards
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
 
 SIZE = 32
@@ -130,10 +135,6 @@ def test_a_flip_mirrors_as_many_images_as_its_probability_says(shards):
 
 
 def test_kept_decoded_images_are_the_same_and_spare_the_shards(shards, tmp_path, monkeypatch):
-    import shutil
-
-    from cxrlt_ray.cluster import node_cache
-
     monkeypatch.setattr(node_cache, "MEMORY", tmp_path)
     copy = tmp_path / "shards"
     shutil.copytree(shards[1].store.local, copy)
@@ -148,6 +149,56 @@ def test_kept_decoded_images_are_the_same_and_spare_the_shards(shards, tmp_path,
     for a, b, c in zip(first, second, plain, strict=True):
         assert (a.images == b.images).all()
         assert (a.images == c.images).all()
+
+
+@pytest.fixture
+def remote_shards(shards, tmp_path, monkeypatch):
+    """The same shards in an S3 bucket; copies of them go below tmp_path/tmp."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    with server.served("bucket"):
+        store = Store("s3://bucket/shards")
+        for path in shards[1].store.local.iterdir():
+            store.write(path.name, path.read_bytes())
+        yield Shards(store, SIZE)
+
+
+def test_a_copy_of_a_shard_that_is_evicted_before_it_is_opened_is_fetched_again(shards, remote_shards, monkeypatch):
+    """Other sweeps of the machine make room on its disk at any moment."""
+    fetch, evicted = node_cache.fetch, set()
+
+    def evict_once(files, file):
+        path = fetch(files, file)
+        if file not in evicted:
+            evicted.add(file)
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(node_cache, "fetch", evict_once)
+    found = list(stream.batches(remote_shards, ids(shards), SIZE, 7))
+    assert len(evicted) == remote_shards.index().loc[ids(shards)]["file"].nunique() > 1
+    assert all((a.images == b.images).all() for a, b in zip(found, read(shards), strict=True))
+
+
+def test_a_disk_that_never_holds_a_copy_is_told_and_not_waited_for(shards, remote_shards, monkeypatch):
+    fetch = node_cache.fetch
+
+    def evict(files, file):
+        path = fetch(files, file)
+        path.unlink()
+        return path
+
+    monkeypatch.setattr(node_cache, "fetch", evict)
+    with pytest.raises(CxrltError, match=rf"s3://bucket/shards/train-00000.parquet .*{tempfile.gettempdir()}.*room"):
+        list(stream.batches(remote_shards, ids(shards), SIZE, 7))
+
+
+def test_a_local_shard_that_is_gone_is_named_with_the_way_to_mend_it(shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards[1].store.local, copy)
+    (copy / "train-00001.parquet").unlink()
+    with pytest.raises(CxrltError, match=r"train-00001.parquet .*No such file or directory; --resume prepares"):
+        list(stream.batches(Shards(Store(str(copy)), SIZE), ids(shards), SIZE, 7))
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 4))
