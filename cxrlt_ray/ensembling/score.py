@@ -1,7 +1,7 @@
-"""Images to predictions by chosen members: one pass over the images for all members that see them at one size.
+"""Images to predictions by chosen members: one pass over the images for all members of one size.
 
 Ray Data hands shards to actors that hold the members' models (one a GPU, else one a machine). An actor reads, decodes
-and resizes a shard's images in its own threads, once for every look among its members, and scores them with each; a
+and resizes a shard's images in its own threads, once for every view among its members, and scores them with each; a
 study's images come together, for members that fuse views. A shard's scores are written as they come, so that a killed
 run goes on where it was; a member's predictions are kept in its trial, so that the next ensemble finds them.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,48 +21,33 @@ from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.manifest import codes
 from cxrlt_ray.data.shards import Shards, nearest
 from cxrlt_ray.data.stream import Look
-from cxrlt_ray.runs.store import Trial, looked_at, write_predictions
+from cxrlt_ray.runs.predictions import Predictions, augmented_name
+from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.storage import Store
-
-if TYPE_CHECKING:
-    import torch
-
-BATCH = 64
-CROP = 0.9  # of the edge, of the crops of test-time augmentation
-ZOOMS = (0.9, 0.8)
-CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+from cxrlt_ray.training.device import precision
+from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, infer
+from cxrlt_ray.training.job import Images
 
 
 @dataclass(frozen=True)
-class Member:
-    """What scores images: how it looks at them, and the directories of its checkpoints; the mean over both counts."""
+class StoredMember:
+    """A trial that scores images: its checkpoints, the views of an image it uses; the mean over both counts.
 
-    looks: tuple[Look, ...]
-    checkpoints: tuple[str, ...]
-
-
-def looks_of(resolution: int, crop: float, tta: str = "none") -> tuple[Look, ...]:
-    """How a model looks at an image: the plain way first, then what test-time augmentation adds to it.
-
-    tta: `none`, or of these, joined by +.  crops: five of CROP of the edge, from the centre and the corners.
-    zooms: the centre at ZOOMS of the edge.  flip: the mirror image of every look.
+    precision: auto, bf16 or fp32, as it was trained. findings: which of its outputs are wanted, by name.
     """
-    kinds = set() if tta == "none" else set(tta.split("+"))
-    looks = [Look(resolution, crop)]
-    if "crops" in kinds:
-        looks += [Look(resolution, crop * CROP, place) for place in ((0.5, 0.5), *CORNERS)]
-    if "zooms" in kinds:
-        looks += [Look(resolution, crop * zoom) for zoom in ZOOMS]
-    if "flip" in kinds:
-        looks += [replace(look, mirrored=True) for look in looks]
-    return tuple(dict.fromkeys(looks))
+
+    views: tuple[Look, ...]
+    checkpoints: tuple[str, ...]
+    precision: str
+    findings: tuple[str, ...]
 
 
-def member(trial: Trial, tta: bool = False) -> Member:
+def member(trial: Trial, tta: bool = False) -> StoredMember:
     """The trial as a member, under its test-time augmentation if `tta`."""
     config = trial.config
     uris = tuple((trial.store.absolute() / name).uri for name in trial.checkpoints)
-    return Member(looks_of(config.resolution, config.crop, config.tta if tta else "none"), uris)
+    views = augmented_views(config.resolution, config.crop, config.tta if tta else "none")
+    return StoredMember(views, uris, config.precision, trial.record.findings)
 
 
 def score_trials(
@@ -71,58 +56,66 @@ def score_trials(
     trials: list[Trial],
     images: pd.DataFrame,
     split: str,
-    say: Any = print,
+    say: Callable[..., None] = print,
     tta: Sequence[bool] | None = None,
 ) -> None:
     """Store the predictions of `split` in every trial that has none yet; a trial of K folds gives their mean.
 
-    images: a manifest's rows. tta: which of the trials look under test-time augmentation.
+    images: a manifest's rows. tta: which of the trials score under test-time augmentation.
     """
     flags = list(tta) if tta is not None else [False] * len(trials)
-    asked = [(trial, flag, looked_at(split, flag)) for trial, flag in zip(trials, flags, strict=True)]
-    todo = [each for each in asked if not each[0].has_predictions(each[2])]
-    if not todo:
+    requests = [(trial, flag, augmented_name(split, flag)) for trial, flag in zip(trials, flags, strict=True)]
+    missing = [request for request in requests if not request[0].has_predictions(request[2])]
+    if not missing:
         return
-    say(f"Scoring {len(images):,} {split} images with {', '.join(trial.name for trial, *_ in todo)}", flush=True)
-    members = [member(trial, flag) for trial, flag, _ in todo]
+    say(f"Scoring {len(images):,} {split} images with {', '.join(trial.name for trial, *_ in missing)}", flush=True)
+    members = [member(trial, flag) for trial, flag, _ in missing]
     work = run / f"scoring-{split}-{hashlib.sha256(repr((split, members)).encode()).hexdigest()[:8]}"
-    found = score(work, shards, members, images)
-    scores = np.stack(found["scores"].to_list())
-    for k, (trial, _, name) in enumerate(todo):
-        about = trial.about
-        write_predictions(
-            trial.store,
-            f"predictions/{name}.parquet",
-            found.index.to_numpy(),
-            scores[:, k],
-            tuple(about["findings"]),
-            name,
-            about["fingerprint"],
+    frame = score(work, shards, members, images)
+    scores = np.stack(frame["scores"].to_list())
+    for k, (trial, _, name) in enumerate(missing):
+        record = trial.record
+        predictions = Predictions(
+            frame.index.to_numpy(), scores[:, k], record.findings, name, record.fingerprint, frame.attrs["precision"][k]
         )
+        predictions.write(trial.store, f"predictions/{name}.parquet")
     work.remove()
 
 
-def score(work: Store, shards: tuple[Shards, ...], members: list[Member], images: pd.DataFrame) -> pd.DataFrame:
+def score(work: Store, shards: tuple[Shards, ...], members: list[StoredMember], images: pd.DataFrame) -> pd.DataFrame:
     """Probabilities of every member for `images`: index image_id, column `scores` with float32 [M, C] arrays.
 
     images: image_id, study_id and view of a manifest; a study's images are scored together. A member sees the shards
     it was trained on, those nearest its resolution. work: where finished shards' scores are kept until all are there.
+    The table's attrs name the precision of each member's forward passes.
     """
     groups: dict[Shards, list[int]] = {}
-    for k, each in enumerate(members):
-        groups.setdefault(nearest(shards, each.looks[0].resolution), []).append(k)
+    for k, stored in enumerate(members):
+        groups.setdefault(nearest(shards, stored.views[0].resolution), []).append(k)
     passes = [
         _pass(work / f"{source.size}px", source, [members[k] for k in chosen], images)
         for source, chosen in groups.items()
     ]
     # shards of every size hold the same images: what cannot be decoded cannot at any
-    scores = np.concatenate([part for _, part in passes], axis=1)
+    scores = np.concatenate([part.scores for part in passes], axis=1)
     back = np.argsort(np.concatenate(list(groups.values())))
-    return pd.DataFrame({"scores": list(scores[:, back])}, index=pd.Index(passes[0][0], name="image_id"))
+    frame = pd.DataFrame({"scores": list(scores[:, back])}, index=pd.Index(passes[0].image_id, name="image_id"))
+    precision = [name for part in passes for name in part.precision]
+    frame.attrs["precision"] = [precision[k] for k in back]
+    return frame
 
 
-def _pass(work: Store, shards: Shards, members: list[Member], images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [N] of what was prepared of `images`, in their order, and scores float32 [N, M, C]."""
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the shards of a size gives: image_id [N], scores float32 [N, M, C], precision [M]."""
+
+    image_id: np.ndarray
+    scores: np.ndarray
+    precision: list[str]
+
+
+def _pass(work: Store, shards: Shards, members: list[StoredMember], images: pd.DataFrame) -> Pass:
+    """Score what was prepared of `images`, in their order; shards that an earlier process scored are read."""
     import ray
 
     items = {item["file"]: item for item in _items(shards, images)}
@@ -142,15 +135,16 @@ def _pass(work: Store, shards: Shards, members: list[Member], images: pd.DataFra
         )
         for block in dataset.iter_batches(batch_size=None):
             for name in np.unique(block["file"]):
-                mine = block["file"] == name
-                frame = pd.DataFrame({"image_id": block["image_id"][mine]})
-                frame["scores"] = list(block["scores"][mine].reshape(mine.sum(), -1))
+                rows = block["file"] == name
+                frame = pd.DataFrame({key: block[key][rows] for key in ("image_id", "precision")})
+                frame["scores"] = list(block["scores"][rows].reshape(rows.sum(), -1))
                 with work.place(str(name)) as path:
                     frame.to_parquet(path, index=False)
     frames = [pd.read_parquet(io.BytesIO(work.read(name))) for name in items]
-    table = pd.concat(frames, ignore_index=True).set_index("image_id")["scores"]
-    found = np.array([i for i in images["image_id"] if i in table.index], object)
-    return found, np.stack(table.loc[found].to_list()).astype(np.float32).reshape(len(found), len(members), -1)
+    table = pd.concat(frames, ignore_index=True).set_index("image_id")
+    ids = np.array([i for i in images["image_id"] if i in table.index], object)
+    scores = np.stack(table.loc[ids, "scores"].to_list()).astype(np.float32)
+    return Pass(ids, scores.reshape(len(ids), len(members), -1), str(table["precision"].iloc[0]).split())
 
 
 def _items(shards: Shards, images: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -176,81 +170,34 @@ def _items(shards: Shards, images: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 class Scorer:
-    """An actor with the models of all members that see `shards`, loaded once."""
+    """An actor with the models of all members that use `shards`, loaded once."""
 
-    def __init__(self, shards: Shards, members: list[Member]) -> None:
+    def __init__(self, shards: Shards, members: list[StoredMember]) -> None:
         import torch
 
         from cxrlt_ray import models
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.shards, self.members, self.models = shards, members, []
-        for each in members:
-            loaded = []
-            for uri in each.checkpoints:
+        self.shards, self.members, self.count = shards, [], len(members[0].findings)
+        for stored in members:
+            loaded, findings = [], stored.findings
+            for uri in stored.checkpoints:
                 parent, _, name = uri.rpartition("/")
                 with Store(parent).fetched(name) as folder:
-                    model = models.load(folder)[0].to(self.device).to(memory_format=torch.channels_last)
-                    loaded.append(model.eval())
-            self.models.append(loaded)
+                    model, _, findings = models.load(folder)
+                loaded.append(model.to(self.device).to(memory_format=torch.channels_last).eval())
+            outputs = np.array([findings.index(finding) for finding in stored.findings])
+            self.members.append(Member(loaded, stored.views, stored.precision, outputs))
+        self.precision = " ".join(precision(stored.precision, self.device) for stored in members)
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """File and image_id [n], and scores float32 [n, M, C]."""
+        """File, image_id and precision [n], and scores float32 [n, M, C]."""
         ids, study, view = (np.asarray(list(item[key][0])) for key in ("image_id", "study", "view"))
         ids = ids.astype(object)
-        several = [(models, each.looks) for models, each in zip(self.models, self.members, strict=True)]
-        scores = _looked(several, self.shards, ids, study, view, self.device, threads=2)
-        return {"file": np.full(len(ids), item["file"][0], object), "image_id": ids, "scores": scores}
-
-
-def predict_looks(
-    model: Any,
-    shards: Shards,
-    image_ids: np.ndarray,
-    looks: Sequence[Look],
-    study: np.ndarray,
-    view: np.ndarray,
-    threads: int = 2,
-) -> np.ndarray:
-    """Probabilities float32 [N, C] of prepared images: the mean over `looks`. study, view: codes [N]."""
-    device = next(model.parameters()).device
-    order = np.argsort(study, kind="stable")
-    scores = _looked([([model], tuple(looks))], shards, image_ids[order], study[order], view[order], device, threads)
-    found = np.empty_like(scores[:, 0])
-    found[order] = scores[:, 0]
-    return found
-
-
-def _looked(
-    several: list[tuple[list[Any], tuple[Look, ...]]],
-    shards: Shards,
-    ids: np.ndarray,
-    study: np.ndarray,
-    view: np.ndarray,
-    device: torch.device,
-    threads: int,
-) -> np.ndarray:
-    """Scores float32 [N, M, C] of M times (models, looks): each image is decoded once, each look made once.
-
-    Images of a study stand together, and are never parted between batches.
-    """
-    import torch
-
-    from cxrlt_ray.data.stream import pieces, views
-
-    plain = sorted({replace(look, mirrored=False) for _, looks in several for look in looks}, key=repr)
-    parts, found = pieces(len(ids), BATCH, study), []
-    with torch.inference_mode():
-        for part, images in zip(parts, views(shards, ids, plain, parts, threads), strict=True):
-            seen = {look: torch.from_numpy(each).to(device) for look, each in zip(plain, images, strict=True)}
-            coded = [torch.from_numpy(np.asarray(each[part], np.int64)).to(device) for each in (study, view)]
-            scores = []
-            for models, looks in several:
-                total: Any = 0.0
-                for look in looks:
-                    pixels = seen[replace(look, mirrored=False)]
-                    pixels = pixels.flip(-1) if look.mirrored else pixels
-                    total = total + sum(model(pixels, *coded).float().sigmoid() for model in models)
-                scores.append(total / (len(looks) * len(models)))
-            found.append(torch.stack(scores, dim=1).cpu())
-    return torch.cat(found).numpy()
+        images = Images(ids, np.empty((len(ids), 0), np.int8), study, view)
+        views = [augmented for member in self.members for augmented in member.views]
+        stream = augmented_batches(self.shards, images, views, self.device, grouped=True)
+        scores = infer(self.members, stream, (len(ids), self.count), self.device)
+        shared = {"file": item["file"][0], "precision": self.precision}
+        columns = {key: np.full(len(ids), value, object) for key, value in shared.items()}
+        return {**columns, "image_id": ids, "scores": scores}

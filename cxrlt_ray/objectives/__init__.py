@@ -1,0 +1,7 @@
+"""What a stage of a trial is trained for: the batches it needs, its loss, its predictions and the metric that judges.
+
+registry.py      Objective and @register_objective: the seam between training and what is trained
+metric.py        a score's name and direction, for Ray Tune and Optuna
+multilabel.py    findings as independent labels (losses.py: @register_loss)
+distill.py       stored predictions of an ensemble or a trial beside the labels
+"""

@@ -81,8 +81,8 @@ def read_predictions(
     for key, value in expected.items():
         if metadata.get(key) != value:
             raise CxrltError(
-                f"{where} does not fit this run: its {key} is {cli.shortened(metadata.get(key))}, the run's {cli.shortened(value)}; "
-                "it was made on another cohort or task."
+                f"{where} does not fit this run: its {key} is {cli.shortened(metadata.get(key))}, the run's "
+                f"{cli.shortened(value)}; it was made on another cohort or task."
             )
     if table.column_names != ["image_id", *findings]:
         raise CxrltError(f"{where} is damaged: its columns are not the findings that it says it has.")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.objectives.metric import VAL_MAP, Metric
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 
@@ -31,7 +32,7 @@ class Record(BaseModel):
 
     @classmethod
     def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """`content` of an earlier version as it would be written today. Raises UsageError where that is not possible."""
+        """`content` of an earlier version as it would be written today. Raises UsageError where there is no way."""
         return content
 
     @classmethod
@@ -64,19 +65,6 @@ class Record(BaseModel):
     def write(self, store: Store, name: str) -> None:
         """Write the record to file `name`, whole or not at all. Keys that are not set are left out."""
         store.write_json(name, self.model_dump(mode="json", exclude_none=True))
-
-
-class Metric(BaseModel):
-    """What judges epochs and trials: its name among a trial's reports, and which way is better."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = "val_map"
-    mode: Literal["max", "min"] = "max"
-    title: str = "val mAP"
-
-
-VAL_MAP = Metric()
 
 
 class EpochRecord(BaseModel):
@@ -204,20 +192,20 @@ class TrialRecord(Record):
         """The epochs of a fold (the first one's are what the scheduler saw), of all stages or of one."""
         return [e for e in self.epochs if e.fold == fold and stage in (None, e.stage)]
 
-    def best_of(self, fold: int, stage: int, before: int | None = None) -> EpochRecord:
-        """The epoch whose checkpoint is kept: the first of the best of a fold's stage, with `epoch` up to `before`."""
-        epochs = [e for e in self.epochs_of(fold, stage) if before is None or e.epoch <= before]
-        best = epochs[0]
+    def best_of(self, fold: int, stage: int, last: int | None = None) -> EpochRecord:
+        """The epoch whose checkpoint is kept: the first of the best of a fold's stage, up to epoch `last`."""
+        epochs = [e for e in self.epochs_of(fold, stage) if last is None or e.epoch <= last]
+        metric, best = self.metric_of(stage), epochs[0]
         for epoch in epochs:
-            if self.better(epoch.score, best.score):
+            if metric.better(epoch.score, best.score):
                 best = epoch
         return best
 
-    def better(self, one: float | None, other: float | None) -> bool:
-        """Whether score `one` is better than `other` by the trial's metric; a score that is unknown is not."""
-        if one is None or other is None or one != one or other != other:
-            return False
-        return one > other if self.metric.mode == "max" else one < other
+    def metric_of(self, stage: int) -> Metric:
+        """What the epochs of a stage are judged by; the last stage's is the trial's."""
+        if self.config is None or not self.config.stages:
+            return self.metric
+        return self.config.staged()[stage].metric
 
 
 class ShardsRecord(BaseModel):
@@ -261,7 +249,7 @@ class RunRecord(Record):
 
     @classmethod
     def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Version 0 had the same keys. Raises UsageError for a run whose shards are laid out as they were before that."""
+        """Version 0 had the same keys. Raises UsageError for the earlier layout of shards."""
         if not isinstance(content.get("shards"), list):
             raise UsageError(
                 f"run {content.get('name')} was made by an earlier version of cxrlt_ray, whose shards are not read any "

@@ -294,7 +294,8 @@ def weights_of(storage: str, source: str, backbone: str) -> str:
     if not able:
         backbones = sorted({trial.config.backbone for trial in with_weights})
         raise UsageError(
-            f"init_from '{source}' has no weights of backbone '{backbone}'; it has {', '.join(backbones) or 'none left'}."
+            f"init_from '{source}' has no weights of backbone '{backbone}'; it has "
+            f"{', '.join(backbones) or 'none left'}."
         )
     best = best_first(able)[0]
     return (best.store.absolute() / best.checkpoints[0]).uri + "/model.safetensors"

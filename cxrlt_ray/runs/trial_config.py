@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 
 from cxrlt_ray.config import Config
 from cxrlt_ray.data.manifest import MAIN
+from cxrlt_ray.objectives import registry
+from cxrlt_ray.objectives.metric import Metric
+from cxrlt_ray.objectives.registry import ObjectiveSpec
 
 Scalar = bool | int | float | str | None
 OUTSIDE, ALL = "outside", "all"  # of `cohorts`, beside MAIN; else names joined by +
@@ -42,6 +45,9 @@ class TrialConfig(Config):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     frozen_backbone: bool = False
     fresh_head: bool = False  # a stage begins with a new head
+    # what a stage is trained for
+    objective: str = "multilabel"
+    objective_settings: dict[str, float] = Field(default={})
     # the loss
     loss: str = "bce"
     loss_settings: dict[str, float] = Field(default={})
@@ -84,6 +90,14 @@ class TrialConfig(Config):
             raise ValueError(f"mix: {self.mix} mixes images, which a study's views cannot be (fusion: {self.fusion})")
         if self.tta != "none" and (strange := set(self.tta.split("+")) - set(LOOKS)):
             raise ValueError(f"tta: '{sorted(strange)[0]}' is none of {', '.join(LOOKS)}, joined by +, or none")
+        if self.objective not in (known := registry.all_objectives()):
+            raise ValueError(f"there is no objective '{self.objective}'; there are {', '.join(known)}")
+        if fault := registry.fault_of(self.objective, self.objective_settings):
+            raise ValueError(fault)
+        if known[self.objective].needs.crops > 1 and (self.fusion != "none" or self.mix != "none"):
+            raise ValueError(
+                f"objective: {self.objective} takes several crops of an image: leave fusion and mix at none"
+            )
         for k, stage in enumerate(self.stages):
             if "epochs" not in stage:
                 raise ValueError(f"stages.{k} has no `epochs`")
@@ -105,16 +119,21 @@ class TrialConfig(Config):
         if not self.stages:
             return [self]
         now = {**self.model_dump(exclude={"stages"}), "fresh_head": False}
-        found = []
+        stages = []
         for stage in self.stages:
-            settings = {name: value for name, value in stage.items() if name not in TrialConfig.model_fields}
             fields = {name: value for name, value in stage.items() if name in TrialConfig.model_fields}
+            settings = {name: value for name, value in stage.items() if name not in TrialConfig.model_fields}
+            own = registry.setting_names() if settings else set()
             if "loss" in fields:
-                now["loss_settings"] = _defaults(str(fields["loss"]))
-            now = {**now, **fields, "loss_settings": {**now["loss_settings"], **settings}}
-            found.append(TrialConfig.model_validate(now))
+                now["loss_settings"] = losses_settings(str(fields["loss"]))
+            if "objective" in fields:
+                now["objective_settings"] = registry.settings_of(str(fields["objective"]))
+            now = {**now, **fields}
+            for kind, names in (("objective_settings", own & set(settings)), ("loss_settings", set(settings) - own)):
+                now[kind] = {**now[kind], **{name: value for name, value in settings.items() if name in names}}
+            stages.append(TrialConfig.model_validate(now))
             now["fresh_head"] = False
-        return found
+        return stages
 
     @property
     def total_epochs(self) -> int:
@@ -127,13 +146,23 @@ class TrialConfig(Config):
 
         return ModelSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelSpec)})
 
+    def objective_spec(self) -> ObjectiveSpec:
+        """What the objective of this stage reads of the configuration."""
+        return ObjectiveSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ObjectiveSpec)})
+
+    @property
+    def metric(self) -> Metric:
+        """What judges the trial: the metric of its last stage's objective."""
+        return registry.find_objective(self.staged()[-1].objective).metric
+
     def specs(self) -> list[Any]:
         """The models.ModelSpec of every stage; the first alone takes pretrained weights."""
         first, *others = [stage.spec() for stage in self.staged()]
         return [first, *(dataclasses.replace(spec, pretrained=False, checkpoint=None) for spec in others)]
 
 
-def _defaults(loss: str) -> dict[str, float]:
+def losses_settings(loss: str) -> dict[str, float]:
+    """The settings of a loss with their defaults; imports torch."""
     from cxrlt_ray.objectives import losses
 
     return losses.settings(loss)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from cxrlt_ray.data.stream import Batch
 from cxrlt_ray.errors import CxrltError
@@ -20,15 +21,25 @@ COMPILE_GAIN = 1.1
 WARM_STEPS, TIMED_STEPS = 5, 20  # before the decision to compile
 
 
-def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    """A context for the forward pass. precision: auto (bf16 where the device has it), bf16 or fp32."""
+def precision(requested: str, device: torch.device) -> str:
+    """The precision of forward passes, bf16 or fp32. requested: auto (bf16 where the device has it), bf16 or fp32.
+
+    Raises CxrltError for bf16 on a GPU that has none.
+    """
     import torch
 
     capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and device.type == "cuda" and not capable:
+    if requested == "bf16" and device.type == "cuda" and not capable:
         raise CxrltError("precision bf16 was asked for, but this GPU has none: use precision: auto.")
-    on = precision == "bf16" or (precision == "auto" and capable)
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+    return "bf16" if requested == "bf16" or (requested == "auto" and capable) else "fp32"
+
+
+def autocast(requested: str, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """A context for the forward pass at the precision `requested`; raises as `precision` does."""
+    import torch
+
+    enabled = precision(requested, device) == "bf16"
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def ahead(stream: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -69,28 +80,28 @@ def fitting(batch_size: int, step: Callable[[int], None], known: Store | None = 
     """The largest of batch_size, its half, its quarter ... of which `step` does not run out of memory.
 
     A batch is then trained in pieces of that size, whose gradients add up: the search's batch size stays what it
-    is, whatever the GPU. known, key: where what was found is kept for other trials, as KEY.json {fits, fails}.
+    is, whatever the GPU. known, key: where the bounds are kept for other trials, as KEY.json {fits, fails}.
     Raises what `step` raised where one image is too much.
     """
     import torch
 
-    found: dict[str, Any] = {"fits": 0, "fails": None}
+    bounds: dict[str, int | None] = {"fits": 0, "fails": None}
     if known is not None and known.exists(f"{key}.json"):
-        found = known.read_json(f"{key}.json")
+        bounds = known.read_json(f"{key}.json")
     size = batch_size
-    while found["fails"] is not None and size >= found["fails"] and size > 1:
+    while bounds["fails"] is not None and size >= bounds["fails"] and size > 1:
         size = math.ceil(size / 2)
-    while size > found["fits"]:
+    while size > (bounds["fits"] or 0):
         try:
             step(size)
-            found["fits"] = size
+            bounds["fits"] = size
         except torch.OutOfMemoryError:
-            found["fails"] = size
+            bounds["fails"] = size
             if size == 1:
                 raise
             size = math.ceil(size / 2)
     if known is not None:
-        known.write_json(f"{key}.json", found)
+        known.write_json(f"{key}.json", bounds)
     return size
 
 

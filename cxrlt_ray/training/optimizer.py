@@ -1,4 +1,4 @@
-"""The optimiser of a stage: AdamW, rates by layer, warm-up and cosine decay by step, and averages of the weights."""
+"""The optimizer of a stage: AdamW, rates by layer, warm-up and cosine decay by step, and averages of the weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.training.config import TrialConfig
-from cxrlt_ray.training.resume import Midway
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.training.resume import ResumeState
 
 if TYPE_CHECKING:
     import torch
@@ -18,25 +18,33 @@ NORM_BATCHES = 50  # from which batch norm's statistics of averaged weights are 
 Inputs = tuple["torch.Tensor", ...]  # images, and where views are fused each one's study and view
 
 
-def optimizer_of(model: Any, config: TrialConfig, steps: int) -> tuple[Any, Any]:
-    """AdamW over what is trained, and its schedule over `steps` steps. Raises UsageError for layers without names."""
+def optimizer_of(
+    network: torch.nn.Module, config: TrialConfig, steps: int, backbone: torch.nn.Module | None = None
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW over what is trained of `network`, and its schedule over `steps` steps.
+
+    backbone: whose layers have rates of their own, if the network is no classifier with a backbone. Raises UsageError
+    for a backbone that does not name its layers, where their rates are to differ.
+    """
     import torch
 
     groups: list[dict[str, Any]] = []
-    others = list(model.named_parameters())
+    others = list(network.named_parameters())
     if config.layer_decay < 1 and not config.frozen_backbone:
-        groups = _layers(model.backbone, config)
-        others = [(name, p) for name, p in others if not name.startswith("backbone.")]
+        backbone = backbone if backbone is not None else network.backbone  # type: ignore[assignment]
+        groups = _layers(backbone, config)
+        layered = {id(p) for p in backbone.parameters()}  # type: ignore[union-attr]
+        others = [(name, p) for name, p in others if id(p) not in layered]
     groups += _groups(others, config)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    warm = max(1, round(config.warmup_fraction * steps))
-    flat = max(warm, round(config.swa_start * steps))  # averaging wants a rate that moves the weights
+    warmup = max(1, round(config.warmup_fraction * steps))
+    flat = max(warmup, round(config.swa_start * steps))  # averaging wants a rate that moves the weights
 
     def factor(step: int) -> float:
         step = min(step, flat)
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -92,7 +100,7 @@ class Average:
             self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
 
     def step(self, model: Any, number: int) -> None:
-        """An optimiser's step is done."""
+        """An optimizer's step is done."""
         if self.ema is not None:
             self.ema.update(model, step=number)  # the step's number: without it there is no warm-up
 
@@ -113,48 +121,48 @@ class Average:
 
     def parts(self) -> dict[str, Any]:
         """The modules whose tensors make the average, by name."""
-        found = {"ema": self.ema and self.ema.module, "swa": self.swa, "renormed": self.renormed}
-        return {name: module for name, module in found.items() if module is not None}
+        modules = {"ema": self.ema and self.ema.module, "swa": self.swa, "renormed": self.renormed}
+        return {name: module for name, module in modules.items() if module is not None}
 
-    def restore(self, model: Any, midway: Midway) -> Any:
+    def restore(self, model: Any, state: ResumeState) -> Any:
         """Be as `parts` were when they were kept; the model that was judged then. model: with its own weights."""
-        if self.ema is None and midway.of("swa"):
+        if self.ema is None and state.of("swa"):
             from torch.optim.swa_utils import AveragedModel
 
             self.swa, self.renormed = AveragedModel(model), copy.deepcopy(model)
         for name, module in self.parts().items():
-            module.load_state_dict(midway.of(name))
+            module.load_state_dict(state.of(name))
         if self.ema is not None:
             return self.ema.module
         return model if self.renormed is None else self.renormed
 
 
 def state_of(model: Any, optimizer: Any, schedule: Any, average: Average) -> dict[str, Any]:
-    """All tensors with which training can go on, as midway.Midway names them; not copied."""
+    """All tensors with which training can go on, as resume.ResumeState names them; not copied."""
     import torch
 
     modules = {"model": model, **average.parts()}
-    found = {f"{part}/{k}": t for part, module in modules.items() for k, t in module.state_dict().items()}
+    tensors = {f"{part}/{k}": t for part, module in modules.items() for k, t in module.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
-        found |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
-    return found | {"schedule/step": torch.tensor(schedule.last_epoch)}
+        tensors |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+    return tensors | {"schedule/step": torch.tensor(schedule.last_epoch)}
 
 
-def restore(midway: Midway, model: Any, optimizer: Any, schedule: Any, average: Average) -> Any:
-    """Put back what `state_of` found; the model that was judged then."""
-    model.load_state_dict(midway.of("model"))
+def restore(state: ResumeState, model: Any, optimizer: Any, schedule: Any, average: Average) -> Any:
+    """Put back what `state_of` gave; the model that was judged then."""
+    model.load_state_dict(state.of("model"))
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Any]] = {}
-    for key, tensor in midway.of("optimizer").items():
+    for key, tensor in state.of("optimizer").items():
         number, name = int(key.split("/")[0]), key.split("/")[1]
-        # laid out as its parameter (channels last): the fused step takes them for alike without looking
+        # laid out as its parameter (channels last): the fused step takes them for alike without checking
         alike = trained[number].detach().clone().copy_(tensor) if tensor.shape == trained[number].shape else tensor
         moments.setdefault(number, {})[name] = alike
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    schedule.last_epoch = int(midway.tensors["schedule/step"])
+    schedule.last_epoch = int(state.tensors["schedule/step"])
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = rate * factor(schedule.last_epoch)
-    return average.restore(model, midway)
+    return average.restore(model, state)
 
 
 def _renormalise(model: Any, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> None:
@@ -170,7 +178,7 @@ def _renormalise(model: Any, inputs: Iterator[Inputs], amp: Callable[[], Any]) -
         norm.momentum = None  # the plain mean of batches
     model.train()
     with torch.no_grad(), amp():
-        for _, each in zip(range(NORM_BATCHES), inputs, strict=False):
-            model(*each)
+        for _, batch in zip(range(NORM_BATCHES), inputs, strict=False):
+            model(*batch)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -7,46 +7,58 @@ with (carried to its resolution, head and fusion), and with nothing of its score
 With K folds a trial trains K models on the same folds as every other trial: its validation predictions are
 out-of-fold over train. Fold 0 reports each epoch to the scheduler; the others follow. With `refit` one more model is
 trained, on train and validation images together, and scores new images.
-
-A stage of other cohorts' images is alike for many trials: its weights are kept in RUN/stages and taken up by the next
-trial with the same stages up to there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest, codes
-from cxrlt_ray.data.prepare import Shards, nearest
-from cxrlt_ray.data.stream import Ingest, batches
-from cxrlt_ray.errors import CxrltError, Diverged, UsageError
-from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.runs.store import FINISHED, PRUNED, REFIT, RUNNING, looked_at, write_predictions
+from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.data.shards import nearest
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.objectives.metric import Metric
+from cxrlt_ray.objectives.registry import find_objective
+from cxrlt_ray.runs.predictions import Predictions, augmented_name
+from cxrlt_ray.runs.records import (
+    FINISHED,
+    PRUNED,
+    RUNNING,
+    Augmented,
+    Environment,
+    EpochRecord,
+    Refit,
+    TrialRecord,
+    Value,
+)
+from cxrlt_ray.runs.store import RECORD, REFIT
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training import resume
-from cxrlt_ray.training.config import ALL, OUTSIDE, TrialConfig
-from cxrlt_ray.training.heartbeat import beat
-from cxrlt_ray.training.resume import Midway
-from cxrlt_ray.training.stage import Clock, Epoch, Job, Part, fit, place
+from cxrlt_ray.training.course import Course
+from cxrlt_ray.training.inference import (
+    Member,
+    augmented_batches,
+    augmented_views,
+    check_any,
+    infer,
+    plain_batches,
+)
+from cxrlt_ray.training.job import Images, Job, manifest_of, validation_images
+from cxrlt_ray.training.resume import ResumeState
+from cxrlt_ray.training.stage import Epoch
+from cxrlt_ray.training.streams import validation_batches
+from cxrlt_ray.training.workers import Worker, agree, joined, worker_of
 
-if TYPE_CHECKING:
-    import torch
-
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, float]], None]
 
 
-def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], report: Report) -> None:
+def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value], report: Report) -> None:
     """Train trial `name`, write what it leaves to RUN/trials/NAME and report after each epoch.
 
     Goes on from the last epoch that an earlier process ended, where it left one; the epoch is reported again then.
@@ -55,62 +67,45 @@ def train(job: Job, name: str, config: TrialConfig, params: dict[str, Any], repo
     """
     import torch
 
-    from cxrlt_ray.models import weights
-
     if job.threads:
         torch.set_num_threads(job.threads)
-    store = job.run / "trials" / name
-    there = store.read_json("trial.json") if store.exists("trial.json") else {}
-    if there.get("state") in (FINISHED, PRUNED):  # by a process that ended before it could say so
-        last = {"epoch": config.total_epochs + 1, "images_per_second": there["images_per_second"]}
-        report({"val_map": there["val_map"], **last})
+    store, worker = job.run / "trials" / name, worker_of(job)
+    existing = TrialRecord.read(store, RECORD) if store.exists(RECORD) else None
+    if existing is not None and existing.state in (FINISHED, PRUNED):  # by a process that ended before it could say so
+        score = float("nan") if existing.score is None else existing.score
+        _report(report, config.metric, score, config.total_epochs + 1, existing.images_per_second or 0.0)
         return
     before = resume.latest(store)
-    if not _agreed(before is not None, job):
+    if not agree(before is not None, worker):
         before = None
-    about: dict[str, Any] = {
-        "name": name,
-        "state": RUNNING,
-        "params": params,
-        "config": config.model_dump(),
-        "findings": list(job.findings),
-        "fingerprint": job.fingerprint,
-        "weights": _sources(weights.source(config.staged()[0].spec())),
-        "began": time.time(),
-        "epochs": [],
-        "val_map": None,
-        **(before.about if before else {}),
-        "environment": _environment(job),
-        "attempt": there.get("attempt", 0) + 1,
-    }
-    if "again" in there:
-        about["again"] = there["again"]
-    keep = store if place(job)[0] == 0 else None
-    if keep:
-        keep.write_json("trial.json", about)
-    trial = _Trial(job, config, _manifest(job.run), keep, about, report, before)
+    record = _first_record(job, name, config, params, existing, before)
+    trial = Trial(job, config, manifest_of(job.run), store if worker.first else None, worker, record, report, before)
+    trial.write()
     try:
         for fold in range(trial.folds):
-            trial.found.append(_Fold(trial, fold).scores_of())
+            trial.scored.append(_Fold(trial, fold).run())
     except _Enough:
-        about["state"] = PRUNED
-        _note(keep, about)
-        if keep:
-            resume.forget(keep)
+        trial.end(PRUNED)
         return
-    about["val_map"] = _keep_predictions(job, keep, trial.found, about)
-    if config.tta != "none" and keep and "tta" not in about:
-        _keep_looks(job, config, keep, [validation for validation, _ in trial.found], about)
+    if trial.predicts:
+        record.score = trial.keep_predictions()
+    elif trial.folds > 1:
+        bests = [record.best_of(fold, record.stage).score for fold in range(trial.folds)]
+        record.score = float(np.mean([score for score in bests if score is not None]))
+    if config.tta != "none" and trial.predicts and record.tta is None:
+        _score_augmented(trial)
     if config.refit:
         _Refit(trial).run()
-    about["state"] = FINISHED
-    about["ended"] = time.time()
-    _note(keep, about)
-    if keep:
-        resume.forget(keep)
+    trial.end(FINISHED)
     if job.folds > 1 or config.refit or config.tta != "none":
-        speed = about["epochs"][-1]["images_per_second"]
-        report({"val_map": about["val_map"], "epoch": config.total_epochs + 1, "images_per_second": speed})
+        speed = record.epochs[-1].images_per_second
+        _report(report, config.metric, record.score, config.total_epochs + 1, speed)
+
+
+def _report(report: Report, metric: Metric, score: float | None, epoch: int, images_per_second: float) -> None:
+    """Report to Ray Tune. epoch: how many are done; one more than there are for what follows the last."""
+    value = float("nan") if score is None else score
+    report({metric.name: value, "epoch": epoch, "images_per_second": images_per_second})
 
 
 class _Enough(Exception):
@@ -118,158 +113,141 @@ class _Enough(Exception):
 
 
 @dataclass
-class _Trial:
+class Trial:
     """What the folds of a trial share. store: None on all workers but the first. before: where it was cut off.
 
-    found: the validation images and scores [N, C] of the folds that are done.
+    scored: the validation images and scores [N, C] of the folds that are done.
     """
 
     job: Job
     config: TrialConfig
     manifest: Manifest
     store: Store | None
-    about: dict[str, Any]
+    worker: Worker
+    record: TrialRecord
     report: Report
-    before: Midway | None
-    found: list[tuple[Part, np.ndarray]] = field(default_factory=list)
+    before: ResumeState | None
+    scored: list[tuple[Images, np.ndarray]] = field(default_factory=list)
 
     @property
     def folds(self) -> int:
         """How many models are trained on folds: one without folds."""
         return max(self.job.folds, 1)
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the last stage's objective gives predictions."""
+        return find_objective(self.config.staged()[-1].objective).predicts
 
-def _sources(source: str) -> str:
+    def check_mine(self) -> None:
+        """Raise CxrltError if the trial was begun anew elsewhere: a process thought dead must not write into it."""
+        if self.store and TrialRecord.read(self.store, RECORD).attempt != self.record.attempt:
+            raise CxrltError(f"trial {self.record.name} was begun anew in another process; this one ends.")
+
+    def write(self) -> None:
+        """Write the record for the first time in this process."""
+        if self.store:
+            self.record.write(self.store, RECORD)
+
+    def update(self) -> None:
+        """Write the record, unless the trial was ended from outside: a worker group may be an epoch behind that."""
+        if not self.store:
+            return
+        self.check_mine()
+        if TrialRecord.read(self.store, RECORD).state == RUNNING:
+            self.write()
+
+    def end(self, state: str) -> None:
+        """The trial is done: write its last record, and remove its resume states."""
+        self.record.state = state  # type: ignore[assignment]  # validated
+        if state == FINISHED:
+            self.record.ended = time.time()
+        self.update()
+        if self.store:
+            resume.forget(self.store)
+
+    def keep_predictions(self, scored: list[tuple[Images, np.ndarray]] | None = None, split: str = "val") -> float:
+        """Store the validation predictions of all folds together; returns their score by the trial's metric."""
+        scored = self.scored if scored is None else scored
+        image_id = np.concatenate([images.image_id for images, _ in scored])
+        targets = np.concatenate([images.targets for images, _ in scored])
+        scores = np.concatenate([scores for _, scores in scored])
+        seen = ~np.isnan(scores).any(axis=1)  # those in quarantine have nan
+        if self.store:
+            Predictions(
+                image_id[seen], scores[seen], self.job.findings, split, self.job.fingerprint, self.record.precision
+            ).write(self.store, f"predictions/{split}.parquet")
+        return self.score(targets, scores)
+
+    def score(self, targets: np.ndarray, scores: np.ndarray) -> float:
+        """The last stage's metric of the images that were scored, by labels int8 [N, C] and scores [N, C]."""
+        seen = ~np.isnan(scores).any(axis=1)
+        config = self.config.staged()[-1]
+        objective = find_objective(config.objective)
+        empty = np.empty((0, len(self.job.trained)))
+        return objective(config.objective_spec(), empty, empty).score(targets[seen], scores[seen])
+
+
+def _first_record(
+    job: Job,
+    name: str,
+    config: TrialConfig,
+    params: Mapping[str, Value],
+    existing: TrialRecord | None,
+    before: ResumeState | None,
+) -> TrialRecord:
+    """The record with which a process begins, or goes on with, a trial."""
+    from cxrlt_ray.models import weights
+    from cxrlt_ray.training.job import soft_targets_of
+
+    record = before.record if before else None
+    if record is None:
+        first = config.staged()[0]
+        record = TrialRecord(
+            name=name,
+            state=RUNNING,
+            params=dict(params),
+            config=config,
+            metric=config.metric,
+            findings=job.findings,
+            trained_findings=job.trained,
+            fingerprint=job.fingerprint,
+            weights=origin_of(weights.source(first.spec())),
+            soft_targets=soft_targets_of(job.run).provenance if job.soft_targets else None,
+            began=time.time(),
+        )
+    record.precision = device_.precision(config.staged()[-1].precision, worker_of(job).device)
+    record.environment = _environment(job)
+    record.attempt = (existing.attempt if existing else 0) + 1
+    if existing is not None and existing.retraining is not None:
+        record.retraining = existing.retraining
+    return record
+
+
+def origin_of(source: str) -> str:
     """Where weights come from; of those that an earlier trial left (init_from) also where that had its own from."""
     folder = source.removesuffix("/model.safetensors").rpartition("/")[0]
     store = Store(folder or ".")
-    if not source.endswith("/model.safetensors") or not store.exists("trial.json"):
+    if not source.endswith("/model.safetensors") or not store.exists(RECORD):
         return source
-    return f"{source}, which began from {store.read_json('trial.json').get('weights')}"
+    return f"{source}, which began from {TrialRecord.read(store, RECORD).weights}"
 
 
-@lru_cache(maxsize=1)
-def _manifest(run: Store) -> Manifest:
-    """The run's manifest, read once by a process that runs many trials; it never changes."""
-    with run.fetched("manifest.parquet") as path:
-        return Manifest.read(path)
-
-
-def parts(manifest: Manifest, job: Job, fold: int, cohorts: str = MAIN, everything: bool = False) -> tuple[Part, Part]:
-    """Training and validation images of `fold`. The views option limits training only.
-
-    cohorts: whose images train (TrialConfig.cohorts); validation is the main cohort's. everything: validation images
-    train too. Raises UsageError for a cohort that is not there.
-    """
-    from cxrlt_ray.data.splits import assign_folds
-
-    table, everyone = manifest.table, part_of(manifest, job.findings)
-    main = manifest.cohorts == MAIN
-    training = (table["split"] == "train").to_numpy()
-    validation = (table["split"] == "val").to_numpy() & main
-    if job.folds > 1:
-        rows = np.flatnonzero(training & main)
-        of = assign_folds(everyone.targets[rows], table["subject_id"].to_numpy()[rows], job.folds, job.seed)
-        validation = np.zeros(len(table), bool)
-        validation[rows[of == fold]] = True
-    training = (training | validation) if everything else training & ~validation
-    training = training & _of_cohorts(manifest.cohorts, cohorts)
-    if job.views == "frontal":
-        training = training & table["view"].isin(FRONTAL).to_numpy()
-    return everyone.at(np.flatnonzero(training)), everyone.at(np.flatnonzero(validation))
-
-
-def part_of(manifest: Manifest, findings: tuple[str, ...]) -> Part:
-    """All images of a manifest."""
-    return Part(manifest.table["image_id"].to_numpy(), manifest.targets(findings), *codes(manifest.table))
-
-
-def _of_cohorts(whose: Any, cohorts: str) -> np.ndarray:
-    """Which rows [N] belong to the cohorts that are named; whose: each row's."""
-    main = (whose == MAIN).to_numpy()
-    named = {MAIN: main, OUTSIDE: ~main, ALL: np.ones(len(main), bool)}
-    chosen = named[cohorts] if cohorts in named else whose.isin(cohorts.split("+")).to_numpy()
-    if not chosen.any():
-        raise UsageError(f"cohorts: {cohorts}: the run has no images of it; give them by --cohort NAME=DIRECTORY.")
-    return chosen
-
-
-class _Course:
-    """One model's way through the stages, entered where an earlier process left it."""
-
-    def __init__(self, trial: _Trial, fold: int) -> None:
-        self.trial, self.fold = trial, fold
-        self.job, self.about, self.store = trial.job, trial.about, trial.store
-        before = trial.before
-        self.before = before if before and before.fold == fold else None
-        self.clock, self.done = Clock(self.about.get("seconds") if self.before else None), 0
-
-    def walk(self, stages: list[TrialConfig], everything: bool, shared: bool) -> Any:
-        """Train all stages; the model that is judged at last. shared: weights of outside stages are kept for others."""
-        from cxrlt_ray import models
-
-        model: Any = None
-        for number, stage in enumerate(stages):
-            kept = self.job.run / "stages"
-            outside = number + 1 < len(stages) and stage.cohorts != MAIN
-            key = self._key(stages[: number + 1]) if shared and outside else ""
-            before = self.before if self.before and self.before.stage == number else None
-            if self.before and number < self.before.stage:
-                self.done += stage.epochs
-                continue
-            if key and not before and (taken := _taken(kept, key, self.job)):
-                model = taken
-                self.done += stage.epochs
-                continue
-            training = parts(self.trial.manifest, self.job, self.fold, stage.cohorts, everything)[0]
-            if before and number:  # the shape of it, whose tensors are put back
-                model = begin(self.job, stages[0], None, None)
-            model = begin(self.job, stage, model, stages[number - 1] if number and not before else stages[0])
-            for epoch in fit(self.job, stage, model, training, self.fold, self.clock, before):
-                model = epoch.model
-                self.judge(number, stage, epoch)
-            self.done += stage.epochs
-            if key and self.store:
-                with kept.place(key) as folder:
-                    folder.mkdir()
-                    models.save(model, stage.spec(), self.job.findings, folder)
-        return model
-
-    def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
-        """An epoch of stage `number` is done."""
-
-    def keep(self, number: int, epoch: Epoch, scores: np.ndarray | None = None) -> None:
-        """Write the state after an epoch, with all scores so far."""
-        import torch
-
-        if not self.store:
-            return
-        _check_mine(self.store, self.about)
-        found = [found for _, found in self.trial.found] + ([] if scores is None else [scores])
-        tensors = {f"found/{fold}": torch.from_numpy(each) for fold, each in enumerate(found)}
-        resume.keep(self.store, Midway(self.fold, number, epoch.number, self.about, {**epoch.state(), **tensors}))
-
-    def _key(self, stages: list[TrialConfig]) -> str:
-        """What the weights that these stages lead to are kept under, for every trial that has them."""
-        told = [stage.model_dump(exclude={"stages", "system", "tta", "refit"}) for stage in stages]
-        return hashlib.sha256(json.dumps([told, self.fold], sort_keys=True).encode()).hexdigest()[:12]
-
-
-class _Fold(_Course):
+class _Fold(Course):
     """The model of one fold, judged on its validation images after every epoch."""
 
-    def __init__(self, trial: _Trial, fold: int) -> None:
+    def __init__(self, trial: Trial, fold: int) -> None:
         super().__init__(trial, fold)
-        self.validation = parts(trial.manifest, trial.job, fold)[1]
+        self.validation = validation_images(trial.manifest, trial.job, fold)
         self.scores = np.full(self.validation.targets.shape, np.nan, np.float32)
-        if trial.before and fold <= trial.before.fold:
+        if trial.before and fold <= trial.before.fold and f"found/{fold}" in trial.before.tensors:
             self.scores = trial.before.tensors[f"found/{fold}"].numpy()
 
-    def scores_of(self) -> tuple[Part, np.ndarray]:
+    def run(self) -> tuple[Images, np.ndarray]:
         """Train; the validation images, and their probabilities [N, C] by the last stage's best epoch."""
         before = self.trial.before
         if not before or before.fold <= self.fold:
-            self.walk(self.trial.config.staged(), everything=False, shared=True)
+            self.walk(self.trial.config.staged(), with_validation=False, shared=True)
         return self.validation, self.scores
 
     def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
@@ -277,261 +255,152 @@ class _Fold(_Course):
 
         In this order an end in between costs nothing: what is kept is written again from the state.
         """
-        job, about, clock, here = self.job, self.about, self.clock, self.done + epoch.number
-        if not epoch.again:
-            shards, amp = nearest(job.shards, stage.resolution), device_.autocast(stage.precision, place(job)[2])
-            images, part = self.validation.image_id, self.validation
-            scores = predict_part(epoch.model, shards, images, stage.resolution, stage, amp, job.ingest, part)
-            told: dict[str, Any] = {
-                "fold": self.fold,
-                "stage": number,
-                "epoch": here,
-                "val_map": _map(part.targets, scores),
-            }
-            told |= {"loss": epoch.loss, "images_per_second": round(epoch.images_per_second, 1)}
+        trial, record, clock, count = self.trial, self.record, self.clock, self.done + epoch.number
+        scores = self.scores
+        if not epoch.repeated:
+            scores, score = self._scored(stage, epoch)
+            speed = round(epoch.images_per_second, 1)
             clock.lap("validation")
-            about["epochs"].append(told)
-            about["seconds"], about["ended"] = clock.seconds(), time.time()
-            about["images_per_second"] = told["images_per_second"]
-        best = best_epoch(about["epochs"], self.fold, number)
-        if best["epoch"] == here:
-            self.scores = self.scores if epoch.again else scores
-            about["stage"] = number
-        if job.folds <= 1:
-            about["val_map"], about["best_epoch"] = best["val_map"], best["epoch"]
-        if not epoch.again:
+            record.epochs.append(
+                EpochRecord(
+                    fold=self.fold, stage=number, epoch=count, score=score, loss=epoch.loss, images_per_second=speed
+                )
+            )
+            record.seconds, record.ended = clock.seconds(), time.time()
+            record.images_per_second = speed
+        best = record.best_of(self.fold, number)
+        if best.epoch == count:
+            self.scores = scores
+            record.stage = number
+        if trial.job.folds <= 1:
+            record.score, record.best_epoch = best.score, best.epoch
+        if not epoch.repeated:
             self.keep(number, epoch, self.scores)
-        if best["epoch"] == here:
-            self._publish(stage, epoch.model)
+        if best.epoch == count:
+            self._publish(stage, epoch)
         clock.lap("writing")
-        _note(self.store, about)
+        trial.update()
         if self.fold == 0:
-            speed = epoch.images_per_second or about["images_per_second"]
-            self.trial.report({"val_map": best["val_map"], "epoch": here + 1, "images_per_second": speed})
-            again = about.get("again", {})
-            if again.get("state") == PRUNED and here + 1 >= again["curve"][-1][0]:
+            speed = epoch.images_per_second or record.images_per_second or 0.0
+            _report(trial.report, stage.metric, best.score, count + 1, speed)
+            again = record.retraining
+            if again is not None and again.state == PRUNED and count + 1 >= again.curve[-1][0]:
                 raise _Enough
         clock.lap("reporting")
 
-    def _publish(self, stage: TrialConfig, model: Any) -> None:
+    def _scored(self, stage: TrialConfig, epoch: Epoch) -> tuple[np.ndarray, float]:
+        """Probabilities [N, C] of the validation images and their score; all nan where the objective predicts none."""
+        job = self.trial.job
+        if not epoch.objective.predicts:
+            batches = validation_batches(job, stage, self.validation, epoch.objective.needs.crops)
+            return self.scores, epoch.objective.score_network(epoch.network.eval(), batches)
+        scores = predict_images(job, stage, epoch.model, self.validation)
+        seen = ~np.isnan(scores).any(axis=1)
+        return scores, epoch.objective.score(self.validation.targets[seen], scores[seen])
+
+    def _publish(self, stage: TrialConfig, epoch: Epoch) -> None:
         """Write the checkpoint that is kept, and of a trial without folds the predictions."""
-        from cxrlt_ray import models
-
-        if not self.store:
+        if not self.trial.store:
             return
-        with self.store.place(f"fold-{self.fold}") as folder:
-            folder.mkdir()
-            models.save(model, stage.spec(), self.job.findings, folder)
-        if self.job.folds <= 1:
-            _keep_predictions(self.job, self.store, [(self.validation, self.scores)], self.about)
+        self.save(self.trial.store, f"fold-{self.fold}", stage, epoch.model)
+        if self.trial.job.folds <= 1 and epoch.objective.predicts:
+            self.trial.keep_predictions([(self.validation, self.scores)])
 
 
-class _Refit(_Course):
+class _Refit(Course):
     """One more model, trained on train and validation images, its last stage for as many epochs as were best."""
 
-    def __init__(self, trial: _Trial) -> None:
+    def __init__(self, trial: Trial) -> None:
         super().__init__(trial, trial.folds)
-        self.clock = Clock(self.about.get("refit", {}).get("seconds"))
+        if trial.record.refit is not None:
+            self.clock.parts.update(trial.record.refit.seconds)
 
     def run(self) -> None:
         """Train and keep it."""
-        from cxrlt_ray import models
-
         stages = self.trial.config.staged()
         last, before = len(stages) - 1, sum(stage.epochs for stage in stages[:-1])
-        best = [best_epoch(self.about["epochs"], fold, last)["epoch"] - before + 1 for fold in range(self.trial.folds)]
+        best = [self.record.best_of(fold, last).epoch - before + 1 for fold in range(self.trial.folds)]
         stages[-1] = stages[-1].model_copy(update={"epochs": round(float(np.mean(best)))})
-        model = self.walk(stages, everything=True, shared=False)
-        if self.store:
-            with self.store.place(REFIT) as folder:
-                folder.mkdir()
-                models.save(model, stages[-1].spec(), self.job.findings, folder)
-        self.about["refit"] = {"epochs": stages[-1].epochs, "seconds": self.clock.seconds()}
+        model = self.walk(stages, with_validation=True, shared=False)
+        if self.trial.store:
+            self.save(self.trial.store, REFIT, stages[-1], model)
+        self.record.refit = Refit(epochs=stages[-1].epochs, seconds=self.clock.seconds())
 
     def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
         """Nothing is held out to judge by: only the state is kept."""
-        if not epoch.again:
-            self.about["refit"] = {"epochs": epoch.number + 1, "seconds": self.clock.seconds()}
+        if not epoch.repeated:
+            self.record.refit = Refit(epochs=epoch.number + 1, seconds=self.clock.seconds())
             self.keep(number, epoch)
 
 
-def begin(job: Job, stage: TrialConfig, before: Any, was: TrialConfig | None) -> Any:
-    """The model with which `stage` begins, on its device: a new one, or `before` of stage `was` carried over."""
-    import torch
+def predict_images(job: Job, config: TrialConfig, model: object, images: Images) -> np.ndarray:
+    """Probabilities float32 [N, C] of the predicted findings for `images`, in their order; nan in quarantine.
 
+    Workers share the images, and all have all scores. Raises Diverged for predictions that are not finite, CxrltError
+    where no image could be decoded.
+    """
+    worker, fused = worker_of(job), config.fusion != "none"
+    view = augmented_views(config.resolution, config.crop)[0]
+    member = Member([model.eval()], (view,), config.precision, job.outputs)  # type: ignore[attr-defined]
+    stream = plain_batches(
+        nearest(job.shards, config.resolution),
+        images,
+        view,
+        config.batch_size * (1 if fused else 2) * worker.world,
+        worker.device,
+        job.ingest,
+        fused,
+        worker.rank,
+        worker.world,
+    )
+    scores = infer([member], stream, (len(images), len(job.findings)), worker.device)[:, 0]
+    return check_any(joined(scores, worker))
+
+
+def _score_augmented(trial: Trial) -> None:
+    """Score the validation images under test-time augmentation too: its score, and its price in time."""
     from cxrlt_ray import models
 
-    torch.manual_seed(stage.seed)
-    if before is None or was is None:
-        model = models.build(stage.spec(), job.findings)
-    else:
-        model = models.carry(before.cpu(), was.spec(), stage.spec(), job.findings, fresh_head=stage.fresh_head)
-    # channels last: up to 1.6 times as fast here on convolutions, and what tensor cores want
-    return model.to(place(job)[2]).to(memory_format=torch.channels_last)
-
-
-def best_epoch(epochs: list[dict[str, Any]], fold: int, stage: int) -> dict[str, Any]:
-    """The epoch whose checkpoint is kept, of a trial's record: the first of the best ones of a fold's stage."""
-    of_stage = [e for e in epochs if e["stage"] == stage and e["fold"] == fold]
-    best = of_stage[0]
-    for each in of_stage:
-        if each["val_map"] > best["val_map"]:
-            best = each
-    return best
-
-
-def _taken(kept: Store, key: str, job: Job) -> Any:
-    """The model that an earlier trial's stages led to, on every worker; None where it is not there, or damaged."""
-    from cxrlt_ray import models
-
-    model = None
-    if kept.exists(f"{key}/model.safetensors"):
-        with contextlib.suppress(Exception), kept.fetched(key) as folder:
-            model = models.load(folder)[0]
-    return model if _agreed(model is not None, job) else None
-
-
-def _agreed(there: bool, job: Job) -> bool:
-    """Whether it is there for all workers: a file may appear, or fail to be read, between their looks."""
-    if place(job)[1] == 1:
-        return there
-    import torch
-
-    flag = torch.tensor(float(there), device=place(job)[2])
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-    return bool(flag > 0)
-
-
-def _keep_looks(job: Job, config: TrialConfig, store: Store, folds: list[Part], about: dict[str, Any]) -> None:
-    """Score the validation images under test-time augmentation too: what it gains, at what price."""
-    from cxrlt_ray import models
-    from cxrlt_ray.ensembling.score import looks_of, predict_looks
-
-    stage = config.staged()[-1]
-    looks = looks_of(stage.resolution, stage.crop, config.tta)
+    job, worker, stage = trial.job, trial.worker, trial.config.staged()[-1]
+    views = augmented_views(stage.resolution, stage.crop, trial.config.tta)
     shards = nearest(job.shards, stage.resolution)
-    found: list[tuple[Part, np.ndarray]] = []
-    seconds = {1: 0.0, len(looks): 0.0}
-    for fold, part in enumerate(folds):
-        with store.fetched(f"fold-{fold}") as folder:
-            model = models.load(folder)[0].to(place(job)[2]).eval()
-        rows = np.flatnonzero(np.isin(part.image_id, shards.index().index))
+    scored: list[tuple[Images, np.ndarray]] = []
+    seconds = {1: 0.0, len(views): 0.0}
+    agree(True, worker)  # the first worker has written the checkpoints
+    for fold, (images, _) in enumerate(trial.scored):
+        with (job.run / "trials" / trial.record.name).fetched(f"fold-{fold}") as folder:
+            model = models.load(folder)[0].to(worker.device).eval()
+        scores = np.empty((0, 0, 0), np.float32)
         for count in seconds:
             started = time.monotonic()
-            scores = predict_looks(
-                model, shards, part.image_id[rows], looks[:count], part.study[rows], part.view[rows], job.ingest.threads
+            member = Member([model], views[:count], stage.precision, job.outputs)
+            stream = augmented_batches(
+                shards,
+                images,
+                member.views,
+                worker.device,
+                job.ingest.threads,
+                rank=worker.rank,
+                world=worker.world,
             )
+            scores = infer([member], stream, (len(images), len(job.findings)), worker.device)
             seconds[count] += time.monotonic() - started
-        whole = np.full(part.targets.shape, np.nan, np.float32)
-        whole[rows] = scores
-        found.append((part, whole))
-    value = _keep_predictions(job, store, found, about, looked_at("val", True))
-    about["tta"] = {"looks": len(looks), "val_map": value, "price": round(seconds[len(looks)] / seconds[1], 2)}
+        scored.append((images, check_any(joined(scores[:, 0], worker))))
+    score = trial.keep_predictions(scored, augmented_name("val", True))
+    price = round(seconds[len(views)] / seconds[1], 2)
+    trial.record.tta = Augmented(augmentations=len(views), score=score, price=price)
 
 
-def _check_mine(store: Store, about: dict[str, Any]) -> None:
-    """Raise CxrltError if the trial was begun anew elsewhere: a process thought dead must not write into it."""
-    if store.read_json("trial.json").get("attempt", 0) != about["attempt"]:
-        raise CxrltError(f"trial {about['name']} was begun anew in another process; this one ends.")
-
-
-def _note(store: Store | None, about: dict[str, Any]) -> None:
-    """Write trial.json, unless the trial was ended from outside: a worker group may be an epoch behind that."""
-    if store:
-        _check_mine(store, about)
-        if store.read_json("trial.json")["state"] == RUNNING:
-            store.write_json("trial.json", about)
-
-
-def predict_part(
-    model: torch.nn.Module,
-    shards: Shards,
-    image_ids: np.ndarray,
-    resolution: int,
-    config: TrialConfig,
-    amp: Callable[[], Any],
-    ingest: Ingest | None = None,
-    part: Part | None = None,
-) -> np.ndarray:
-    """Probabilities float32 [N, C] of `image_ids`, in their order; nan where an image is in quarantine.
-
-    part: the images' studies and views, for models that fuse them.
-    """
-    import torch
-
-    device = next(model.parameters()).device
-    model.eval()
-    scores: np.ndarray | None = None
-    fused = config.fusion != "none" and part is not None
-    stream = batches(
-        shards,
-        image_ids,
-        resolution,
-        config.batch_size * (1 if fused else 2),
-        crop=config.crop,
-        study=part.study if fused and part is not None else None,
-        ingest=ingest,
-    )
-    with torch.inference_mode():
-        for batch, pixels in device_.ahead(stream, device):
-            beat()
-            inputs = [pixels]
-            if fused and part is not None:
-                inputs += [torch.from_numpy(codes[batch.rows]).to(device) for codes in (part.study, part.view)]
-            with amp():
-                logits = model(*inputs)
-            found = logits.float().sigmoid().cpu().numpy()
-            if not np.isfinite(found).all():
-                raise Diverged("diverged: the model's predictions are not finite; lower lr")
-            if scores is None:
-                scores = np.full((len(image_ids), found.shape[1]), np.nan, np.float32)
-            scores[batch.rows] = found
-    if scores is None:
-        raise CxrltError("none of the images to score could be decoded: see quarantine.parquet beside the shards.")
-    return scores
-
-
-def _keep_predictions(
-    job: Job, store: Store | None, found: list[tuple[Part, np.ndarray]], about: dict[str, Any], split: str = "val"
-) -> float:
-    """Store the validation predictions of all folds together; returns their macro mAP."""
-    ids = np.concatenate([part.image_id for part, _ in found])
-    targets = np.concatenate([part.targets for part, _ in found])
-    scores = np.concatenate([scores for _, scores in found])
-    seen = _seen(scores)
-    if store:
-        write_predictions(
-            store, f"predictions/{split}.parquet", ids[seen], scores[seen], job.findings, split, job.fingerprint
-        )
-    return _map(targets, scores)
-
-
-def _seen(scores: np.ndarray) -> np.ndarray:
-    """The rows [N] of images that were scored: those in quarantine have nan."""
-    return ~np.isnan(scores).any(axis=1)
-
-
-def _map(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Macro mAP of the images that were scored."""
-    seen = _seen(scores)
-    return metrics.macro(metrics.per_finding(targets[seen], scores[seen], ("ap",))["ap"])
-
-
-def _environment(job: Job) -> dict[str, Any]:
+def _environment(job: Job) -> Environment:
     import timm
     import torch
 
     from cxrlt_ray import __version__
 
-    return {
-        "cxrlt_ray": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "device": device_.label(place(job)[2], torch.get_num_threads()),
-    }
-
-
-def epochs_of(about: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The epochs of the first fold, which the scheduler saw."""
-    return (epoch for epoch in about["epochs"] if epoch["fold"] == 0)
+    return Environment(
+        cxrlt_ray=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        timm=timm.__version__,
+        device=device_.label(worker_of(job).device, torch.get_num_threads()),
+    )

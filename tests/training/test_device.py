@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from cxrlt_ray.objectives.multilabel import MultiLabel
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training import device, stage
+from cxrlt_ray.training import device, step
+from cxrlt_ray.training.workers import Worker
 
 
 def memory_of(most, tried):
@@ -54,18 +58,14 @@ def test_pieces_of_a_batch_give_the_whole_batchs_gradient_and_loss(piece):
     wanted = model[1].weight.grad.clone()
     model.zero_grad()
     cpu = torch.device("cpu")
-    forward = stage._Forward(model, "auto", cpu, piece, 10)
-    found = stage._backward(
-        forward,
-        (images,),
-        [(1.0, targets)],
-        lambda logits, wanted: loss_of(logits, wanted[0][1]),
-        piece,
-        device.autocast("fp32", cpu),
-        1,
-        1,
+    forward = step.Forward(model, "auto", cpu, piece, 10)
+    config = TrialConfig(backbone="test_resnet", resolution=32, epochs=1, class_weight_exponent=0.0)
+    objective = MultiLabel(config.objective_spec(), targets.numpy().astype(np.int8))
+    worker = Worker(0, 1, cpu)
+    loss = step.backward(
+        forward, (images,), [(1.0, targets)], objective, config, piece, device.autocast("fp32", cpu), worker
     )
-    assert found == pytest.approx(float(whole.detach()), rel=1e-5)
+    assert loss == pytest.approx(float(whole.detach()), rel=1e-5)
     assert torch.allclose(model[1].weight.grad, wanted, atol=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_asked_for_compilation_serves_whole_pieces_and_leaves_the_rest_as_they_a
     sizes = []
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: lambda x: (sizes.append(len(x)), model(x))[1])
     model = torch.nn.Linear(4, 2)
-    forward = stage._Forward(model, "on", torch.device("cpu"), 8, 10)
+    forward = step.Forward(model, "on", torch.device("cpu"), 8, 10)
     for count in (8, 5):
         assert torch.equal(forward(torch.ones(count, 4)), model(torch.ones(count, 4)))
     assert sizes == [8]

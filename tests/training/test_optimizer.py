@@ -10,7 +10,7 @@ import torch
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import ModelSpec, build
-from cxrlt_ray.training.config import TrialConfig
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training.optimizer import Average, optimizer_of, take_step
 
 

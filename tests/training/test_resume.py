@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 
 from cxrlt_ray.data.prepare import prepare
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.runs.checkpoint import whole
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import resume
-from cxrlt_ray.training.config import TrialConfig
-from cxrlt_ray.training.stage import Job
+from cxrlt_ray.training.job import Job
 from cxrlt_ray.training.trial import train
 
 
@@ -27,7 +28,7 @@ class Cut(Exception):
 
 @pytest.fixture(scope="module")
 def cohort(ray, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("midway")
+    folder = tmp_path_factory.mktemp("resume")
     manifest = write_images(folder / "images", 48)
     return manifest, prepare(manifest, str(folder), [32, 48], say=lambda text: None)
 
@@ -64,7 +65,7 @@ def left(folder):
         if "-" in name or name == "refit"
     }
     told = [{k: v for k, v in epoch.items() if k != "images_per_second"} for epoch in about["epochs"]]
-    return about["state"], about["val_map"], told, kept, pd.read_parquet(f"{store.uri}/predictions/val.parquet")
+    return about["state"], about["score"], told, kept, pd.read_parquet(f"{store.uri}/predictions/val.parquet")
 
 
 def ended_after(reports):
@@ -127,9 +128,9 @@ def test_a_damaged_state_begins_the_trial_anew(cohort, tmp_path):
         train(job, "T0000", config(), {}, ended_after(2)[0])
     (name,) = resume.names(job.run / "trials" / "T0000")
     path = tmp_path / "cut" / "trials" / "T0000" / name
-    assert resume.whole(path)
+    assert whole(path)
     path.write_bytes(path.read_bytes()[:-100])
-    assert not resume.whole(path)
+    assert not whole(path)
     report, seen = ended_after(9)
     train(job, "T0000", config(), {}, report)
     assert [told["epoch"] for told in seen] == [1, 2, 3]
@@ -151,7 +152,7 @@ def test_a_process_whose_trial_was_taken_over_writes_no_more(cohort, tmp_path):
 def test_a_state_without_a_header_or_of_another_kind_is_none(tmp_path):
     store = Store(str(tmp_path))
     for content in (b"", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"):
-        store.write("midway-000001.safetensors", content)
+        store.write("resume-000001.safetensors", content)
         assert resume.latest(store) is None
-    assert not resume.whole(tmp_path / "nothing")
+    assert not whole(tmp_path / "nothing")
     shutil.rmtree(tmp_path)

@@ -8,21 +8,27 @@ import torch
 
 from cxrlt_ray.data.stream import pieces, steps
 from cxrlt_ray.objectives.losses import LOSSES
-from cxrlt_ray.training.config import TrialConfig
-from cxrlt_ray.training.stage import Part, _draw, _loss, _shift
+from cxrlt_ray.objectives.multilabel import MultiLabel
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.training.job import Images
+from cxrlt_ray.training.streams import drawn
 
 
 def config(**options):
     return TrialConfig(**{"backbone": "test_convnext", "resolution": 32, "epochs": 4, **options})
 
 
-def part(sizes: list[int], seed: int = 0) -> Part:
+def objective(config, targets):
+    return MultiLabel(config.objective_spec(), targets)
+
+
+def part(sizes: list[int], seed: int = 0) -> Images:
     """Images of studies of these sizes, in a mixed order."""
     rng = np.random.default_rng(seed)
     study = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)) + 100
     targets = (rng.random((len(sizes), 3)) < [0.5, 0.1, 0.02]).astype(np.int8)[study - 100]
     ids = np.array([f"i{k}" for k in range(len(study))], object)
-    return Part(ids, targets, study, rng.integers(0, 5, len(study)))
+    return Images(ids, targets, study, rng.integers(0, 5, len(study)))
 
 
 @pytest.mark.parametrize("sampler", ["natural", "sqrt", "class_aware"])
@@ -32,7 +38,7 @@ def test_studies_are_drawn_whole_and_a_study_drawn_twice_is_two(sampler):
     training = part(sizes)
     seen = set()
     for epoch in range(4):
-        shown = _draw(config(fusion="attention", sampler=sampler), training, epoch, 0)
+        shown = drawn(config(fusion="attention", sampler=sampler), training, epoch, 0).images
         codes, counts = np.unique(shown.study, return_counts=True)
         assert len(codes) == 200
         of = dict(zip(training.image_id, training.study, strict=True))
@@ -47,7 +53,7 @@ def test_studies_are_drawn_whole_and_a_study_drawn_twice_is_two(sampler):
 
 def test_images_are_drawn_one_by_one_where_views_are_not_fused():
     training = part([2] * 100)
-    shown = _draw(config(sampler="class_aware", epochs=3), training, 1, 0)
+    shown = drawn(config(sampler="class_aware", epochs=3), training, 1, 0).images
     assert len(shown) == 200
     rare = training.targets[:, 2] == 1
     assert (shown.targets[:, 2] == 1).sum() > 3 * rare.sum()
@@ -86,21 +92,21 @@ def test_no_epoch_has_a_piece_of_one_image_which_would_break_batch_norm():
 
 def test_the_loss_is_the_named_one_of_smoothed_targets_by_their_shares():
     training = part([1] * 50)
-    cpu = torch.device("cpu")
     logits, one, two = torch.randn(4, 3), torch.tensor([[1.0, 0, -1]] * 4), torch.tensor([[0.0, 1, 1]] * 4)
     plain = LOSSES["bce"]
     weights = torch.ones(3)
-    mixed = _loss(config(), training.targets, cpu)(logits, [(0.3, one), (0.7, two)])
+    mixed = objective(config(), training.targets).loss(logits, [(0.3, one), (0.7, two)])
     wanted = 0.3 * plain(logits, one, weights) + 0.7 * plain(logits, two, weights)
     assert float(mixed) == pytest.approx(float(wanted), rel=1e-6)
-    smooth = _loss(config(smooth_pos=0.2, smooth_neg=0.1), training.targets, cpu)(logits, [(1.0, one)])
+    smoothing = config(smooth_pos=0.2, smooth_neg=0.1)
+    smooth = objective(smoothing, training.targets).loss(logits, [(1.0, one)])
     soft = torch.tensor([[0.8, 0.1, -1]] * 4)
     assert float(smooth) == pytest.approx(float(plain(logits, soft, weights)), rel=1e-6)
 
 
 def test_logits_are_shifted_by_how_common_a_finding_is_where_asked():
     targets = part([1] * 300).targets
-    assert (_shift(config(), targets) == 0).all()
-    shift = _shift(config(logit_adjust=1.0), targets)
+    assert (objective(config(), targets).shift() == 0).all()
+    shift = objective(config(logit_adjust=1.0), targets).shift()
     share = targets.mean(0)
     np.testing.assert_allclose(shift.numpy(), np.log(share / (1 - share)), rtol=1e-5)

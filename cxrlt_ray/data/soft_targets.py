@@ -1,0 +1,113 @@
+"""Soft targets: stored predictions beside the manifest, for images and findings of it.
+
+A Parquet file with a column `image_id` and a float column a finding: probabilities in [0, 1], null where there is none.
+What `ensemble`, `predict` and a trial with folds leave (predictions.parquet, predictions/val.parquet) is of this form.
+The manifest's own columns stay 1, 0 or null: a label is never overwritten. Where the predictions came from is kept as
+their provenance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.storage import Store
+
+FILE = "soft_targets.parquet"  # in a run
+KEY = b"cxrlt_ray"  # of the metadata
+ROUNDING = 1e-6  # what float32 sigmoids may lie outside of [0, 1]
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Probabilities float32, index image_id, a column a finding, nan where there is none; and where they came from."""
+
+    table: pd.DataFrame = field(repr=False)
+    provenance: str
+
+    def at(self, image_ids: np.ndarray, findings: Sequence[str]) -> np.ndarray:
+        """float32 [N, C] of images and findings, in their order; nan for those that are not in the table."""
+        return self.table.reindex(index=image_ids, columns=list(findings)).to_numpy(np.float32)
+
+    def check(self, manifest: Manifest, findings: Sequence[str]) -> list[str]:
+        """What to tell of how they fit a cohort. Raises UsageError where no image or no finding is in both."""
+        shared = [finding for finding in findings if finding in self.table.columns]
+        if not shared:
+            raise UsageError(
+                f"--soft-targets has none of the findings that are trained; its columns are "
+                f"{', '.join(map(str, self.table.columns[:8]))}."
+            )
+        training = manifest.of_split("train").table["image_id"]
+        matched = int(training.isin(self.table.index).sum())
+        if not matched:
+            raise UsageError("--soft-targets has none of the cohort's training images: are they of another cohort?")
+        return [
+            f"Soft targets: {matched:,} of {len(training):,} training images, {len(shared)} of {len(findings)} findings"
+        ]
+
+    def write(self, store: Store, name: str = FILE) -> None:
+        """Write them as a Parquet file, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pandas(self.table.reset_index(), preserve_index=False)
+        table = table.replace_schema_metadata({KEY: json.dumps({"provenance": self.provenance}).encode()})
+        with store.place(name) as path:
+            pq.write_table(table, path, write_page_checksum=True)
+
+
+def read_soft_targets(uri: str) -> SoftTargets:
+    """The soft targets in a Parquet file or URI. Raises UsageError for a file that is not of this form."""
+    folder, _, name = uri.rpartition("/")
+    return read_from(Store(folder or "."), name, uri)
+
+
+def read_from(store: Store, name: str = FILE, uri: str = "") -> SoftTargets:
+    """The soft targets in file `name` of `store`. Raises UsageError as `read_soft_targets` does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    where = f"--soft-targets {uri or name}"
+    try:
+        content = store.read(name)
+    except CxrltError as error:
+        raise UsageError(f"{where} cannot be read: {error}") from None
+    try:
+        parquet = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UsageError(f"{where} is no Parquet file ({' '.join(str(error).split())[:120]}).") from None
+    table = parquet.to_pandas()
+    if "image_id" not in table.columns:
+        raise UsageError(f"{where} has no column image_id: give a table of predictions, keyed by image.")
+    table = table.assign(image_id=table["image_id"].astype(str)).set_index("image_id")
+    if table.index.has_duplicates:
+        raise UsageError(f"{where} has images twice: {int(table.index.duplicated().sum())} rows repeat an image_id.")
+    wrong = [str(column) for column, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if wrong:
+        raise UsageError(f"{where}: column '{wrong[0]}' does not hold numbers.")
+    table = table.astype(np.float32)
+    low, high = table.min(axis=None), table.max(axis=None)
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise UsageError(f"{where} holds values from {low:.4g} to {high:.4g}: probabilities are from 0 to 1.")
+    return SoftTargets(table.clip(0, 1), _provenance(parquet.schema.metadata, content, uri or name))
+
+
+def _provenance(metadata: dict[bytes, bytes] | None, content: bytes, uri: str) -> str:
+    """Where predictions came from: as an earlier run recorded it, else the file, what it says of itself, its digest."""
+    try:
+        about = json.loads((metadata or {}).get(KEY, b"{}"))
+    except ValueError:
+        about = {}
+    if "provenance" in about:
+        return str(about["provenance"])
+    details = ", ".join(f"{key} {about[key]}" for key in ("split", "fingerprint", "precision") if about.get(key))
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return f"{uri} (sha256 {digest}{', ' + details if details else ''})"

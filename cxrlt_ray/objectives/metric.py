@@ -1,0 +1,26 @@
+"""What judges epochs and trials; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score's name among a trial's reports to Ray Tune and Optuna, which way is better, and its title in tables."""
+
+    name: str = "val_map"
+    mode: Literal["max", "min"] = "max"
+    title: str = "val mAP"
+
+    def better(self, one: float | None, other: float | None) -> bool:
+        """Whether score `one` is better than `other`; one that is unknown (None, nan) never is."""
+        if one is None or one != one:
+            return False
+        if other is None or other != other:
+            return True
+        return one > other if self.mode == "max" else one < other
+
+
+VAL_MAP = Metric()

@@ -1,0 +1,82 @@
+"""Findings as independent labels: logits [B, C], any registered loss, judged by validation mAP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.objectives.registry import Needs, Objective, ObjectiveSpec, register_objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from cxrlt_ray.models import Classifier
+    from cxrlt_ray.objectives.registry import Targets
+
+
+@register_objective("multilabel")
+class MultiLabel(Objective):
+    """The mean of a registered loss over labelled cells; labels may be smoothed, logits adjusted after training."""
+
+    needs = Needs(labels=True)
+
+    def __init__(self, spec: ObjectiveSpec, targets: np.ndarray, soft: np.ndarray | None = None) -> None:
+        super().__init__(spec, targets, soft)
+        self._losses: dict[torch.device, object] = {}
+
+    @property
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positives and labelled images [C] in training."""
+        return (self.targets == 1).sum(0), (self.targets >= 0).sum(0)
+
+    def table(self) -> np.ndarray:
+        """The labels: float32 [N, C], -1 where there is none."""
+        return self.targets.astype(np.float32)
+
+    def network(self, model: Classifier) -> torch.nn.Module:
+        """The classifier itself, with its logit adjustment set from the training labels."""
+        model.shift.copy_(self.shift())
+        return model
+
+    def shift(self) -> torch.Tensor:
+        """Logit adjustment float32 [C], zeros where there is none."""
+        import torch
+
+        from cxrlt_ray.objectives import losses
+
+        if not self.spec.logit_adjust:
+            return torch.zeros(self.targets.shape[1])
+        shift = losses.logit_shift(*self.counts, self.spec.logit_adjust)
+        return torch.as_tensor(np.asarray(shift), dtype=torch.float32)
+
+    def loss(self, outputs: torch.Tensor, targets: Targets) -> torch.Tensor:
+        """The registered loss of logits [B, C] and labels [B, C]; the shares' sum where images are mixed."""
+        import torch
+
+        terms = [share * self.label_loss(outputs, labels) for share, labels in targets]
+        return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+    def label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The registered loss of logits [B, C] and labels [B, C] in [0, 1] or -1, smoothed as asked."""
+        import torch
+
+        from cxrlt_ray.objectives import losses
+
+        spec = self.spec
+        if logits.device not in self._losses:
+            positives, labelled = self.counts
+            weights = losses.class_weights(positives, labelled, spec.class_weight_exponent)
+            arrays = (
+                torch.as_tensor(np.asarray(values), dtype=torch.float32, device=logits.device)
+                for values in (weights, positives, labelled)
+            )
+            self._losses[logits.device] = losses.bound(spec.loss, spec.loss_settings, *arrays)
+        if spec.smooth_pos > 0 or spec.smooth_neg > 0:
+            labels = losses.smoothed(labels, spec.smooth_pos, spec.smooth_neg)
+        return self._losses[logits.device](logits, labels)  # type: ignore[operator]
+
+    def score(self, targets: np.ndarray, probabilities: np.ndarray) -> float:
+        """Macro mAP over findings with a positive (average precision as scikit-learn defines it)."""
+        return metrics.macro(metrics.per_finding(targets, probabilities, ("ap",))["ap"])

@@ -1,0 +1,178 @@
+"""Objectives by name: what a stage of a trial is trained for.
+
+To add one: a module in this folder with a subclass of `Objective` under `@register_objective("name")`. Search spaces,
+the training loop, the dry run and the tests that all objectives must pass find it by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.objectives.metric import VAL_MAP, Metric
+
+if TYPE_CHECKING:
+    import torch
+
+    from cxrlt_ray.models import Classifier
+
+    Targets = Sequence[tuple[float, torch.Tensor]]  # (share, float [B, K]): several where images are mixed
+    Inputs = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number that an objective takes from the search space: its default, and the values that are allowed."""
+
+    default: float
+    allowed: str = "a number"
+    fits: Callable[[float], bool] = lambda value: True
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What makes an objective, besides the training images: the fields of a trial's configuration that it may read.
+
+    settings: the objective's own, by name; those that are missing have their defaults.
+    """
+
+    objective: str = "multilabel"
+    objective_settings: Mapping[str, float] = field(default_factory=dict)
+    loss: str = "bce"
+    loss_settings: Mapping[str, float] = field(default_factory=dict)
+    class_weight_exponent: float = 0.5
+    smooth_pos: float = 0.0
+    smooth_neg: float = 0.0
+    logit_adjust: float = 0.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a batch of an objective holds.
+
+    labels: targets from the manifest; images without any label still come. soft_targets: stored predictions beside
+    them. crops: how many independently augmented copies of each image the network is given, as that many tensors
+    uint8 [B, H, W]; with more than one, images are neither mixed nor fused by study.
+    """
+
+    labels: bool = True
+    soft_targets: bool = False
+    crops: int = 1
+
+
+class Objective(ABC):
+    """What a stage is trained for.
+
+    An objective says what batches it needs, builds what it needs beside the classifier (projections, a teacher), gives
+    the loss, and either predictions or a score of its own by which epochs, ASHA and Optuna judge. The classifier goes
+    on into the next stage, whatever that stage's objective is.
+
+    targets: int8 [N, C] of the training images, 1, 0 or -1 (no label), by the findings that are trained. soft: float32
+    [N, C] in [0, 1], nan where there is none; None without soft targets.
+    """
+
+    needs: ClassVar[Needs] = Needs()
+    settings: ClassVar[Mapping[str, Setting]] = {}
+    metric: ClassVar[Metric] = VAL_MAP
+    predicts: ClassVar[bool] = True
+
+    def __init__(self, spec: ObjectiveSpec, targets: np.ndarray, soft: np.ndarray | None = None) -> None:
+        self.spec, self.targets, self.soft = spec, targets, soft
+        if fault := fault_of(spec.objective, spec.objective_settings):
+            raise UsageError(f"{fault}.")
+        if self.needs.soft_targets and soft is None:
+            raise UsageError(
+                f"objective {spec.objective} learns stored predictions: give them by `sweep --soft-targets PATH`."
+            )
+
+    def setting(self, name: str) -> float:
+        """The value of one of the objective's own settings."""
+        return float(self.spec.objective_settings.get(name, self.settings[name].default))
+
+    def table(self) -> np.ndarray:
+        """What the loss learns from: float32 [N, K], a row a training image. Without labels: [N, 0]."""
+        return np.empty((len(self.targets), 0), np.float32)
+
+    def network(self, model: Classifier) -> torch.nn.Module:
+        """The module that is trained; its parameters are those of `model` and whatever else the objective needs.
+
+        Called with a batch's inputs, it returns what `loss` takes.
+        """
+        return model
+
+    def classifier(self, network: torch.nn.Module) -> torch.nn.Module:
+        """The classifier in what `network` returned, or in an average of its weights."""
+        return network
+
+    def after_step(self, network: torch.nn.Module) -> None:  # noqa: B027  most objectives have nothing to do here
+        """Called after each step of the optimizer: a teacher may follow its student here."""
+
+    @abstractmethod
+    def loss(self, outputs: torch.Tensor, targets: Targets) -> torch.Tensor:
+        """The scalar that is minimised. outputs: of the network, float32. targets: rows of `table`, with shares."""
+
+    def score(self, targets: np.ndarray, probabilities: np.ndarray) -> float:
+        """The metric of predictions [n, C] in [0, 1] of validation images with labels int8 [n, C]; nan if unknown."""
+        raise NotImplementedError(f"objective {self.spec.objective} gives no predictions")
+
+    def score_network(self, network: torch.nn.Module, batches: Iterator[Inputs]) -> float:
+        """The metric of an objective that gives no predictions, from validation batches as training has them."""
+        raise NotImplementedError(f"objective {self.spec.objective} is judged by its predictions")
+
+
+_OBJECTIVES: dict[str, type[Objective]] = {}
+
+
+def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
+    """Make an objective known by `name` to search spaces, training and the tests that all objectives must pass."""
+
+    def register(objective: type[Objective]) -> type[Objective]:
+        _OBJECTIVES[name] = objective
+        return objective
+
+    return register
+
+
+def all_objectives() -> dict[str, type[Objective]]:
+    """Every objective by name; imported on demand, for a quick --help."""
+    package = importlib.import_module(__package__ or "cxrlt_ray.objectives")
+    for module in sorted(module.name for module in pkgutil.iter_modules(package.__path__)):
+        importlib.import_module(f"{package.__name__}.{module}")
+    return dict(_OBJECTIVES)
+
+
+def find_objective(name: str) -> type[Objective]:
+    """The objective `name`. Raises UsageError for one that is not there."""
+    known = all_objectives()
+    if name not in known:
+        raise UsageError(f"there is no objective '{name}'; there are {', '.join(known)}.")
+    return known[name]
+
+
+def settings_of(name: str) -> dict[str, float]:
+    """The settings of objective `name` with their defaults."""
+    return {setting: value.default for setting, value in find_objective(name).settings.items()}
+
+
+def setting_names() -> set[str]:
+    """The names of all objectives' settings: a search space may use them as parameters."""
+    return {setting for objective in all_objectives().values() for setting in objective.settings}
+
+
+def fault_of(name: str, settings: Mapping[str, float]) -> str:
+    """What is wrong with settings of objective `name`, in a sentence without its full stop, or nothing."""
+    known = find_objective(name).settings
+    for setting, value in settings.items():
+        if setting not in known:
+            return f"Objective {name} has no setting '{setting}'; it has {', '.join(known) or 'none'}"
+        if not (math.isfinite(value) and known[setting].fits(value)):
+            return f"Objective {name}: {setting} is {value:g}, but must be {known[setting].allowed}"
+    return ""

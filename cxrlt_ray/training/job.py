@@ -1,0 +1,149 @@
+"""What all trials of a run share, and the images of one role in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest, codes
+from cxrlt_ray.data.shards import Shards
+from cxrlt_ray.data.soft_targets import FILE, SoftTargets, read_from
+from cxrlt_ray.data.splits import assign_folds
+from cxrlt_ray.data.stream import Ingest
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
+from cxrlt_ray.storage import Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a run share.
+
+    findings: what trials predict, in the task's order. trained_findings: what their labels are of; () for the same. A
+    finding that is predicted without being trained needs a head that reads it as text.
+    folds: 0 or 1: the val split validates. workers: of a trial; a step is of `batch_size` images for each, also where
+    fewer of them are left to share it. soft_targets: the run keeps soft targets beside its manifest.
+    """
+
+    run: Store
+    shards: tuple[Shards, ...]
+    findings: tuple[str, ...]
+    fingerprint: str
+    views: str = "all"
+    folds: int = 0
+    seed: int = 0
+    threads: int = 0
+    gpu: bool = True
+    workers: int = 1
+    ingest: Ingest = field(default_factory=Ingest)
+    trained_findings: tuple[str, ...] = ()
+    soft_targets: bool = False
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The findings whose labels are learnt, which a model's outputs are of."""
+        return self.trained_findings or self.findings
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """Which of a model's outputs [C] the predicted findings are.
+
+        Raises UsageError for a finding that is predicted and not trained.
+        """
+        if missing := [finding for finding in self.findings if finding not in self.trained]:
+            raise UsageError(f"{missing[0]} is to be predicted, but no labels of it are trained on.")
+        return np.array([self.trained.index(finding) for finding in self.findings])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one role, in manifest order: image_id [N], targets int8 [N, C]; codes of study and view int64 [N].
+
+    soft: soft targets float32 [N, C], nan where there is none; None in a run without them.
+    """
+
+    image_id: np.ndarray
+    targets: np.ndarray
+    study: np.ndarray
+    view: np.ndarray
+    soft: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def at(self, rows: np.ndarray) -> Images:
+        """Those of `rows`, in their order."""
+        soft = None if self.soft is None else self.soft[rows]
+        return Images(self.image_id[rows], self.targets[rows], self.study[rows], self.view[rows], soft)
+
+
+def images_of(manifest: Manifest, findings: tuple[str, ...], soft: SoftTargets | None = None) -> Images:
+    """All images of a manifest, with their labels (and soft targets) of `findings`."""
+    image_id = manifest.table["image_id"].to_numpy()
+    values = None if soft is None else soft.at(image_id, findings)
+    return Images(image_id, manifest.targets(findings), *codes(manifest.table), values)
+
+
+def training_images(
+    manifest: Manifest, job: Job, fold: int, cohorts: str = MAIN, with_validation: bool = False
+) -> Images:
+    """The training images of `fold`, with labels of the trained findings. The views option limits training only.
+
+    cohorts: whose images train (TrialConfig.cohorts). with_validation: validation images train too. Raises UsageError
+    for a cohort that is not there.
+    """
+    table = manifest.table
+    train = (table["split"] == "train").to_numpy()
+    validation = _validation_rows(manifest, job, fold)
+    rows = (train | validation) if with_validation else train & ~validation
+    rows = rows & _rows_of_cohorts(manifest, cohorts)
+    if job.views == "frontal":
+        rows = rows & table["view"].isin(FRONTAL).to_numpy()
+    soft = soft_targets_of(job.run) if job.soft_targets else None
+    return images_of(manifest, job.trained, soft).at(np.flatnonzero(rows))
+
+
+def validation_images(manifest: Manifest, job: Job, fold: int) -> Images:
+    """The validation images of `fold`, all of the main cohort, with labels of the predicted findings."""
+    return images_of(manifest, job.findings).at(np.flatnonzero(_validation_rows(manifest, job, fold)))
+
+
+def _validation_rows(manifest: Manifest, job: Job, fold: int) -> np.ndarray:
+    """Bool [N]: the val split, or with folds the training images of this fold."""
+    table, main = manifest.table, manifest.cohorts == MAIN
+    if job.folds <= 1:
+        return (table["split"] == "val").to_numpy() & main
+    rows = np.flatnonzero((table["split"] == "train").to_numpy() & main)
+    # by the predicted findings' labels, so that a run's folds do not depend on what else is trained
+    folds = assign_folds(
+        manifest.targets(job.findings)[rows], table["subject_id"].to_numpy()[rows], job.folds, job.seed
+    )
+    validation = np.zeros(len(table), bool)
+    validation[rows[folds == fold]] = True
+    return validation
+
+
+def _rows_of_cohorts(manifest: Manifest, cohorts: str) -> np.ndarray:
+    """Bool [N]: which rows belong to the cohorts that are named: main, outside, all, or names joined by +."""
+    names = manifest.cohorts
+    main = (names == MAIN).to_numpy()
+    known = {MAIN: main, OUTSIDE: ~main, ALL: np.ones(len(main), bool)}
+    rows = known[cohorts] if cohorts in known else names.isin(cohorts.split("+")).to_numpy()
+    if not rows.any():
+        raise UsageError(f"cohorts: {cohorts}: the run has no images of it; give them by --cohort NAME=DIRECTORY.")
+    return rows
+
+
+@lru_cache(maxsize=1)
+def manifest_of(run: Store) -> Manifest:
+    """The run's manifest, read once by a process that runs many trials; it never changes."""
+    with run.fetched("manifest.parquet") as path:
+        return Manifest.read(path)
+
+
+@lru_cache(maxsize=1)
+def soft_targets_of(run: Store) -> SoftTargets:
+    """The run's soft targets, read once by a process; they never change."""
+    return read_from(run, FILE)

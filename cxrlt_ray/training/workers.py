@@ -1,0 +1,83 @@
+"""The workers of a trial: which one this process is, what they agree on, and what they put together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cxrlt_ray.training.job import Job
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process among a trial's: its rank, how many there are, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+
+def worker_of(job: Job) -> Worker:
+    """The process in a Train worker group, in local mode or outside of Ray."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from ray.train.torch import get_device
+
+        return Worker(torch.distributed.get_rank(), torch.distributed.get_world_size(), get_device())
+    return Worker(0, 1, torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu"))
+
+
+def agree(value: bool, worker: Worker) -> bool:
+    """Whether `value` is true for all workers: a file may appear, or fail to be read, between their reads of it."""
+    if worker.world == 1:
+        return value
+    import torch
+
+    flag = torch.tensor(float(value), device=worker.device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
+    return bool(flag > 0)
+
+
+def all_finite(value: float, worker: Worker) -> bool:
+    """Whether the loss is finite on every worker: they must skip a step together, or all-reduces no longer match."""
+    return agree(math.isfinite(value), worker)
+
+
+def joined(scores: np.ndarray, worker: Worker) -> np.ndarray:
+    """Scores float32 [N, ...] of all workers together; nan where none has scored a row. Each has scored its own."""
+    if worker.world == 1:
+        return scores
+    import torch
+
+    mine = ~np.isnan(scores)
+    total = torch.from_numpy(np.where(mine, scores, 0).astype(np.float32)).to(worker.device)
+    seen = torch.from_numpy(mine.astype(np.float32)).to(worker.device)
+    for tensor in (total, seen):
+        torch.distributed.all_reduce(tensor)
+    return np.where(seen.cpu().numpy() > 0, total.cpu().numpy(), np.nan).astype(np.float32)
+
+
+def wrap(network: torch.nn.Module, worker: Worker) -> torch.nn.Module:
+    """The network as one worker of several trains it: gradients and batch norm's statistics are of all."""
+    if worker.world == 1:
+        return network
+    import torch
+
+    if worker.device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
+        network = convert_sync_batchnorm(network)  # torch's own drops the activations of timm's fused layers
+    ids = [worker.device.index] if worker.device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
