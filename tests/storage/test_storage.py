@@ -17,9 +17,8 @@ import pytest
 import s3 as server
 from pyarrow import fs
 
-from cxrlt_ray import storage
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.storage import NotThere, Store
+from cxrlt_ray.storage import NotThere, Store, remote, whole
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +45,10 @@ def far(s3, tmp_path):
 @pytest.fixture
 def hasty(monkeypatch):
     """Faults are tried again twice only: as what goes on for ever."""
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    storage._filesystem.cache_clear()
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    remote.connect.cache_clear()
     yield
-    storage._filesystem.cache_clear()
+    remote.connect.cache_clear()
 
 
 def put(store, name, *contents):
@@ -137,6 +136,13 @@ def test_json_has_null_where_a_number_is_none(store):
     assert content["b"][1] == float("inf")  # what was given stays as it is
 
 
+def test_after_a_fault_no_more_of_many_files_are_asked_for(s3, far):
+    before = len(s3.requests)
+    with s3.failing(lambda method, path: 403), pytest.raises(CxrltError, match="access is denied"):
+        far.read_many([f"{k}.json" for k in range(200)])
+    assert len(s3.requests) - before < 100
+
+
 def test_a_packed_file_is_unpacked(store, tmp_path):
     import gzip
 
@@ -168,10 +174,10 @@ def test_a_store_with_a_relative_directory_is_below_where_the_process_is(tmp_pat
 
 KILLED = """
 import os, signal, sys
-from cxrlt_ray import storage
+from cxrlt_ray.storage import Store, local
 if sys.argv[2] == "renames":
-    storage._exchange = lambda one, other: False
-store = storage.Store(sys.argv[1])
+    local.exchange = lambda one, other: False
+store = Store(sys.argv[1])
 
 def version(content):
     with store.place("model") as folder:
@@ -312,7 +318,7 @@ def test_what_killed_writers_left_is_not_listed_and_goes_with_the_next_one(store
 def test_what_another_machine_left_a_day_ago_goes_too(tmp_path):
     part = tmp_path / "x.elsewhere-1-00000000.part"
     part.write_text("half")
-    os.utime(part, (0, time.time() - storage.LEFT - 60))
+    os.utime(part, (0, time.time() - whole.ABANDONED - 60))
     Store(str(tmp_path)).write("x", b"whole")
     assert os.listdir(tmp_path) == ["x"]
 
@@ -343,8 +349,8 @@ def test_a_server_that_pauses_is_waited_for_and_one_that_is_silent_is_given_up(s
     far.write("a", b"content")
     with s3.failing(lambda method, path: 3.5 if method == "GET" else None):  # more than the SDK's own patience, 3 s
         assert far.read("a") == b"content"
-    monkeypatch.setattr(storage, "SILENCE", 1.0)
-    storage._filesystem.cache_clear()
+    monkeypatch.setattr(remote, "SILENCE", 1.0)
+    remote.connect.cache_clear()
     started = time.monotonic()
     with s3.failing(lambda method, path: 5.0), pytest.raises(CxrltError, match="no server answers"):
         far.read("a")
