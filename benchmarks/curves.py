@@ -1,6 +1,6 @@
 """Real learning curves for benchmarks/search.py: a grid of small models, each trained once.
 
-Trains every point of GRID on the phantom cohort and, where it is there, on real chest X-rays (../shared/data/nih384)
+Trains every point of GRID on the phantom cohort and, where there is one, on a folder of real chest X-rays (DATASETS)
 and writes benchmarks/curves.parquet: dataset, the point, epoch, val_map of the epoch, seconds. What a trial
 would leave for selection after 1, 3 and 9 epochs goes to build/curves/ (not kept in git). An interrupted
 command goes on where it was. About an hour a dataset on one core.

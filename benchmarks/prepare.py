@@ -2,7 +2,7 @@
 
 Originals are phantom chest X-rays of 2544 x 3056 px, as sharp as makes their JPEGs MIMIC-CXR-JPG's mean size (1.4 MB),
 and grainier ones; one core, all in turn, `--rounds` rounds. `--map` trains a small pretrained model on real chest
-X-rays (../shared/data/nih384) from caches of each quality, `--seeds` times: some 10 minutes.
+X-rays (SHARED) from caches of each quality, `--seeds` times: some 10 minutes.
 """
 
 from __future__ import annotations

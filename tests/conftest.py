@@ -15,7 +15,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def ray():
-    """The session's Ray, with two CPUs whatever the machine has."""
+    """The Ray of the whole test session, with the machine's CPUs."""
     from cxrlt_ray.cluster.start import start_ray
 
     started = start_ray()

@@ -1,6 +1,6 @@
 """The challenge's tasks: which findings, in which order, and how a finding's rarity is named.
 
-Counts and orders: CXR-LT 2024 release (FORMATS: CLASSES.txt, the task files). Task 1 orders
+Counts and orders: those of the CXR-LT 2024 release (its CLASSES.txt and task files). Task 1 orders
 Mass, Nodule, Normal; task 2 orders Mass, Normal, Nodule: address columns by name only.
 """
 

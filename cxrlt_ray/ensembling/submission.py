@@ -1,6 +1,6 @@
 """The submission: `dicom_id`, then a probability for each finding in the task's order, a row an image.
 
-Format: CXR-LT 2024 (FORMATS, Submission). Everything wrong with one is told at once, and nothing wrong is
+Format: that of CXR-LT 2024. Everything wrong with one is told at once, and nothing wrong is
 written. 78,946 rows of 40 findings are checked in 0.1 s and written in 4 s.
 """
 
@@ -20,6 +20,8 @@ from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from cxrlt_ray.data.manifest import Manifest
 
 ID = "dicom_id"
 FILE, ARCHIVE = "submission.csv", "submission.zip"
@@ -71,6 +73,27 @@ def read(path: str) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise CxrltError(f"{path} cannot be read as a submission, a CSV of {ID} and findings: {reason}.") from None
+
+
+def aligned(frame: pd.DataFrame, task: Task, images: Manifest, name: str) -> tuple[Manifest, np.ndarray]:
+    """The images with labels [N] and the submission's probabilities for them, float64 [N, C] in the task's order.
+
+    Images without any label of the task are not scored: the submission may hold them or not. Raises CxrltError with
+    every fault of the submission `name`.
+    """
+    labelled = (images.targets(task.findings) >= 0).any(axis=1)
+    if not labelled.any():
+        raise CxrltError(
+            f"the {len(images.table):,} images to score carry no label of {task.name}: a submission for them can be "
+            "made and sent, but not scored here."
+        )
+    unscored = images.table.loc[~labelled, "image_id"].astype(str)
+    ids = images.table.loc[labelled, "image_id"].astype(str).to_numpy()
+    if ID in frame:
+        frame = frame.assign(**{ID: frame[ID].astype(str)})
+        frame = frame[~frame[ID].isin(unscored)]
+    raise_faults(check(frame, task, ids), name, task)
+    return images.where(labelled), frame.set_index(ID).loc[ids, list(task.findings)].to_numpy(np.float64)
 
 
 def raise_faults(faults: list[str], name: str, task: Task) -> None:

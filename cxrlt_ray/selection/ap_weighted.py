@@ -1,4 +1,4 @@
-"""All members, each weighed by how good it is alone."""
+"""All members, weighted by their AP alone."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def ap_weighted(
     within("power", power, 0.0)
     ap = merits(predictions, targets, together)
     top = ap.max(axis=0)
-    weights = np.where(top > 0, ap / np.where(top > 0, top, 1), 1.0) ** power  # of the top one: it cannot vanish
+    weights = np.where(top > 0, ap / np.where(top > 0, top, 1), 1.0) ** power  # of the top one: no underflow
     return weights / weights.sum(axis=0)

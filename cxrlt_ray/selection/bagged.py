@@ -38,16 +38,16 @@ def greedy_bagged(
     """Weights [M, C]: the mean of those that `greedy` finds in `bags` random subsets (Caruana et al. 2004, 2.3).
 
     A bag holds max(1, round(bag_fraction * M)) members in random order; each member is in as many bags as any
-    other, to within one, so that neither its place nor luck favours it. Raises UsageError for settings out of range.
+    other, to within one, so that neither its index nor chance favours it. Raises UsageError for settings out of range.
     """
     within("rounds", rounds, 1)
     within("bags", bags, 1)
     within("bag_fraction", bag_fraction, 0.0, 1)
     members, rng = len(predictions), np.random.default_rng(seed)
     size = max(1, round(bag_fraction * members))
-    places, used = np.zeros((bags, members), int), np.zeros(members)
-    for place in places:
+    ranks, used = np.zeros((bags, members), int), np.zeros(members)
+    for rank in ranks:
         bag = np.lexsort((rng.random(members), used))[:size]  # the least used, else at random
-        place[bag] = np.arange(1, size + 1)
+        rank[bag] = np.arange(1, size + 1)
         used[bag] += 1
-    return greedy_among(predictions, targets, rounds, places, together)
+    return greedy_among(predictions, targets, rounds, ranks, together)

@@ -1,4 +1,4 @@
-"""The best single member by macro mAP, for all findings; and what each member is worth alone."""
+"""The best single member by macro mAP, for all findings; and the AP of each member alone."""
 
 from __future__ import annotations
 

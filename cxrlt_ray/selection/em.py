@@ -1,8 +1,8 @@
 """Weights of a linear pool of predictors by maximum likelihood; compiled.
 
 The update of Cover (1984, An algorithm for maximizing expected log investment return, IEEE Trans. Inf.
-Theory 30): EM for a mixture of known densities. It never lowers the likelihood, its gains bound what is still to be
-had, and it is slow; so its steps are stretched as long as that keeps the likelihood rising (Salakhutdinov
+Theory 30): EM for a mixture of known densities. It never lowers the likelihood, its gains bound what can still be
+gained, and it is slow; so its steps are stretched as long as the likelihood keeps rising (Salakhutdinov
 & Roweis 2003, Adaptive overrelaxed bound optimization).
 """
 
@@ -14,7 +14,7 @@ from numba import njit, prange
 BLOCK = 4096  # images whose pool stays in the cache while all members pass
 GAP = 1e-6  # nats an image from the optimum at which to stop
 LEAST = 1e-4  # a weight below, as a share of the largest, is not worth its member
-_RARE = 1e-200  # likelihood of what a member holds for impossible
+_RARE = 1e-200  # likelihood of a label that a member gives probability 0
 
 
 def _pass(values, targets, weights, low, scale):  # type: ignore[no-untyped-def]
@@ -51,8 +51,8 @@ _in_parallel = njit(cache=True, nogil=True, parallel=True)(_pass)
 def pool_weights(values: np.ndarray, targets: np.ndarray, steps: int) -> np.ndarray:
     """Weights float64 [M], sum 1, of the pool sum_m w_m p_m of least log loss, from equal weights.
 
-    values: float32 [M, n], targets: int8 [n]. What leaves [0, 1] is first mapped onto it, all members alike,
-    which keeps the pool's order. At most `steps` updates w_m <- w_m mean_j p_mj(y_j) / pool_j(y_j).
+    values: float32 [M, n], targets: int8 [n]. Values outside [0, 1] are first mapped onto it, all members
+    by the same map, which keeps the pool's order. At most `steps` updates w_m <- w_m mean_j p_mj(y_j) / pool_j(y_j).
     """
     labelled = targets >= 0
     low = float(values.min(where=labelled, initial=0.0))
@@ -69,17 +69,17 @@ def pool_weights(values: np.ndarray, targets: np.ndarray, steps: int) -> np.ndar
         if gains.max() <= GAP:  # Cover's bound on the likelihood still to be gained
             break
         tried = _normal(np.log(weights) + stretch * gains)
-        tried_gains, found = measure(tried)
-        if found >= reached:
-            weights, gains, reached = tried, tried_gains, found
+        tried_gains, likelihood = measure(tried)
+        if likelihood >= reached:
+            weights, gains, reached = tried, tried_gains, likelihood
             stretch *= 2
         elif stretch == 1:  # rounding
             break
         else:
             stretch = 1.0
-    kept = np.where(weights < LEAST * weights.max(), 0, weights)
-    kept /= kept.sum()
-    return kept if measure(kept)[1] >= reached - GAP else weights
+    sparse = np.where(weights < LEAST * weights.max(), 0, weights)
+    sparse /= sparse.sum()
+    return sparse if measure(sparse)[1] >= reached - GAP else weights
 
 
 def _normal(logs: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Why these members: what each brings, how alike they are, how firm the choice is, and what more of them would bring.
+"""Why these members: what each adds, how similar they are, how stable the choice is, and what more of them would add.
 
-Arrays only; cxrlt_ray/explain.py tells and draws what is found here. Every score is cross-fitted (honest.py), every
-interval a 95 % one by subject.
+Arrays only; ensembling/explain.py prints and draws the results. Every score is cross-fitted (honest.py), every interval
+a 95 % bootstrap interval by subject.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DRAWS = 200  # of subjects, for the intervals
 REDRAWN = 20  # bootstrap samples on which the choice is made again
 SIZES = 7  # points of the curve of mAP against the number of trials
 SUBSETS = 8  # of each size
-POWERS = np.geomspace(0.2, 3, 40)  # of the power law: from barely levelling off to done after a few trials
+POWERS = np.geomspace(0.2, 3, 40)  # of the power law: from barely levelling off to flat after a few trials
 
 
 class Figure(NamedTuple):
@@ -37,11 +37,11 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Contributions:
-    """What members bring: `alone`, `marginal` and `without` [M, C + 1] Figures, the last of macro mAP.
+    """What members add: `alone`, `marginal` and `without` [M, C + 1] Figures, the last of macro mAP.
 
     alone: the member's AP.  marginal: its mean gain when members are added in random order (Shapley 1953); over the
-    members they sum to the ensemble's score less that of no knowledge at all (`whole` less `chance`, [C + 1]).
-    without: what the ensemble has lost without it, the others' weights scaled up (negative: it would be better).
+    members they sum to the ensemble's score less that of constant predictions (`whole` less `chance`, [C + 1]).
+    without: what the ensemble loses without it, the others' weights scaled up (negative: it gains).
     """
 
     alone: np.ndarray
@@ -61,11 +61,11 @@ def contributions(
     rounds: int = DRAWS,
     seed: int = 0,
 ) -> Contributions:
-    """What each of the M members brings to an ensemble.
+    """What each of the M members adds to an ensemble.
 
-    0 for a member that has weight nowhere; one that no fold gave weight, but `fitted.weights` does, is judged alone
-    only. A part of the members is weighed as the whole is, by the fold's weights, scaled to sum 1; where none of them
-    has weight they count alike. Shapes as in the package's docstring.
+    0 for a member without any weight; for one with weight in `fitted.weights` but in no fold, only `alone` is computed.
+    A subset of the members is weighed as the whole is, by the fold's weights, scaled to sum 1; where none of them has
+    weight they count equally. Shapes as in the package's docstring.
     """
     assert fitted.fold is not None
     assert fitted.fold_weights is not None
@@ -81,7 +81,7 @@ def contributions(
     known: dict[frozenset[int], np.ndarray] = {}
 
     def judge(sets: Iterable[Iterable[int]]) -> None:
-        """Fill `known` [C + 1, 1 + rounds]: AP and macro mAP, first as it is, then in the draws."""
+        """Fill `known` [C + 1, 1 + rounds]: AP and macro mAP, first on all subjects, then in draws of them."""
         new = [some for some in dict.fromkeys(map(frozenset, sets)) if some not in known]
         if new:
             systems = [_part(predictions, fitted, sorted(some)) for some in new]
@@ -107,8 +107,8 @@ def contributions(
         mean[:, 0] = gains[:, :, 0].mean(axis=0)
         for r in range(rounds):
             mean[:, r + 1] = gains[drawn[r], :, r + 1].mean(axis=0)
-        for found, values in ((marginal, mean), (without, whole - known[every - {m}])):
-            found[m] = [_figure(value) for value in values]
+        for figures, values in ((marginal, mean), (without, whole - known[every - {m}])):
+            figures[m] = [_figure(value) for value in values]
     ends = [np.array([_figure(value) for value in known[some]]) for some in (every, frozenset())]
     return Contributions(alone, marginal, without, *ends)
 
@@ -118,14 +118,14 @@ def correlations(predictions: np.ndarray) -> np.ndarray:
     from scipy.stats import rankdata
 
     members, _, findings = predictions.shape
-    each = np.empty((findings, members, members))
+    by_finding = np.empty((findings, members, members))
     for c in range(findings):
         ranks = rankdata(predictions[:, :, c], axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            each[c] = np.corrcoef(ranks).reshape(members, members)
+            by_finding[c] = np.corrcoef(ranks).reshape(members, members)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all nan
-        return np.nanmean(each, axis=0)
+        return np.nanmean(by_finding, axis=0)
 
 
 def stability(
@@ -139,25 +139,25 @@ def stability(
     draws: int = REDRAWN,
     seed: int = 0,
 ) -> np.ndarray:
-    """How much of the weight [draws, C] stays where it is when subjects are drawn anew: 1 all of it, 0 none."""
-    names, of = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    images = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of))[:-1])
-    rng, kept = np.random.default_rng(seed), np.empty((draws, targets.shape[1]))
+    """The share [draws, C] of the weight that stays on the same members when subjects are drawn anew, 0 to 1."""
+    names, subject = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    images = np.split(np.argsort(subject, kind="stable"), np.cumsum(np.bincount(subject))[:-1])
+    rng, overlap = np.random.default_rng(seed), np.empty((draws, targets.shape[1]))
     for d in range(draws):
         drawn = [images[k] for k in rng.integers(0, len(names), len(names))]
         rows = np.concatenate(drawn)
-        copies = np.repeat(np.arange(len(drawn)), [len(each) for each in drawn])  # each a subject of its own
+        copies = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])  # a subject drawn twice counts as two
         again = _quietly(method, predictions[:, rows], targets[rows], copies, folds=0, seed=seed, costs=costs).weights
-        kept[d] = np.minimum(weights, again).sum(axis=0)
-    return kept
+        overlap[d] = np.minimum(weights, again).sum(axis=0)
+    return overlap
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Cross-fitted macro mAP of ensembles of fewer trials, and where the curve goes.
+    """Cross-fitted macro mAP of ensembles of fewer trials, and its extrapolation.
 
     sizes int [S]; scores: Figures [S, 3], over random subsets and subjects; curve: the law a - b n^-c at `ahead`
-    int [A] trials, Figures [A, 3]; gains: what it says they bring beyond all there are now, Figures [A, 3].
+    int [A] trials, Figures [A, 3]; gains: its prediction beyond the present number of trials, Figures [A, 3].
     """
 
     sizes: np.ndarray
@@ -181,42 +181,42 @@ def growth(
 ) -> Growth:
     """What `method` makes of random subsets of the M members, and the power law through it (as learning curves follow).
 
-    Trials to come are taken to be like those there are. The interval of the law is of 200 bootstrap draws of subjects
-    and subsets together. With fewer than 4 members the law is not fitted: `curve` and `gains` are nan.
+    Future trials are assumed to be like the present ones. The interval of the law is of 200 bootstrap draws of
+    subjects and subsets together. With fewer than 4 members the law is not fitted: `curve` and `gains` are nan.
     """
     members, rng = len(predictions), np.random.default_rng(seed)
     sizes = np.unique(np.geomspace(1, members, SIZES).round().astype(int))
-    found = []  # of each size [subsets of it, 1 + rounds]
+    by_size = []  # of each size [subsets of it, 1 + rounds]
     for size in sizes:
         chosen = {tuple(sorted(rng.choice(members, size, replace=False).tolist())) for _ in range(subsets)}
         systems = []
         for some in map(list, sorted(chosen)):
             part, price = predictions[some], None if costs is None else costs[some]
             systems.append(_quietly(method, part, targets, groups, folds=folds, seed=seed, costs=price).crossed[0])
-        found.append(_judged(targets, systems, groups, rounds, seed)[:, -1])
+        by_size.append(_judged(targets, systems, groups, rounds, seed)[:, -1])
     values, drawn = np.empty(len(sizes)), np.empty((rounds, len(sizes)))
-    for s, each in enumerate(found):
-        values[s] = each[:, 0].mean()
-        again = rng.integers(0, len(each), (rounds, len(each)))
-        drawn[:, s] = [each[again[r], r + 1].mean() for r in range(rounds)]
+    for s, judged in enumerate(by_size):
+        values[s] = judged[:, 0].mean()
+        again = rng.integers(0, len(judged), (rounds, len(judged)))
+        drawn[:, s] = [judged[again[r], r + 1].mean() for r in range(rounds)]
     scores = np.array([_figure(np.append(values[s], drawn[:, s])) for s in range(len(sizes))])
     ahead = np.unique(np.append(sizes, [members + 1, members + 2, members + 5, 2 * members, 4 * members]))
-    counts = np.array([len(each) for each in found])
+    counts = np.array([len(judged) for judged in by_size])
     if members < 4:
-        nothing = np.full((len(ahead), 3), np.nan)
-        return Growth(sizes, scores, ahead, nothing, nothing)
-    laws = np.array([power_law(sizes, each, counts, np.append(ahead, members)) for each in (values, *drawn)])
+        unknown = np.full((len(ahead), 3), np.nan)
+        return Growth(sizes, scores, ahead, unknown, unknown)
+    laws = np.array([power_law(sizes, observed, counts, np.append(ahead, members)) for observed in (values, *drawn)])
     curve = np.array([_figure(laws[:, a]) for a in range(len(ahead))])
     gains = np.array([_figure(laws[:, a] - laws[:, -1]) for a in range(len(ahead))])
     return Growth(sizes, scores, ahead, curve, gains)
 
 
 def power_law(sizes: np.ndarray, values: np.ndarray, counts: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The law a - b n^-c of least squares through values [S] at sizes [S] that weigh `counts`; at `at` [A].
+    """The law a - b n^-c of least squares through values [S] at sizes [S] with weights `counts`; evaluated at `at` [A].
 
-    b >= 0, for more members do no harm; cut off at 1.
+    b >= 0, since more members do no harm; at most 1.
     """
-    best, found = np.inf, np.full(len(at), np.average(values, weights=counts))
+    best, law = np.inf, np.full(len(at), np.average(values, weights=counts))
     for power in POWERS:
         x, ahead = sizes.astype(float) ** -power, at.astype(float) ** -power
         x_mean, mean = np.average(x, weights=counts), np.average(values, weights=counts)
@@ -224,8 +224,8 @@ def power_law(sizes: np.ndarray, values: np.ndarray, counts: np.ndarray, at: np.
         fall = max(counts @ ((x_mean - x) * (values - mean)) / spread, 0.0) if spread > 0 else 0.0
         error = counts @ (values - mean - fall * (x_mean - x)) ** 2
         if error < best:
-            best, found = error, mean + fall * (x_mean - ahead)
-    return np.minimum(found, 1.0)
+            best, law = error, mean + fall * (x_mean - ahead)
+    return np.minimum(law, 1.0)
 
 
 def _part(predictions: np.ndarray, fitted: Fitted, some: Sequence[int]) -> np.ndarray:
@@ -246,7 +246,7 @@ def _part(predictions: np.ndarray, fitted: Fitted, some: Sequence[int]) -> np.nd
 
 
 def _judged(targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarray, rounds: int, seed: int) -> Any:
-    """AP of every finding and last their mean [S, C + 1, 1 + rounds], first as it is, then in draws of subjects."""
+    """AP of every finding, then their mean [S, C + 1, 1 + rounds]: first on all subjects, then in draws of them."""
     from cxrlt_ray.selection.average_precision import precision
 
     now = np.array([precision(scores, targets) for scores in systems])[:, :, None]
@@ -260,9 +260,9 @@ def _figure(values: np.ndarray) -> Figure:
 
 
 def _quietly(method: Method, *inputs: Any, costs: np.ndarray | None, **options: Any) -> Fitted:
-    """`fit` of a part of the data, whose doubts are those of the part."""
+    """`fit` on a subset of members or subjects, without its warnings, which concern the subset only."""
     budget = method.settings.get("budget")
-    if costs is not None and budget is not None and takes_costs(method.selector):  # a part must have one to afford
+    if costs is not None and budget is not None and takes_costs(method.selector):  # some member must be affordable
         method = replace(method, settings={**method.settings, "budget": max(float(budget), float(costs.min()))})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""What the fitted selectors (nnls, logistic, simplex) share: a fit for each finding or one for all of them."""
+"""Shared by the fitted selectors (nnls, logistic, simplex): one fit for each finding, or one for all of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def fitted(fit: Fit, predictions: np.ndarray, targets: np.ndarray, together: boo
     A finding whose labels are all of one kind is not fitted; where nothing is, weights are equal.
     """
     both = (targets == 1).any(axis=0) & (targets == 0).any(axis=0)
-    found = np.zeros((predictions.shape[0], predictions.shape[2]))
+    weights = np.zeros((predictions.shape[0], predictions.shape[2]))
     if together and both.any():
-        found[:] = fit(predictions, np.where(both, targets, np.int8(-1)))[:, None]
+        weights[:] = fit(predictions, np.where(both, targets, np.int8(-1)))[:, None]
     elif not together:
         for c in np.flatnonzero(both):
-            found[:, c] = fit(np.ascontiguousarray(predictions[:, :, c : c + 1]), targets[:, c : c + 1])
-    found /= np.maximum(found.max(axis=0), np.finfo(float).tiny)  # so that no sum is too large or too small
-    found = np.where(found.any(axis=0), found, 1.0)
-    return found / found.sum(axis=0)
+            weights[:, c] = fit(np.ascontiguousarray(predictions[:, :, c : c + 1]), targets[:, c : c + 1])
+    weights /= np.maximum(weights.max(axis=0), np.finfo(float).tiny)  # so that no sum overflows or underflows
+    weights = np.where(weights.any(axis=0), weights, 1.0)
+    return weights / weights.sum(axis=0)

@@ -68,33 +68,32 @@ def curve(
     budget: float | None = None,
     most: int = 16,
 ) -> list[Point]:
-    """Ensembles from cheap to dear, the score strictly rising: of those looked at, none is as cheap and better.
+    """Ensembles by rising cost, the score strictly rising: no ensemble that was tried is as cheap and better.
 
-    Looked at: each member alone, all members, and what forward selection meets that adds the member of the
-    greatest gain in macro mAP, or in macro mAP for its cost, up to `most` members, within the budget and some lower
-    ones; each set weighed by `greedy`.
-    Arguments and errors as of `frontier`; nothing is drawn, so the seed is of no account.
+    Tried are each member alone, all members, and every step of forward selection by the greatest gain in macro mAP, or
+    in macro mAP for its cost, up to `most` members, within the budget and some lower ones; each set is weighed by
+    `greedy`. Arguments and errors as of `frontier`; nothing is random, so the seed has no effect.
     """
     from cxrlt_ray.selection.average_precision import EQUAL
 
     within("rounds", rounds, 1)
     within("most", most, 1)
     price, limit = _money(costs, budget, len(predictions))
-    able = tuple(np.flatnonzero(price <= limit).tolist())
+    affordable = tuple(np.flatnonzero(price <= limit).tolist())
     ensemble = functools.cache(partial(_ensemble, predictions, targets, groups, price, rounds, together))
-    found = [ensemble((m,)) for m in able] + [ensemble(able)]
+    points = [ensemble((m,)) for m in affordable] + [ensemble(affordable)]
     for ceiling in _ceilings(price, limit, most):
         for per in [price] if np.ptp(price) == 0 else [price, np.ones_like(price)]:
-            found.extend(_forward(predictions, targets, ensemble, price, ceiling, per, most, together))
-    kept: list[Point] = []
-    for point in sorted(found, key=lambda point: (point.cost, -point.score)):
-        if point.cost <= limit and (not kept or point.score > kept[-1].score + EQUAL):
-            kept.append(point)
-    return kept
+            points.extend(_forward(predictions, targets, ensemble, price, ceiling, per, most, together))
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.score)):
+        if point.cost <= limit and (not front or point.score > front[-1].score + EQUAL):
+            front.append(point)
+    return front
 
 
 def _ceilings(price: np.ndarray, limit: float, most: int) -> list[float]:
-    """The budget, and lower ones: a search that can afford the dear members never looks at all the cheap ones."""
+    """The budget, and lower ones: a search that can afford expensive members never tries all the cheap ones."""
     sums = np.cumsum(np.sort(price))[1:most] * (1 + ROUNDING)
     lower = sums[sums < limit]
     if not lower.size or np.ptp(price) == 0:
@@ -112,28 +111,28 @@ def _forward(
     most: int,
     together: bool,
 ) -> Iterator[Point]:
-    """Add the member of the greatest gain / per, one after the other; one whose gain does not last is passed over."""
-    at, left, gains = None, price <= limit, merits(predictions, targets, together=True)[:, 0]
+    """Add the member of the greatest gain / per, one after the other; one that does not raise the score is skipped."""
+    current, left, gains = None, price <= limit, merits(predictions, targets, together=True)[:, 0]
     while left.any():
         tried = int(np.argmax(np.where(left, gains / per, -np.inf)))
         left[tried] = False
-        point = ensemble((*(at.members if at else ()), tried))
+        point = ensemble((*(current.members if current else ()), tried))
         yield point
-        if at is None or point.score > at.score:
-            at = point
-            if len(at.members) >= most:
+        if current is None or point.score > current.score:
+            current = point
+            if len(point.members) >= most:
                 return
-            left &= price + at.cost <= limit
-            gains = _gains(predictions, targets, at, left, together)
+            left &= price + point.cost <= limit
+            gains = _gains(predictions, targets, point, left, together)
             left &= gains > 0
 
 
-def _gains(predictions: np.ndarray, targets: np.ndarray, at: Point, among: np.ndarray, together: bool) -> np.ndarray:
-    """By how much each member of a mask [M] lifts macro mAP [M] as one equal voice more, or as half of the ensemble."""
-    pooled, gains = _pool(predictions, at.weights, at.members), np.zeros(len(predictions))
+def _gains(predictions: np.ndarray, targets: np.ndarray, point: Point, among: np.ndarray, together: bool) -> np.ndarray:
+    """By how much each member of a mask [M] lifts macro mAP [M], added with equal weight or as half of the ensemble."""
+    pooled, gains = _pool(predictions, point.weights, point.members), np.zeros(len(predictions))
     now = _ap(pooled, targets)
     for m in np.flatnonzero(among):
-        shares = {0.5, 1 / (len(at.members) + 1)}
+        shares = {0.5, 1 / (len(point.members) + 1)}
         lifts = np.array([_ap(pooled * (1 - share) + predictions[m] * share, targets) - now for share in shares])
         gains[m] = lifts.mean(axis=1).max() if together else np.maximum(lifts.max(axis=0), 0).mean()
     return gains

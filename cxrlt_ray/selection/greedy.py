@@ -22,6 +22,10 @@ def greedy(
     Shapes as in the package's docstring. Among members equal to within 1e-12 the first is taken, so the
     result needs no seed. A finding without positives gets equal weights; the tail guard replaces them.
     Raises UsageError for rounds below 1.
+
+    >>> scores = np.array([[[0.9], [0.8], [0.2], [0.1]], [[0.1], [0.2], [0.8], [0.9]]])  # [2, 4, 1]
+    >>> greedy(scores, np.array([[1], [1], [0], [0]]), np.arange(4), rounds=3).T
+    array([[1., 0.]])
     """
     within("rounds", rounds, 1)
     return greedy_among(predictions, targets, rounds, np.ones((1, len(predictions)), int), together)

@@ -1,14 +1,14 @@
 """What makes a selection honest: the tail guard, choices made by cross-fitting, and scores by cross-fitting.
 
 The same images cannot both choose and score. `fit` chooses weights on K - 1 folds of subjects and combines the
-images of the fold left out, so that every image is scored by weights that never saw its subject. Whatever is to be
-chosen besides (the guard's strength, the selector itself, the rule by which a study's images are joined) is chosen
-within those K - 1 folds, by cross-fitting among them. Weights without folds {j, k} serve the choice within all but j
-and within all but k: each is made once. Of several rules one is looked at after the other: beside the predictions
-there is one version of them at a time (0.38 GB for 60 members, 39,293 images, 40 findings), and each takes as long as
-selection without rules.
-What epoch choice, ASHA, the search and the acceptance of test-time augmentation saw is not undone by this; a held-out
-part is.
+images of the fold left out, so that every image is scored by weights that never saw its subject. Whatever else is
+chosen (the guard's strength, the selector itself, the rule by which a study's images are joined) is chosen within those
+K - 1 folds, by cross-fitting among them. Weights without folds {j, k} serve the choice within all but j and within all
+but k: they are computed once. Rules are evaluated one after the other: beside the predictions there is one transformed
+copy at a time (0.38 GB for 60 members, 39,293 images, 40 findings), and each takes as long as selection without rules.
+
+Cross-fitting does not undo what epoch choice, ASHA, the search and the acceptance of test-time augmentation have seen
+of the validation subjects. Only a held-out part (sweep --holdout) does.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.inputs import FEW, SELECTORS, check, takes_costs
 
 AUTO: Literal["auto"] = "auto"
-STRENGTHS = (20.0, 100.0, 5.0, np.inf, 0.0)  # of the guard, what did best on average (benchmarks/honesty.py) first
-PLENTY = 20_000  # images from which on a choice within folds looks at two of them, not all: the others cost the most
-DRAWS = 64  # of subjects, to tell a better choice from luck
-BETTER = 1.0  # by so many standard errors must a rule be better than those before it
-NOBODY: frozenset[int] = frozenset()
-Transform = Callable[[np.ndarray], np.ndarray]  # predictions [M, N, C] as they are given -> as they are combined
+STRENGTHS = (20.0, 100.0, 5.0, np.inf, 0.0)  # of the guard, the best on average (benchmarks/honesty.py) first
+PLENTY = 20_000  # images from which on a choice within folds uses two of them, not all: the others cost the most
+DRAWS = 64  # of subjects, to tell a better choice from chance
+BETTER = 1.0  # standard errors by which a rule must be better than those before it
+NO_FOLD: frozenset[int] = frozenset()
+Transform = Callable[[np.ndarray], np.ndarray]  # a rule: predictions [M, N, C] -> those that are combined
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
@@ -42,7 +42,7 @@ class Method:
 
     selector, settings: from the registry.  guard: positive subjects at which a finding's own weights count
     as much as those chosen for all findings together; 0 for no guard, "auto" to choose among STRENGTHS.
-    members: at most so many are kept, those of the greatest total weight, then the best, and chosen among once more.
+    members: at most so many, those of the greatest total weight, then the best; the selection is repeated among them.
     """
 
     selector: str
@@ -55,9 +55,9 @@ class Method:
 class Fitted:
     """Weights [M, C] chosen on all images, the method they were chosen by, and cross-fitted scores [R, N, C].
 
-    Of the first repeat also each image's fold [N] and the weights [K, M, C] chosen without each; None without folds.
-    rule: the number of the rule that was taken, which method and weights belong to; rules: of that taken without each
-    fold, which scored it. Where they are all the same, fold_weights are what `crossed` was made by.
+    fold, fold_weights: of the first repeat each image's fold [N] and the weights [K, M, C] chosen without each fold;
+    None without folds. rule: the index of the rule chosen, to which method and weights belong. rules: the indices of
+    the rules chosen without each fold, which scored it; where all are equal, `crossed` follows from fold_weights.
     """
 
     weights: np.ndarray
@@ -70,7 +70,7 @@ class Fitted:
 
 
 def as_given(predictions: np.ndarray) -> np.ndarray:
-    """The rule that leaves predictions as they are."""
+    """The rule that leaves predictions unchanged."""
     return predictions
 
 
@@ -87,40 +87,40 @@ def fit(
     margin: float = 1.0,
     rules: Sequence[Transform] = (as_given,),
 ) -> Fitted:
-    """Weights by the best of `methods`, and what they are worth on subjects they never saw.
+    """Weights by the best of `methods`, and their scores on subjects they never saw.
 
     Shapes as in the package's docstring. methods: in order of preference; the first is taken that is not worse than
-    the best by more than `margin` standard errors of the difference (by subject); 0: the best. rules: what may be made
-    of the predictions before they are combined, no subject's by another's, in order of preference: each with its own
-    best method, the first is taken that is not worse than the best by more than BETTER standard errors. folds below 2:
+    the best by more than `margin` standard errors of the difference (by subject); 0: the best. rules:
+    transforms of the predictions, each subject's by itself, in order of preference: each with its own best method, the
+    first is taken that is not worse than the best by more than BETTER standard errors. folds below 2:
     no cross-fitting, the first are taken, and `crossed` is what the weights score where they were chosen. costs: [M],
     for selectors that weigh them. Raises CxrltError where inputs do not fit.
     """
     predictions, targets, groups = check(predictions, targets, groups)
     predictions = side_by_side(predictions)
-    given = [methods] if isinstance(methods, Method) else list(methods)
-    options = [replace(m, guard=g) for m in given for g in (STRENGTHS if m.guard == AUTO else (m.guard,))]
+    candidates = [methods] if isinstance(methods, Method) else list(methods)
+    options = [replace(m, guard=g) for m in candidates for g in (STRENGTHS if m.guard == AUTO else (m.guard,))]
 
     def chooser(rule: int, fold: np.ndarray | None) -> _Chooser:
         values = side_by_side(rules[rule](predictions))
         return _Chooser(options, values, targets, groups, fold, seed, costs, margin)
 
     if folds < 2:
-        alone = chooser(0, None)
-        weights = alone.weights(0, NOBODY)
-        return Fitted(weights, options[0], combine(alone.predictions, weights)[None])
+        unfolded = chooser(0, None)
+        weights = unfolded.weights(0, NO_FOLD)
+        return Fitted(weights, options[0], combine(unfolded.predictions, weights)[None])
     crossed = np.empty((repeats, *targets.shape))
     first: dict[str, Any] = {}
     for r in range(repeats):
         fold = assign_folds(targets, groups, folds, seed + r)
-        judged = [_judged(chooser(rule, fold), folds, len(rules) > 1) for rule in range(len(rules))]
-        *without, taken = (_first_of([each.choices[at] for each in judged]) for at in range(folds + 1))
-        for k, rule in enumerate(without):
-            crossed[r, fold == k] = judged[rule].scores[fold == k]
+        results = [_evaluate(chooser(rule, fold), folds, len(rules) > 1) for rule in range(len(rules))]
+        *by_fold, chosen = (_first_of([result.choices[k] for result in results]) for k in range(folds + 1))
+        for k, rule in enumerate(by_fold):
+            crossed[r, fold == k] = results[rule].scores[fold == k]
         if not first:
-            option = judged[taken].choices[-1].option
-            first = {"weights": chooser(taken, fold).weights(option, NOBODY), "method": options[option], "fold": fold}
-            first |= {"fold_weights": judged[taken].weights, "rule": taken, "rules": tuple(without)}
+            option = results[chosen].choices[-1].option
+            first = {"weights": chooser(chosen, fold).weights(option, NO_FOLD), "method": options[option], "fold": fold}
+            first |= {"fold_weights": results[chosen].weights, "rule": chosen, "rules": tuple(by_fold)}
     return Fitted(**first, crossed=crossed)
 
 
@@ -139,7 +139,7 @@ def choose(
 def cross_fit(
     method: Method, predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """Combined predictions float64 [N, C], each image's by weights chosen without its subject's fold."""
+    """Combined predictions float64 [N, C], of each image by weights chosen without its subject's fold."""
     return fit(method, predictions, targets, groups, folds=folds, seed=seed).crossed[0]
 
 
@@ -153,7 +153,7 @@ def combine(predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def own_share(targets: np.ndarray, groups: np.ndarray, guard: float) -> np.ndarray:
-    """How much of each finding's weights [C] is its own: n / (n + guard), n its positive subjects; 0 below 2 images."""
+    """The share [C] of a finding's own weights: n / (n + guard), n its positive subjects; 0 below 2 positive images."""
     subjects = np.array([len(np.unique(groups[column == 1])) for column in targets.T], float)
     share = np.where(guard > 0, subjects / np.maximum(subjects + guard, 1e-300), 1.0)
     return np.where((targets == 1).sum(axis=0) < FEW, 0.0, share)
@@ -161,7 +161,7 @@ def own_share(targets: np.ndarray, groups: np.ndarray, guard: float) -> np.ndarr
 
 @dataclass(frozen=True)
 class _Choice:
-    """The option taken, the mAP it was taken for and what that is in DRAWS of subjects (nan: nothing was compared)."""
+    """The option taken, its mAP and the mAP in DRAWS of subjects (nan: nothing was compared)."""
 
     option: int
     value: float
@@ -169,8 +169,8 @@ class _Choice:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What a rule comes to: the choices without each fold and, last, on all images; and of the former the results.
+class _RuleResult:
+    """A rule's choices without each fold and, last, on all images; and the weights and scores without each fold.
 
     weights: [K, M, C].  scores: float64 [N, C], of each fold by the weights without it.
     """
@@ -180,22 +180,24 @@ class _Judged:
     scores: np.ndarray
 
 
-def _judged(chooser: _Chooser, folds: int, several: bool) -> _Judged:
-    """What the chooser's rule comes to, one of `several`; its predictions are not kept."""
+def _evaluate(chooser: _Chooser, folds: int, several: bool) -> _RuleResult:
+    """The result of the chooser's rule, one of `several`; it holds no predictions."""
     assert chooser.fold is not None
     choices, weights, scores = [], [], np.empty(chooser.targets.shape)
-    for k, left in enumerate(frozenset([k]) for k in range(folds)):
-        choices.append(chooser.choice(left, several))
-        weights.append(chooser.weights(choices[k].option, left))
-        scores[chooser.fold == k] = chooser.scores(choices[k].option, left, k)
-    return _Judged([*choices, chooser.choice(NOBODY, several)], np.stack(weights), scores)
+    for k, without in enumerate(frozenset([k]) for k in range(folds)):
+        choices.append(chooser.choice(without, several))
+        weights.append(chooser.weights(choices[k].option, without))
+        scores[chooser.fold == k] = chooser.scores(choices[k].option, without, k)
+    return _RuleResult([*choices, chooser.choice(NO_FOLD, several)], np.stack(weights), scores)
 
 
 def _first_of(choices: Sequence[_Choice]) -> int:
-    """The rule to take, by what was chosen under each."""
+    """The index of the rule to take, from the choice under each."""
     if len(choices) == 1:
         return 0
-    return _foremost(np.array([each.value for each in choices]), np.stack([each.draws for each in choices]), BETTER)
+    return _foremost(
+        np.array([choice.value for choice in choices]), np.stack([choice.draws for choice in choices]), BETTER
+    )
 
 
 def _foremost(values: np.ndarray, draws: np.ndarray, margin: float) -> int:
@@ -209,21 +211,21 @@ def _foremost(values: np.ndarray, draws: np.ndarray, margin: float) -> int:
     return int(np.flatnonzero(values[best] - values <= margin * error + EQUAL)[0])
 
 
-def _kept(method: Answer) -> Answer:
-    """A method whose answers its object keeps: functools.cache would keep the object, and the predictions it holds."""
+def _cached(method: Answer) -> Answer:
+    """Cache a method's results in its object: functools.cache would keep the object and its predictions alive."""
 
     @functools.wraps(method)
-    def answered(self: _Chooser, *key: Any) -> Any:
-        known = (method.__name__, *key)
-        if known not in self.known:
-            self.known[known] = method(self, *key)
-        return self.known[known]
+    def with_cache(self: _Chooser, *arguments: Any) -> Any:
+        key = (method.__name__, *arguments)
+        if key not in self.cache:
+            self.cache[key] = method(self, *arguments)
+        return self.cache[key]
 
-    return cast(Answer, answered)
+    return cast(Answer, with_cache)
 
 
 class _Chooser:
-    """Weights by each of `options` on all but some folds, each made once, for one version of the predictions."""
+    """Weights by each of `options` without some folds, each computed once, for one transform of the predictions."""
 
     def __init__(
         self,
@@ -239,49 +241,48 @@ class _Chooser:
         self.options, self.predictions, self.targets = options, predictions, targets
         self.groups = np.unique(groups.astype(str), return_inverse=True)[1]  # numbers compare faster
         self.fold, self.seed, self.costs, self.margin = fold, seed, costs, margin
-        self.known: dict[Any, Any] = {}
+        self.cache: dict[Any, Any] = {}
         self._bases: dict[Any, np.ndarray] = {}
         self._combined: dict[Any, np.ndarray] = {}
 
-    @_kept
-    def weights(self, option: int, left: frozenset[int]) -> np.ndarray:
-        """Weights [M, C] chosen without the folds `left`."""
-        method, targets = self.options[option], self._without(left)
+    @_cached
+    def weights(self, option: int, without: frozenset[int]) -> np.ndarray:
+        """Weights [M, C] chosen without the folds `without`."""
+        method, targets = self.options[option], self._without(without)
         everyone = np.arange(len(self.predictions))
-        weights = self._guarded(method, targets, left, everyone)
+        weights = self._guarded(method, targets, without, everyone)
         if method.members is None or (weights.sum(axis=1) > 0).sum() <= method.members:
             return weights
-        kept = np.sort(
-            np.lexsort([-self._alone(left), -weights.sum(axis=1).round(9)])[: method.members]
-        )  # of equals the better
+        heaviest = np.lexsort([-self._alone(without), -weights.sum(axis=1).round(9)])  # of equals the better first
+        members = np.sort(heaviest[: method.members])
         weights = np.zeros_like(weights)
-        weights[kept] = self._guarded(method, targets, left, kept)
+        weights[members] = self._guarded(method, targets, without, members)
         return weights
 
-    def scores(self, option: int, left: frozenset[int], k: int) -> np.ndarray:
-        """Combined predictions float64 [n, C] of fold k's images by weights chosen without the folds `left`."""
+    def scores(self, option: int, without: frozenset[int], k: int) -> np.ndarray:
+        """Combined predictions float64 [n, C] of fold k's images by weights chosen without the folds `without`."""
         from cxrlt_ray.selection.average_precision import weighted_mean
 
         assert self.fold is not None
-        method, targets, rows = self.options[option], self._without(left), np.flatnonzero(self.fold == k)
+        method, targets, rows = self.options[option], self._without(without), np.flatnonzero(self.fold == k)
         if method.members is not None:
-            return weighted_mean(self.predictions, self.weights(option, left), rows)
-        own = self._own(left, float(method.guard))  # all strengths are mixtures of the same two
+            return weighted_mean(self.predictions, self.weights(option, without), rows)
+        own = self._own(without, float(method.guard))  # all strengths are mixtures of the same two
         mixed = np.zeros((len(rows), len(own)))
         for together, share in ((False, own), (True, 1 - own)):
             if share.any():
-                key = (method.selector, tuple(sorted(method.settings.items())), left, k, together)
+                key = (method.selector, tuple(sorted(method.settings.items())), without, k, together)
                 if key not in self._combined:
-                    weights = self._base(method, targets, left, np.arange(len(self.predictions)), together)
+                    weights = self._base(method, targets, without, np.arange(len(self.predictions)), together)
                     self._combined[key] = weighted_mean(self.predictions, weights, rows)
                 mixed += self._combined[key] * share
         return mixed
 
-    @_kept
-    def choice(self, left: frozenset[int], compared: bool = False) -> _Choice:
-        """The option to take without the folds `left`, by cross-fitting among the others.
+    @_cached
+    def choice(self, without: frozenset[int], compared: bool = False) -> _Choice:
+        """The option to take without the folds `without`, by cross-fitting among the others.
 
-        compared: the choice is to be compared with others, so its score must be known even if it is the only one.
+        compared: the choice is to be compared with others, so its score is needed even if it is the only one.
         """
         if len(self.options) == 1 and not compared:
             return _Choice(0, np.nan, np.full(DRAWS, np.nan))
@@ -289,14 +290,14 @@ class _Chooser:
 
         assert self.fold is not None
         folds = int(self.fold.max()) + 1
-        inner = [k for k in range(folds) if k not in left]
-        if left and len(self.fold) >= PLENTY:  # its neighbours: so a pair left out serves both
-            inner = [k for k in inner if any((k - other) % folds in (1, folds - 1) for other in left)]
+        inner = [k for k in range(folds) if k not in without]
+        if without and len(self.fold) >= PLENTY:  # its neighbours: so a pair left out serves both
+            inner = [k for k in inner if any((k - other) % folds in (1, folds - 1) for other in without)]
         seen = np.isin(self.fold, inner)
         scores = np.zeros((len(self.options), *self.targets.shape), np.float32)
         for j in inner:
             for o in range(len(self.options)):
-                scores[o, self.fold == j] = self.scores(o, left | {j}, j)
+                scores[o, self.fold == j] = self.scores(o, without | {j}, j)
         systems = list(scores[:, seen])
         targets, groups = self.targets[seen], self.groups[seen]
         values = np.array([metrics.macro(ap) for ap in precisions(np.stack(systems), targets)])
@@ -306,20 +307,20 @@ class _Chooser:
         option = _foremost(values, draws, self.margin)
         return _Choice(option, float(values[option]), draws[option])
 
-    def _guarded(self, method: Method, targets: np.ndarray, left: frozenset[int], among: np.ndarray) -> np.ndarray:
+    def _guarded(self, method: Method, targets: np.ndarray, without: frozenset[int], among: np.ndarray) -> np.ndarray:
         assert method.guard != AUTO
-        own = self._own(left, float(method.guard))
+        own = self._own(without, float(method.guard))
         if (own == 1).all():
-            return self._base(method, targets, left, among, together=False)
-        together = self._base(method, targets, left, among, together=True)
+            return self._base(method, targets, without, among, together=False)
+        together = self._base(method, targets, without, among, together=True)
         if (own == 0).all():
             return together
-        return own * self._base(method, targets, left, among, together=False) + (1 - own) * together
+        return own * self._base(method, targets, without, among, together=False) + (1 - own) * together
 
     def _base(
-        self, method: Method, targets: np.ndarray, left: frozenset[int], among: np.ndarray, together: bool
+        self, method: Method, targets: np.ndarray, without: frozenset[int], among: np.ndarray, together: bool
     ) -> np.ndarray:
-        key = (method.selector, tuple(sorted(method.settings.items())), left, tuple(among.tolist()), together)
+        key = (method.selector, tuple(sorted(method.settings.items())), without, tuple(among.tolist()), together)
         if key not in self._bases:
             options: dict[str, Any] = {**method.settings, "together": together, "seed": self.seed}
             if takes_costs(method.selector) and self.costs is not None:
@@ -329,19 +330,19 @@ class _Chooser:
             self._bases[key] = selector(predictions, targets, self.groups, **options)
         return self._bases[key]
 
-    @_kept
-    def _alone(self, left: frozenset[int]) -> np.ndarray:
-        """The merit [M] of each member by itself."""
-        return merits(self.predictions, self._without(left), together=True)[:, 0]
+    @_cached
+    def _alone(self, without: frozenset[int]) -> np.ndarray:
+        """The macro mAP [M] of each member alone."""
+        return merits(self.predictions, self._without(without), together=True)[:, 0]
 
-    @_kept
-    def _own(self, left: frozenset[int], guard: float) -> np.ndarray:
-        return own_share(self._without(left), self.groups, guard)
+    @_cached
+    def _own(self, without: frozenset[int], guard: float) -> np.ndarray:
+        return own_share(self._without(without), self.groups, guard)
 
-    @_kept
-    def _without(self, left: frozenset[int]) -> np.ndarray:
-        """The targets, unlabelled in the folds `left`: selectors leave those images out, and nothing is copied."""
-        if not left:
+    @_cached
+    def _without(self, without: frozenset[int]) -> np.ndarray:
+        """The targets, unlabelled in the folds `without`: selectors skip those images, no predictions are copied."""
+        if not without:
             return self.targets
         assert self.fold is not None
-        return np.where(np.isin(self.fold, list(left))[:, None], np.int8(-1), self.targets)
+        return np.where(np.isin(self.fold, list(without))[:, None], np.int8(-1), self.targets)

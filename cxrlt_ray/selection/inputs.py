@@ -1,4 +1,4 @@
-"""The registry of selectors, the one place where their inputs are checked, and the rule that all share."""
+"""The registry of selectors, the check of their inputs, and the rule for findings with too few positives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 Selector = Callable[..., np.ndarray]
 SELECTORS: dict[str, Selector] = {}
 SPACES_OF: dict[str, str] = {}  # the space (selection.spaces) of each selector's inputs, in which its weights apply
-SHARED = ("together", "seed", "costs")  # what callers give; a selector's other keywords are its settings
+SHARED = ("together", "seed", "costs")  # given by callers; a selector's other keywords are its settings
 FEW = 2  # positives below which a finding cannot choose for itself
 NAMED = 5  # so many are named in a warning
 
@@ -24,8 +24,8 @@ NAMED = 5  # so many are named in a warning
 def register_selector(name: str, space: str = "probability") -> Callable[[Selector], Selector]:
     """Make a selector known by `name` to ensembles/ files and to the tests that all selectors must pass.
 
-    space: where its predictions are to be brought (spaces.into) unless the user says otherwise.
-    What is registered checks its inputs and follows `choose_by`; the bare function is its `__wrapped__`.
+    space: the space (spaces.into) of its predictions, unless the user gives another. The registered function checks its
+    inputs and follows `choose_by`; the bare function is its `__wrapped__`.
     """
 
     def register(selector: Selector) -> Selector:
@@ -81,8 +81,8 @@ def check(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The inputs as float32 [M, N, C], int8 [N, C], [N]; float32 predictions are not copied.
 
-    Raises CxrltError that says what does not fit where. Warns, at `stacklevel` (2: whoever called this),
-    of what fits but hardly makes sense: too few positives, copies of a member, a single member.
+    Raises CxrltError naming the first value that does not fit. Warns, at `stacklevel` (2: the caller of this), of
+    inputs that are valid but unlikely to be meant: too few positives, copies of a member, a single member.
     """
     predictions, targets = _predictions(predictions), np.asarray(targets)
     groups = np.asarray(groups, None if hasattr(groups, "dtype") else object)  # a list's nan must not become "nan"
@@ -124,10 +124,10 @@ def within(name: str, value: Any, least: float, most: float = np.inf) -> None:
         raise UsageError(f"setting '{name}' must be {called} from {least}{to}; given {value!r}.")
 
 
-def _predictions(given: np.ndarray) -> np.ndarray:
+def _predictions(values: np.ndarray) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # becomes inf, which is refused by name
-            predictions = np.asarray(given, np.float32)
+            predictions = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
         raise CxrltError(f"predictions must be numbers [members, images, findings]: {error}.") from error
     if predictions.ndim != 3:
@@ -138,11 +138,11 @@ def _predictions(given: np.ndarray) -> np.ndarray:
 def _missing(groups: np.ndarray) -> np.ndarray:
     if groups.dtype != object:
         return groups != groups  # nan and NaT alone differ from themselves
-    return np.array([each is None or str(each) in ("nan", "NaT", "<NA>") for each in groups])
+    return np.array([group is None or str(group) in ("nan", "NaT", "<NA>") for group in groups])
 
 
 def _doubts(predictions: np.ndarray, targets: np.ndarray) -> Iterable[str]:
-    """A sentence for each thing that is allowed but hardly meant."""
+    """A sentence for everything that is valid but unlikely to be meant."""
     if len(predictions) == 1:
         yield "there is one member only: it gets all the weight."
     few = np.flatnonzero((targets == 1).sum(axis=0) < FEW)
@@ -154,7 +154,7 @@ def _doubts(predictions: np.ndarray, targets: np.ndarray) -> Iterable[str]:
 
 
 def _copies(predictions: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (first, copy) of members that predict the same; only those are compared whole that agree on 64 images."""
+    """Pairs (first, copy) of members that predict the same; only members that agree on 64 images are compared whole."""
     step, pairs = max(1, predictions.shape[1] // 64), []
     alike: dict[int, list[int]] = {}
     for member, values in enumerate(predictions):
@@ -168,6 +168,6 @@ def _copies(predictions: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    known = list(names)
-    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-    return ", ".join(known[:NAMED]) + more
+    listed = list(names)
+    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    return ", ".join(listed[:NAMED]) + more

@@ -15,7 +15,7 @@ def nnls(
     """Weights [M, C] that minimise the squared error of labels on predictions and an intercept, w >= 0; then sum 1.
 
     together: one w for all findings, an intercept each. Equal weights where no member helps. Images that are not
-    labelled are left out of that finding. The N images are read once; what is solved is of size M.
+    labelled are left out of that finding. The N images are read once; the system solved has size M.
     """
     return fitted(_fit, predictions, targets, together)
 
@@ -34,7 +34,7 @@ def _fit(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         products += columns @ columns.T
     size = np.sqrt(products.diagonal())
     size[size == 0] = 1
-    # a square root of the products poses the same problem; squaring costs no more digits than float32 lacks
+    # a square root of the products has the same solution; squaring loses fewer digits than float32 inputs do
     powers, axes = np.linalg.eigh(products / np.outer(size, size))
     root = np.sqrt(np.maximum(powers, 0))[:, None] * axes.T
     return solve(root[:, :members], root[:, members])[0] / size[:members]

@@ -37,26 +37,26 @@ def _fit(values: np.ndarray, targets: np.ndarray, l2: float) -> np.ndarray:
 
     members, known, positive = len(values), targets >= 0, (targets == 1).astype(float)
     labelled = np.maximum(known.sum(axis=0), 1)
-    centre = np.array([(each * known).sum(axis=0, dtype=float) for each in values]) / labelled
-    squares = [(((each - centre[m]) * known) ** 2).sum() for m, each in enumerate(values)]
+    centre = np.array([(member * known).sum(axis=0, dtype=float) for member in values]) / labelled
+    squares = [(((member - centre[m]) * known) ** 2).sum() for m, member in enumerate(values)]
     spread = np.sqrt(np.sum(squares) / (members * labelled.sum()))
-    if spread <= 1e-12 * np.abs(centre).max():  # no member says anything
+    if spread <= 1e-12 * np.abs(centre).max():  # all members are constant
         return np.ones(members)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean log loss with the pull, and its gradient; parameters: w [M] per standard deviation, intercepts [c]."""
         w, intercepts = parameters[:members], parameters[members:]
         z = np.tile(intercepts - w @ centre / spread, (len(targets), 1))
-        for each, weight in zip(values, w / spread, strict=True):
-            z += weight * each
+        for member, weight in zip(values, w / spread, strict=True):
+            z += weight * member
         residual, apart = (expit(z) - positive) * known, w - w.mean()
         total = ((np.logaddexp(0, z) - positive * z) * known).sum() + l2 / 2 * apart @ apart
-        slope = np.array([np.vdot(residual, each) for each in values]) - centre @ residual.sum(axis=0)
+        slope = np.array([np.vdot(residual, member) for member in values]) - centre @ residual.sum(axis=0)
         slope = np.concatenate([slope / spread + l2 * apart, residual.sum(axis=0)])
         return total / labelled.sum(), slope / labelled.sum()
 
     start = np.concatenate([np.full(members, 1 / members), logit((positive.sum(axis=0) + 0.5) / (labelled + 1))])
     bounds = [(0, None)] * members + [(None, None)] * targets.shape[1]
     limits = {"maxiter": 500, "ftol": 1e-11, "gtol": 1e-8}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=limits)
-    return found.x[:members]
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=limits)
+    return result.x[:members]

@@ -26,7 +26,9 @@ def climb(
         if (steepest := -slope.min()) > 0:
             weights = weights * np.exp(0.2 * (1 - step / steps) * slope / steepest)
             weights = weights / weights.sum()
-    pooled = np.stack([sum(w * value for w, value in zip(each, values, strict=True)) for each in (start, weights)])
+    pooled = np.stack(
+        [sum(w * value for w, value in zip(mixture, values, strict=True)) for mixture in (start, weights)]
+    )
     before, after = merits(pooled.astype(np.float32), targets, together=True)[:, 0]
     return weights if after > before else start
 
@@ -38,10 +40,10 @@ def _sample(
     rng, mean = np.random.default_rng(seed), values.mean(axis=0, dtype=float)
     rows, shares = [], []
     for label in (1, 0):
-        found = np.flatnonzero(targets == label)
-        found = found[np.lexsort([*values[:, found], mean[found]])]  # the draw does not depend on the images' order
-        rows.append(found[rng.permutation(len(found))[: most[label]]])
-        shares.append(np.full(len(rows[-1]), len(found) / max(len(rows[-1]), 1)))
+        images = np.flatnonzero(targets == label)
+        images = images[np.lexsort([*values[:, images], mean[images]])]  # the draw does not depend on their order
+        rows.append(images[rng.permutation(len(images))[: most[label]]])
+        shares.append(np.full(len(rows[-1]), len(images) / max(len(rows[-1]), 1)))
     sample = values[:, np.concatenate(rows)].astype(float)
     sample -= sample.mean(axis=1, keepdims=True)
     return sample / max(sample.std(), np.finfo(float).tiny), np.concatenate(shares), len(rows[0])
@@ -55,8 +57,8 @@ def _slope(weights: np.ndarray, sample: np.ndarray, shares: np.ndarray, positive
     above = expit((scores - scores[:positives, None]) / width)
     change = above * (1 - above) * shares / width
     above = above * shares
-    for each in (above, change):
-        np.fill_diagonal(each, 0)  # an image is not above itself
+    for matrix in (above, change):
+        np.fill_diagonal(matrix, 0)  # an image is not above itself
     among = 1 + above[:, :positives].sum(axis=1, keepdims=True)
     rank = among + above[:, positives:].sum(axis=1, keepdims=True)
     pull = -change * among / rank**2

@@ -1,7 +1,7 @@
 """The space in which predictions are averaged: probability, logit or rank.
 
 A rank is the share of the member's own validation images that score lower, interpolated, so that it
-depends on no other image that happens to be scored along.
+does not depend on which other images are scored with it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def into(space: str, predictions: np.ndarray, reference: np.ndarray) -> np.ndarr
         return predictions
     if space == "logit":
         logits = np.empty_like(predictions, np.float32)
-        for m, each in enumerate(predictions):  # one by one: in float64 all would take several times their memory
-            kept = np.clip(each.astype(np.float64), _NEAR, 1 - _NEAR)
-            logits[m] = np.log(kept / (1 - kept))
+        for m, member in enumerate(predictions):  # one by one: in float64 all would take several times their memory
+            clipped = np.clip(member.astype(np.float64), _NEAR, 1 - _NEAR)
+            logits[m] = np.log(clipped / (1 - clipped))
         return logits
     ranks = np.empty_like(predictions, np.float32)
     for m, c in np.ndindex(predictions.shape[0], predictions.shape[2]):
@@ -29,7 +29,11 @@ def into(space: str, predictions: np.ndarray, reference: np.ndarray) -> np.ndarr
 
 
 def out_of(space: str, combined: np.ndarray) -> np.ndarray:
-    """Combined values [N, C] as scores in [0, 1]."""
+    """Combined values [N, C] as scores in [0, 1].
+
+    >>> out_of("logit", np.array([[0.0]]))
+    array([[0.5]])
+    """
     if space == "logit":
         return 1 / (1 + np.exp(-combined))
     return np.clip(combined, 0, 1)  # rounding of a weighted mean
@@ -39,5 +43,5 @@ def _rank(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     known, counts = np.unique(reference, return_counts=True)
     middle = (np.cumsum(counts) - counts / 2) / len(reference)
     inner = (known > 0) & (known < 1)
-    places = np.concatenate([[0.0], known[inner], [1.0]])
-    return np.interp(values, places, np.concatenate([[0.0], middle[inner], [1.0]]))
+    points = np.concatenate([[0.0], known[inner], [1.0]])
+    return np.interp(values, points, np.concatenate([[0.0], middle[inner], [1.0]]))

@@ -19,45 +19,48 @@ How = Literal["none", "mean", "max", "noisy_or"]
 AUTO: Literal["auto"] = "auto"
 LEARNED: Literal["learned"] = "learned"
 GRID = ((1.0, 1.0), (2.0, 1.0), (4.0, 1.0), (1.0, 0.0))  # weights of frontal and lateral views, the plainest first
-_TOLD = {"none": "each image by itself", "mean": "study mean", "max": "study maximum", "noisy_or": "study noisy-or"}
+_NAMES = {"none": "each image by itself", "mean": "study mean", "max": "study maximum", "noisy_or": "study noisy-or"}
 
 
 @dataclass(frozen=True)
 class StudyRule:
-    """How the images of a study speak; `views`: weights >= 0 of PA, AP, LATERAL, OTHER, UNKNOWN, 1 where not named."""
+    """How a study's images are joined; `views`: weights >= 0 of PA, AP, LATERAL, OTHER, UNKNOWN, 1 where not named."""
 
     how: How = "none"
     views: Mapping[str, float] | None = None
 
     def __str__(self) -> str:
-        given = dict(self.views or {})
-        if self.how == "none" or not given:
-            return _TOLD[self.how]
-        if set(given) == {"PA", "AP", "LATERAL"} and given["PA"] == given["AP"]:
-            return f"{_TOLD[self.how]}, frontal {given['PA']:g} : lateral {given['LATERAL']:g}"
-        return f"{_TOLD[self.how]}, {', '.join(f'{view} {weight:g}' for view, weight in given.items())}"
+        weights = dict(self.views or {})
+        if self.how == "none" or not weights:
+            return _NAMES[self.how]
+        if set(weights) == {"PA", "AP", "LATERAL"} and weights["PA"] == weights["AP"]:
+            return f"{_NAMES[self.how]}, frontal {weights['PA']:g} : lateral {weights['LATERAL']:g}"
+        return f"{_NAMES[self.how]}, {', '.join(f'{view} {weight:g}' for view, weight in weights.items())}"
 
     def values(
         self, space: str, predictions: np.ndarray, reference: np.ndarray, study: np.ndarray, view: np.ndarray
     ) -> np.ndarray:
         """Probabilities float32 [M, N, C] in `space` (see spaces.into), joined by this rule. study, view: [N].
 
-        The mean is taken in `space`, where members are averaged too. Maximum and noisy-or are of probabilities, which
-        are then brought into `space`; the ranks they get there are those among single images.
+        The mean is taken in `space`, where members are averaged too. Maximum and noisy-or are taken of probabilities,
+        and their result is converted to `space`; its ranks are those among single images.
         """
         if self.how in ("max", "noisy_or"):
-            predictions = by_study(predictions, study, self.voice(view), self.how)
-        placed = spaces.into(space, predictions, reference)
-        return by_study(placed, study, self.voice(view)) if self.how == "mean" else placed
+            predictions = by_study(predictions, study, self.view_weights(view), self.how)
+        converted = spaces.into(space, predictions, reference)
+        return by_study(converted, study, self.view_weights(view)) if self.how == "mean" else converted
 
-    def voice(self, view: np.ndarray) -> np.ndarray:
+    def view_weights(self, view: np.ndarray) -> np.ndarray:
         """The weight float64 [N] of each image, by its view."""
-        given = self.views or {}
-        return np.array([given.get(str(each), 1.0) for each in view], float)
+        weights = self.views or {}
+        return np.array([weights.get(str(name), 1.0) for name in view], float)
 
 
 def options(aggregation: str, views: Mapping[str, float] | Literal["learned"] | None) -> list[StudyRule]:
     """The rules that an ensembles/ file's two keys leave to choose among, in order of preference.
+
+    >>> [str(rule) for rule in options("auto", None)]
+    ['each image by itself', 'study mean', 'study maximum', 'study noisy-or']
 
     aggregation auto: none, mean, max, noisy_or. views learned: the mean, or the rule given, with each weights of GRID.
     """
@@ -67,35 +70,34 @@ def options(aggregation: str, views: Mapping[str, float] | Literal["learned"] | 
     if aggregation == AUTO:
         return [
             StudyRule(),
-            *(StudyRule("mean", each) for each in weights),
+            *(StudyRule("mean", weighting) for weighting in weights),
             StudyRule("max", stated),
             StudyRule("noisy_or", stated),
         ]
     if aggregation == "none":
         return [StudyRule()]
-    return [StudyRule(aggregation, each) for each in weights]  # type: ignore[arg-type]
+    return [StudyRule(aggregation, weighting) for weighting in weights]  # type: ignore[arg-type]
 
 
-def by_study(values: np.ndarray, study: np.ndarray, voice: np.ndarray, how: str = "mean") -> np.ndarray:
-    """Each image's values float [M, N, C] as those of its study, joined from its images by `voice` >= 0 [N].
+def by_study(values: np.ndarray, study: np.ndarray, weights: np.ndarray, how: str = "mean") -> np.ndarray:
+    """Each image's values float [M, N, C] replaced by its study's, joined from its images by weights >= 0 [N].
 
-    how: `mean`, weighted by voice; `max` of those that have a voice; `noisy_or`, of probabilities: 1 - prod (1 - p)^w,
-    w the voice (Pearl 1988: one cause that is seen suffices); `none`: the values as they are.
-    study: [N]. An image that has no values (nan) has no voice, and takes those of its study's others; a study
-    without any voice keeps what its images had.
+    how: `mean`, weighted; `max` of the images with a weight; `noisy_or`, of probabilities: 1 - prod (1 - p)^w (Pearl
+    1988: one visible cause suffices); `none`: the values as they are. study: [N]. An image without values (nan) has
+    weight 0 and takes those of its study's other images; a study whose weights are all 0 keeps its images' values.
     """
     if how == "none":
         return values
-    _, of = np.unique(np.asarray(study).astype(str), return_inverse=True)
-    order = np.argsort(of, kind="stable")
-    starts = np.flatnonzero(np.diff(of[order], prepend=-1))
-    said = np.empty_like(values)
-    for m, each in enumerate(values):
-        weight = np.where(np.isnan(each).any(axis=1), 0.0, voice)
-        heard = (np.add.reduceat(weight[order], starts) > 0)[of]
-        joined = _JOINED[how](each.T[:, order], weight[order], starts).T[of]
-        said[m] = np.where(heard[:, None], joined, each)
-    return said
+    _, number = np.unique(np.asarray(study).astype(str), return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    starts = np.flatnonzero(np.diff(number[order], prepend=-1))
+    result = np.empty_like(values)
+    for m, member in enumerate(values):
+        weight = np.where(np.isnan(member).any(axis=1), 0.0, weights)
+        has_weight = (np.add.reduceat(weight[order], starts) > 0)[number]
+        joined = _JOINED[how](member.T[:, order], weight[order], starts).T[number]
+        result[m] = np.where(has_weight[:, None], joined, member)
+    return result
 
 
 def _mean(values: np.ndarray, weight: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -93,8 +93,8 @@ def test_no_rule_leaves_values_where_they_are():
 
 def test_views_weigh_what_a_rule_gives_them_and_unnamed_ones_1():
     rule = StudyRule("mean", {"PA": 3.0, "LATERAL": 0.0})
-    assert rule.voice(np.array(["PA", "AP", "LATERAL", "UNKNOWN"])).tolist() == [3, 1, 0, 1]
-    assert StudyRule("max").voice(np.array(["PA", "LATERAL"])).tolist() == [1, 1]
+    assert rule.view_weights(np.array(["PA", "AP", "LATERAL", "UNKNOWN"])).tolist() == [3, 1, 0, 1]
+    assert StudyRule("max").view_weights(np.array(["PA", "LATERAL"])).tolist() == [1, 1]
 
 
 def test_the_mean_acts_in_the_files_space_and_the_others_on_probabilities():
