@@ -106,9 +106,11 @@ def first_batch(source, ids, engine: str) -> float:
 
 def shuffle_quality(source, ids) -> list[str]:
     """How far from each other storage's neighbours come, duplicates, coverage, and shards a batch."""
-    from cxrlt_ray.data.stream import WINDOW, _located, order, steps
+    from cxrlt_ray.data.batching import order, steps
+    from cxrlt_ray.data.stream import WINDOW
 
-    file = _located(source, ids)[1]
+    file = source.index()["file"].cat.codes.to_numpy()
+    file = file[np.sort(source.index().index.get_indexer(ids))]
     count = len(file)
     lines = [
         "| order | images twice | images never | neighbours' distance / uniform | shards in a batch |",

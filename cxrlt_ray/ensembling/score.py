@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
+from cxrlt_ray.data.image_transform import AugmentedView
 from cxrlt_ray.data.manifest import codes
 from cxrlt_ray.data.shards import Shards, nearest
-from cxrlt_ray.data.stream import Look
 from cxrlt_ray.runs.predictions import Predictions, augmented_name
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.storage import Store
@@ -36,7 +36,7 @@ class StoredMember:
     precision: auto, bf16 or fp32, as it was trained. findings: which of its outputs are wanted, by name.
     """
 
-    views: tuple[Look, ...]
+    views: tuple[AugmentedView, ...]
     checkpoints: tuple[str, ...]
     precision: str
     findings: tuple[str, ...]

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cxrlt_ray.data.batching import pieces
+from cxrlt_ray.data.image_transform import AugmentedView
 from cxrlt_ray.data.shards import Shards
-from cxrlt_ray.data.stream import Ingest, Look, batches, pieces, views
+from cxrlt_ray.data.stream import Ingest, batches, stream_views
 from cxrlt_ray.errors import CxrltError, Diverged
 from cxrlt_ray.training.device import ahead, autocast
 from cxrlt_ray.training.heartbeat import beat
@@ -39,7 +41,7 @@ class Member:
     """
 
     models: Sequence[torch.nn.Module]
-    views: tuple[Look, ...]
+    views: tuple[AugmentedView, ...]
     precision: str = "auto"
     outputs: np.ndarray | None = None
 
@@ -49,23 +51,23 @@ class PixelBatch:
     """rows: int64 [B], places among the images to score. pixels: uint8 [B, H, W] by view. study, view: codes [B]."""
 
     rows: np.ndarray
-    pixels: dict[Look, torch.Tensor]
+    pixels: dict[AugmentedView, torch.Tensor]
     study: torch.Tensor | None = None
     view: torch.Tensor | None = None
 
 
-def augmented_views(resolution: int, crop: float, tta: str = "none") -> tuple[Look, ...]:
+def augmented_views(resolution: int, crop: float, tta: str = "none") -> tuple[AugmentedView, ...]:
     """The views of an image that are scored: the plain one first, then those of test-time augmentation.
 
     tta: `none`, or of these, joined by +.  crops: five of CROP of the edge, from the centre and the corners.
     zooms: the centre at ZOOMS of the edge.  flip: the mirror image of every view.
     """
     kinds = set() if tta == "none" else set(tta.split("+"))
-    chosen = [Look(resolution, crop)]
+    chosen = [AugmentedView(resolution, crop)]
     if "crops" in kinds:
-        chosen += [Look(resolution, crop * CROP, corner) for corner in ((0.5, 0.5), *CORNERS)]
+        chosen += [AugmentedView(resolution, crop * CROP, corner) for corner in ((0.5, 0.5), *CORNERS)]
     if "zooms" in kinds:
-        chosen += [Look(resolution, crop * zoom) for zoom in ZOOMS]
+        chosen += [AugmentedView(resolution, crop * zoom) for zoom in ZOOMS]
     if "flip" in kinds:
         chosen += [replace(view, mirrored=True) for view in chosen]
     return tuple(dict.fromkeys(chosen))
@@ -121,7 +123,7 @@ def _forward(member: Member, batch: PixelBatch, amp: Callable[[], AbstractContex
 def plain_batches(
     shards: Shards,
     images: Images,
-    view: Look,
+    view: AugmentedView,
     batch_size: int,
     device: torch.device,
     ingest: Ingest | None = None,
@@ -152,7 +154,7 @@ def plain_batches(
 def augmented_batches(
     shards: Shards,
     images: Images,
-    chosen: Sequence[Look],
+    chosen: Sequence[AugmentedView],
     device: torch.device,
     threads: int = 2,
     grouped: bool = False,
@@ -173,7 +175,7 @@ def augmented_batches(
         studies = np.unique(images.study[rows])
         rows = rows[np.isin(images.study[rows], np.array_split(studies, world)[rank])]
     parts = pieces(len(rows), BATCH, images.study[rows])
-    made = views(shards, images.image_id[rows], plain, parts, threads)
+    made = stream_views(shards, images.image_id[rows], plain, parts, threads)
     for part, arrays in zip(parts, made, strict=True):
         pixels = {view: torch.from_numpy(array).to(device) for view, array in zip(plain, arrays, strict=True)}
         yield PixelBatch(rows[part], pixels, *_codes(images, rows[part], device))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.stream import steps
+from cxrlt_ray.data.batching import steps
 from cxrlt_ray.errors import Diverged
 from cxrlt_ray.objectives.registry import Objective, find_objective
 from cxrlt_ray.runs.trial_config import TrialConfig

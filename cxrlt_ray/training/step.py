@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from cxrlt_ray.data.stream import pieces
+from cxrlt_ray.data.batching import pieces
 from cxrlt_ray.objectives.registry import Objective
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.start import start_ray
-from cxrlt_ray.data import prepare, stream
+from cxrlt_ray.data import batching, prepare, stream
+from cxrlt_ray.data.batching import pieces, steps
+from cxrlt_ray.data.image_transform import AugmentedView
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
@@ -203,7 +205,7 @@ def test_a_local_shard_that_is_gone_is_named_with_the_way_to_mend_it(shards, tmp
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 4))
 def test_steps_cover_an_epoch_once_and_leave_no_rank_idle(images, batch_size, world):
-    plan = stream.steps(images, batch_size, world)
+    plan = steps(images, batch_size, world)
     rows = np.concatenate([np.arange(images)[part] for share in plan for part in share])
     assert sorted(rows) == list(range(images))
     assert all(len(share) == world for share in plan)
@@ -216,9 +218,9 @@ def test_steps_cover_an_epoch_once_and_leave_no_rank_idle(images, batch_size, wo
 @given(st.integers(1, 30), st.integers(1, 20), st.integers(0, 5), st.integers(0, 3))
 def test_an_order_holds_every_image_once_and_a_window_opens_few_shards_at_a_time(files, each, window, seed):
     file = np.repeat(np.arange(files), each)
-    found = stream.order(file, [seed, 0], window)
+    found = batching.order(file, [seed, 0], window)
     assert sorted(found) == list(range(files * each))
-    assert stream.order(file, None, window).tolist() == list(range(files * each))
+    assert batching.order(file, None, window).tolist() == list(range(files * each))
     if window:
         first, last = {}, {}
         for at, row in enumerate(found):
@@ -231,15 +233,15 @@ def test_an_order_holds_every_image_once_and_a_window_opens_few_shards_at_a_time
 def test_shards_that_a_window_holds_are_shuffled_as_without_one():
     """A trial on an object store is then the one on a disk."""
     file = np.repeat(np.arange(8), 5)
-    assert stream.order(file, [3, 0], 8).tolist() == stream.order(file, [3, 0]).tolist()
-    assert stream.order(file, [3, 0], 7).tolist() != stream.order(file, [3, 0]).tolist()
+    assert batching.order(file, [3, 0], 8).tolist() == batching.order(file, [3, 0]).tolist()
+    assert batching.order(file, [3, 0], 7).tolist() != batching.order(file, [3, 0]).tolist()
 
 
 def test_a_shuffle_without_window_is_uniform():
     """Each image is as likely at any place, and neighbours in storage end up a third of the epoch apart."""
     images, draws = 60, 400
     file = np.repeat(np.arange(6), 10)
-    places = np.array([np.argsort(stream.order(file, [0, epoch])) for epoch in range(draws)])
+    places = np.array([np.argsort(batching.order(file, [0, epoch])) for epoch in range(draws)])
     counts = np.array([np.bincount(places[:, k] // 10, minlength=6) for k in range(images)])
     assert ((counts - draws / 6) ** 2 / (draws / 6)).sum(axis=1).max() < 30  # chi square, 5 degrees of freedom
     assert np.abs(np.diff(places, axis=1)).mean() == pytest.approx((images + 1) / 3, rel=0.05)
@@ -301,9 +303,9 @@ def test_only_strong_images_are_augmented_with_the_strength_for_them(shards):
 
 def test_looks_are_crops_of_the_resized_image_at_their_places(shards):
     mine = ids(shards)[:5]
-    looks = [stream.Look(SIZE), stream.Look(SIZE, 0.8), stream.Look(SIZE, 0.8, (0.0, 1.0))]
+    looks = [AugmentedView(SIZE), AugmentedView(SIZE, 0.8), AugmentedView(SIZE, 0.8, (0.0, 1.0))]
     plain, centre, corner = (
-        np.concatenate(each) for each in zip(*stream.views(shards[1], mine, looks, stream.pieces(5, 2)), strict=True)
+        np.concatenate(each) for each in zip(*stream.stream_views(shards[1], mine, looks, pieces(5, 2)), strict=True)
     )
     assert plain.shape == centre.shape == corner.shape == (5, SIZE, SIZE)
     whole = {i: p for b in read(shards) for i, p in zip(b.image_id, b.images, strict=True)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxrlt_ray.data.stream import pieces, steps
+from cxrlt_ray.data.batching import pieces, steps
 from cxrlt_ray.objectives.losses import LOSSES
 from cxrlt_ray.objectives.multilabel import MultiLabel
 from cxrlt_ray.runs.trial_config import TrialConfig

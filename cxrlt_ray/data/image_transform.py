@@ -1,0 +1,105 @@
+"""From decoded images to a batch: resized, cropped, mirrored and augmented, by a random state of the batch's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxrlt_ray.data.decode import resize
+
+KEPT_AUGMENTATIONS = 4  # by a thread; those of other strengths are of trials that have ended
+_local = threading.local()
+
+Augmentation = Callable[..., dict[str, np.ndarray]]  # of albumentations: called with image=, returns {"image": ...}
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """What is done to images: resized to `resolution` / `crop`, cropped to `resolution`, with a seed at random.
+
+    crop: share of the edge that is kept; at a random position with a seed, else from the centre. flip: probability of
+    being mirrored. augment: strength 0 (none) to 1; strong: that of the images which are marked so. seed: without one
+    nothing is random, and augment, strong and flip count for nothing.
+    """
+
+    resolution: int
+    crop: float = 1.0
+    flip: float = 0.0
+    augment: float = 0.0
+    strong: float = 0.0
+    seed: tuple[int, ...] | None = None
+
+    def batch(
+        self, images: Iterable[np.ndarray], count: int, step: int, strong: np.ndarray | None = None
+    ) -> np.ndarray:
+        """uint8 [B, resolution, resolution] of `count` images: a function of them, the seed and the step alone.
+
+        strong: bool [B], the images that are augmented with the strength `strong`.
+        """
+        random = None if self.seed is None else np.random.default_rng([*self.seed, step])
+        augmentations: dict[bool, Any] = {}
+        for is_strong, strength in ((False, self.augment), (True, self.strong)):
+            if random is not None and strength > 0 and (not is_strong or (strong is not None and strong.any())):
+                augmentations[is_strong] = _augmentation(strength)
+                augmentations[is_strong].set_random_seed(int(random.integers(2**32)))
+        spare = _edge(self.resolution, self.crop) - self.resolution
+        corners = np.full((count, 2), spare // 2) if random is None else random.integers(0, spare + 1, (count, 2))
+        flips = np.zeros(count, bool) if random is None else random.random(count) < self.flip
+        batch = np.empty((count, self.resolution, self.resolution), np.uint8)
+        for k, original in enumerate(images):
+            image = _cropped(original, self.resolution, self.crop, corners[k])
+            if augmentation := augmentations.get(strong is not None and bool(strong[k])):
+                image = augmentation(image=image)["image"]
+            batch[k] = image[:, ::-1] if flips[k] else image
+        return batch
+
+    def import_augmentation(self) -> None:
+        """Import what `batch` needs now, rather than in several threads at once."""
+        if strength := self.augment or self.strong:
+            _augmentation(strength)
+
+
+@dataclass(frozen=True)
+class AugmentedView:
+    """A view for test-time augmentation: the share `crop` of the edge at `position` (down, right; 0 to 1).
+
+    mirrored: left for the device to do.
+    """
+
+    resolution: int
+    crop: float = 1.0
+    position: tuple[float, float] = (0.5, 0.5)
+    mirrored: bool = False
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """The view of an image, uint8 [resolution, resolution]."""
+        spare = _edge(self.resolution, self.crop) - self.resolution
+        corner = np.array([int(spare * share) for share in self.position])
+        return _cropped(image, self.resolution, self.crop, corner)
+
+
+def _edge(resolution: int, crop: float) -> int:
+    """The edge from which `resolution` is the share `crop`."""
+    return round(resolution / crop)
+
+
+def _cropped(image: np.ndarray, resolution: int, crop: float, corner: np.ndarray) -> np.ndarray:
+    """The image resized, then cropped to `resolution` from the corner (top, left)."""
+    top, left = corner
+    return resize(image, _edge(resolution, crop))[top : top + resolution, left : left + resolution]
+
+
+def _augmentation(strength: float) -> Any:
+    """The thread's own transform of this strength: it holds random state, and costs 70 ms to make."""
+    from cxrlt_ray.data.augment import augmentation
+
+    augmentations = _local.__dict__.setdefault("augmentations", {})
+    if strength not in augmentations:
+        if len(augmentations) >= KEPT_AUGMENTATIONS:
+            augmentations.clear()
+        augmentations[strength] = augmentation(strength, 0)
+    return augmentations[strength]
