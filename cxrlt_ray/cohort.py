@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from cxrlt_ray import cli
-from cxrlt_ray.data.cohort import examine, parse_cohorts, sweep_options
+from cxrlt_ray.data.cohort import examine
+from cxrlt_ray.data.joining import parse_cohorts, sweep_options
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.cohort import tell_counts, tell_files

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,14 +91,14 @@ class Manifest:
     def write(self, path: Path | str) -> None:
         """Write as Parquet: whole or not at all."""
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
-        about = {
+        metadata = {
             "schema_version": SCHEMA_VERSION,
             "source": self.source,
             "root": self.root,
             "findings": self.findings,
             "fingerprint": self.fingerprint,
         }
-        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: json.dumps(about).encode()})
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: json.dumps(metadata).encode()})
         part = f"{path}.part"
         pq.write_table(arrow, part)
         os.replace(part, path)
@@ -110,15 +111,28 @@ class Manifest:
         """
         try:
             arrow = pq.read_table(path)
-            about = json.loads((arrow.schema.metadata or {})[_KEY])
+            metadata = json.loads((arrow.schema.metadata or {})[_KEY])
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise CxrltError(f"{path} is not a manifest of cxrlt_ray ({error}).") from None
-        if about["schema_version"] != SCHEMA_VERSION:
-            raise CxrltError(f"{path} is a manifest of version {about['schema_version']}; this is {SCHEMA_VERSION}.")
-        read = cls(arrow.to_pandas(), tuple(about["findings"]), about["source"], about["root"])
-        if COHORT not in read.table:
-            read.table.insert(read.table.columns.isin(META).sum(), COHORT, read.cohorts)
-        return read
+        if metadata["schema_version"] != SCHEMA_VERSION:
+            raise CxrltError(f"{path} is a manifest of version {metadata['schema_version']}; this is {SCHEMA_VERSION}.")
+        manifest = cls(arrow.to_pandas(), tuple(metadata["findings"]), metadata["source"], metadata["root"])
+        if COHORT not in manifest.table:
+            manifest.table.insert(manifest.table.columns.isin(META).sum(), COHORT, manifest.cohorts)
+        return manifest
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A manifest, notes for a person on how it came about, and below which directory the images of each cohort lie.
+
+    origins: of each of the manifest's images the `file` and the `row` (from 1) that name it.
+    """
+
+    manifest: Manifest
+    notes: tuple[str, ...]
+    roots: Mapping[str, str] = field(default_factory=dict)
+    origins: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +141,7 @@ def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def codes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """`studies` as models take them, int64 [N]: a number for each study, and the view's place in VIEWS."""
+    """`studies` as models take them, int64 [N]: a number for each study, and the view's index in VIEWS."""
     study, view = studies(table)
-    place = {name: k for k, name in enumerate(VIEWS)}
-    return np.unique(study.astype(str), return_inverse=True)[1], np.array([place[each] for each in view], np.int64)
+    number = {name: k for k, name in enumerate(VIEWS)}
+    return np.unique(study.astype(str), return_inverse=True)[1], np.array([number[name] for name in view], np.int64)

@@ -15,8 +15,10 @@ import pytest
 from releases import write_brax, write_nih, write_padchest, write_vindr
 
 from cxrlt_ray import cli
-from cxrlt_ray.data.cohort import Cohort, examine, parse_cohorts, read_cohort
+from cxrlt_ray.data.cohort import examine, read_cohort
 from cxrlt_ray.data.decode import decode
+from cxrlt_ray.data.joining import parse_cohorts
+from cxrlt_ray.data.manifest import Cohort
 from cxrlt_ray.data.mapping import load_mapping
 from cxrlt_ray.data.readers.files import common_root
 from cxrlt_ray.errors import CxrltError, UsageError

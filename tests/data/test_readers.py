@@ -26,8 +26,8 @@ from releases import (
     write_vindr,
 )
 
-from cxrlt_ray.data.cohort import Cohort, read_cohort
-from cxrlt_ray.data.manifest import META, VIEWS
+from cxrlt_ray.data.cohort import read_cohort
+from cxrlt_ray.data.manifest import META, VIEWS, Cohort
 from cxrlt_ray.data.readers import all_readers
 from cxrlt_ray.data.readers.columns import ages, views
 from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3

@@ -1,0 +1,156 @@
+"""Other cohorts joined to the main data, for training only.
+
+Their findings are mapped to CXR-LT's (mapping.py), their ids begin with their name, and what they do not label is null.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from cxrlt_ray.data.manifest import COHORT, META, Cohort, Manifest
+from cxrlt_ray.data.readers import Raw, Request, all_readers
+from cxrlt_ray.data.readers.columns import counted
+from cxrlt_ray.data.readers.files import common_root, plain
+from cxrlt_ray.data.rows import checked_rows, in_order
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.privacy import PHANTOM_MARKER
+from cxrlt_ray.storage import Store
+
+PHANTOM = "phantom:"  # before a directory: the phantom there poses as the cohort
+IDS = ("image_id", "study_id", "subject_id")
+
+
+def parse_cohorts(arguments: Sequence[str]) -> dict[str, str]:
+    """['nih=/data/nih', 'vindr=phantom:/data/phantom'] -> mapping -> directory, as `others` of `read_cohort`.
+
+    Raises UsageError for another form, a mapping that does not exist or is wrong, and a missing directory.
+    """
+    from cxrlt_ray.data.mapping import load_mapping
+
+    others: dict[str, str] = {}
+    for text in arguments:
+        name, _, path = text.partition("=")
+        if not (name and path):
+            raise UsageError(f"--cohort is NAME=DIR, such as nih=/data/nih; not '{text}'.")
+        if name in others:
+            raise UsageError(f"--cohort names {name} twice: give each cohort once.")
+        load_mapping(name)
+        directory(path.removeprefix(PHANTOM))
+        others[name] = path
+    return others
+
+
+def directory(data: str) -> Store:
+    """The store of a directory or URI. Raises UsageError where it does not exist."""
+    store = Store(data).absolute()
+    if not store.exists(""):
+        raise UsageError(f"no directory {data}.")
+    return store
+
+
+def sweep_options(others: Mapping[str, str] | None) -> str:
+    """`others` as they are given on a command line."""
+    return "".join(f" --cohort {shlex.quote(f'{name}={path}')}" for name, path in (others or {}).items())
+
+
+def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str]) -> Cohort:
+    """`main` and, after its rows, those of the other cohorts by name; paths are below what all roots share.
+
+    others: mapping -> directory, as of `parse_cohorts`. problems: reasons to refuse their data are added to it.
+    """
+    cohorts = [main]
+    for key, path in others.items():
+        other = _other(key, path, main.manifest, uncertain, problems)
+        if any(other.roots.keys() & cohort.roots.keys() for cohort in cohorts):
+            raise UsageError(f"two cohorts are called {next(iter(other.roots))}: give one of the mappings a `name:`.")
+        cohorts.append(other)
+    cohorts[1:] = sorted(cohorts[1:], key=lambda cohort: next(iter(cohort.roots)))
+    roots = {name: plain(root) for cohort in cohorts for name, root in cohort.roots.items()}
+    root = common_root(list(roots.values()))
+    tables = []
+    for cohort, below in zip(cohorts, roots.values(), strict=True):
+        prefix = below[len(root) :].strip("/")
+        paths = cohort.manifest.table["path"]
+        tables.append(cohort.manifest.table.assign(path=f"{prefix}/" + paths if prefix else paths))
+    manifest = replace(main.manifest, table=pd.concat(tables, ignore_index=True), root=root)
+    origins = pd.concat([cohort.origins for cohort in cohorts], ignore_index=True)
+    return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots, origins)
+
+
+def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str]) -> Cohort:
+    """The images of another cohort that label a finding of `main`: all of split train, ids after the cohort's name."""
+    from cxrlt_ray.data.mapping import load_mapping, map_findings, posing
+
+    mapping = load_mapping(key)
+    name, reached = mapping.name, [finding for finding in main.findings if finding in mapping.reached]
+    if not reached:
+        raise UsageError(
+            f"cohort {name} labels none of the {len(main.findings)} findings of the task, such as {main.findings[0]}: "
+            "leave it out, or map its findings to those."
+        )
+    if path.startswith(PHANTOM):
+        raw = _phantom(path.removeprefix(PHANTOM), tuple(reached))
+        table, own_problems = checked_rows(raw)
+        labels = posing(Manifest(table, raw.findings, name, raw.root), key, main.findings).table[list(main.findings)]
+    else:
+        sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & set(reached))
+        raw = all_readers()[mapping.reader].read(Request(directory(path), "auto", sources, uncertain))
+        table, own_problems = checked_rows(raw)
+        labels = map_findings(table, mapping, main.findings)
+    table = pd.concat([table[[*META, "file", "row"]], labels], axis=1)
+    if main.table[list(IDS)].apply(lambda ids: ids.str.startswith(f"{name}/").any()).any():
+        own_problems.append(
+            f"the main data has ids that begin with {name}/, as this cohort's do: give its mapping a `name:`."
+        )
+    problems += [f"cohort {name}: {problem}" for problem in own_problems]
+    notes = [f"Cohort {name}: {note}" for note in raw.notes]
+    table = _to_train_with(table, name, main, reached, path, notes)
+    origins, table = table[["file", "row"]], table.drop(columns=["file", "row"])
+    missing = [
+        f"{finding} ({mapping.not_labelled[finding]})" for finding in main.findings if finding in mapping.not_labelled
+    ]
+    notes += [f"Cohort {name} does not label {'; '.join(missing)}."] if missing else []
+    manifest = Manifest(table, main.findings, mapping.reader, raw.root)
+    return Cohort(manifest, tuple(notes), {name: raw.root}, origins)
+
+
+def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
+    """The phantom's own rows. Raises UsageError for another directory: real patients pose as nobody's."""
+    store = directory(folder)
+    if not store.exists(PHANTOM_MARKER):
+        raise UsageError(f"{folder} holds no phantom cohort to pose as another: python -m cxrlt_ray.phantom {folder}.")
+    raw = all_readers()["cxrlt2024"].read(Request(store, "auto", findings))
+    return replace(raw, notes=[])  # they are of splits that do not count here
+
+
+def _to_train_with(
+    table: pd.DataFrame, name: str, main: Manifest, reached: list[str], path: str, notes: list[str]
+) -> pd.DataFrame:
+    """What of a cohort's images may train beside `main`, in the manifest's form; adds to `notes` what is left out."""
+    shared = table["image_id"].isin(main.table["image_id"])
+    known = table["subject_id"].isin(table.loc[shared, "subject_id"])
+    if known.any():
+        notes.append(
+            f"Cohort {name}: {counted(known.sum(), 'image')} left out, of "
+            f"{counted(table.loc[known, 'subject_id'].nunique(), 'subject')} of whom the main data has an image of the "
+            "same id: they would be trained on and scored."
+        )
+    labelled = table[reached].notna().any(axis=1)
+    if not labelled[~known].all():
+        bare = (~labelled & ~known).sum()
+        notes.append(f"Cohort {name}: {counted(bare, 'image')} without a label of the task left out.")
+    table = table[labelled & ~known]
+    if table.empty:
+        raise CxrltError(f"cohort {name} ({path}) has no image to train on. {' '.join(notes)}".rstrip())
+    labelled_findings = [finding for finding in reached if table[finding].notna().any()]
+    notes.append(
+        f"Cohort {name}: {counted(len(table), 'image')} from {path}, ids begin with {name}/. They train, whatever "
+        f"their own split, and are never scored. Labelled: {len(labelled_findings)} of the task's "
+        f"{len(main.findings)} findings."
+    )
+    ids = {column: f"{name}/" + table[column] for column in IDS}
+    return in_order(table.assign(**ids, split="train", **{COHORT: name}))
