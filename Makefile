@@ -20,7 +20,7 @@ demo: .venv/.ready
 	@echo "That was a sweep on drawn chest X-rays and the ensemble of its best trials. All of it is in runs/:"
 	@echo "  .venv/bin/python -m cxrlt_ray.trials              the runs and their trials"
 	@echo "  .venv/bin/python -m cxrlt_ray.cohort DIR          what your own data holds"
-	@echo "  .venv/bin/python -m cxrlt_ray.sweep task1 --data DIR    the same on it (README.md: your own data)"
+	@echo "  .venv/bin/python -m cxrlt_ray.sweep task1 --data DIR    the same on it (docs/data.md)"
 
 test: .venv/.ready
 	$(PY) -m pytest

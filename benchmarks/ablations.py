@@ -287,7 +287,7 @@ def table(dataset: str, seeds: int, before: dict[str, str]) -> list[str]:
     columns = ["| | part | mAP | against the baseline | of tail findings | |", "|---|---|---|---|---|---|"]
     head += [*columns, *lines.values(), ""]
     if earlier:
-        head += ["Trained on another machine, where the same baseline came out otherwise; against that:", ""]
+        head += ["Trained on another machine, where the same baseline scored differently; against that one:", ""]
         head += [*columns, before[BASELINE], *earlier.values(), ""]
     return [*head, *([f"Not trained yet: {'; '.join(left)}.", ""] if left else [])]
 
@@ -307,13 +307,14 @@ def main() -> None:
         rows = [k for k, row in enumerate(ROWS[: asked.rows]) if not (asked.missing and row.name in before[dataset])]
         train_all(dataset, asked.seeds, asked.processes, rows)
     lines = [
-        "# What helps, measured",
+        "# Ablations: the measured effect of every part",
         "",
-        f"`python benchmarks/ablations.py` wrote this page on {machine()}. Each row is the baseline with one thing",
-        f"changed: tf_efficientnet_lite0 from ImageNet weights at {SIZE} px, {EPOCHS} epochs, the same data and seeds.",
-        "mAP is the mean over the seeds (least to most). The interval is 95 %, bootstrapped by subject, of the mean",
-        "over the seeds of the difference on the same resampled subjects; *within chance* means that it holds 0. What",
-        "helps a small network on small images need not help a large one on large ones: run it on yours.",
+        f"Written by `python benchmarks/ablations.py` on {machine()}. Each row is the baseline with one change:",
+        f"tf_efficientnet_lite0 from ImageNet weights at {SIZE} px, {EPOCHS} epochs, the same data and seeds.",
+        "mAP is the mean over the seeds (least to most). The interval is the 95 % bootstrap interval, by subject, of",
+        "the difference, averaged over the seeds, on the same resampled subjects; *within chance* means that it",
+        "contains 0.",
+        "What helps a small network on small images need not help a large one on large images: measure on your own.",
         "",
     ]
     for dataset in here:

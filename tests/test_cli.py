@@ -15,8 +15,16 @@ import typer
 from cxrlt_ray import cli
 
 ROOT = Path(__file__).parents[1]
-TEXTS = [ROOT / "README.md", ROOT / "cluster.yaml"]
-LINES = sorted({line for path in TEXTS for line in re.findall(r"python -m (cxrlt_ray\.[^#'\n`]*)", path.read_text())})
+README = ROOT / "README.md"
+TEXTS = [README, ROOT / "cluster.yaml", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def lines_of(path):
+    """The command lines that a text shows, joined where a backslash continues them."""
+    return re.findall(r"python -m (cxrlt_ray\.[^#'\n`&|]*)", path.read_text().replace("\\\n", " "))
+
+
+LINES = sorted({line.strip() for path in TEXTS for line in lines_of(path)})
 
 
 def command(name):
@@ -30,13 +38,13 @@ def run(*words, cwd=None):
 
 
 def test_the_readme_shows_every_command():
-    shown = {line.split()[0].removeprefix("cxrlt_ray.") for line in LINES}
+    shown = {line.split()[0].removeprefix("cxrlt_ray.") for line in lines_of(README)}
     assert set(cli.COMMANDS) - {"phantom", "prepare"} <= shown
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_documented_command_line_has_the_options_it_names(line):
-    name, *words = shlex.split(line.replace("&&", ""))
+    name, *words = shlex.split(line)
     module = importlib.import_module(name)
     command(name.removeprefix("cxrlt_ray.")).make_context(name, cli.spread(words, getattr(module.main, "many", ())))
 
