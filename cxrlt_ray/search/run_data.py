@@ -3,48 +3,75 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from cxrlt_ray.data.manifest import MAIN
+from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
+from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.runs.store import DEFAULT_STORAGE
+from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
+from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
+from cxrlt_ray.search.request import SweepRequest
+from cxrlt_ray.search.space import Space
 
 PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 
 
-def cohort_of(
-    data: str,
-    format: str | None,
-    task: str,
-    uncertain: str,
-    seed: int,
-    folds: int,
-    holdout: float,
-    views: str,
-    others: dict[str, str],
-) -> tuple[Any, Any]:
-    """The manifest as this run splits it, and the task; says what the reader had to tell."""
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on. cohorts: the directories of others by name; data: of the main one."""
+
+    manifest: Manifest
+    task: Task
+    data: str
+    cohorts: dict[str, str]
+
+
+def run_data(request: SweepRequest, space: Space, folds: int) -> RunData:
+    """The cohort that is asked for as this run splits it, and the task; a phantom without --data."""
+    drawn = (request.images if request.smoke else None) or space.images or PHANTOM_IMAGES
+    stand_ins = request.storage if request.smoke and not request.data else None
+    cohorts = others_of(space, request.cohorts, stand_ins, request.seed, drawn)
+    data = request.data or phantom(request.storage, request.seed, drawn)
+    manifest, task = _read(request, data, cohorts, folds)
+    if request.smoke and request.data is not None:
+        manifest = few(manifest, drawn, request.seed)
+    return RunData(manifest, task, data, cohorts)
+
+
+def data_of(run: Run) -> RunData:
+    """What a run that goes on trains on."""
+    record = run.record
+    return RunData(run.manifest(), record.task, record.data or "", record.cohorts)
+
+
+def _read(request: SweepRequest, data: str, cohorts: dict[str, str], folds: int) -> tuple[Manifest, Task]:
+    """The manifest as this run splits it, and the task; prints the reader's notes."""
     from cxrlt_ray.data.cohort import VALIDATION, read_cohort
-    from cxrlt_ray.data.manifest import FRONTAL
     from cxrlt_ray.data.tasks import load_task
 
-    # with folds every training image is validated on once: nothing need be carved
-    carved = 0.0 if folds else VALIDATION
     cohort = read_cohort(
-        data, format=format, task=task, uncertain=uncertain, seed=seed, validation=carved, others=others
+        data,
+        format=request.format,
+        task=request.task,
+        uncertain=request.uncertain,
+        seed=request.seed,
+        # with folds every training image is validated on once: nothing need be carved
+        validation=0.0 if folds else VALIDATION,
+        others=cohorts,
     )
     for note in cohort.notes:
         print(note)
-    wanted = load_task(task, cohort.manifest.findings)
-    _check_task(wanted, cohort.manifest, ("train",) if folds else ("train", "val"))
-    if views == "frontal" and not cohort.manifest.of_cohort(MAIN).of_split("train").table["view"].isin(FRONTAL).any():
+    manifest, task = cohort.manifest, load_task(request.task, cohort.manifest.findings)
+    _check_task(task, manifest, ("train",) if folds else ("train", "val"))
+    training = manifest.of_cohort(MAIN).of_split("train").table
+    if request.views == "frontal" and not training["view"].isin(FRONTAL).any():
         raise CxrltError("--views frontal leaves no training image: the data names no PA or AP view.")
-    people = cohort.manifest.of_cohort(MAIN).of_split("train").table["subject_id"].nunique()
-    if folds > people:
-        raise CxrltError(f"--folds {folds}: there are {people} subjects to divide into folds; give fewer folds.")
-    return _with_holdout(cohort.manifest, wanted.findings, holdout, seed, folds), wanted
+    subjects = training["subject_id"].nunique()
+    if folds > subjects:
+        raise CxrltError(f"--folds {folds}: there are {subjects} subjects to divide into folds; give fewer folds.")
+    return _with_holdout(manifest, task.findings, request.holdout, request.seed, folds), task
 
 
 def phantom(storage: str, seed: int, images: int, what: str = "No --data: the built-in phantom cohort") -> str:
@@ -57,31 +84,29 @@ def phantom(storage: str, seed: int, images: int, what: str = "No --data: the bu
     return folder
 
 
-def others_of(space: Any, given: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
+def others_of(space: Space, given: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
     """The other cohorts that the space's stages train on; in smoke (`storage` given) phantoms stand in for them."""
-    from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
-
     named = sorted(space.cohorts())
-    wanted = [name for each in named if each not in (MAIN, OUTSIDE, ALL) for name in each.split("+")]
-    lacking = [name for name in dict.fromkeys(wanted) if name not in given and name != MAIN]
-    if not given and not lacking and (OUTSIDE in named or (ALL in named and storage is not None)):
-        lacking = ["nih"]
-    if lacking and storage is None:
+    others = [name for cohorts in named if cohorts not in (MAIN, OUTSIDE, ALL) for name in cohorts.split("+")]
+    missing = [name for name in dict.fromkeys(others) if name not in given and name != MAIN]
+    if not given and not missing and (OUTSIDE in named or (ALL in named and storage is not None)):
+        missing = ["nih"]
+    if missing and storage is None:
         raise UsageError(
-            f"search space {space.name} trains on {', '.join(lacking)} too: say where that is by "
-            f"{' '.join(f'--cohort {name}=DIRECTORY' for name in lacking)}, or copy the space and leave these stages "
+            f"search space {space.name} trains on {', '.join(missing)} too: say where that is by "
+            f"{' '.join(f'--cohort {name}=DIRECTORY' for name in missing)}, or copy the space and leave these stages "
             "out."
         )
-    if ALL in named and not given and not lacking:
+    if ALL in named and not given and not missing:
         print(f"Search space {space.name} trains on all cohorts; there is the main one only (--cohort NAME=DIRECTORY).")
     stand_ins = {
         name: f"phantom:{phantom(str(storage), seed + 1 + k, images, f'In the place of {name}: another phantom')}"
-        for k, name in enumerate(lacking)
+        for k, name in enumerate(missing)
     }
     return {**given, **stand_ins}
 
 
-def few(manifest: Any, images: int, seed: int) -> Any:
+def few(manifest: Manifest, images: int, seed: int) -> Manifest:
     """About so many images of a manifest, as whole subjects, each split in its share."""
     table = manifest.table
     if len(table) <= images:
@@ -94,7 +119,7 @@ def few(manifest: Any, images: int, seed: int) -> Any:
     return manifest.where(table["subject_id"].isin(kept))
 
 
-def _with_holdout(manifest: Any, findings: tuple[str, ...], share: float, seed: int, folds: int) -> Any:
+def _with_holdout(manifest: Manifest, findings: tuple[str, ...], share: float, seed: int, folds: int) -> Manifest:
     """The manifest with `share` of the subjects that would validate (with folds: of train) moved to split 'holdout'."""
     if not share:
         return manifest
@@ -108,12 +133,12 @@ def _with_holdout(manifest: Any, findings: tuple[str, ...], share: float, seed: 
     return dataclasses.replace(manifest, table=table)
 
 
-def _check_task(task: Any, manifest: Any, splits: tuple[str, ...]) -> None:
+def _check_task(task: Task, manifest: Manifest, splits: tuple[str, ...]) -> None:
     """Refuse a task whose findings the data does not label; name findings without positives."""
-    lacking = [finding for finding in task.findings if finding not in manifest.findings]
-    if lacking or not task.findings:
+    missing = [finding for finding in task.findings if finding not in manifest.findings]
+    if missing or not task.findings:
         raise UsageError(
-            f"the data has no column for {', '.join(lacking) or 'any finding'} of {task.name}; "
+            f"the data has no column for {', '.join(missing) or 'any finding'} of {task.name}; "
             f"it has {', '.join(manifest.findings) or 'none'}. Choose --task auto's findings with `sweep auto`."
         )
     for split in splits:

@@ -1,7 +1,8 @@
-"""A search space as Optuna sees it: rules of what a parameter may be -> points -> TrialConfigs. spacefile.py reads one.
+"""A search space as Optuna sees it: domains of parameters -> points -> TrialConfigs. space_file.py reads one.
 
-A parameter is a field of TrialConfig (trialconfig.py) or a setting of a loss (losses.py); a `when` looks at parameters
-above it. A stage's parameter is called `stages.K.NAME`, K from 0, where Optuna or `start` speak of it.
+A parameter is a field of TrialConfig (runs/trial_config.py) or a setting of a loss or an objective (objectives/); a
+`when` names parameters above it. A stage's parameter is called `stages.K.NAME`, K from 0, where Optuna or `start` name
+it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.objectives.metric import Metric
+from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.trial_config import Scalar, TrialConfig
 
 REDUCTION = 3  # ASHA keeps the best third at each rung
@@ -27,8 +30,8 @@ def grace(epochs: int) -> int:
     return max(1, min(2, epochs - 1))
 
 
-class Rule(Config):
-    """How one parameter gets its value: `choices`, `low` and `high`, or `value`, `when` others have theirs."""
+class Domain(Config):
+    """The values of a parameter: `choices`, `low` to `high`, or one `value`, `when` others have theirs."""
 
     choices: tuple[Scalar, ...] | None = None
     low: float | None = None
@@ -39,7 +42,7 @@ class Rule(Config):
     when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default={})
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Rule:
+    def _one_kind(self) -> Domain:
         given = set(self.model_fields_set) - {"when"}
         kinds = [{"choices"}, {"low", "high", "log", "int"}, {"value"}]
         if sum(bool(given & kind) for kind in kinds) != 1:
@@ -76,8 +79,8 @@ class Rule(Config):
     def holds(self, chosen: Mapping[str, Any]) -> bool:
         """Whether every condition of `when` is met by the parameters chosen so far."""
         return all(
-            name in chosen and chosen[name] in (wanted if isinstance(wanted, tuple) else (wanted,))
-            for name, wanted in self.when.items()
+            name in chosen and chosen[name] in (values if isinstance(values, tuple) else (values,))
+            for name, values in self.when.items()
         )
 
     def allows(self, value: Any) -> bool:
@@ -91,8 +94,9 @@ class Rule(Config):
 class Space:
     """A validated search space.
 
-    epochs: of its longest trial. rules: of parameters, then of those of stages, `stages.K.NAME`. start: points to try
-    first, by Optuna's parameter names. notes: what to tell. folder: where relative checkpoints are. storage: where the
+    epochs: of its longest trial. domains: of parameters, then of those of stages, `stages.K.NAME`; of several the first
+    whose `when` holds. start: points to try
+    first, by Optuna's parameter names. notes: to print. folder: where relative checkpoints are. storage: where the
     runs are that init_from names. images: how many a smoke run takes. folds: K, where the trials are of K folds.
     staged: whether it has stages. prune: whether ASHA stops trials.
     """
@@ -100,7 +104,7 @@ class Space:
     name: str
     trials: int
     epochs: int
-    rules: dict[str, tuple[Rule, ...]]
+    domains: dict[str, tuple[Domain, ...]]
     start: tuple[dict[str, Scalar], ...] = ()
     notes: tuple[str, ...] = ()
     folder: str = ""
@@ -113,19 +117,19 @@ class Space:
     def define(self, trial: Any) -> None:
         """Optuna's define-by-run function."""
 
-        def suggest(key: str, rule: Rule) -> Any:
-            if rule.choices is not None:
-                return trial.suggest_categorical(key, list(rule.choices))
-            low, high = rule.ends()
-            if rule.int:
-                return trial.suggest_int(key, low, high, log=rule.log)
-            return trial.suggest_float(key, low, high, log=rule.log)
+        def suggest(key: str, domain: Domain) -> Any:
+            if domain.choices is not None:
+                return trial.suggest_categorical(key, list(domain.choices))
+            low, high = domain.ends()
+            if domain.int:
+                return trial.suggest_int(key, low, high, log=domain.log)
+            return trial.suggest_float(key, low, high, log=domain.log)
 
         self._walk(suggest)
 
     def to_config(self, params: Mapping[str, Any], seed: int = 0) -> TrialConfig:
         """The trial at the point `params`, which `define` suggested; `seed` unless the space searches it."""
-        from cxrlt_ray.objectives import losses
+        from cxrlt_ray.objectives import losses, registry
         from cxrlt_ray.runs.store import weights_of
 
         chosen = self._walk(lambda key, _: params[key])
@@ -136,25 +140,27 @@ class Space:
         if known.get("init_from") and self.storage is not None:
             uri = weights_of(self.storage, str(known["init_from"]), str(known["backbone"]))
             known |= {"checkpoint": uri, "pretrained": True}
-        settings = losses.settings(chosen.get("loss", "bce"))
+        of_loss = losses.settings(chosen.get("loss", "bce"))
+        of_objective = registry.settings_of(str(chosen.get("objective", "multilabel")))
         return TrialConfig.model_validate(
             {
                 "epochs": self.epochs,
                 "seed": seed,
                 **known,
-                "loss_settings": settings | {k: float(v) for k, v in chosen.items() if k in settings},
+                "loss_settings": of_loss | {k: float(v) for k, v in chosen.items() if k in of_loss},
+                "objective_settings": of_objective | {k: float(v) for k, v in chosen.items() if k in of_objective},
                 "stages": tuple(self._stages(chosen)),
             }
         )
 
     def _stages(self, chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The stages that hold, in order: each the values that it names."""
-        found: dict[str, dict[str, Any]] = {}
+        stages: dict[str, dict[str, Any]] = {}
         for name, value in chosen.items():
             if name.startswith("stages."):
                 _, number, field = name.split(".")
-                found.setdefault(number, {})[field] = value
-        yield from (stage for stage in found.values() if "epochs" in stage)
+                stages.setdefault(number, {})[field] = value
+        yield from (stage for stage in stages.values() if "epochs" in stage)
 
     def specs(self) -> list[Any]:
         """The models.ModelSpec of every kind of model that the space can make; raises UsageError for a bad mixture."""
@@ -167,12 +173,26 @@ class Space:
     @cached_property
     def _kinds(self) -> list[TrialConfig]:
         try:
-            found = [self.to_config(point) for point in self._corners()]
+            configs = [self.to_config(point) for point in self._corners()]
         except ValidationError as error:
             raise UsageError(f"search space {self.name}: {message(error)}.") from None
-        if fault := next(filter(None, (config.beginning_fault() for config in found)), ""):
+        if fault := next(filter(None, (config.beginning_fault() for config in configs)), ""):
             raise UsageError(f"search space {self.name}: {fault}.")
-        return found
+        return configs
+
+    @property
+    def metric(self) -> Metric:
+        """What judges trials. Raises UsageError where their objectives are judged by different metrics."""
+        metrics = list(dict.fromkeys(config.metric for config in self.kinds()))
+        if len(metrics) > 1:
+            titles = " and ".join(metric.title for metric in metrics)
+            raise UsageError(f"search space {self.name}: its trials are judged by {titles}, which do not compare.")
+        return metrics[0]
+
+    def learns_soft_targets(self) -> str:
+        """An objective of the space that learns soft targets, or nothing."""
+        stages = (stage for config in self.kinds() for stage in config.staged())
+        return next((stage.objective for stage in stages if find_objective(stage.objective).needs.soft_targets), "")
 
     def cohorts(self) -> set[str]:
         """The values of `cohorts` that stages have."""
@@ -185,26 +205,26 @@ class Space:
 
     def starting(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """A start point of the file under Optuna's names. Raises ValueError for a value that is not allowed there."""
-        found: dict[str, Scalar] = {}
+        values: dict[str, Scalar] = {}
 
-        def choose(key: str, rule: Rule) -> Any:
+        def choose(key: str, domain: Domain) -> Any:
             name = key.split("@")[0]
             if name not in point:
-                return rule.ends()[0]
-            if not rule.allows(point[name]):
+                return domain.ends()[0]
+            if not domain.allows(point[name]):
                 raise ValueError(f"'{name}': given {point[name]!r}, which its rule there does not allow")
-            return found.setdefault(key, point[name])
+            return values.setdefault(key, point[name])
 
         self._walk(choose)
-        return found
+        return values
 
-    def _walk(self, choose: Callable[[str, Rule], Any]) -> dict[str, Any]:
-        """Every parameter's value, in the file's order, `choose`n where it is searched."""
+    def _walk(self, choose: Callable[[str, Domain], Any]) -> dict[str, Any]:
+        """Every parameter's value, in the file's order, by `choose` where it is searched."""
         chosen: dict[str, Any] = {}
-        for name, rules in self.rules.items():
-            for number, rule in enumerate(rules):
-                if rule.holds(chosen):
-                    chosen[name] = rule.value if rule.fixed else choose(_key(name, number), rule)
+        for name, domains in self.domains.items():
+            for number, domain in enumerate(domains):
+                if domain.holds(chosen):
+                    chosen[name] = domain.value if domain.fixed else choose(_key(name, number), domain)
                     break
         return chosen
 
@@ -213,39 +233,36 @@ class Space:
         from cxrlt_ray.models import ModelSpec
 
         shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"}
-        shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "epochs"}  # what a trial takes, and how long
-        shaping |= {name for rules in self.rules.values() for rule in rules for name in rule.when}
+        # what a trial takes, and how long
+        shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "epochs", "objective"}
+        shaping |= {name for domains in self.domains.values() for domain in domains for name in domain.when}
         todo: list[dict[str, Any]] = [{}]
         while todo:
             point = todo.pop()
-            open_: list[tuple[str, Rule]] = []
+            open_: list[tuple[str, Domain]] = []
 
-            def choose(key: str, rule: Rule, point: dict[str, Any] = point, open_: list[Any] = open_) -> Any:
+            def choose(key: str, domain: Domain, point: dict[str, Any] = point, open_: list[Any] = open_) -> Any:
                 name = key.split("@")[0]
                 if key not in point and {name, name.split(".")[-1]} & shaping and not open_:
-                    open_.append((key, rule))
-                return point.get(key, rule.ends()[0])
+                    open_.append((key, domain))
+                return point.get(key, domain.ends()[0])
 
             self._walk(choose)
             if open_:
-                key, rule = open_[0]
-                todo += [{**point, key: value} for value in rule.ends()]
+                key, domain = open_[0]
+                todo += [{**point, key: value} for value in domain.ends()]
             else:
-                yield {**_Ends(self), **point}
+                yield {**_first_values(self), **point}
 
 
-class _Ends(dict[str, Any]):
+def _first_values(space: Space) -> dict[str, Any]:
     """The first value of every searched parameter."""
-
-    def __init__(self, space: Space) -> None:
-        super().__init__(
-            {
-                _key(name, number): rule.ends()[0]
-                for name, rules in space.rules.items()
-                for number, rule in enumerate(rules)
-                if rule.searched
-            }
-        )
+    return {
+        _key(name, number): domain.ends()[0]
+        for name, domains in space.domains.items()
+        for number, domain in enumerate(domains)
+        if domain.searched
+    }
 
 
 def message(error: ValidationError) -> str:
@@ -254,5 +271,5 @@ def message(error: ValidationError) -> str:
 
 
 def _key(name: str, number: int) -> str:
-    """Optuna's name of a parameter under its rule `number`: rules have distributions of their own."""
+    """Optuna's name of a parameter under its domain `number`: each has a distribution of its own."""
     return name if number == 0 else f"{name}@{number}"

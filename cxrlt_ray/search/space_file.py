@@ -1,4 +1,4 @@
-"""A search-space file: YAML of what trials may choose, validated with every mistake told at once -> a search.Space.
+"""A search-space file: YAML of what trials may choose, validated with every mistake named at once -> a search.Space.
 
     description: what it is for
     trials: 12
@@ -21,8 +21,9 @@
       backbones: {convnext_small.fb_in22k_ft_in1k_384: test_convnext}
       resolutions: {384: 64}
 
-A parameter is a field of TrialConfig (trialconfig.py) or a setting of a loss (losses.py); a `when` looks at
-parameters above it. A stage's parameter is called `stages.K.NAME`, K from 0, where Optuna or `start` speak of it.
+A parameter is a field of TrialConfig (runs/trial_config.py) or a setting of a loss or an objective (objectives/); a
+`when` names parameters above it. A stage's parameter is called `stages.K.NAME`, K from 0, where Optuna or `start` name
+it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.trial_config import WHOLE, Scalar, TrialConfig
-from cxrlt_ray.search.space import Rule, Space, message
+from cxrlt_ray.search.space import Domain, Space, message
 
 SMOKE_IMAGES = 300
 
@@ -61,7 +62,7 @@ class SpaceFile(Config):
     trials: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=1)] = 1
     optional_backbones: tuple[str, ...] = ()
-    parameters: dict[str, Scalar | Rule | tuple[Rule, ...]]
+    parameters: dict[str, Scalar | Domain | tuple[Domain, ...]]
     stages: tuple[dict[str, Any], ...] = ()
     folds: Annotated[int, Field(ge=0)] = 0  # of every trial, unless --folds says otherwise
     prune: bool = True  # ASHA stops trials that lag; false: every trial is trained to its end
@@ -91,12 +92,9 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
             raise UsageError(f"{path} has no `smoke:` part, which says what --smoke is to put in its place.")
         small = validate(Smoke, text["smoke"], f"{path}: key 'smoke'")
         text = _smoked(text, small)
-    content = validate(SpaceFile, _rules_only(text, path), path)
-    rules = {
-        key: (given,) if isinstance(given, Rule) else given if isinstance(given, tuple) else (Rule(value=given),)
-        for key, given in content.parameters.items()
-    }
-    rules |= _stage_rules(content.stages, path)
+    content = validate(SpaceFile, _with_domains(text, path), path)
+    domains = {key: _as_domains(value) for key, value in content.parameters.items()}
+    domains |= _stage_domains(content.stages, path)
     if epochs is not None and epochs < 1:
         raise UsageError(f"--epochs must be at least 1, not {epochs}.")
     if epochs is not None and content.stages:
@@ -107,7 +105,7 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
         path.stem,
         content.trials,
         epochs or content.epochs,
-        rules,
+        domains,
         folder=str(Path.cwd()),
         storage=storage,
         images=small.images if small else None,
@@ -115,7 +113,7 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
         staged=bool(content.stages),
         prune=content.prune,
     )
-    mistakes = list(_parameter_mistakes(rules)) or list(_start_mistakes(space, content.start))
+    mistakes = list(_parameter_mistakes(domains)) or list(_start_mistakes(space, content.start))
     if mistakes:
         raise UsageError(f"{path}: {'; '.join(mistakes)}.")
     missing = _missing(content.optional_backbones)
@@ -133,9 +131,9 @@ def _smoked(content: dict[str, Any], small: Smoke) -> dict[str, Any]:
         if isinstance(value, dict):
             return {k: changed(v, key if k in ("choices", "value") else k) for k, v in value.items()}
         if isinstance(value, list):
-            found = [changed(each, key) for each in value]
+            items = [changed(item, key) for item in value]
             # several large backbones may have one small one
-            return list({repr(each): each for each in found}.values()) if key in ("backbone", "resolution") else found
+            return list({repr(item): item for item in items}.values()) if key in ("backbone", "resolution") else items
         if key == "backbone":
             return small.backbones.get(value, value)
         if key == "resolution":
@@ -156,9 +154,15 @@ def _smoked(content: dict[str, Any], small: Smoke) -> dict[str, Any]:
     return text if text["stages"] else {**text, "epochs": small.epochs}
 
 
-def _stage_rules(stages: tuple[dict[str, Any], ...], path: Path) -> dict[str, tuple[Rule, ...]]:
-    """The rules of the stages' parameters, each under the stage's own `when`."""
-    rules: dict[str, tuple[Rule, ...]] = {}
+def _as_domains(value: Scalar | Domain | tuple[Domain, ...]) -> tuple[Domain, ...]:
+    if isinstance(value, tuple):
+        return value
+    return (value,) if isinstance(value, Domain) else (Domain(value=value),)
+
+
+def _stage_domains(stages: tuple[dict[str, Any], ...], path: Path) -> dict[str, tuple[Domain, ...]]:
+    """The domains of the stages' parameters, each under the stage's own `when`."""
+    domains: dict[str, tuple[Domain, ...]] = {}
     for number, stage in enumerate(stages):
         where = f"{path}: key 'stages.{number}"
         if "epochs" not in stage:
@@ -166,44 +170,47 @@ def _stage_rules(stages: tuple[dict[str, Any], ...], path: Path) -> dict[str, tu
         when = stage.get("when", {})
         if not isinstance(when, dict):
             raise UsageError(f"{where}.when': given {when!r}: a mapping of parameters to their values is wanted.")
-        for name, given in stage.items():
+        for name, content in stage.items():
             if name == "when":
                 continue
-            each = given if isinstance(given, list) else [given]
-            made = []
-            for rule in each:
-                rule = rule if isinstance(rule, dict) else {"value": rule}
-                made.append(validate(Rule, {**rule, "when": {**when, **rule.get("when", {})}}, f"{where}.{name}'"))
-            rules[f"stages.{number}.{name}"] = tuple(made)
-    return rules
+            items = [
+                item if isinstance(item, dict) else {"value": item}
+                for item in (content if isinstance(content, list) else [content])
+            ]
+            domains[f"stages.{number}.{name}"] = tuple(
+                validate(Domain, {**item, "when": {**when, **item.get("when", {})}}, f"{where}.{name}'")
+                for item in items
+            )
+    return domains
 
 
-def _rules_only(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The file's content with every mapping under `parameters` validated as a rule, so that messages speak of it."""
+def _with_domains(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The file's content with every mapping under `parameters` validated as a domain, so that messages name it."""
     parameters = content.get("parameters")
     if not isinstance(parameters, dict):
         return content
-    made = {
-        key: validate(Rule, given, f"{path}: key 'parameters.{key}'")
-        if isinstance(given, dict)
-        else tuple(validate(Rule, each, f"{path}: key 'parameters.{key}'") for each in given)
-        if isinstance(given, list) and all(isinstance(each, dict) for each in given)
-        else given
-        for key, given in parameters.items()
-    }
-    return {**content, "parameters": made}
+
+    def validated(key: str, value: Any) -> Any:
+        where = f"{path}: key 'parameters.{key}'"
+        if isinstance(value, dict):
+            return validate(Domain, value, where)
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            return tuple(validate(Domain, item, where) for item in value)
+        return value
+
+    return {**content, "parameters": {key: validated(key, value) for key, value in parameters.items()}}
 
 
-def _parameter_mistakes(rules: dict[str, tuple[Rule, ...]]) -> Iterator[str]:
-    from cxrlt_ray.objectives import losses
+def _parameter_mistakes(domains: dict[str, tuple[Domain, ...]]) -> Iterator[str]:
+    from cxrlt_ray.objectives import losses, registry
 
-    settings = {name for loss in losses.LOSSES for name in losses.settings(loss)}
-    fields = set(TrialConfig.model_fields) - {"epochs", "loss_settings", "stages"}
+    settings = {name for loss in losses.LOSSES for name in losses.settings(loss)} | registry.setting_names()
+    fields = set(TrialConfig.model_fields) - {"epochs", "loss_settings", "objective_settings", "stages"}
     for name in ("backbone", "resolution"):
-        if name not in rules:
+        if name not in domains:
             yield f"key 'parameters.{name}' is missing"
     above: list[str] = []
-    for name, given in rules.items():
+    for name, alternatives in domains.items():
         staged, own = name.startswith("stages."), name.split(".")[-1]
         key = name if staged else f"parameters.{name}"
         allowed = (fields | {"epochs"} if staged else fields) | settings
@@ -213,11 +220,11 @@ def _parameter_mistakes(rules: dict[str, tuple[Rule, ...]]) -> Iterator[str]:
         if own not in allowed:
             yield f"unknown key '{key}'; allowed: {', '.join(sorted(allowed - (WHOLE if staged else set())))}"
             continue
-        for rule in given:
-            for other in rule.when:
+        for domain in alternatives:
+            for other in domain.when:
                 if other not in above:
                     yield f"key '{key}': `when` names '{other}', which is not a parameter above it"
-            for value in rule.ends():
+            for value in domain.ends():
                 if fault := _value_mistake(own, value):
                     yield f"key '{key}': given {value!r}: {fault}"
         above.append(name)
@@ -225,20 +232,25 @@ def _parameter_mistakes(rules: dict[str, tuple[Rule, ...]]) -> Iterator[str]:
 
 def _value_mistake(name: str, value: Any) -> str:
     from cxrlt_ray.models import backbones, fusion, heads
-    from cxrlt_ray.objectives import losses
+    from cxrlt_ray.objectives import losses, registry
 
     if name == "backbone":
         if isinstance(value, str) and backbones.known(value):
             return ""
         return f"timm has no such backbone; near it are {', '.join(backbones.suggestions(str(value))) or 'none'}"
-    kinds = {"loss": losses.LOSSES, "head": heads.HEADS, "fusion": ("none", *fusion.FUSIONS)}
-    for kind, registry in kinds.items():
-        if name == kind:
-            return "" if value in registry else f"there is no such {kind}; there are {', '.join(registry)}"
+    objectives = registry.all_objectives()
+    registries = {"loss": losses.LOSSES, "head": heads.HEADS, "fusion": ("none", *fusion.FUSIONS)}
+    names = {**registries, "objective": objectives}.get(name)
+    if names is not None:
+        return "" if value in names else f"there is no such {name}; there are {', '.join(names)}"
     field = TrialConfig.model_fields.get(name)
-    if field is None and isinstance(value, int | float) and (fault := losses.setting_fault(name, value)):
-        return fault
-    kind_of: Any = field.annotation if field else float  # a loss's setting is a number
+    if field is None and isinstance(value, int | float):
+        settings = [objective.settings[name] for objective in objectives.values() if name in objective.settings]
+        if settings and not settings[0].fits(value):
+            return f"{name} is {value:g}, but must be {settings[0].allowed}"
+        if not settings and (fault := losses.setting_fault(name, value)):
+            return fault
+    kind_of: Any = field.annotation if field else float  # a setting of a loss or an objective is a number
     if kind_of is int and isinstance(value, float):
         return "a whole number is wanted (a range of them needs `int: true`)"
     adapter: TypeAdapter[Any] = TypeAdapter(
@@ -259,7 +271,7 @@ def _value_mistake(name: str, value: Any) -> str:
 def _start_mistakes(space: Space, start: tuple[dict[str, Scalar], ...]) -> Iterator[str]:
     for number, point in enumerate(start):
         for name in point:
-            if name not in space.rules:
+            if name not in space.domains:
                 yield f"key 'start.{number}.{name}': not one of the parameters"
         try:
             space.starting(point)
@@ -281,11 +293,11 @@ def _without(space: Space, missing: list[str], path: Path) -> Space:
     if not missing:
         return space
     left = []
-    for rule in space.rules["backbone"]:
-        kept = tuple(name for name in rule.ends() if name not in missing)
-        if kept:
-            left.append(rule.model_copy(update={"choices": kept}) if rule.choices is not None else rule)
+    for domain in space.domains["backbone"]:
+        installed = tuple(name for name in domain.ends() if name not in missing)
+        if installed:
+            left.append(domain.model_copy(update={"choices": installed}) if domain.choices is not None else domain)
     if not left:
         raise UsageError(f"{path}: every backbone needs weights that are not installed: {OFFLINE}.")
     notes = tuple(f"Left out: {name}, whose weights are not installed ({OFFLINE})" for name in missing)
-    return dataclasses.replace(space, rules={**space.rules, "backbone": tuple(left)}, notes=notes)
+    return dataclasses.replace(space, domains={**space.domains, "backbone": tuple(left)}, notes=notes)

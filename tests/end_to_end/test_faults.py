@@ -20,6 +20,7 @@ from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs import store
 from cxrlt_ray.runs.records import RunRecord
+from cxrlt_ray.search.resume import claimed
 
 SPACE = """
 trials: 1
@@ -54,9 +55,9 @@ def process_of(run):
     """The process of the run's first trial, and how many epochs it has done."""
     from ray.experimental import internal_kv
 
-    from cxrlt_ray.search.watchdog import SPACE as THERE
+    from cxrlt_ray.search.watchdog import NAMESPACE
 
-    told = internal_kv._internal_kv_get(f"{run}/T0000/0".encode(), namespace=THERE)
+    told = internal_kv._internal_kv_get(f"{run}/T0000/0".encode(), namespace=NAMESPACE)
     return json.loads(told)["pid"] if told else None
 
 
@@ -150,9 +151,9 @@ def test_a_run_that_is_being_swept_is_refused(tmp_path):
 
     run = store.Run(Store(str(tmp_path)), RunRecord(name="r", task=Task("auto", ("Mass",))))
     refusal = pytest.raises(UsageError, match=f"being swept by another process .process {os.getpid()} on ")
-    with sweep.claimed(run), refusal, sweep.claimed(run):
+    with claimed(run), refusal, claimed(run):
         pass
-    with sweep.claimed(run):
+    with claimed(run):
         pass
 
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import write_images
 
 from cxrlt_ray import ensemble, sweep
+from cxrlt_ray.ensembling.pool import candidates
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
 from cxrlt_ray.runs.cost import gflops
@@ -114,7 +115,7 @@ def test_a_trial_pruned_in_its_first_fold_is_told_as_pruned_and_is_no_candidate(
     sweep.main("auto", data=table, space=str(path), folds=2, name="p", storage=storage, trials=2)
     found = store.load_run(storage, "p").trials()
     assert [trial.state for trial in found] == ["finished", "pruned"]
-    assert ensemble.candidates(store.load_run(storage, "p"), None) == found[:1]
+    assert candidates(store.load_run(storage, "p"), None) == found[:1]
 
 
 @pytest.mark.slow
@@ -219,8 +220,9 @@ import sys
 import ray
 ray.init(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
 from cxrlt_ray import ensemble, sweep
+from cxrlt_ray.search import resources
 data, space, storage, engine, cpus = sys.argv[1:]
-sweep._machine = lambda address: (1.0, 0.0)
+resources.available = lambda address: (1.0, 0.0)
 sweep.main("auto", data=data, space=space, storage=storage, name="edge", ingest=engine, cpus_per_trial=float(cpus))
 ensemble.main(select="mean", storage=storage, rounds=10)
 """

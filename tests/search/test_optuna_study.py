@@ -18,10 +18,10 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.records import EpochRecord, RunRecord
 from cxrlt_ray.runs.store import create_run, load_run, read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
-from cxrlt_ray.search import optuna_study as studies
-from cxrlt_ray.search.optuna_study import Study, check_url, reopen, settle, trial_name
+from cxrlt_ray.search.asha import ResumableASHA
+from cxrlt_ray.search.optuna_study import OptunaStudy, check_url
 from cxrlt_ray.search.space_file import load_space
-from cxrlt_ray.search.tuner import Halving
+from cxrlt_ray.search.trial_states import note_retry, reopen_trial, settle_trial, trial_name
 from cxrlt_ray.storage import Store
 
 SPACE = """
@@ -68,7 +68,7 @@ def trained(run, number, params, epochs=3):
 
 def searched(run, space, url=None, ends=lambda number, step: None, until=TRIALS):
     """Search, as a sweep does, one trial at a time; every third is pruned after an epoch. ends: raises Cut."""
-    study = Study(run, space, 0, url)
+    study = OptunaStudy(run, space, 0, url)
     while True:
         done = sum(trial.state != "running" for trial in run.trials())
         if done == until:
@@ -77,7 +77,7 @@ def searched(run, space, url=None, ends=lambda number, step: None, until=TRIALS)
         ends(number, "suggested")
         trained(run, number, params, 1 if number % 3 == 2 else 3)
         ends(number, "trained")
-        settle(run, number)
+        settle_trial(run, number)
         ends(number, "written")
         study.settle(number)
 
@@ -131,7 +131,7 @@ def test_a_trial_cut_off_while_it_is_suggested_keeps_what_it_has(run, space, wan
     with monkeypatch.context() as broken:
         broken.setattr(Store, "write_json", lambda *_: (_ for _ in ()).throw(Cut()))
         with pytest.raises(Cut):
-            Study(run, space, 0).next()
+            OptunaStudy(run, space, 0).next()
     with sqlite3.connect(run.store.local / "optuna.db") as database:  # not all of it had been written
         database.execute("DELETE FROM trial_params WHERE trial_id = 6 AND param_name = 'loss'")
     assert write is Store.write_json
@@ -156,24 +156,22 @@ def test_a_run_goes_on_from_another_place(run, space, wanted, tmp_path):
 
 def test_a_trial_that_is_opened_again_is_suggested_again_under_its_number(run, space, wanted):
     searched(run, space, until=5)
-    reopen(run.trials()[1])
+    reopen_trial(run.trials()[1])
     again = run.trials()[1].record
     assert (again.state, again.epochs, again.retraining.state) == ("running", [], "finished")
-    assert Study(run, space, 0).next() == (1, wanted["T0001"])
+    assert OptunaStudy(run, space, 0).next() == (1, wanted["T0001"])
     assert searched(run, space) == wanted
 
 
 def test_asha_is_told_again_what_it_knew(run, space):
     searched(run, space, until=4)
-    halving = Halving("epoch", max_t=3, grace_period=1, reduction_factor=3)
-    halving.recall(run.trials())
-    assert set(halving._brackets[0]._rungs[-1][1]) == {"T0000", "T0001", "T0002", "T0003"}
-    assert halving.stopped == []
-    number, params = Study(run, space, 0).next()
+    asha = ResumableASHA("epoch", max_t=3, grace_period=1, reduction_factor=3)
+    assert asha.recall(run.trials()) == []
+    assert set(asha._brackets[0]._rungs[-1][1]) == {"T0000", "T0001", "T0002", "T0003"}
+    number, params = OptunaStudy(run, space, 0).next()
     trained(run, number, {**params, "lr": 90.0}, 1)  # far below the others: it would have been stopped
-    halving = Halving("epoch", max_t=3, grace_period=1, reduction_factor=3)
-    halving.recall(run.trials())
-    assert halving.stopped == [number]
+    asha = ResumableASHA("epoch", max_t=3, grace_period=1, reduction_factor=3)
+    assert asha.recall(run.trials()) == [number]
 
 
 @pytest.mark.parametrize(
@@ -231,16 +229,16 @@ def test_postgresql_keeps_the_search_and_may_be_lost_too(run, space, wanted, pos
 
 def test_a_server_that_does_not_answer_is_told(run, space):
     with pytest.raises(CxrltError, match=r"cannot be opened: .*Is --search-db right") as refusal:
-        Study(run, space, 0, check_url("postgresql://me@127.0.0.1:1/none"))
+        OptunaStudy(run, space, 0, check_url("postgresql://me@127.0.0.1:1/none"))
     assert "\n" not in str(refusal.value)
 
 
 def test_reasons_of_retries_end_up_in_the_trials_record(run, space):
-    number, _ = Study(run, space, 0).next()
+    number, _ = OptunaStudy(run, space, 0).next()
     store = run.store / "trials" / trial_name(number)
-    studies.note_retry(store, "its process ended (killed, or out of memory)", 1.0)
-    studies.note_retry(store, "hung: no batch was done in 10 min, its process was ended", 2.0)
-    assert settle(run, number, error=True) == "failed"
+    note_retry(store, "its process ended (killed, or out of memory)", 1.0)
+    note_retry(store, "hung: no batch was done in 10 min, its process was ended", 2.0)
+    assert settle_trial(run, number, error=True).state == "failed"
     record = read_trial(store).record
     assert record.reason.startswith("hung: ")
     assert [retry.at for retry in record.retries] == [1.0, 2.0]

@@ -12,9 +12,10 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.runs.records import EpochRecord, TrialRecord
 from cxrlt_ray.runs.trial_config import TrialConfig
-from cxrlt_ray.search import plan
+from cxrlt_ray.search import plan, rates, schedule
 from cxrlt_ray.search.space import grace
 from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.search.workload import Workload, trial_seconds
 from cxrlt_ray.storage import Store
 
 seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)
@@ -22,10 +23,10 @@ seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)
 
 @given(seconds, st.integers(1, 20), st.integers(1, 8))
 def test_without_pruning_every_trial_has_all_epochs_and_devices_are_busy_for_just_these(each, epochs, together):
-    found = plan.play(each, epochs, together, prune=False)
+    found = schedule.simulate(each, epochs, together, prune=False)
     assert (found.epochs == epochs).all()
     used = min(together, len(each))
-    overhead = used * plan.START + (len(each) - used) * plan.TURNAROUND
+    overhead = used * schedule.START + (len(each) - used) * schedule.TURNAROUND
     assert found.busy == pytest.approx(sum(each) * epochs + overhead)
     assert found.busy / used <= found.wall + 1e-6
     assert found.wall >= max(each) * epochs
@@ -33,7 +34,7 @@ def test_without_pruning_every_trial_has_all_epochs_and_devices_are_busy_for_jus
 
 @given(seconds, st.integers(2, 20), st.integers(1, 8))
 def test_pruning_costs_no_more_and_stops_at_rungs_only(each, epochs, together):
-    pruned, whole = (plan.play(each, epochs, together, prune=prune) for prune in (True, False))
+    pruned, whole = (schedule.simulate(each, epochs, together, prune=prune) for prune in (True, False))
     assert pruned.busy <= whole.busy + 1e-6
     rungs = {grace(epochs) * 3**k for k in range(5)} | {epochs}
     assert set(pruned.epochs.tolist()) <= rungs
@@ -58,7 +59,7 @@ def test_the_rule_is_rays_own():
             score = float(rng.normal())
             theirs = scheduler.on_trial_result(None, trial, {"e": epoch, "m": score}) == TrialScheduler.STOP
             before = seen.get(epoch, [])
-            ours = epoch >= 9 or plan.stops(score, before)
+            ours = epoch >= 9 or schedule.stops(score, before)
             if epoch in seen:
                 seen[epoch].append(score)
             assert theirs == ours
@@ -68,14 +69,14 @@ def test_the_rule_is_rays_own():
 
 def test_more_devices_are_faster_until_the_longest_trial_binds():
     each = np.random.default_rng(0).uniform(10, 100, 40).tolist()
-    walls = [plan.play(each, 8, count, prune=False).wall for count in (1, 2, 8, 32)]
+    walls = [schedule.simulate(each, 8, count, prune=False).wall for count in (1, 2, 8, 32)]
     assert walls == sorted(walls, reverse=True)
     assert walls[0] > 6 * walls[2]
 
 
 def test_trials_are_drawn_from_the_space_its_start_points_first():
     space = load_space("laptop")
-    configs = plan.draw(space, 20)
+    configs = plan.draw_trials(space, 20)
     assert len(configs) == 20
     assert configs[0].lr == 1e-3
     assert len({config.backbone for config in configs}) > 1
@@ -84,21 +85,21 @@ def test_trials_are_drawn_from_the_space_its_start_points_first():
 def test_rates_measured_before_are_used_and_scale_the_others(tmp_path):
     space = load_space("laptop")
     spec, other = (space.to_config(config).spec() for config in _params(space))
-    rates = plan.Rates(Store(str(tmp_path)))
-    guess = rates.kind(spec, 40, "cpu-2", 2)
+    known = rates.Rates(Store(str(tmp_path)))
+    guess = known.rate_of(spec, 40, "cpu-2", 2)
     assert guess.source == "estimated"
-    rates.note("cpu-2", spec.backbone, spec.resolution, 10 * guess.rate, "probe")
-    before = rates.kind(other, 40, "H100")
-    rates.save()
-    again = plan.Rates(Store(str(tmp_path)))
-    assert again.kind(spec, 40, "cpu-2", 2).rate == pytest.approx(10 * guess.rate, rel=0.01)
-    assert "measured" in again.kind(spec, 40, "cpu-2", 2).source
-    scaled = again.kind(other, 40, "cpu-2", 2)
+    known.note("cpu-2", spec.backbone, spec.resolution, 10 * guess.rate, "probe")
+    before = known.rate_of(other, 40, "H100")
+    known.save()
+    again = rates.Rates(Store(str(tmp_path)))
+    assert again.rate_of(spec, 40, "cpu-2", 2).rate == pytest.approx(10 * guess.rate, rel=0.01)
+    assert "measured" in again.rate_of(spec, 40, "cpu-2", 2).source
+    scaled = again.rate_of(other, 40, "cpu-2", 2)
     assert "scaled" in scaled.source
     assert scaled.rate == pytest.approx(
-        10 * plan.Rates(Store(str(tmp_path / "none"))).kind(other, 40, "cpu-2", 2).rate, rel=0.01
+        10 * rates.Rates(Store(str(tmp_path / "none"))).rate_of(other, 40, "cpu-2", 2).rate, rel=0.01
     )
-    assert again.kind(other, 40, "H100").rate == before.rate  # what was measured here says nothing of a GPU
+    assert again.rate_of(other, 40, "H100").rate == before.rate  # what was measured here says nothing of a GPU
 
 
 @pytest.mark.parametrize(
@@ -115,11 +116,11 @@ def test_rates_measured_before_are_used_and_scale_the_others(tmp_path):
     ],
 )
 def test_a_gpu_is_one_whatever_torch_ray_and_the_option_call_it(device, wanted, tmp_path):
-    assert plan.family(device) == wanted
-    rates = plan.Rates(Store(str(tmp_path)))
-    rates.note(device, "test_resnet", 96, 123.0, "trials")
+    assert rates.family(device) == wanted
+    known = rates.Rates(Store(str(tmp_path)))
+    known.note(device, "test_resnet", 96, 123.0, "trials")
     spec = ModelSpec("test_resnet", 96, pretrained=False)
-    assert rates.kind(spec, 40, wanted).rate == rates.kind(spec, 40, device).rate == 123.0
+    assert known.rate_of(spec, 40, wanted).rate == known.rate_of(spec, 40, device).rate == 123.0
 
 
 def _params(space):
@@ -131,9 +132,9 @@ def _params(space):
 
 
 def test_images_are_split_as_the_challenges():
-    work = plan.Work.of(377_110)
+    work = Workload.of_count(377_110)
     assert (work.train, work.val, work.test) == (258_871, 39_293, 78_946)
-    assert plan.Work.of(10_000_000).images == 10_000_000
+    assert Workload.of_count(10_000_000).images == 10_000_000
 
 
 def test_a_plan_names_rates_disk_ingest_time_and_cost_and_starts_nothing(tmp_path, capsys):
@@ -148,7 +149,7 @@ def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monk
     monkeypatch.setattr(plan, "PROBE_SECONDS", 0.5)
     sweep.main("task1", space="laptop", plan=True, probe=True, images=10_000, storage=str(tmp_path))
     assert "measured (probe)" in capsys.readouterr().out
-    assert all(rate["images_per_second"] > 0 for rate in plan.Rates(Store(str(tmp_path))).known.values())
+    assert all(rate["images_per_second"] > 0 for rate in rates.Rates(Store(str(tmp_path))).known.values())
 
 
 @pytest.mark.parametrize(
@@ -178,10 +179,10 @@ def staged(**options):
 
 def test_a_trial_of_stages_is_priced_epoch_by_epoch():
     kinds = {
-        ("test_convnext", 64): plan.Kind("test_convnext", 64, 100.0, "measured", 0),
-        ("test_convnext", 96): plan.Kind("test_convnext", 96, 50.0, "measured", 0),
+        ("test_convnext", 64): rates.ModelRate("test_convnext", 64, 100.0, "measured", 0),
+        ("test_convnext", 96): rates.ModelRate("test_convnext", 96, 50.0, "measured", 0),
     }
-    work = plan.Work(1000, 300, 0, outside={"nih": 4000, "brax": 500})
+    work = Workload(1000, 300, 0, outside={"nih": 4000, "brax": 500})
     config = staged(
         stages=(
             {"epochs": 1, "cohorts": "nih"},
@@ -190,17 +191,17 @@ def test_a_trial_of_stages_is_priced_epoch_by_epoch():
             {"epochs": 1, "cohorts": "main", "frozen_backbone": True},
         )
     )
-    seconds = plan.trial_seconds(config, kinds, work)
+    seconds = trial_seconds(config, kinds, work)
     # validation costs a third of training an image; so does an image through a frozen backbone
     assert seconds == pytest.approx([41, 11, 11, 5500 / 50 + 2, 1000 / 150 + 2])
-    refit = plan.trial_seconds(staged(refit=True), kinds, work)
+    refit = trial_seconds(staged(refit=True), kinds, work)
     assert refit == pytest.approx([22])
 
 
 def test_trials_of_different_length_are_played_to_their_own_ends():
-    found = plan.play([[1.0, 1.0], [2.0, 2.0, 2.0], 5.0], 4, 1, prune=False)
+    found = schedule.simulate([[1.0, 1.0], [2.0, 2.0, 2.0], 5.0], 4, 1, prune=False)
     assert found.epochs.tolist() == [2, 3, 4]
-    assert found.busy == pytest.approx(2 + 6 + 20 + plan.START + 2 * plan.TURNAROUND)
+    assert found.busy == pytest.approx(2 + 6 + 20 + schedule.START + 2 * schedule.TURNAROUND)
 
 
 def test_rates_come_from_stages_that_trained_the_backbone_on_single_images():
@@ -215,6 +216,6 @@ def test_rates_come_from_stages_that_trained_the_backbone_on_single_images():
         EpochRecord(fold=0, stage=stage, epoch=k, images_per_second=speed)
         for k, (stage, speed) in enumerate(((0, 900), (1, 80), (1, 100), (2, 60)))
     ]
-    speeds = plan._speeds(TrialRecord(name="T0000", state="finished", config=config, epochs=epochs))
+    speeds = rates.trained_rates(TrialRecord(name="T0000", state="finished", config=config, epochs=epochs))
     assert [(stage.resolution, speed) for stage, speed in speeds] == [(96, 100.0)]
-    assert plan._speeds(TrialRecord(name="T0000", state="failed")) == []
+    assert rates.trained_rates(TrialRecord(name="T0000", state="failed")) == []

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxrlt_ray import sweep
+from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.search.resources import plan_resources
 
 
 @given(
@@ -22,30 +24,30 @@ from cxrlt_ray.errors import CxrltError, UsageError
 def test_a_plan_always_leaves_cpus_to_stream_images_or_is_refused_with_numbers(cpus, gpus, concurrent, each, workers):
     asked = {"max_concurrent": concurrent, "cpus_per_trial": each, "workers_per_trial": workers}
     try:
-        plan = sweep.plan_resources(cpus, gpus, **asked)
+        plan = plan_resources(cpus, gpus, **asked)
     except UsageError:
         with pytest.raises(UsageError, match=r"\d"):
-            sweep.plan_resources(cpus, gpus, **asked)
+            plan_resources(cpus, gpus, **asked)
         return
-    assert plan.cpus_for_data >= sweep.DATA_CPUS
+    assert plan.cpus_for_data >= DATA_CPUS
     assert plan.cpus_per_trial > 0
     assert plan.max_concurrent * plan.workers_per_trial * plan.gpus_per_trial <= gpus
 
 
 def test_more_than_the_machine_has_is_refused_with_what_there_is():
     with pytest.raises(UsageError, match="there are 2: at most 2 trials"):
-        sweep.plan_resources(16, 2, max_concurrent=3)
+        plan_resources(16, 2, max_concurrent=3)
     with pytest.raises(UsageError, match=r"asks for 4 GPU; there are 2"):
-        sweep.plan_resources(16, 2, workers_per_trial=4)
+        plan_resources(16, 2, workers_per_trial=4)
     with pytest.raises(UsageError, match=r"ask for 2 of 2 CPU, and 0.5 must stay free"):
-        sweep.plan_resources(2, 0, cpus_per_trial=2)
+        plan_resources(2, 0, cpus_per_trial=2)
     for few in (0, 3):
         with pytest.raises(UsageError, match=f"--min-workers must be 1 to 2 .--workers-per-trial., not {few}"):
-            sweep.plan_resources(16, 2, workers_per_trial=2, min_workers=few)
+            plan_resources(16, 2, workers_per_trial=2, min_workers=few)
 
 
 def test_one_core_is_enough():
-    assert 0 < sweep.plan_resources(1, 0).cpus_per_trial <= 0.5
+    assert 0 < plan_resources(1, 0).cpus_per_trial <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -93,4 +95,4 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize(("text", "seconds"), [(None, None), ("90s", 90), ("30m", 1800), ("2h", 7200), ("45", 45)])
 def test_a_time_budget_is_read_with_its_unit(text, seconds):
-    assert sweep._seconds(text) == seconds
+    assert sweep.SweepRequest(task="task1", time_budget=text).seconds == seconds

@@ -46,7 +46,7 @@ def space(tmp_path):
 
 
 def sampled(space, count=40):
-    return plan.draw(dataclasses.replace(space, start=()), count)
+    return plan.draw_trials(dataclasses.replace(space, start=()), count)
 
 
 def test_every_sampled_trial_keeps_to_choices_ranges_and_conditions(space):

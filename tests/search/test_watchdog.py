@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cxrlt_ray.search import tuner, watchdog
+from cxrlt_ray.search import trainable, watchdog
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def clock(monkeypatch):
 def test_a_trial_is_hung_when_it_does_no_batch_and_has_longer_to_its_first(
     monkeypatch, clock, capsys, beats, after, still, ended
 ):
-    guard = watchdog.Guard(SimpleNamespace(name="run"), after)
+    guard = watchdog.Watchdog(SimpleNamespace(name="run"), after)
     told = {} if beats is None else {"run/T0003/0": {"beats": beats, "pid": 1, "node": "here"}}
     killed = []
-    monkeypatch.setattr(guard, "_told", lambda number: told)
-    monkeypatch.setattr(guard, "_gone", lambda number: None)
+    monkeypatch.setattr(guard, "_processes", lambda number: told)
+    monkeypatch.setattr(guard, "_forget", lambda number: None)
     monkeypatch.setattr(watchdog, "_kill", lambda trial, processes: killed.append(processes))
     trial = SimpleNamespace(config={"number": 3}, status="RUNNING")
     guard.on_trial_start(0, [trial], trial)
@@ -49,9 +49,9 @@ def test_a_trial_is_hung_when_it_does_no_batch_and_has_longer_to_its_first(
 
 
 def test_a_trial_that_does_batches_is_never_hung(monkeypatch, clock):
-    guard = watchdog.Guard(SimpleNamespace(name="run"), 10.0)
+    guard = watchdog.Watchdog(SimpleNamespace(name="run"), 10.0)
     beats = iter(range(100))
-    monkeypatch.setattr(guard, "_told", lambda number: {"0": {"beats": next(beats)}})
+    monkeypatch.setattr(guard, "_processes", lambda number: {"0": {"beats": next(beats)}})
     monkeypatch.setattr(watchdog, "_kill", lambda trial, processes: pytest.fail("ended"))
     trial = SimpleNamespace(config={"number": 0}, status="RUNNING")
     guard.on_trial_start(0, [trial], trial)
@@ -68,8 +68,8 @@ def test_a_trial_whose_images_wait_for_a_cpu_says_so_once_before_it_is_hung(
 ):
     import ray
 
-    guard = watchdog.Guard(SimpleNamespace(name="run"), 600.0, needs)
-    monkeypatch.setattr(guard, "_told", lambda number: {"0": {"beats": 1}})
+    guard = watchdog.Watchdog(SimpleNamespace(name="run"), 600.0, needs)
+    monkeypatch.setattr(guard, "_processes", lambda number: {"0": {"beats": 1}})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
     trial = SimpleNamespace(config={"number": 3}, status="RUNNING")
     guard.on_trial_start(0, [trial], trial)
@@ -105,8 +105,8 @@ MEMORY = "Task was killed due to the node running low on memory."
 def test_only_a_trial_whose_process_could_not_say_why_it_failed_has_a_reason_given(tmp_path, failures, reason):
     path = tmp_path / "error.txt"  # as Tune writes it
     path.write_text("".join(f"Failure # {k + 1} (occurred at noon)\n{text}\n" for k, text in enumerate(failures)))
-    guard = watchdog.Guard(SimpleNamespace(name="run"), 600.0)
-    assert guard.why(0, SimpleNamespace(error_file=str(path))) == reason
+    guard = watchdog.Watchdog(SimpleNamespace(name="run"), 600.0)
+    assert guard.reason_of_end(0, SimpleNamespace(error_file=str(path))) == reason
 
 
 def test_the_cpus_of_a_trials_workers_are_given_back_when_it_is_gone(ray):
@@ -116,11 +116,11 @@ def test_the_cpus_of_a_trials_workers_are_given_back_when_it_is_gone(ray):
 
     group = placement_group([{"CPU": 0.25}, {"CPU": 0.25}])
     ray.get(group.ready(), timeout=30)
-    guard = watchdog.Guard(SimpleNamespace(name="given-back"), 600.0)
+    guard = watchdog.Watchdog(SimpleNamespace(name="given-back"), 600.0)
 
     @ray.remote(num_cpus=0)
     def worker(hexadecimal):
-        with watchdog.announced("given-back", "T0000", 0, hexadecimal):
+        with watchdog.heartbeats_written("given-back", "T0000", 0, hexadecimal):
             pass
 
     ray.get(worker.remote(group.id.hex()))
@@ -138,7 +138,7 @@ def test_the_cpus_of_a_trials_workers_are_given_back_when_it_is_gone(ray):
     [
         ([4], 2, 4, 0),  # all there: at once
         ([1, 1, 4], 2, 4, 2),  # they come
-        ([3], 2, 3, tuner.ELASTIC),  # some do not come
+        ([3], 2, 3, trainable.ELASTIC),  # some do not come
         ([1] * 200 + [2], 2, 2, 200),  # too few: waits for the least
         ([0], 4, 4, 0),  # all or none is Ray's own to wait for
     ],
@@ -151,7 +151,7 @@ def test_a_group_begins_with_all_workers_or_after_a_while_with_those_there_is_ro
     def sleep(duration):
         clock.at += duration
 
-    monkeypatch.setattr(tuner.time, "sleep", sleep)
+    monkeypatch.setattr(trainable.time, "sleep", sleep)
     began = clock.at
-    assert tuner.workers_at_hand(lambda: left.pop(0) if len(left) > 1 else left[0], least, 4) == expected
+    assert trainable.workers_at_hand(lambda: left.pop(0) if len(left) > 1 else left[0], least, 4) == expected
     assert clock.at - began == pytest.approx(seconds, abs=2)

@@ -1,0 +1,65 @@
+"""ASHA as Ray Tune has it, that goes on after the sweep was cut off: it is told again what trials had reported."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from cxrlt_ray.cluster import ray_private
+from cxrlt_ray.objectives.metric import VAL_MAP, Metric
+from cxrlt_ray.runs.records import RUNNING
+from cxrlt_ray.runs.store import Run, Trial
+from cxrlt_ray.search.space import REDUCTION, Space
+from cxrlt_ray.search.trial_states import learning_curve, trial_name, trial_number
+
+
+class ResumableASHA(ASHAScheduler):
+    """ASHA that knows trials by the names they have in the store, and can be told what they had reported."""
+
+    def recall(self, trials: list[Trial], metric: Metric = VAL_MAP) -> list[int]:
+        """Record the epochs of a run's trials; the numbers of those that run which it would have stopped by now."""
+        sign = 1.0 if metric.mode == "max" else -1.0
+        stopped = []
+        for trial in trials:
+            decisions = [
+                ray_private.asha_decision(self, trial.name, epoch, sign * score)
+                for epoch, score in learning_curve(trial)
+                if epoch < ray_private.asha_max_epochs(self) and score == score
+            ]
+            if TrialScheduler.STOP in decisions and trial.state == RUNNING and trial.record.retraining is None:
+                stopped.append(trial_number(trial))
+        return stopped
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """As ASHAScheduler."""
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """As ASHAScheduler."""
+        return super().on_trial_result(tune_controller, _named(trial), result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """As ASHAScheduler."""
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """As ASHAScheduler."""
+        super().on_trial_remove(tune_controller, _named(trial))
+
+
+def _named(trial: Any) -> Any:
+    return SimpleNamespace(trial_id=trial_name(trial.config["number"]))
+
+
+def scheduler_of(space: Space, steps: int, run: Run, metric: Metric = VAL_MAP) -> tuple[TrialScheduler, list[int]]:
+    """ASHA with what a run's trials reported, and the numbers of trials that it stops by that.
+
+    Where the space says `prune: false` no trial is stopped. steps: reports of the longest trial.
+    """
+    if not space.prune:
+        return FIFOScheduler(), []
+    # by epoch, not by Tune's count of reports: a stage that was trained before is not reported again
+    asha = ResumableASHA("epoch", max_t=steps, grace_period=space.grace(steps), reduction_factor=REDUCTION)
+    return asha, asha.recall(run.trials(), metric)

@@ -1,0 +1,81 @@
+"""What a sweep prints while it runs: a line a trial, and of long trials a line from time to time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from cxrlt_ray.objectives.metric import VAL_MAP, Metric
+from cxrlt_ray.runs.records import FAILED, RUNNING
+from cxrlt_ray.runs.store import Run, Trial, best_first
+from cxrlt_ray.search.trial_states import retries_of, trial_name
+
+SILENCE = 60.0  # seconds after which an epoch is printed
+
+
+@dataclass
+class Progress(tune.Callback):
+    """One line a finished trial: how it did, the best so far, images/s, time left; and of long trials, of epochs.
+
+    trials: of the whole run. missing: that were not done when the sweep began.
+    """
+
+    run: Run
+    trials: int
+    missing: int
+    metric: Metric = VAL_MAP
+
+    def __post_init__(self) -> None:
+        self.started, self.printed, self.done = time.monotonic(), time.monotonic(), 0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Print an epoch where nothing was printed for SILENCE seconds."""
+        if time.monotonic() - self.printed > SILENCE:
+            self.printed = time.monotonic()
+            best = f"epoch {result['epoch']}, best {self.metric.title} {result[self.metric.name]:.4f}"
+            name = trial_name(trial.config["number"])
+            print(f"  {name} {best}, {result['images_per_second']:.0f} images/s", flush=True)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print a trial that finished or was pruned."""
+        self._print(trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print that a trial is begun anew."""
+        name = trial_name(trial.config["number"])
+        retries = retries_of(self.run.trial(name))
+        print(f"  {name} is begun anew: {retries[-1].reason if retries else 'it failed'}", flush=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print a trial that failed."""
+        self._print(trial)
+
+    def _print(self, tune_trial: Any) -> None:
+        name = trial_name(tune_trial.config["number"])
+        trials = self.run.trials()
+        trial = next((trial for trial in trials if trial.name == name), None)
+        if trial is None or trial.state == RUNNING:
+            return  # the sweep is stopped
+        self.done += 1
+        self.printed = time.monotonic()
+        left = (time.monotonic() - self.started) / self.done * (self.missing - self.done)
+        scored = best_first(trial for trial in trials if trial.score == trial.score)
+        best = f"best {scored[0].score:.4f} ({scored[0].name})" if scored else "none yet"
+        total = self.trials - self.missing + self.done
+        print(f"[{total}/{self.trials}] {line_of(trial)} | {best} | {left / 60:.1f} min left", flush=True)
+
+
+def line_of(trial: Trial) -> str:
+    """A trial that has ended, in a line: its score and how it was trained, or why it failed."""
+    record, config = trial.record, trial.record.config
+    if config is None or trial.state == FAILED:
+        return f"{trial.name} failed: {record.reason}"
+    return (
+        f"{trial.name} {trial.state:8} {record.metric.title} {trial.score:.4f}  {len(record.epochs)} epochs  "
+        f"{record.images_per_second or 0:.0f} images/s  {config.backbone} {config.resolution} px {config.loss}"
+    )

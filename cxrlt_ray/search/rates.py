@@ -1,0 +1,172 @@
+"""Images/s of training a model on a device: measured by earlier trials and by a probe, or estimated.
+
+Rates are, in this order: measured here (kept in STORAGE/rates.json), or estimated from the model's floating-point
+operations and what the device reaches (SPEEDS), scaled to what was measured on it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cxrlt_ray.runs.records import TrialRecord
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from cxrlt_ray.models import ModelSpec
+
+# FLOP/s that training reaches; from 600 images/s of ConvNeXt-S at 384 px on an H100 (627 measured, benchmarks/gpu.py),
+# and estimated from the vendors' dense bf16 (T4, V100: fp16) figures for the others; CPU: per core, the low end of the
+# 20 to 53 GFLOP/s that the demo's models reached on two AMD EPYC cores
+SPEEDS = {
+    "H200": 95e12,
+    "H100": 92e12,
+    "A100": 45e12,
+    "L40S": 45e12,
+    "A10G": 15e12,
+    "L4": 14e12,
+    "V100": 20e12,
+    "T4": 8e12,
+    "cpu": 20e9,
+}
+GPUS = [name for name in SPEEDS if name != "cpu"]
+FINDINGS = 40  # of the models whose cost is planned: the head is next to nothing
+PASSES = 3.0  # a training step costs three forward passes, forward and twice that backward
+
+
+@dataclass(frozen=True)
+class ModelRate:
+    """A (backbone, resolution) of the space: images/s of training, where that is from, bytes of a checkpoint."""
+
+    backbone: str
+    resolution: int
+    rate: float
+    source: str
+    checkpoint: int
+
+
+def family(device: str) -> str:
+    """The GPU of SPEEDS that a device's name speaks of (NVIDIA-H100-80GB-HBM3: H100), so that what torch, Ray and
+    --gpu call it is one; any other name as it is.
+    """
+    return next((word for word in device.split("-") if word in GPUS), device)
+
+
+class Rates:
+    """Images/s of training, measured (in STORAGE/rates.json) or estimated."""
+
+    def __init__(self, storage: Store) -> None:
+        self.store = storage
+        self.known: dict[str, Any] = storage.read_json("rates.json") if storage.exists("rates.json") else {}
+
+    def note(self, device: str, backbone: str, resolution: int, rate: float, source: str) -> None:
+        """Keep a measured rate; `save` writes them."""
+        self.known[f"{family(device)} {backbone} {resolution}"] = {"images_per_second": round(rate, 2), "from": source}
+
+    def save(self) -> None:
+        """Write what is known."""
+        self.store.write_json("rates.json", self.known)
+
+    def rate_of(self, spec: ModelSpec, findings: int, device: str, cores: int = 1) -> ModelRate:
+        """The model's rate on `device` (a GPU's name, or cpu-N for N threads) and how it is known."""
+        from cxrlt_ray import models
+
+        flops, numbers = models.size(spec, findings)
+        checkpoint = 4 * numbers
+        device = family(device)
+        measured = self.known.get(f"{device} {spec.backbone} {spec.resolution}")
+        if measured is not None:
+            rate, source = measured["images_per_second"], f"measured ({measured['from']})"
+        else:
+            speed, source = self._speed(device, cores)
+            rate = speed / (PASSES * flops)
+        return ModelRate(spec.backbone, spec.resolution, rate, source, checkpoint)
+
+    def _speed(self, device: str, cores: int) -> tuple[float, str]:
+        """FLOP/s reached on the device: of the models measured on it, the middle one; else SPEEDS."""
+        from cxrlt_ray import models
+
+        reached = []
+        for key, measured in self.known.items():
+            measured_on, backbone, resolution = key.split(" ")
+            if measured_on == device:
+                spec = models.ModelSpec(backbone, int(resolution), pretrained=False)
+                reached.append(PASSES * models.flops(spec, 40) * measured["images_per_second"])
+        if reached:
+            return statistics.median(reached), f"scaled from {len(reached)} measured"
+        if device.startswith("cpu"):
+            return SPEEDS["cpu"] * cores, "estimated"
+        known = device in SPEEDS
+        return SPEEDS[device if known else "A100"], f"estimated ({device if known else 'as an A100'})"
+
+
+def measure(config: TrialConfig, findings: int, device: torch.device, seconds: float) -> float:
+    """Images/s of training steps on made-up images that lie on the device already, over about `seconds`."""
+    import torch
+
+    from cxrlt_ray import models
+    from cxrlt_ray.training import device as devices
+
+    spec = config.spec()
+    model = models.Classifier(spec, findings).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    amp = devices.autocast(config.precision, device)
+    images = torch.randint(0, 255, (config.batch_size, spec.resolution, spec.resolution), dtype=torch.uint8)
+    images, targets = images.to(device), torch.zeros(config.batch_size, findings, device=device)
+
+    def step() -> None:
+        with amp():
+            logits = model(images)
+        torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()  # the first picks algorithms
+    start, count = time.monotonic(), 0
+    while count < 2 or time.monotonic() - start < seconds:
+        step()
+        count += 1
+    return count * config.batch_size / (time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measured rates: images/s of training by (backbone, resolution), on the device of that name."""
+
+    device: str
+    rates: dict[tuple[str, int], float]
+
+
+def probe(configs: Iterable[TrialConfig], findings: int, threads: int, gpu: bool, seconds: float) -> Probe:
+    """Measure every kind of model of `configs`, in `seconds` together."""
+    import torch
+
+    from cxrlt_ray.training import device as devices
+
+    device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+    if threads and device.type == "cpu":
+        torch.set_num_threads(threads)
+    kinds = {(stage.backbone, stage.resolution): stage for config in configs for stage in config.staged()}
+    rates = {kind: measure(config, findings, device, seconds / len(kinds)) for kind, config in kinds.items()}
+    return Probe(devices.label(device, threads), rates)
+
+
+def trained_rates(record: TrialRecord) -> list[tuple[TrialConfig, float]]:
+    """The stages of a trial that trained its backbone on single images, with the images/s of each one's last epoch."""
+    if record.config is None:
+        return []
+    last = {epoch.stage: epoch.images_per_second for epoch in record.epochs}
+    stages = record.config.staged()
+    return [
+        (stages[number], speed)
+        for number, speed in last.items()
+        if not stages[number].frozen_backbone and stages[number].fusion == "none"
+    ]

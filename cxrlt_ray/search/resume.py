@@ -1,0 +1,120 @@
+"""Going on with a run: what --resume may change, the claim that keeps two sweeps apart, the command that continues."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cxrlt_ray import config
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.records import RunRecord
+from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
+from cxrlt_ray.search.request import SweepRequest
+from cxrlt_ray.storage import Store
+
+# what a run is made with, that --resume cannot change: the option, and its value as RunRecord has it
+_FIXED: dict[str, Any] = {
+    "data": lambda request: None if request.data is None else Store(request.data).absolute().uri,
+    "format": lambda request: request.format,
+    "space": lambda request: request.space,
+    "folds": lambda request: request.folds,
+    "holdout": lambda request: request.holdout,
+    "objectives": lambda request: request.objectives,
+    "sizes": lambda request: request.sizes,
+    "quality": lambda request: request.jpeg_quality,
+    "cohort": lambda request: request.cohorts,
+    "smoke": lambda request: request.smoke,
+    "views": lambda request: request.views,
+    "uncertain": lambda request: request.uncertain,
+    "max_bad": lambda request: request.max_bad,
+    "seed": lambda request: request.seed,
+    "soft_targets": lambda request: _provenance(request.soft_targets),
+}
+
+
+def run_to_resume(request: SweepRequest) -> Run | None:
+    """The run that the request continues; None where it begins one.
+
+    Raises UsageError where an option that was given, be it at its default, is not what the run was made with.
+    """
+    if not request.resume:
+        return None
+    run = load_run(request.storage, request.name)
+    if request.task != run.record.task_argument:
+        raise UsageError(
+            f"run {run.name} is of {run.record.task_argument}, not {request.task}: name the run to continue by --name."
+        )
+    for field in _FIXED:
+        if field in request.model_fields_set:
+            _check_unchanged(run, field, _FIXED[field](request))
+    return run
+
+
+def _check_unchanged(run: Run, field: str, value: object) -> None:
+    original = getattr(run.record, {"cohort": "cohorts"}.get(field, field))
+    if value is None or value == original:
+        return
+    if field == "space" and _is_space_of(run, str(value)):
+        return
+    option = field.replace("_", "-")
+    raise UsageError(
+        f"run {run.name} was made with --{option} {original}, not {value}; --resume goes on as it was made: leave "
+        f"--{option} out."
+    )
+
+
+def _is_space_of(run: Run, space: str) -> bool:
+    """Whether a search space, by name or path, is what the run has kept."""
+    return config.find("search_spaces", space).read_bytes() == run.store.read("space.yaml")
+
+
+def resumed(request: SweepRequest, record: RunRecord) -> RunRecord:
+    """The record of a run that goes on: with as many trials and epochs as are asked for, and the database given."""
+    return record.model_copy(
+        update={
+            "trials": request.trials or record.trials,
+            "epochs": request.epochs or record.epochs,
+            "search_db": request.database or record.search_db,
+        }
+    )
+
+
+def _provenance(soft_targets: str | None) -> str | None:
+    """What a run keeps of where its soft targets came from."""
+    if soft_targets is None:
+        return None
+    from cxrlt_ray.data.soft_targets import read_soft_targets
+
+    return read_soft_targets(soft_targets).provenance
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Keep other sweeps from the run while this one lives. Raises UsageError where another does.
+
+    Of a run on an object store nobody can say whether the other still lives: there a trial's own record keeps a process
+    that was taken over from writing.
+    """
+    if run.store.local is None:
+        yield
+        return
+    with open(run.store.local / ".claim", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UsageError(f"run {run.name} is being swept by another process ({file.read().strip()}).") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def resume_command(run: Run, storage: str) -> str:
+    """The command that continues the run."""
+    where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
+    return f"python -m cxrlt_ray.sweep {run.record.task_argument} --resume --name {run.name}{where}"

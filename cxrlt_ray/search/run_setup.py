@@ -1,0 +1,102 @@
+"""What a sweep's run is made of before its trials: its name, its space, its record and its directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from cxrlt_ray import config
+from cxrlt_ray.data.shards import Shards, parse_sizes
+from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.runs.records import RunRecord, ShardsRecord
+from cxrlt_ray.runs.store import Run, check_free, create_run
+from cxrlt_ray.search.request import SweepRequest
+from cxrlt_ray.search.resources import Resources
+from cxrlt_ray.search.run_data import RunData
+from cxrlt_ray.search.space import Space
+from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.storage import Store
+
+
+def free_name(request: SweepRequest) -> str:
+    """The new run's name. Raises where it is taken, or the storage cannot be written."""
+    name = request.name or f"{Path(request.task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not request.starts_nothing:
+        Store(request.storage).check_writable()
+        check_free(request.storage, name)
+    return name
+
+
+def space_for(request: SweepRequest, existing: Run | None, resources: Resources) -> tuple[Space, bytes]:
+    """The search space and its file's text; a resumed run has kept its own."""
+    if existing:
+        epochs = request.epochs or existing.record.epochs
+        with existing.store.fetched("space.yaml") as path:
+            return load_space(str(path), epochs, existing.record.smoke, request.storage), b""
+    name = request.space
+    if name is None:
+        name = "laptop" if not resources.gpus else ("task2" if request.task == "task2" else "task1")
+        print(f"Search space: {name}" + (" (no GPU here)" if not resources.gpus else ""))
+    space = load_space(name, request.epochs, request.smoke, request.storage)
+    for note in space.notes:
+        print(note)
+    return space, config.find("search_spaces", name).read_bytes()
+
+
+def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
+    """The record of a new run, as far as the data is not needed."""
+    return RunRecord(
+        name=name,
+        task=Task(request.task, ()),
+        task_argument=request.task,
+        space=space.name,
+        trials=request.trials or space.trials,
+        epochs=None if space.staged else space.epochs,
+        smoke=request.smoke,
+        folds=space.folds if request.folds is None else request.folds,
+        holdout=request.holdout,
+        objectives=request.objectives,
+        views=request.views,
+        uncertain=request.uncertain,
+        seed=request.seed,
+        max_bad=request.max_bad,
+        sizes=request.sizes,
+        quality=request.jpeg_quality,
+        search_db=request.database,
+    )
+
+
+def sizes_to_prepare(request: SweepRequest, space: Space) -> list[int]:
+    """The sizes to prepare: those asked for, else every resolution of the space, so that a trial decodes no more."""
+    resolutions = sorted({spec.resolution for spec in space.specs()})
+    if request.sizes is None:
+        return resolutions
+    sizes = parse_sizes(request.sizes)
+    if sizes[-1] < resolutions[-1]:
+        print(f"--sizes ends at {sizes[-1]} px: trials at up to {resolutions[-1]} px will enlarge these images.")
+    return sizes
+
+
+def write_run(
+    request: SweepRequest,
+    existing: Run | None,
+    record: RunRecord,
+    data: RunData,
+    shards: tuple[Shards, ...],
+    space_file: bytes,
+) -> Run:
+    """Write the new run, or what of a run that goes on has changed. Raises UsageError if the name is taken by now."""
+    if existing:
+        existing.write(record)
+        return dataclasses.replace(existing, record=record)
+    record = record.model_copy(
+        update={
+            "task": data.task,
+            "data": Store(data.data).absolute().uri,
+            "format": data.manifest.source,
+            "cohorts": data.cohorts,
+            "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
+        }
+    )
+    return create_run(request.storage, record, data.manifest, {"space.yaml": space_file})

@@ -1,0 +1,100 @@
+"""How a trial of a search ends, is retried and is opened again: the states that its record goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED, RUNNING, Retraining, Retry, State
+from cxrlt_ray.runs.store import Run, Trial
+from cxrlt_ray.storage import Store
+from cxrlt_ray.training import resume
+
+RETRIES = "retries.json"  # beside a trial's record, until the trial ends
+
+
+def trial_name(number: int) -> str:
+    """The name of the search's trial `number`."""
+    return f"T{number:04d}"
+
+
+def trial_number(trial: Trial) -> int:
+    """The search's number of a trial."""
+    return int(trial.name.removeprefix("T"))
+
+
+def settle_trial(run: Run, number: int, error: bool = False, cut: bool = False) -> Trial:
+    """Write the last state of a trial that Tune has ended to its record, with the reasons of its retries.
+
+    error: it ended by a fault. cut: a time budget ended it: what it has stands as if it had been pruned.
+    """
+    trial = run.trial(trial_name(number))
+    record = trial.record.model_copy(update={"retries": retries_of(trial)})
+    if record.state == RUNNING:
+        judged = bool(record.epochs_of()) and not error
+        # Tune stops a trial at its last report, before the trial writes its own last state
+        whole = judged and not cut and run.record.folds <= 1 and has_no_more_to_do(trial)
+        record.state = FINISHED if whole else PRUNED if judged else FAILED
+    if record.state == FAILED and record.reason is None:
+        record.reason = record.retries[-1].reason if record.retries else "it was stopped before an epoch was done"
+    trial.write(record)
+    resume.forget(trial.store)
+    if record.retries:
+        trial.store.delete(RETRIES)
+    return Trial(trial.store, record)
+
+
+def reopen_trial(trial: Trial) -> None:
+    """Let a trial go on that failed by a fault of its surroundings, or whose files are damaged.
+
+    One that had ended well is trained again as far as it was (TrialRecord.retraining): what it left is not to be
+    trusted.
+    """
+    changes: dict[str, Any] = {"state": RUNNING, "reason": None, "ended": None}
+    if trial.state in (FINISHED, PRUNED):
+        state: State = FINISHED if trial.state == FINISHED else PRUNED
+        changes["retraining"] = Retraining(state=state, curve=tuple(learning_curve(trial)))
+        changes |= {"epochs": [], "score": None}
+        resume.forget(trial.store)
+    trial.write(trial.record.model_copy(update=changes))
+
+
+def retries_of(trial: Trial) -> list[Retry]:
+    """Why a trial was begun anew, each time."""
+    recorded = list(trial.record.retries)
+    return recorded + [retry for retry in _noted_retries(trial.store) if retry not in recorded]
+
+
+def note_retry(store: Store, reason: str, at: float) -> None:
+    """Write why a trial is begun anew to a file of its own: the trial's record is for its process to write."""
+    noted = [*_noted_retries(store), Retry(reason=reason, at=at)]
+    store.write_json(RETRIES, [retry.model_dump() for retry in noted])
+
+
+def _noted_retries(store: Store) -> list[Retry]:
+    return [Retry(**retry) for retry in store.read_json(RETRIES)] if store.exists(RETRIES) else []
+
+
+def has_no_more_to_do(trial: Trial) -> bool:
+    """Whether nothing follows the epochs of a trial's record: no epoch, refit or test-time augmentation."""
+    epochs, config = trial.record.epochs_of(), trial.record.config
+    if not epochs or config is None:
+        return False
+    return epochs[-1].epoch + 1 == config.total_epochs and not config.refit and config.tta == "none"
+
+
+def learning_curve(trial: Trial) -> Iterator[tuple[int, float]]:
+    """What the trial reported after each epoch that it trained: the epochs done, and its stage's best score so far.
+
+    Without stages whose objective is judged by another metric than the trial's.
+    """
+    record = trial.record
+    if record.retraining is not None:
+        yield from record.retraining.curve
+        return
+    for stage in dict.fromkeys(epoch.stage for epoch in record.epochs_of()):
+        if record.metric_of(stage) != record.metric:
+            continue
+        for epoch in record.epochs_of(stage=stage):
+            score = record.best_of(0, stage, last=epoch.epoch).score
+            yield epoch.epoch + 1, float("nan") if score is None else score

@@ -1,0 +1,83 @@
+"""How many images a sweep trains, validates and tests, and the seconds that a trial's epochs take by that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.runs.trial_config import ALL, OUTSIDE, TrialConfig
+from cxrlt_ray.search.rates import PASSES, ModelRate
+
+# images of published cohorts, where a plan is for a number of images and the cohorts are only named
+COHORTS = {"nih": 112_120, "chexpert": 223_414, "vindr": 18_000, "brax": 40_967, "padchest": 160_868}
+SPLITS = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024's images
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How many images train, validate and are tested; K folds train K models a trial. outside: of other cohorts."""
+
+    train: int
+    val: int
+    test: int
+    folds: int = 1
+    outside: dict[str, int] = field(default_factory=dict)
+
+    def trained(self, cohorts: str) -> int:
+        """Images that a stage of `cohorts` (TrialConfig.cohorts) trains on."""
+        others = sum(self.outside.values())
+        if cohorts in (MAIN, OUTSIDE, ALL):
+            return {MAIN: self.train, OUTSIDE: others, ALL: self.train + others}[cohorts]
+        return sum(self.train if name == MAIN else self.outside.get(name, 0) for name in cohorts.split("+"))
+
+    @property
+    def images(self) -> int:
+        """All of them."""
+        return self.train + self.val + self.test + sum(self.outside.values())
+
+    @classmethod
+    def of_count(cls, images: int, others: Iterable[str] = (), folds: int = 1) -> Workload:
+        """So many images, split as those of CXR-LT 2024, and the published cohorts `others` beside them."""
+        total = sum(SPLITS.values())
+        train, val = (round(images * SPLITS[split] / total) for split in ("train", "val"))
+        outside = {name: COHORTS[name] for name in others if name in COHORTS}
+        workload = cls(train, val, images - train - val, outside=outside)
+        return replace(workload, train=train + val)._in_folds(folds) if folds > 1 else workload
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest, folds: int = 1) -> Workload:
+        """The images of a manifest as it is split."""
+        main = manifest.table["cohort"] == MAIN
+        counts = manifest.table.loc[main, "split"].value_counts()
+        outside = manifest.table.loc[~main, "cohort"].value_counts().to_dict()
+        train, val, test = (int(counts.get(split, 0)) for split in ("train", "val", "test"))
+        return cls(train, val, test, outside=outside)._in_folds(folds)
+
+    def _in_folds(self, folds: int) -> Workload:
+        """The training images divided into folds: each trains a model on the others and validates on one."""
+        if folds <= 1:
+            return self
+        return replace(self, train=self.train * (folds - 1) // folds, val=self.train // folds, folds=folds)
+
+
+def epoch_seconds(rate: ModelRate, workload: Workload, stage: TrialConfig | None = None) -> float:
+    """One epoch of a trial: training images at the rate, validation images at a forward pass's.
+
+    stage: whose cohorts train, and of whose frozen backbone training is hardly more than the forward pass.
+    """
+    train = workload.train if stage is None else workload.trained(stage.cohorts)
+    training = rate.rate * (PASSES if stage is not None and stage.frozen_backbone else 1)
+    return workload.folds * (train / training + workload.val / (PASSES * rate.rate))
+
+
+def trial_seconds(config: TrialConfig, rates: Mapping[tuple[str, int], ModelRate], workload: Workload) -> list[float]:
+    """Seconds of every epoch of a trial, stage after stage; what comes after them (refit) is added to the last."""
+    seconds = [
+        epoch_seconds(rates[stage.backbone, stage.resolution], workload, stage)
+        for stage in config.staged()
+        for _ in range(stage.epochs)
+    ]
+    if config.refit:
+        seconds[-1] += sum(seconds) / workload.folds
+    return seconds
