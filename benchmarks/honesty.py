@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from report import options, publish
 
-from cxrlt_ray.ensemble import candidates, gather, load_ensemble
+from cxrlt_ray.ensembling.ensemble_file import load_ensemble
+from cxrlt_ray.ensembling.pool import candidates, gather
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.runs.store import load_run
 from cxrlt_ray.selection import SPACES_OF, average_precision, spaces

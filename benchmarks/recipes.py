@@ -57,7 +57,7 @@ def run_recipe(name: str, run: str, images: int, epochs: int) -> None:
 def main() -> None:
     from cxrlt_ray import config
     from cxrlt_ray.data.manifest import MAIN, studies
-    from cxrlt_ray.ensemble import load_ensemble
+    from cxrlt_ray.ensembling.ensemble_file import load_ensemble
     from cxrlt_ray.evaluation import metrics
     from cxrlt_ray.runs.store import FINISHED, PRUNED, load_run, looked_at, read_predictions
     from cxrlt_ray.selection.honest import combine, fit, side_by_side

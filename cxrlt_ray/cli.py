@@ -77,6 +77,11 @@ def argument(help: str) -> Any:
     return typer.Argument(help=help)
 
 
+def say(line: str) -> None:
+    """Print a line at once, even into a pipe: the work that it announces takes a while."""
+    print(line, flush=True)
+
+
 def console(width: int = 120) -> Any:
     """A rich console; into a file or a pipe it is as wide as our widest table, not 80 columns.
 

@@ -24,14 +24,17 @@ from pictures import dicom, encoded
 from releases import WRITERS
 
 import cxrlt_ray
-from cxrlt_ray import cli, config, evaluate, privacy
+from cxrlt_ray import cli, config, privacy
 from cxrlt_ray.data import decode, prepare, tasks
 from cxrlt_ray.data.cohort import examine, read_cohort
 from cxrlt_ray.data.manifest import MAIN, META, Manifest
 from cxrlt_ray.data.originals import read_original
 from cxrlt_ray.ensembling import explain, members, submission, tables
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.evaluation.scores import Scores, evaluate
 from cxrlt_ray.reporting import cohort
+from cxrlt_ray.reporting.explanation import draw
+from cxrlt_ray.reporting.scores import render
 
 MARK = "ZQX"  # in every id, path and text of a patient here
 NAMES = ["[red]x", "[/]", ":x:", "<script>alert(1)</script>", "$x^$", "a | b"]
@@ -326,15 +329,15 @@ def test_names_that_a_spreadsheet_would_run_are_refused_wherever_they_come_in(tm
         members.member_names([f"{tmp_path}/{name}.csv"])
 
 
-def report(names: list[str]) -> evaluate.Report:
+def report(names: list[str]) -> Scores:
     rng = np.random.default_rng(0)
     targets = (rng.random((60, len(names))) < 0.4).astype(np.int8)
-    return evaluate.evaluate(targets, rng.random(targets.shape), names, ["head"] * len(names), np.arange(60), rounds=5)
+    return evaluate(targets, rng.random(targets.shape), names, ["head"] * len(names), np.arange(60), rounds=5)
 
 
 def test_names_with_markup_html_or_emoji_are_printed_as_they_are(capsys, tmp_path):
     console = cli.console(200)
-    for part in evaluate.render(report(NAMES)):
+    for part in render(report(NAMES)):
         console.print(part)
     told = capsys.readouterr().out
     assert all(name in told for name in NAMES)
@@ -355,7 +358,7 @@ def test_pictures_of_names_that_look_like_formulas_of_tex_are_drawn():
     groups = np.arange(40).astype(str)
     fitted = fit(EnsembleFile(selector="mean").methods(), values, targets, groups, folds=2, repeats=1, seed=0)
     found = explain.examine(["$a_$", "b"], ["$x^$", "[/]"], values, targets, groups, fitted, None, "members", 0)
-    assert explain.draw(found).startswith(b"\x89PNG")
+    assert draw(found).startswith(b"\x89PNG")
 
 
 # messages

@@ -1,42 +1,42 @@
-"""`python -m cxrlt_ray.ensemble --explain`: why these members, told, written and drawn.
-
-explain.json    all of it
-explain.png     what each member brings, who weighs what, who agrees with whom, what the next trial is worth
-"""
+"""`ensemble --explain`: why these members, in figures and sentences; explain.json holds all of it."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from cxrlt_ray import cli
+from cxrlt_ray.ensembling.compare import System
+from cxrlt_ray.ensembling.pool import Pool, Say
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.selection import explain
 from cxrlt_ray.selection.explain import Contributions, Growth
 from cxrlt_ray.selection.honest import Fitted
-from cxrlt_ray.storage import Store
 
 LARGE = 20_000_000  # scores above which the curve is of fewer subsets
 UNSTABLE = 0.5  # of the weight that stays when subjects are drawn anew: below, the choice is not to be relied on
-TOP = 2  # members named for each finding
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What selection/explain.py finds of an ensemble of M members on C findings, with the names it is told by."""
+    """What selection/explain.py computes of an ensemble of M members on C findings, with their names.
+
+    positives: [C]. weights: [M, C]. costs: [M] in `unit` an image; None where not known. correlation: [M, M], Spearman.
+    kept: [draws, C], the share of the weight that stays when subjects are drawn anew.
+    """
 
     names: Sequence[str]
     findings: Sequence[str]
-    positives: np.ndarray  # [C]
-    weights: np.ndarray  # [M, C]
-    costs: np.ndarray | None  # [M], in `unit` an image
+    positives: np.ndarray
+    weights: np.ndarray
+    costs: np.ndarray | None
     unit: str
     brings: Contributions
-    correlation: np.ndarray  # [M, M]
-    kept: np.ndarray  # [draws, C]
+    correlation: np.ndarray
+    kept: np.ndarray
     growth: Growth
 
     @property
@@ -47,7 +47,7 @@ class Explanation:
 
     @property
     def stays(self) -> np.ndarray:
-        """The share [C] of the weight that stays when subjects are drawn anew."""
+        """The share [C] of the weight that stays when subjects are drawn anew, the mean over draws."""
         return self.kept.mean(axis=0)
 
     @property
@@ -56,9 +56,23 @@ class Explanation:
         return self.stays < UNSTABLE
 
     @property
-    def dearest(self) -> int | None:
+    def most_expensive(self) -> int | None:
         """The most expensive of the members used; None where costs are not known."""
-        return None if self.costs is None else max(self.used, key=lambda m: self.costs[m])  # type: ignore[index]
+        costs = self.costs
+        return None if costs is None else max(self.used, key=lambda m: costs[m])
+
+
+def explain_system(
+    pool: Pool, system: System, findings: Sequence[str], unit: str, seed: int, say: Say = cli.say
+) -> Explanation:
+    """Explain a fitted system of the pool's members. Raises CxrltError where nothing was cross-fitted."""
+    fitted = system.fitted
+    if fitted.fold is None:
+        raise CxrltError("--explain needs images of 2 subjects or more: it tells of cross-fitted scores.")
+    if others := sum(rule != fitted.rule for rule in fitted.rules):
+        say(f"Note: explained as if all folds had chosen {system.rule}; {others} of {len(fitted.rules)} did not")
+    inputs = (system.values, pool.targets, pool.groups, fitted, pool.costs)
+    return examine(pool.names, findings, *inputs, unit, seed, say)
 
 
 def examine(
@@ -71,131 +85,105 @@ def examine(
     costs: np.ndarray | None,
     unit: str,
     seed: int,
+    say: Say = cli.say,
 ) -> Explanation:
-    """Examine the ensemble `fitted` of members' `values` [M, N, C]; prints what it is at, for it takes a while."""
+    """Examine the ensemble `fitted` of members' `values` [M, N, C]; `say` takes what it is at, for it takes a while."""
     assert fitted.fold_weights is not None
-    folds = len(fitted.fold_weights)
-    options: dict[str, Any] = {"costs": costs, "seed": seed}
-    print("Explaining: what each member brings ...", flush=True)
+    inputs = (fitted.method, values, targets, groups)
+    say("Explaining: what each member brings ...")
     brings = explain.contributions(values, targets, groups, fitted, seed=seed)
-    print("Explaining: the choice made again on resampled subjects ...", flush=True)
-    kept = explain.stability(fitted.method, values, targets, groups, fitted.weights, **options)
-    print("Explaining: ensembles of fewer trials ...", flush=True)
+    say("Explaining: the choice made again on resampled subjects ...")
+    kept = explain.stability(*inputs, fitted.weights, costs=costs, seed=seed)
+    say("Explaining: ensembles of fewer trials ...")
     subsets = explain.SUBSETS if values.size <= LARGE else 3
-    growth = explain.growth(fitted.method, values, targets, groups, folds=folds, subsets=subsets, **options)
-    positives, alike = (targets == 1).sum(axis=0), explain.correlations(values)
-    return Explanation(names, findings, positives, fitted.weights, costs, unit, brings, alike, kept, growth)
+    growth = explain.growth(*inputs, folds=len(fitted.fold_weights), subsets=subsets, costs=costs, seed=seed)
+    positives, correlation = (targets == 1).sum(axis=0), explain.correlations(values)
+    return Explanation(names, findings, positives, fitted.weights, costs, unit, brings, correlation, kept, growth)
 
 
-def tell(found: Explanation) -> None:
-    """Print it."""
-    from rich import box
-    from rich.table import Table
-
-    console, brings = cli.console(width=140), found.brings
-    table = Table("member", "weight", "alone", "marginal", "without it", title="What each member brings, mAP")
-    table.box = box.SIMPLE_HEAD
-    if found.costs is not None:
-        table.add_column(f"cost, {found.unit}")
-    for m in found.used:
-        row = [found.names[m], f"{found.weights[m].mean():.2f}", cli.ranged(*brings.alone[m, -1])]
-        row += [_change(brings.marginal[m, -1]), _loss(brings.without[m, -1])]
-        table.add_row(*row, *([] if found.costs is None else [f"{found.costs[m]:.3g}"]))
-    console.print(table)
-    whole, chance = cli.ranged(*brings.whole[-1]), cli.short(brings.chance[-1, 0])
-    print("Marginal: the mean gain when members are added in random order (Shapley); together they are the ensemble's")
-    print(
-        f"cross-fitted {whole} less chance, {chance}. Without it: the change when it is taken out and the others keep"
-    )
-    print("their proportions. [ , ] are 95 % intervals by subject.")
-    table = Table("finding", "positives", "AP", "members, weight", "most needed", "kept", title="Findings")
-    table.box = box.SIMPLE_HEAD
-    for c, finding in enumerate(found.findings):
-        heavy = [int(m) for m in np.argsort(-found.weights[:, c], kind="stable") if found.weights[m, c] > 0]
-        listed = ", ".join(f"{found.names[m]} {found.weights[m, c]:.2f}" for m in heavy[:TOP])
-        more = f" +{len(heavy) - TOP}" if len(heavy) > TOP else ""
-        needed = max(found.used, key=lambda m: np.nan_to_num(brings.without[m, c, 0], nan=-np.inf))
-        change = -brings.without[needed, c, 0]
-        told = f"{found.names[needed]} {_loss(brings.without[needed, c])}" if change == change else "-"
-        stays = f"{found.stays[c]:.0%}" + (" !" if found.unstable[c] else "")
-        score = cli.ranged(*brings.whole[c])
-        table.add_row(finding, f"{found.positives[c]:,}", score, listed + more, told, stays)
-    console.print(table)
-    print(
-        "Most needed: the member whose loss costs most, and what. Kept: the share of the weight that stays where it is"
-    )
-    print(f"when the choice is made on resampled subjects; ! marks less than {UNSTABLE:.0%}.")
-    for line in summary(found):
-        print(line)
+def change(figure: np.ndarray) -> str:
+    """A difference (value, low, high) for a table."""
+    return f"{figure[0]:+.3f} [{figure[1]:+.3f}, {figure[2]:+.3f}]"
 
 
-def summary(found: Explanation) -> list[str]:
+def loss(figure: np.ndarray) -> str:
+    """What the others lose without a member, as the change that its loss makes."""
+    value, low, high = figure
+    return change(np.array([-value, -high, -low]))
+
+
+def summary(explanation: Explanation) -> list[str]:
     """The sentences: correlation, the most expensive member, unstable choices, the next trial."""
-    lines, used = [], found.used
+    lines: list[str] = []
+    used = explanation.used
     if len(used) > 1:
-        alike = found.correlation[np.ix_(used, used)]
-        pairs = alike[np.triu_indices(len(used), 1)]
+        correlation = explanation.correlation[np.ix_(used, used)]
+        pairs = correlation[np.triu_indices(len(used), 1)]
         if not np.isnan(pairs).all():
-            apart = np.where(np.eye(len(used)), np.nan, alike)
-            most, least = (np.unravel_index(find(apart), alike.shape) for find in (np.nanargmax, np.nanargmin))
+            apart = np.where(np.eye(len(used)), np.nan, correlation)
+            most, least = (np.unravel_index(place(apart), correlation.shape) for place in (np.nanargmax, np.nanargmin))
             lines.append(
                 f"Correlation of scores (Spearman), mean {np.nanmean(pairs):.2f}: most alike "
-                f"{_pair(found, used, most)}, least {_pair(found, used, least)}."
+                f"{_pair(explanation, used, most)}, least {_pair(explanation, used, least)}."
             )
-    if (dear := found.dearest) is not None and len(used) > 1:
-        assert found.costs is not None
-        share = found.costs[dear] / found.costs[used].sum()
-        change = _loss(found.brings.without[dear, -1])
+    if (member := explanation.most_expensive) is not None and len(used) > 1:
+        assert explanation.costs is not None
+        share = explanation.costs[member] / explanation.costs[used].sum()
+        cost_of_loss = loss(explanation.brings.without[member, -1])
         lines.append(
-            f"Without the most expensive member, {found.names[dear]} ({share:.0%} of the cost), mAP changes by "
-            f"{change}."
+            f"Without the most expensive member, {explanation.names[member]} ({share:.0%} of the cost), mAP changes by "
+            f"{cost_of_loss}."
         )
-    loose = [finding for finding, loose in zip(found.findings, found.unstable, strict=True) if loose]
-    if loose:
-        lines.append(f"Not to be relied on is which members {', '.join(loose)} chose: other subjects choose others.")
-    return [*lines, _worth(found)]
+    unstable = [name for name, loose in zip(explanation.findings, explanation.unstable, strict=True) if loose]
+    if unstable:
+        lines.append(f"Not to be relied on is which members {', '.join(unstable)} chose: other subjects choose others.")
+    return [*lines, _worth(explanation)]
 
 
-def document(found: Explanation) -> dict[str, Any]:
-    """Explain.json."""
+def document(explanation: Explanation) -> dict[str, JsonValue]:
+    """The content of explain.json, but for nan."""
 
-    def figures(which: np.ndarray, c: int) -> dict[str, float]:
-        return dict(zip(("value", "low", "high"), map(float, which[c]), strict=True))
+    def figures(values: np.ndarray, c: int) -> dict[str, JsonValue]:
+        return dict(zip(("value", "low", "high"), map(float, values[c]), strict=True))
 
-    kinds = {"alone": found.brings.alone, "marginal": found.brings.marginal, "without": found.brings.without}
-    members = {}
-    for m in found.used:
-        members[found.names[m]] = {
-            "weight": float(found.weights[m].mean()),
-            "cost": None if found.costs is None else float(found.costs[m]),
+    kinds = {
+        "alone": explanation.brings.alone,
+        "marginal": explanation.brings.marginal,
+        "without": explanation.brings.without,
+    }
+    members: dict[str, JsonValue] = {}
+    for m in explanation.used:
+        members[explanation.names[m]] = {
+            "weight": float(explanation.weights[m].mean()),
+            "cost": None if explanation.costs is None else float(explanation.costs[m]),
             **{kind: figures(values[m], -1) for kind, values in kinds.items()},
             "findings": {
                 finding: {
-                    "weight": float(found.weights[m, c]),
+                    "weight": float(explanation.weights[m, c]),
                     **{kind: figures(values[m], c) for kind, values in kinds.items()},
                 }
-                for c, finding in enumerate(found.findings)
+                for c, finding in enumerate(explanation.findings)
             },
         }
-    findings = {
+    findings: dict[str, JsonValue] = {
         finding: {
-            "positives": int(found.positives[c]),
-            "ap": figures(found.brings.whole, c),
-            "chance": float(found.brings.chance[c, 0]),
-            "kept": float(found.stays[c]),
-            "unstable": bool(found.unstable[c]),
+            "positives": int(explanation.positives[c]),
+            "ap": figures(explanation.brings.whole, c),
+            "chance": float(explanation.brings.chance[c, 0]),
+            "kept": float(explanation.stays[c]),
+            "unstable": bool(explanation.unstable[c]),
         }
-        for c, finding in enumerate(found.findings)
+        for c, finding in enumerate(explanation.findings)
     }
-    growth = found.growth
+    growth, expensive = explanation.growth, explanation.most_expensive
     return {
-        "macro_ap": figures(found.brings.whole, -1),
-        "chance": float(found.brings.chance[-1, 0]),
-        "cost_unit": found.unit if found.costs is not None else None,
-        "most_expensive": None if found.dearest is None else found.names[found.dearest],
+        "macro_ap": figures(explanation.brings.whole, -1),
+        "chance": float(explanation.brings.chance[-1, 0]),
+        "cost_unit": explanation.unit if explanation.costs is not None else None,
+        "most_expensive": None if expensive is None else explanation.names[expensive],
         "members": members,
         "findings": findings,
-        "correlation": {"members": list(found.names), "spearman": found.correlation.tolist()},
+        "correlation": {"members": list(explanation.names), "spearman": explanation.correlation.tolist()},
         "growth": {
             "measured": [{"trials": int(n), **figures(growth.scores, s)} for s, n in enumerate(growth.sizes)],
             "law": [
@@ -203,74 +191,12 @@ def document(found: Explanation) -> dict[str, Any]:
                 for a, n in enumerate(growth.ahead)
             ],
         },
-        "summary": summary(found),
+        "summary": summary(explanation),
     }
 
 
-def draw(found: Explanation) -> bytes:
-    """Explain.png: four panels."""
-    from matplotlib.figure import Figure
-
-    used = found.used
-    names = [found.names[m] for m in used]
-    tall = max(9.0, 0.3 * max(len(found.findings), 2 * len(used)) + 3)
-    figure = Figure(figsize=(15, tall), layout="constrained")
-    (bars, heat), (alike, curve) = figure.subplots(2, 2)
-    places = np.arange(len(used))
-    for kind, offset, colour, label in (
-        ("marginal", -0.17, "C0", "marginal (Shapley)"),
-        ("without", 0.17, "C1", "lost without it"),
-    ):
-        value, low, high = np.array([getattr(found.brings, kind)[m, -1] for m in used]).T
-        bars.barh(places + offset, value, 0.32, color=colour, label=label)
-        bars.hlines(places + offset, low, high, color="0.25", lw=1.2)
-    plain = {"parse_math": False}  # a $ in a name is a $
-    bars.set_yticks(places, names, **plain)
-    bars.invert_yaxis()
-    bars.axvline(0, color="0.5", lw=0.8)
-    bars.set_xlabel("mAP, cross-fitted, with 95 % intervals")
-    bars.set_title("What each member brings")
-    bars.legend(loc="lower right")
-    image = heat.imshow(found.weights[used].T, cmap="Blues", vmin=0, aspect="auto")
-    heat.set_yticks(np.arange(len(found.findings)), [_marked(found, c) for c in range(len(found.findings))], **plain)
-    heat.set_xticks(places, names, rotation=60, ha="right", **plain)
-    heat.set_title("Weights (! choice not stable)")
-    figure.colorbar(image, ax=heat)
-    image = alike.imshow(found.correlation[np.ix_(used, used)], cmap="viridis", vmax=1)
-    alike.set_yticks(places, names, **plain)
-    alike.set_xticks(places, names, rotation=60, ha="right", **plain)
-    alike.set_title("Spearman correlation of scores")
-    figure.colorbar(image, ax=alike)
-    growth = found.growth
-    value, low, high = growth.curve.T
-    curve.plot(growth.ahead, value, color="C0", label="power law")
-    curve.fill_between(growth.ahead, low, high, color="C0", alpha=0.2, lw=0)
-    value, low, high = growth.scores.T
-    curve.vlines(growth.sizes, low, high, color="0.25", lw=1.2)
-    curve.plot(growth.sizes, value, "o", color="C1", label="measured, random subsets")
-    curve.axvline(len(found.names), color="0.5", ls=":", label="now")
-    curve.set_xscale("log")
-    ticks = np.unique([*growth.sizes, *growth.ahead[-2:]])
-    curve.set_xticks(ticks, ticks)
-    curve.minorticks_off()
-    curve.set_xlabel("trials")
-    curve.set_ylabel("mAP, cross-fitted")
-    curve.set_title("What the next trial is worth")
-    curve.legend(loc="lower right")
-    made = io.BytesIO()
-    figure.savefig(made, format="png", dpi=110)
-    return made.getvalue()
-
-
-def leave(found: Explanation, store: Store) -> None:
-    """Write explain.json and explain.png."""
-    store.write("explain.png", draw(found))
-    store.write_json("explain.json", document(found))
-    print(f"Left in {store.absolute().uri}: explain.json, explain.png")
-
-
-def _worth(found: Explanation) -> str:
-    growth, members = found.growth, len(found.names)
+def _worth(explanation: Explanation) -> str:
+    growth, members = explanation.growth, len(explanation.names)
     if np.isnan(growth.gains).all():
         return f"What the next trial is worth takes 4 trials or more to tell; there are {members}."
     ahead = growth.ahead.tolist()
@@ -281,20 +207,6 @@ def _worth(found: Explanation) -> str:
     return f"What more like these are worth in mAP, by the power law through the curve: {'; '.join(parts)}."
 
 
-def _marked(found: Explanation, c: int) -> str:
-    return found.findings[c] + (" !" if found.unstable[c] else "")
-
-
-def _pair(found: Explanation, used: list[int], at: Any) -> str:
-    a, b = (used[int(k)] for k in at)
-    return f"{found.names[a]} and {found.names[b]} {found.correlation[a, b]:.2f}"
-
-
-def _change(figure: np.ndarray) -> str:
-    return f"{figure[0]:+.3f} [{figure[1]:+.3f}, {figure[2]:+.3f}]"
-
-
-def _loss(figure: np.ndarray) -> str:
-    """What the others bring without it is told as the change that its loss makes."""
-    value, low, high = figure
-    return _change(np.array([-value, -high, -low]))
+def _pair(explanation: Explanation, used: list[int], places: Sequence[np.intp]) -> str:
+    a, b = (used[int(k)] for k in places)
+    return f"{explanation.names[a]} and {explanation.names[b]} {explanation.correlation[a, b]:.2f}"

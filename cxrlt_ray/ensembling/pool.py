@@ -160,7 +160,7 @@ def _room(trials: list[Trial], copies: float) -> int:
 
 def _foremost_of(manifest: Manifest, findings: list[str], trials: list[Trial], most: int, say: Say) -> list[Trial]:
     """The `foremost` of the trials, whose predictions are read one by one and not kept."""
-    from cxrlt_ray.selection import exact
+    from cxrlt_ray.selection.average_precision import precisions
 
     readable: list[Trial] = []
     scores, manifest_rows = [], pd.Index(manifest.table["image_id"])
@@ -170,6 +170,6 @@ def _foremost_of(manifest: Manifest, findings: list[str], trials: list[Trial], m
             ids = frame.index
             targets = all_targets[manifest_rows.get_indexer(ids)]
             few = (targets == 1).sum(axis=0) < FEW
-        scores.append(np.where(few, np.nan, exact.precisions(frame[findings].to_numpy(np.float32)[None], targets)[0]))
+        scores.append(np.where(few, np.nan, precisions(frame[findings].to_numpy(np.float32)[None], targets)[0]))
         readable.append(trial)
     return [readable[m] for m in foremost(np.array(scores), most)] if readable else trials

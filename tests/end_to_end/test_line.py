@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from cxrlt_ray import ensemble, evaluate, predict, sweep, trials
 from cxrlt_ray.data.tasks import TASK1
+from cxrlt_ray.ensembling.pool import candidates
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs import store
 from cxrlt_ray.runs.predictions import Predictions
@@ -166,7 +167,7 @@ def test_a_killed_sweep_goes_on_with_the_interrupted_trials_own_parameters(stora
     left = lost.predictions()
     shutil.rmtree(f"{lost.store.uri}/predictions")
     (copy / "line" / "optuna.db").unlink()
-    assert [trial.name for trial in ensemble.candidates(run_of(str(copy)), None)] == ["T0000", "T0001"]
+    assert [trial.name for trial in candidates(run_of(str(copy)), None)] == ["T0000", "T0001"]
     with pytest.raises(UsageError, match="is of task1, not auto"):
         sweep.main("auto", storage=str(copy), resume=True)
     with pytest.raises(UsageError, match=r"made with --quality 95, not 90"):
@@ -245,7 +246,7 @@ def test_pruned_trials_are_chosen_among_only_where_asked_for_or_too_few_finished
         trial.write(trial.record.model_copy(update={"state": state}))
 
     def names(**options):
-        return [trial.name for trial in ensemble.candidates(run, None, say=told.append, **options)]
+        return [trial.name for trial in candidates(run, None, say=told.append, **options)]
 
     assert names() == ["T0000", "T0002"]
     assert "1 pruned trial(s) left out (--pruned" in told[-1]

@@ -12,9 +12,9 @@ from conftest import write_images
 
 from cxrlt_ray.data import prepare
 from cxrlt_ray.data.shards import QUALITY, Shards
-from cxrlt_ray.ensemble import fingerprint
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
+from cxrlt_ray.runs.ensemble_record import weights_fingerprint
 from cxrlt_ray.runs.records import FINISHED, RUNNING
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
@@ -84,7 +84,7 @@ def test_a_trial_in_a_bucket_that_is_cut_off_goes_on_as_if_it_had_not_been(s3, j
     assert whole.checkpoints == again.checkpoints == [store.REFIT]
     assert whole.store.list() == again.store.list() == ["fold-0", "fold-1", "predictions", "refit", "trial.json"]
     for name in ("fold-0", "fold-1", "refit"):
-        assert fingerprint(whole.store, name) == fingerprint(again.store, name)
+        assert weights_fingerprint(whole.store, name) == weights_fingerprint(again.store, name)
     assert whole.predictions().equals(again.predictions())
     assert store.damage(whole) == store.damage(again) == ""
     assert [trial.name for trial in store.read_trials(job.run / "trials")] == ["T0000", "T0001"]

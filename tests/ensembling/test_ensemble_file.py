@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cxrlt_ray import config
-from cxrlt_ray.ensembling import from_tables
+from cxrlt_ray import config, ensemble
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection.views import StudyRule
@@ -92,7 +91,7 @@ def test_tables_of_predictions_do_not_know_studies_or_trials(tmp_path, text, tol
     path = tmp_path / "mine.yaml"
     path.write_text(f"selector: mean\n{text}\n")
     with pytest.raises(UsageError, match=told):
-        from_tables.stack(str(path), ["a.csv"], "t.csv", None, None, None, None, False, str(tmp_path), 10, 0)
+        ensemble.run(ensemble.EnsembleRequest(select=str(path), tables=["a.csv"], targets="t.csv", out=str(tmp_path)))
 
 
 def test_what_an_ensemble_keeps_is_a_file_again():

@@ -10,14 +10,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from cxrlt_ray import evaluate as module
 from cxrlt_ray.data.manifest import META, Manifest
 from cxrlt_ray.data.tasks import CHALLENGE, Task
 from cxrlt_ray.ensembling import submission
+from cxrlt_ray.ensembling.submission import aligned
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.evaluate import Report, aligned, as_json, evaluate, main, render
+from cxrlt_ray.evaluate import main
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.published import not_comparable, published
+from cxrlt_ray.evaluation.scores import SUMMARY, Scores, evaluate
+from cxrlt_ray.reporting.scores import as_json, render
 from cxrlt_ray.storage import Store
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
@@ -35,7 +37,7 @@ def shown(parts: list) -> str:
     return capture.get()
 
 
-def a_report(rounds: int = 50) -> Report:
+def a_report(rounds: int = 50) -> Scores:
     rng = np.random.default_rng(0)
     targets = (rng.random((60, 3)) < [0.5, 0.2, 0]).astype(np.int8)
     scores = np.clip(0.4 * targets + 0.6 * rng.random((60, 3)), 0, 1)
@@ -72,7 +74,7 @@ def test_report_holds_the_challenges_scores():
     assert report.scores["head"] == pytest.approx(ap[0])
     assert report.scores["medium"] == pytest.approx(ap[1])
     assert np.isnan(report.scores["tail"])
-    assert set(module.SUMMARY) < set(report.scores)
+    assert set(SUMMARY) < set(report.scores)
     assert (report.images, report.subjects) == (60, 30)
     np.testing.assert_allclose(report.per_finding["prevalence"], report.per_finding["positives"] / 60)
 

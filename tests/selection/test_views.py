@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrlt_ray.ensemble import applied, compare, kept
+from cxrlt_ray.ensembling.apply import applied
+from cxrlt_ray.ensembling.compare import compare
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
+from cxrlt_ray.ensembling.stored import as_applied
 from cxrlt_ray.selection import honest, spaces, views
 from cxrlt_ray.selection.honest import Method, as_given, combine, fit, side_by_side
 from cxrlt_ray.selection.views import StudyRule, by_study, options
@@ -289,7 +291,7 @@ def test_an_ensemble_tells_its_rule_keeps_it_and_applies_it(capsys):
     told = capsys.readouterr().out
     assert f"Chosen by cross-fitting: {row.rule} (so do " in told
     assert (best.rule, mean.rule) == (StudyRule(), StudyRule())
-    about = kept(file, row)
+    about = as_applied(file, row)
     assert about["aggregation"] == "mean"
     assert about["views"]["PA"] > about["views"]["LATERAL"]
     again = applied("logit", row.rule, pool.predictions, pool.predictions, row.weights, pool.study, pool.view)

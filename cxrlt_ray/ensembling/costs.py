@@ -1,0 +1,61 @@
+"""What members cost an image, and the ensembles among which selector `frontier` chooses: score against cost."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
+from cxrlt_ray.ensembling.pool import Pool
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.evaluation.estimate import Estimate
+from cxrlt_ray.selection import curve, takes_costs
+from cxrlt_ray.selection.honest import combine
+from cxrlt_ray.storage import Store
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """An ensemble on the frontier: its cost an image, its mAP where it was chosen, its members' names."""
+
+    cost: float
+    score: Estimate
+    members: tuple[str, ...]
+
+
+def check_costs(costs: str | None, file: EnsembleFile, explain: bool) -> None:
+    """Raise UsageError for --costs where nothing would come of them."""
+    if costs and not takes_costs(file.selector) and not explain:
+        raise UsageError(f"--costs: selector {file.selector} does not weigh costs; selector frontier and --explain do.")
+
+
+def read_costs(path: str, names: list[str]) -> np.ndarray:
+    """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
+    folder, _, name = path.rpartition("/")
+    try:
+        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype={0: str}).iloc[:, :2]
+        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0])
+    except (ValueError, IndexError) as error:
+        raise CxrltError(f"{path} is no table of members and their costs: {error}.") from None
+    if missing := [member for member in names if member not in costs.index]:
+        raise CxrltError(f"{path} has no cost of {missing[0]}: give each of {', '.join(names)} a row.")
+    return costs[~costs.index.duplicated()].loc[names].to_numpy(float)
+
+
+def frontier(pool: Pool, file: EnsembleFile, values: np.ndarray, rounds: int, seed: int) -> list[FrontierPoint]:
+    """The ensembles of `values` [M, N, C] that score best at their cost; intervals bootstrapped by subject."""
+    options = {key: value for key, value in file.settings.items() if key != "budget"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        points = curve(values, pool.targets, pool.groups, pool.costs, **options)
+    systems = [combine(values, point.weights) for point in points]
+    draws = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=rounds, seed=seed)
+    return [
+        FrontierPoint(point.cost, Estimate.of(point.score, sample), tuple(pool.names[m] for m in point.members))
+        for point, sample in zip(points, draws, strict=True)
+    ]

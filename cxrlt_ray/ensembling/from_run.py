@@ -1,0 +1,47 @@
+"""What an ensemble of a run starts from: the pool of its trials, and a warning where weights have seen the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.ensembling.costs import read_costs
+from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
+from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, Say, candidates, gather
+from cxrlt_ray.ensembling.request import EnsembleRequest
+from cxrlt_ray.ensembling.tta import under_tta
+from cxrlt_ray.runs.cost import gflops
+from cxrlt_ray.runs.store import Run
+from cxrlt_ray.selection import takes_costs
+
+
+def pool_of_run(
+    request: EnsembleRequest, run: Run, manifest: Manifest, file: EnsembleFile, split: str | None, say: Say = print
+) -> Pool:
+    """The trials to choose among, plain or under test-time augmentation, with their costs where these are asked for.
+
+    split: what members must be able to score; None: nothing.
+    """
+    copies = COPIES + ANOTHER * (file.place() != "probability" or file.joined() != "none") + AGAIN * request.explain
+    trials = candidates(run, split, request.pruned, say)
+    pool = gather(run, manifest, trials, say, most=request.most, copies=copies)
+    pool = under_tta(pool, file.tta, split, request.seed, say)
+    if takes_costs(file.selector) or request.explain:
+        costs = read_costs(request.costs, pool.names) if request.costs else gflops(pool.trials, pool.tta)
+        pool = replace(pool, costs=costs)
+    return pool
+
+
+def mimic_warnings(manifest: Manifest, pool: Pool, members: list[bool]) -> Iterator[str]:
+    """A line for each chosen trial whose pretrained weights have seen images of MIMIC-CXR, where these are scored."""
+    from cxrlt_ray.models.weights import saw_mimic
+
+    if not manifest.source.startswith("cxrlt"):
+        return
+    for trial, used in zip(pool.trials, members, strict=True):
+        if used and saw_mimic(trial.record.weights):
+            yield (
+                f"{trial.name}'s weights ({trial.record.weights}) were pretrained on images of MIMIC-CXR: where the "
+                "scored images are of its training split (403 of task 2's 406 studies), the score promises too much."
+            )

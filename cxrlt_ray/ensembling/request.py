@@ -1,0 +1,116 @@
+"""All that can be asked of `ensemble` and `predict`, checked in one place: what the commands' options fill.
+
+from cxrlt_ray import ensemble
+ensemble.run(ensemble.EnsembleRequest(select="greedy", storage="runs", run="task1-20261125-101500"))
+ensemble.run(ensemble.EnsembleRequest(tables=["a.csv", "b.parquet"], targets="labels.csv"))
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import model_validator
+
+from cxrlt_ray import cli
+from cxrlt_ray.config import Config
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.store import DEFAULT_STORAGE
+
+# options by where the members' predictions come from: the others go with both
+OF_RUNS = {
+    "run": "--run",
+    "storage": "--storage",
+    "split": "--split",
+    "score_all": "--score-all",
+    "zip": "--zip",
+    "address": "--address",
+    "pruned": "--pruned",
+    "most": "--most",
+}
+OF_TABLES = {
+    "targets": "--targets",
+    "groups": "--groups",
+    "apply": "--apply",
+    "findings": "--findings",
+    "id_column": "--id-column",
+    "drop_missing": "--drop-missing",
+    "out": "--out",
+}
+
+
+class EnsembleRequest(Config):
+    """What is asked of `ensemble`: the options of the command, with their defaults.
+
+    With `tables` the members are predictions in files, else a run's trials; an option of the other kind is refused
+    wherever it is given, even as its default. Raises UsageError for options that do not go together.
+    """
+
+    select: Annotated[str, cli.option("a selector, a file of ensembles/, or the path of a YAML file")] = "greedy"
+    run: Annotated[str | None, cli.option("the run; the latest without it")] = None
+    storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE
+    split: Annotated[str | None, cli.option("the split to submit; the task's scored one without it")] = None
+    score_all: Annotated[bool, cli.option("score the test images with every trial, to compare", "--score-all")] = False
+    zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False
+    rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000
+    seed: Annotated[int, cli.option("seed of bags, folds and bootstrap")] = 0
+    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
+    costs: Annotated[str | None, cli.option("a CSV of member and cost, for selector frontier; else GFLOPs")] = None
+    tables: Annotated[
+        list[str] | None, cli.option("no run: a table of predictions a member, or one .npz", "--from")
+    ] = None
+    targets: Annotated[str | None, cli.option("with --from: the table of labels")] = None
+    groups: Annotated[str | None, cli.option("with --from: the labels' column of subjects, or a table of them")] = None
+    apply: Annotated[list[str] | None, cli.option("with --from: the members' tables of images to score")] = None
+    findings: Annotated[list[str] | None, cli.option("with --from: only these columns")] = None
+    id_column: Annotated[str | None, cli.option("with --from: the tables' column of image ids")] = None
+    drop_missing: Annotated[bool, cli.option("with --from: leave out images a member lacks", "--drop-missing")] = False
+    out: Annotated[str, cli.option("with --from: where to leave the ensemble")] = "ensemble"
+    explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False
+    pruned: Annotated[bool, cli.option("choose among pruned trials too", "--pruned")] = False
+    most: Annotated[int | None, cli.option("choose among so many trials; as many as memory holds")] = None
+
+    @property
+    def is_npz(self) -> bool:
+        """Whether one .npz holds all members and their labels."""
+        return self.tables is not None and len(self.tables) == 1 and self.tables[0].endswith(".npz")
+
+    @model_validator(mode="after")
+    def _check(self) -> EnsembleRequest:
+        if problem := self._problem_of_tables() if self.tables else self._problem_of_runs():
+            raise UsageError(problem)
+        if self.rounds < 1:
+            raise UsageError(f"--rounds must be at least 1, not {self.rounds}.")
+        return self
+
+    def _problem_of_tables(self) -> str:
+        assert self.tables is not None
+        if given := [option for field, option in OF_RUNS.items() if field in self.model_fields_set]:
+            return f"{given[0]} is for an ensemble of a run's trials: it does not go with --from."
+        if self.is_npz:
+            of_tables = (self.targets, self.groups, self.findings, self.id_column, self.drop_missing)
+            if any(of_tables):
+                return f"{self.tables[0]} holds labels and all: of the options for tables it takes --apply only."
+        elif not self.targets:
+            return "--targets is missing: the table of labels that goes with the predictions of --from."
+        return ""
+
+    def _problem_of_runs(self) -> str:
+        if given := [option for field, option in OF_TABLES.items() if field in self.model_fields_set]:
+            return f"{given[0]} goes with --from, the tables of predictions to choose from."
+        if self.most is not None and self.most < 1:
+            return f"--most is 1 or more trials to choose among, not {self.most}."
+        return ""
+
+
+class PredictRequest(Config):
+    """What is asked of `predict`: the options of the command, with their defaults."""
+
+    ensemble: Annotated[str, cli.option("an ensemble.json: path or URI")]
+    data: Annotated[str, cli.option("the new images: a directory or URI, with or without a table")]
+    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
+    split: Annotated[str | None, cli.option("score only this split of the data")] = None
+    out: Annotated[str, cli.option("where to leave predictions.parquet and submission.csv")] = "predictions"
+    storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = DEFAULT_STORAGE
+    max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05
+    zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False
+    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None

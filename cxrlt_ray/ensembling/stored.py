@@ -1,0 +1,150 @@
+"""An ensemble on disk: written with all that belongs to it, and loaded with its members as they were.
+
+weights.csv            a row a member, a column a finding
+predictions.parquet    image_id, one float32 score per finding
+submission.csv         as the challenge wants it (and .zip)
+ensemble.json          EnsembleRecord; written last: the rest is whole
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import JsonValue
+
+from cxrlt_ray.ensembling import submission
+from cxrlt_ray.ensembling.apply import Ensemble, filled
+from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, as_json
+from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
+from cxrlt_ray.ensembling.pool import Pool
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.runs.ensemble_record import EnsembleRecord, MemberRecord, weights_fingerprint
+from cxrlt_ray.runs.predictions import Predictions
+from cxrlt_ray.runs.store import Run, read_trial
+from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.finite import finite
+
+
+def write_ensemble(
+    store: Store,
+    run: Run,
+    file: EnsembleFile,
+    name: str,
+    pool: Pool,
+    system: System,
+    comparison: Comparison,
+    scored: ScoredSplit | None,
+    zip: bool = False,
+) -> EnsembleRecord:
+    """Leave the ensemble's files; each is whole or not there. scored: the split to submit, if it has images."""
+    findings = run.task.findings
+    with store.place("weights.csv") as path:
+        weights_table(pool, system.weights, findings).to_csv(path, index=False)
+    if scored is not None:
+        write_scores(store, run, scored, zip)
+    record = EnsembleRecord.model_validate(
+        {
+            "name": name,
+            "task": run.task,
+            "run": run.store.absolute().uri,
+            "fingerprint": run.record.fingerprint,
+            "sizes": run.record.sizes_of_shards,
+            "quality": run.record.quality,
+            **as_applied(file, system),
+            "members": [_member(pool, int(m), system.weights[m], findings) for m in np.flatnonzero(system.members)],
+            "scores": finite(as_json(comparison)),
+        }
+    )
+    record.write(store)
+    return record
+
+
+def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None:
+    """Leave the last system's scores as predictions and as a submission."""
+    ids, scores = scored.images.table["image_id"].to_numpy(), scored.scores[-1]
+    assert scores is not None
+    scores = filled(scores)
+    findings, split = run.task.findings, scored.images.table["split"].iloc[0]
+    Predictions(ids, scores, findings, split, run.record.fingerprint).write(store, "predictions.parquet")
+    submission.write(store, submission.build(ids, scores, findings), run.task, ids, zip=zip)
+
+
+def as_applied(file: EnsembleFile, system: System) -> dict[str, JsonValue]:
+    """An ensembles/ file as it was applied: with the space, the rule and (`chosen`) the selector that were taken.
+
+    chosen.guard is null where all findings are weighed alike.
+    """
+    method = system.fitted.method
+    return {
+        **file.model_dump(),
+        "space": system.space,
+        "aggregation": system.rule.how,
+        "views": None if system.rule.views is None else dict(system.rule.views),
+        "chosen": finite({"selector": method.selector, "guard": float(method.guard)}),
+    }
+
+
+def weights_table(pool: Pool, weights: np.ndarray, findings: tuple[str, ...]) -> pd.DataFrame:
+    """A row a member, heaviest first: what it is, val mAP, its mean weight, then its weight per finding."""
+    rows = [
+        {
+            "trial": trial.name,
+            "backbone": trial.config.backbone,
+            "resolution": trial.config.resolution,
+            "loss": trial.config.loss,
+            "looks": pool.passes(m),
+            "val_map": round(trial.score, 4),
+            "mean_weight": round(float(weight.mean()), 4),
+            **dict(zip(findings, weight.round(4).tolist(), strict=True)),
+        }
+        for m, (trial, weight) in enumerate(zip(pool.trials, weights, strict=True))
+        if weight.sum() > 0
+    ]
+    return pd.DataFrame(rows).sort_values("mean_weight", ascending=False, kind="stable")
+
+
+def load(uri: str) -> Ensemble:
+    """Read an ensemble.json and find its members.
+
+    Raises UsageError where it is none of this version, CxrltError where a member is missing or has changed.
+    """
+    folder, _, name = uri.rpartition("/")
+    content = Store(folder or ".").read_json(name)
+    record = EnsembleRecord.parse(content, uri)
+    run = _run_of(record, folder)
+    trials = []
+    for member in record.members:
+        trial = read_trial(run / "trials" / member.trial)
+        for checkpoint, fingerprint in member.checkpoints.items():
+            if not trial.store.exists(checkpoint):
+                raise CxrltError(f"{trial.store.uri}/{checkpoint}, a member of {uri}, is gone: select anew.")
+            if weights_fingerprint(trial.store, checkpoint) != fingerprint:
+                raise CxrltError(f"{trial.store.uri}/{checkpoint} changed since {uri} was made: select anew.")
+        if not member.checkpoints:
+            raise CxrltError(f"{trial.store.uri}, a member of {uri}, has no checkpoint left to score with.")
+        trials.append(trial)
+    return Ensemble(record, trials)
+
+
+def _member(pool: Pool, m: int, weights: np.ndarray, findings: tuple[str, ...]) -> MemberRecord:
+    trial = pool.trials[m]
+    return MemberRecord(
+        trial=trial.name,
+        resolution=trial.config.resolution,
+        tta=pool.augmented(m),
+        checkpoints={name: weights_fingerprint(trial.store, name) for name in trial.checkpoints},
+        weights=dict(zip(findings, weights.tolist(), strict=True)),
+    )
+
+
+def _run_of(record: EnsembleRecord, folder: str) -> Store:
+    """The run: where it was, else two levels above the ensemble, should the whole have been moved."""
+    recorded = Store(record.run)
+    if recorded.exists("run.json") or "://" in folder:
+        return recorded
+    beside = Store(str(Path(folder or ".").resolve().parents[1]))
+    if beside.exists("run.json"):
+        return beside
+    raise CxrltError(f"the run of this ensemble is not at {recorded.uri} any more: its members cannot be loaded.")

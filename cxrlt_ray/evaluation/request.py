@@ -1,0 +1,42 @@
+"""All that can be asked of `evaluate`, checked in one place: what the command's options fill.
+
+from cxrlt_ray import evaluate
+evaluate.run(evaluate.EvaluateRequest(submission="submission.csv", data="/data/mimic", task="task1"))
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import model_validator
+
+from cxrlt_ray import cli
+from cxrlt_ray.config import Config
+from cxrlt_ray.errors import UsageError
+
+FORMATS = ("csv", "json")
+
+
+class EvaluateRequest(Config):
+    """What is asked of `evaluate`: the options of the command, with their defaults.
+
+    Raises UsageError for a wrong one.
+    """
+
+    submission: Annotated[str, cli.argument("a submission.csv or .zip: path or URI")]
+    data: Annotated[str, cli.option("the cohort that was scored: a directory or URI")]
+    task: Annotated[str, cli.option("task1, task2, task3, auto (every finding of the data) or a YAML file")] = "task1"
+    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
+    split: Annotated[str | None, cli.option("the split that was scored; the task's own without it")] = None
+    uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
+    rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000
+    seed: Annotated[int, cli.option("the sweep's seed, which drew the splits of data that has none")] = 0
+    out: Annotated[str | None, cli.option("leave the scores in this .csv (per finding) or .json (all)")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateRequest:
+        if self.out and self.out.rpartition(".")[2] not in FORMATS:
+            raise UsageError(f"--out {self.out} must end in {' or '.join(f'.{kind}' for kind in FORMATS)}.")
+        if self.rounds < 1:
+            raise UsageError(f"--rounds must be at least 1, not {self.rounds}.")
+        return self

@@ -1,0 +1,102 @@
+"""The comparison of an ensemble with the best member and the mean, on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cxrlt_ray import cli
+from cxrlt_ray.ensembling.compare import CROSS_FITTED, OPTIMISTIC, Comparison, SetScores, SystemScore
+from cxrlt_ray.ensembling.costs import FrontierPoint
+from cxrlt_ray.evaluation.estimate import Estimate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NAMES = {OPTIMISTIC: "validation\noptimistic", CROSS_FITTED: "validation\ncross-fitted"}
+
+
+def show(comparison: Comparison, name: str, swept: bool = True) -> None:
+    """Print a comparison whose last system is the ensemble `name`.
+
+    swept: the members come of a sweep, which has seen the validation subjects.
+    """
+    console = cli.console()
+    console.print(_scores_table(comparison))
+    console.print(_groups_table(comparison))
+    for where, scores in _honest(comparison):
+        for title, gain in scores.gains.items():
+            console.print(
+                f"{name} ensemble less {title}, {_line(where)}: {gain.value:+.3f} "
+                f"[{gain.low:+.3f}, {gain.high:+.3f}]"
+                + (": a real difference" if gain.excludes_zero else ": within chance")
+            )
+    print(
+        "[ , ] are 95 % intervals, bootstrapped by subject, of what so many images give: of rare findings that is more"
+    )
+    print("than many images would. Optimistic: chosen and scored on the same images.")
+    if swept:
+        print("Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice,")
+        print("ASHA and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")
+    else:
+        print(
+            "Cross-fitted: chosen without the subjects scored, of members as they are: what their training has seen of"
+        )
+        print("these subjects is not undone.")
+
+
+def show_frontier(points: Sequence[FrontierPoint], unit: str) -> None:
+    """Print the ensembles among which `frontier` chooses: what they cost, what they score where they were chosen."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(f"cost an image, {unit}", "validation mAP, optimistic", "members", box=box.SIMPLE_HEAD)
+    for point in points:
+        table.add_row(f"{point.cost:.4g}", _cell(point.score), ", ".join(point.members))
+    cli.console().print(table)
+
+
+def _scores_table(comparison: Comparison) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("mAP", box=box.SIMPLE_HEAD)
+    sets = comparison.sets
+    for where, scores in sets.items():
+        table.add_column(f"{NAMES.get(where, where)}\n{scores.images:,} images", no_wrap=True)
+    for title in comparison.systems:
+        cells = (scores.systems.get(title) for scores in sets.values())
+        table.add_row(title, *("not scored" if score is None else _cell(score.map) for score in cells))
+    table.add_row("prevalence (chance)", *(cli.short(scores.prevalence) for scores in sets.values()))
+    return table
+
+
+def _groups_table(comparison: Comparison) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    heads = (f"{count} {group}" for group, count in comparison.groups.items())
+    table = Table("mAP of", *heads, box=box.SIMPLE_HEAD)
+    for where, scores in _honest(comparison):
+        table.add_row(Text(_line(where), style="bold"))
+        for title in comparison.systems:
+            table.add_row(title, *_group_cells(scores.systems.get(title), comparison.groups))
+    return table
+
+
+def _group_cells(score: SystemScore | None, groups: dict[str, int]) -> list[str]:
+    return ["not scored"] if score is None else [_cell(score.groups[group]) for group in groups]
+
+
+def _honest(comparison: Comparison) -> list[tuple[str, SetScores]]:
+    """The sets whose images the ensemble was not chosen on, by name."""
+    return [(where, scores) for where, scores in comparison.sets.items() if where != OPTIMISTIC]
+
+
+def _line(where: str) -> str:
+    return NAMES.get(where, where).replace("\n", " ")
+
+
+def _cell(estimate: Estimate) -> str:
+    return cli.ranged(estimate.value, estimate.low, estimate.high)

@@ -1,0 +1,112 @@
+"""A submission's scores on the console and in a file, beside the paper's teams where the images are theirs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import JsonValue
+
+from cxrlt_ray.data.tasks import GROUPS
+from cxrlt_ray.evaluation.published import Published
+from cxrlt_ray.evaluation.scores import SUMMARY, Scores
+from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.finite import finite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def render(scores: Scores, teams: Published | None = None, name: str = "ours") -> list[Table | str]:
+    """The scores beside the teams', those of each finding, and each finding's AP beside the teams'."""
+    parts: list[Table | str] = [_summary_table(scores, teams, name), _findings_table(scores)]
+    if teams:
+        parts.append(_teams_table(scores, teams, name))
+        parts.append("Teams: Lin et al. 2025, arXiv:2506.07984; '- best': ours less the best of theirs.")
+    if scores.without_positives:
+        parts.append(f"Without positives here, and so in no mean: {', '.join(scores.without_positives)}")
+    return parts
+
+
+def show(console: Console, scores: Scores, teams: Published | None, reason: str | None = None) -> None:
+    """Print the scores. reason: why there are no teams beside them."""
+    for part in [*render(scores, teams), *([reason] if reason else [])]:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+def as_json(scores: Scores, teams: Published | None = None) -> dict[str, JsonValue]:
+    """The scores as JSON can hold them; nan is null."""
+    content: dict[str, JsonValue] = finite(
+        {
+            "images": scores.images,
+            "subjects": scores.subjects,
+            "scores": scores.scores,
+            "intervals": {key: list(bounds) for key, bounds in scores.intervals.items()},
+            "without_positives": scores.without_positives,
+            "findings": scores.frame().set_index("finding").to_dict("index"),
+            "teams": teams.scores if teams else None,
+        }
+    )
+    return content
+
+
+def write(scores: Scores, teams: Published | None, out: str) -> None:
+    """Leave the scores in `out`: of each finding in a .csv, all of them in a .json."""
+    folder, slash, name = out.rpartition("/")
+    if name.endswith(".csv"):
+        content = scores.frame().to_csv(index=False)
+    else:
+        content = json.dumps(as_json(scores, teams), indent=1, allow_nan=False)
+    Store(folder or slash or ".").write(name, content.encode())
+
+
+def _summary_table(scores: Scores, teams: Published | None, name: str) -> Table:
+    from rich import box
+    from rich.table import Column, Table
+
+    title = f"{scores.images:,} images of {scores.subjects:,} subjects"
+    heads = [title, name, "95 % interval", *(teams.teams if teams else ())]
+    table = Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    counts = {group: scores.groups.count(group) for group in GROUPS}
+    rows = {**SUMMARY, **{group: f"mAP of {counts[group]} {group} findings" for group in GROUPS if counts[group]}}
+    for key, label in rows.items():
+        low, high = scores.intervals.get(key, (np.nan, np.nan))
+        bounds = f"[{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
+        published = [_number(teams.scores.get(key, {}).get(team)) for team in teams.teams] if teams else []
+        table.add_row(label, _number(scores.scores[key]), bounds, *published)
+        if key == "map":
+            table.add_row("  (chance: prevalence)", _number(scores.chance))
+    return table
+
+
+def _findings_table(scores: Scores) -> Table:
+    from rich import box
+    from rich.table import Column, Table
+
+    names = {"ap": "AP", "auroc": "AUROC", "f1": "F1", "fnr": "FNR", "ece": "ECE"}
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("pos.", "%", *names.values())]
+    table = Table(Column("finding", no_wrap=True), "group", *numbers, box=box.SIMPLE_HEAD, padding=0)
+    values = scores.per_finding
+    for c, (finding, group) in enumerate(zip(scores.findings, scores.groups, strict=True)):
+        share = f"{100 * values['prevalence'][c]:.2f}" if values["labelled"][c] else "-"
+        cells = [f"{int(values['positives'][c]):,}", share, *(_number(values[name][c]) for name in names)]
+        table.add_row(finding, group or "-", *cells)
+    return table
+
+
+def _teams_table(scores: Scores, teams: Published, name: str) -> Table:
+    from rich import box
+    from rich.table import Column, Table
+
+    table = Table(Column("AP", no_wrap=True), name, *teams.teams, "- best", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for c, finding in enumerate(scores.findings):
+        published = [teams.ap[team][c] for team in teams.teams]
+        own = scores.per_finding["ap"][c]
+        table.add_row(finding, _number(own), *map(_number, published), f"{own - max(published):+.3f}")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or np.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,52 @@
+"""A run of three trials whose validation predictions are drawn, as a sweep would leave it: no model is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.manifest import META, Manifest
+from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.runs.predictions import Predictions
+from cxrlt_ray.runs.records import RunRecord
+from cxrlt_ray.runs.store import Run
+from cxrlt_ray.storage import Store
+
+FINDINGS = ("Mass", "Nodule", "Edema")
+CONFIG = {"backbone": "test_convnext", "resolution": 32, "epochs": 1, "pretrained": False, "tta": "flip"}
+IMAGES = 600
+
+
+def make_run(folder) -> tuple[Run, Manifest]:
+    """A run of three trials: augmentation helps T0000, harms T0001, and T0002 was never tried."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((IMAGES, 3)) < 0.2).astype(np.int8)
+    table = pd.DataFrame([dict.fromkeys(META)] * IMAGES)
+    table["image_id"] = [f"i{n:03d}" for n in range(IMAGES)]
+    table["study_id"] = [f"s{n // 2:03d}" for n in range(IMAGES)]
+    table["subject_id"] = [str(n // 4) for n in range(IMAGES)]
+    table["view"], table["split"], table["path"] = "PA", "val", "x.jpg"
+    table[list(FINDINGS)] = targets
+    manifest = Manifest(table.astype(dict.fromkeys(FINDINGS, "Int8")), FINDINGS, "table", str(folder))
+    task = Task("mine", FINDINGS, "test")
+    run = Run(Store(str(folder / "r")), RunRecord(name="r", task=task, task_argument="auto"))
+    for number, noise in enumerate([(1.5, 0.7), (1.0, 2.0), (1.0, None)]):
+        name = f"T000{number}"
+        store = run.store / "trials" / name
+        trial = {"name": name, "state": "finished", "config": CONFIG, "findings": list(FINDINGS), "fingerprint": "f"}
+        trial["val_map"] = 0.5
+        for split, sd in zip(("val", "val-tta"), noise, strict=True):
+            if sd is not None:
+                logits = 2 * targets - 2 + rng.normal(0, sd, targets.shape)
+                write_predictions(store, table["image_id"], 1 / (1 + np.exp(-logits)), split)
+        if noise[1] is not None:
+            trial["tta"] = {"looks": 2, "val_map": 0.5, "price": 2.1}
+        store.write("fold-0/model.json", b"{}")
+        store.write("fold-0/model.safetensors", name.encode())
+        store.write_json("trial.json", trial)
+    return run, manifest
+
+
+def write_predictions(store, ids, scores, split, fingerprint="f") -> None:
+    predictions = Predictions(np.array(ids), np.asarray(scores), FINDINGS, split, fingerprint)
+    predictions.write(store, f"predictions/{split}.parquet")
