@@ -25,6 +25,7 @@ from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.runs.checkpoint import whole
 from cxrlt_ray.runs.predictions import read_predictions
@@ -75,6 +76,11 @@ class Trial:
             raise CxrltError(f"trial {self.name} ended before it began: it has no configuration.")
         return self.record.config.staged()[self.record.stage]
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the trial's objective gives predictions: a self-supervised one leaves weights alone."""
+        return self.record.config is None or find_objective(self.record.config.staged()[-1].objective).predicts
+
     def has_predictions(self, split: str = "val") -> bool:
         """Whether the predictions of `split` were stored."""
         return self.store.exists(f"predictions/{split}.parquet")
@@ -96,7 +102,7 @@ class Trial:
 
 
 # records of trials that have ended, by the directory's URI, with the file's state where it lies on a disk: read once
-_SETTLED: dict[str, tuple[object, bytes]] = {}
+_SETTLED: dict[str, tuple[object, TrialRecord]] = {}
 
 
 def read_trial(store: Store) -> Trial:
@@ -112,25 +118,19 @@ def read_trials(folder: Store, names: Iterable[str] | None = None) -> list[Trial
     of them at every trial's end would take hours.
     """
     names = sorted(folder.list() if names is None else names)
-    contents: dict[str, bytes] = {}
+    records: dict[str, TrialRecord] = {}
     states = {name: _state(folder, name) for name in names}
     for name in names:
-        known = _SETTLED.get((folder / name).uri)
-        if known is not None and known[0] == states[name]:
-            contents[name] = known[1]
-    files = [f"{name}/{RECORD}" for name in names if name not in contents]
-    for file, content in folder.read_many(files).items():
-        contents[file.removesuffix(f"/{RECORD}")] = content
-    trials = []
-    for name in names:
-        if name not in contents:
-            continue
-        store = folder / name
-        trial = Trial(store, _parsed(store, contents[name]))
-        trials.append(trial)
-        if trial.state != RUNNING:
-            _SETTLED[store.uri] = (states[name], contents[name])
-    return trials
+        settled = _SETTLED.get((folder / name).uri)
+        if settled is not None and settled[0] == states[name]:
+            records[name] = settled[1]
+    files = {f"{name}/{RECORD}": name for name in names if name not in records}
+    for file, content in folder.read_many(list(files)).items():
+        store = folder / files[file]
+        record = records[files[file]] = _parsed(store, content)
+        if record.state != RUNNING:
+            _SETTLED[store.uri] = (states[files[file]], record)
+    return [Trial(folder / name, records[name].model_copy()) for name in names if name in records]
 
 
 def _state(folder: Store, name: str) -> object:
@@ -242,7 +242,8 @@ def read_run(store: Store) -> Run:
 def damage(trial: Trial) -> str:
     """What is wrong with the files that a trial which ended well should have left, or nothing."""
     try:
-        trial.predictions()
+        if trial.predicts:
+            trial.predictions()
     except CxrltError as error:
         return str(error).rstrip(".")
     if trial.record.dropped:

@@ -1,0 +1,157 @@
+"""The trial store: records of earlier versions, and how often records are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import s3 as server
+from conftest import write_images
+
+from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.runs.records import EpochRecord, RunRecord, TrialRecord
+from cxrlt_ray.runs.store import Run, Trial, create_run, read_run, read_trial, read_trials
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search.disk import DiskRoom
+from cxrlt_ray.search.optuna_study import OptunaStudy
+from cxrlt_ray.search.progress import Progress
+from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.search.stop import StopRequest
+from cxrlt_ray.search.trial_states import trial_name
+from cxrlt_ray.search.tuner import FaultPolicy, StudySearcher, missing_trials
+from cxrlt_ray.storage import Store
+
+CONFIG = TrialConfig(backbone="test_resnet", pretrained=False, resolution=32, epochs=3)
+SPACE = """
+trials: 300
+epochs: 3
+prune: false
+parameters:
+  backbone: test_resnet
+  pretrained: false
+  resolution: 32
+  lr: {low: 1e-4, high: 1e-1, log: true}
+"""
+MANY = 200  # trials that have ended
+
+
+def ended(number, **changes):
+    epochs = [EpochRecord(fold=0, stage=0, epoch=k, score=0.1 + 0.001 * number) for k in range(3)]
+    options = {"name": trial_name(number), "state": "finished", "params": {"lr": 1e-3 + 1e-5 * number}}
+    return TrialRecord(**{**options, "config": CONFIG, "epochs": epochs, "score": epochs[-1].score, **changes})
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with server.served("bucket") as served:
+        yield served
+
+
+@pytest.fixture
+def run(bucket, tmp_path) -> Run:
+    """A run on an object store with MANY trials that have ended, whose checkpoints were removed."""
+    record = RunRecord(name="many", task=Task("auto", ("Mass",)))
+    run = create_run("s3://bucket/runs", record, write_images(tmp_path / "images", 8), {})
+    for number in range(MANY):
+        ended(number, dropped=True).write(run.store / "trials" / trial_name(number), "trial.json")
+    return run
+
+
+def test_a_trials_end_reads_its_own_record_whatever_the_number_of_trials_before_it(bucket, run, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(SPACE)
+    space = load_space(str(path))
+    policy = FaultPolicy(keep_checkpoints=2, disk=DiskRoom(run.store, 1.0, 1))
+    searcher = StudySearcher(run, OptunaStudy(run, space, 0), policy, StopRequest(), SimpleNamespace())
+    progress = Progress(run, 300, missing_trials(run, 300))
+    reads = []
+    for _ in range(3):
+        point = searcher.suggest("id")
+        name = trial_name(point["number"])
+        ended(point["number"], params=point["params"]).write(run.store / "trials" / name, "trial.json")
+        bucket.requests.clear()
+        searcher.on_trial_complete("id")
+        progress.on_trial_complete(0, [], SimpleNamespace(config=point))
+        left = missing_trials(run, 300)
+        of_records = re.compile(r"/trials/T\d+/trial\.json")
+        reads.append(sum(method == "GET" and bool(of_records.search(path)) for method, path in bucket.requests))
+    assert left == 300 - MANY - 3
+    assert max(reads) <= 5
+    assert "[203/300] T0202 finished" in capsys.readouterr().out
+
+
+def test_a_record_that_another_process_has_written_again_is_read_again(tmp_path):
+    store = Store(str(tmp_path)) / "T0000"
+    ended(0).write(store, "trial.json")
+    assert read_trials(Store(str(tmp_path)))[0].state == "finished"
+    ended(0, state="running", epochs=[]).write(store, "trial.json")
+    assert read_trials(Store(str(tmp_path)))[0].state == "running"
+
+
+def test_what_this_process_writes_is_seen_on_an_object_store_too(bucket):
+    folder = Store("s3://bucket/elsewhere")
+    ended(0).write(folder / "T0000", "trial.json")
+    (trial,) = read_trials(folder)
+    trial.record.state = "failed"  # a record is its reader's own
+    assert read_trials(folder)[0].state == "finished"
+    Trial(trial.store, ended(0, state="pruned")).write(ended(0, state="pruned"))
+    assert read_trials(folder)[0].state == "pruned"
+
+
+OLD_TRIAL = {
+    "name": "T0003",
+    "state": "finished",
+    "params": {"lr": 1e-3},
+    "config": {"backbone": "test_resnet", "resolution": 32, "epochs": 2},
+    "findings": ["Mass"],
+    "fingerprint": "f" * 16,
+    "epochs": [{"fold": 0, "stage": 0, "epoch": 0, "val_map": 0.5, "loss": 0.1, "images_per_second": 7.0}],
+    "val_map": 0.5,
+    "tta": {"looks": 6, "val_map": 0.6, "price": 5.5},
+    "again": {"state": "pruned", "curve": [[1, 0.5]]},
+}
+
+
+def test_a_trials_record_of_the_first_version_is_read_as_one_of_today(tmp_path):
+    (tmp_path / "trial.json").write_text(json.dumps(OLD_TRIAL))
+    record = read_trial(Store(str(tmp_path))).record
+    assert (record.score, record.epochs[0].score, record.config.backbone) == (0.5, 0.5, "test_resnet")
+    assert (record.tta.augmentations, record.tta.score) == (6, 0.6)
+    assert record.retraining.curve == ((1, 0.5),)
+    assert record.trained_findings == record.findings == ("Mass",)
+    record.write(Store(str(tmp_path)), "trial.json")
+    assert json.loads((tmp_path / "trial.json").read_text())["version"] == TrialRecord.VERSION
+    assert read_trial(Store(str(tmp_path))).record == record
+
+
+def test_a_trial_of_the_first_version_that_ended_before_it_began_is_read(tmp_path):
+    (tmp_path / "trial.json").write_text(json.dumps({**OLD_TRIAL, "state": "failed", "config": {}, "val_map": None}))
+    trial = read_trial(Store(str(tmp_path)))
+    assert trial.record.config is None
+    with pytest.raises(CxrltError, match="T0003 ended before it began"):
+        _ = trial.config
+
+
+def test_a_run_of_a_layout_that_is_not_read_any_more_is_refused(tmp_path):
+    old = {"name": "old", "task": {"name": "auto", "findings": ["Mass"]}, "shards": {"name": "x", "size": 32}}
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    with pytest.raises(UsageError, match="run old was made by an earlier version of cxrlt_ray"):
+        read_run(Store(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"version": 99}, "is of version 99, written by a later cxrlt_ray"),
+        ({**OLD_TRIAL, "mistyped": 1}, "cannot be read as a TrialRecord: mistyped: it is damaged"),
+        ([], "does not hold a JSON object"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_refused_with_the_file_and_the_reason(tmp_path, content, message):
+    (tmp_path / "trial.json").write_text(json.dumps(content))
+    with pytest.raises(CxrltError, match=message) as refusal:
+        read_trial(Store(str(tmp_path)))
+    assert str(tmp_path) in str(refusal.value)
