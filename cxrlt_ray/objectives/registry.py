@@ -146,7 +146,7 @@ def all_objectives() -> dict[str, type[Objective]]:
     package = importlib.import_module(__package__ or "cxrlt_ray.objectives")
     for module in sorted(module.name for module in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"{package.__name__}.{module}")
-    return dict(_OBJECTIVES)
+    return dict(sorted(_OBJECTIVES.items()))
 
 
 def find_objective(name: str) -> type[Objective]:

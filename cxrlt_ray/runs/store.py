@@ -3,6 +3,7 @@
 RUN/run.json                     what was asked, as RunRecord; the fingerprint of the manifest
 RUN/manifest.parquet             the cohort as split for this run
 RUN/space.yaml                   the search space as it was
+RUN/soft_targets.parquet         predictions that objectives may learn, where --soft-targets gave any
 RUN/optuna.db                    the search's state, for optuna-dashboard; made anew from the trials where it lacks
 RUN/trials/T0001/trial.json      TrialRecord: state, parameters, metrics by epoch, environment, reason of a failure
 /fold-0/         the kept checkpoint: model.safetensors, model.json; refit/ beside it, if asked for
@@ -23,6 +24,7 @@ import pandas as pd
 
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
+from cxrlt_ray.data.soft_targets import SoftTargets
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.objectives.registry import find_objective
@@ -202,8 +204,12 @@ def check_free(storage: str, name: str) -> None:
         )
 
 
-def create_run(storage: str, record: RunRecord, manifest: Manifest, files: dict[str, bytes]) -> Run:
-    """Make RUN/ with manifest.parquet, the `files` and, last, run.json, with the time and the manifest's fingerprint.
+def create_run(
+    storage: str, record: RunRecord, manifest: Manifest, files: dict[str, bytes], soft: SoftTargets | None = None
+) -> Run:
+    """Make RUN/ with manifest.parquet, soft targets, the `files` and, last, run.json.
+
+    The record is written with the time, the manifest's fingerprint and the provenance of the soft targets.
 
     Raises UsageError if the name is taken.
     """
@@ -215,7 +221,11 @@ def create_run(storage: str, record: RunRecord, manifest: Manifest, files: dict[
         manifest.write(path)
     for file, content in files.items():
         store.write(file, content)
-    record = record.model_copy(update={"created": now(), "fingerprint": manifest.fingerprint})
+    if soft is not None:
+        soft.write(store)
+    provenance = None if soft is None else soft.provenance
+    changes = {"created": now(), "fingerprint": manifest.fingerprint, "soft_targets": provenance}
+    record = record.model_copy(update=changes)
     run = Run(store, record)
     run.write(record)
     return run

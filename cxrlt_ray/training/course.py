@@ -79,7 +79,7 @@ class Course:
             return
         self.trial.check_mine()
         scored = [scores for _, scores in self.trial.scored] + ([] if scores is None else [scores])
-        tensors = {f"found/{fold}": torch.from_numpy(values) for fold, values in enumerate(scored)}
+        tensors = {f"scores/{fold}": torch.from_numpy(values) for fold, values in enumerate(scored)}
         state = ResumeState(self.fold, number, epoch.number, self.record, {**epoch.state(), **tensors})
         resume.keep(self.trial.store, state)
 

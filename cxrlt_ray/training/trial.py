@@ -240,8 +240,8 @@ class _Fold(Course):
         super().__init__(trial, fold)
         self.validation = validation_images(trial.manifest, trial.job, fold)
         self.scores = np.full(self.validation.targets.shape, np.nan, np.float32)
-        if trial.before and fold <= trial.before.fold and f"found/{fold}" in trial.before.tensors:
-            self.scores = trial.before.tensors[f"found/{fold}"].numpy()
+        if trial.before and fold <= trial.before.fold and f"scores/{fold}" in trial.before.tensors:
+            self.scores = trial.before.tensors[f"scores/{fold}"].numpy()
 
     def run(self) -> tuple[Images, np.ndarray]:
         """Train; the validation images, and their probabilities [N, C] by the last stage's best epoch."""

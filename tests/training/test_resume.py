@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +19,7 @@ from cxrlt_ray.data.prepare import prepare
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.checkpoint import whole
 from cxrlt_ray.runs.trial_config import TrialConfig
-from cxrlt_ray.storage import Store
+from cxrlt_ray.storage import Store, patience
 from cxrlt_ray.training import resume
 from cxrlt_ray.training.job import Job
 from cxrlt_ray.training.trial import train
@@ -134,6 +137,47 @@ def test_a_damaged_state_begins_the_trial_anew(cohort, tmp_path):
     report, seen = ended_after(9)
     train(job, "T0000", config(), {}, report)
     assert [told["epoch"] for told in seen] == [1, 2, 3]
+
+
+def test_a_state_that_the_storage_does_not_give_is_waited_for_and_not_overwritten(cohort, tmp_path, monkeypatch):
+    """A storage that fails for a while was taken for damage: the trial began anew and deleted the good state."""
+    train(job_in(tmp_path / "whole", cohort), "T0000", config(), {}, lambda told: None)
+    job = job_in(tmp_path / "cut", cohort)
+    with pytest.raises(Cut):
+        train(job, "T0000", config(), {}, ended_after(2)[0])
+    fetched, failures = Store.fetched, iter([True, True])
+
+    def refused(self, name=""):
+        if name.startswith(resume.PREFIX) and next(failures, False):
+            raise CxrltError("s3://bucket cannot be reached: connection refused.")
+        return fetched(self, name)
+
+    monkeypatch.setattr(Store, "fetched", refused)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
+    report, seen = ended_after(9)
+    train(job, "T0000", config(), {}, report)
+    assert [told["epoch"] for told in seen] == [2, 3]
+    pd.testing.assert_frame_equal(left(tmp_path / "cut")[4], left(tmp_path / "whole")[4], check_exact=True)
+
+
+def test_a_storage_that_does_not_come_back_ends_the_trial_and_leaves_its_state(cohort, tmp_path, monkeypatch):
+    job = job_in(tmp_path / "cut", cohort)
+    with pytest.raises(Cut):
+        train(job, "T0000", config(), {}, ended_after(2)[0])
+    store = job.run / "trials" / "T0000"
+    before = [(name, store.read(name)) for name in resume.names(store)]
+
+    def refused(self, name=""):
+        raise CxrltError("s3://bucket cannot be reached: connection refused.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "fetched", refused)
+        broken.setattr(
+            patience, "time", SimpleNamespace(monotonic=itertools.count(0, 200).__next__, sleep=lambda _: None)
+        )
+        with pytest.raises(CxrltError, match="cannot be reached"):
+            train(job, "T0000", config(), {}, lambda told: None)
+    assert [(name, store.read(name)) for name in resume.names(store)] == before
 
 
 def test_a_process_whose_trial_was_taken_over_writes_no_more(cohort, tmp_path):
