@@ -19,16 +19,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cxrlt_ray.data.manifest import Manifest
-from cxrlt_ray.data.shards import nearest
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.objectives.registry import find_objective
-from cxrlt_ray.runs.predictions import Predictions, augmented_name
+from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.records import (
     FINISHED,
     PRUNED,
     RUNNING,
-    Augmented,
     Environment,
     EpochRecord,
     Refit,
@@ -41,19 +39,12 @@ from cxrlt_ray.storage import Store
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training import resume
 from cxrlt_ray.training.course import Course
-from cxrlt_ray.training.inference import (
-    Member,
-    augmented_batches,
-    augmented_views,
-    check_any,
-    infer,
-    plain_batches,
-)
 from cxrlt_ray.training.job import Images, Job, manifest_of, validation_images
 from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.stage import Epoch
 from cxrlt_ray.training.streams import validation_batches
-from cxrlt_ray.training.workers import Worker, agree, joined, worker_of
+from cxrlt_ray.training.validation import predict_images, score_augmented
+from cxrlt_ray.training.workers import Worker, agree, worker_of
 
 Report = Callable[[dict[str, float]], None]
 
@@ -93,7 +84,7 @@ def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value],
         bests = [record.best_of(fold, record.stage).score for fold in range(trial.folds)]
         record.score = float(np.mean([score for score in bests if score is not None]))
     if config.tta != "none" and trial.predicts and record.tta is None:
-        _score_augmented(trial)
+        score_augmented(trial)
     if config.refit:
         _Refit(trial).run()
     trial.end(FINISHED)
@@ -331,64 +322,6 @@ class _Refit(Course):
         if not epoch.repeated:
             self.record.refit = Refit(epochs=epoch.number + 1, seconds=self.clock.seconds())
             self.keep(number, epoch)
-
-
-def predict_images(job: Job, config: TrialConfig, model: object, images: Images) -> np.ndarray:
-    """Probabilities float32 [N, C] of the predicted findings for `images`, in their order; nan in quarantine.
-
-    Workers share the images, and all have all scores. Raises Diverged for predictions that are not finite, CxrltError
-    where no image could be decoded.
-    """
-    worker, fused = worker_of(job), config.fusion != "none"
-    view = augmented_views(config.resolution, config.crop)[0]
-    member = Member([model.eval()], (view,), config.precision, job.outputs)  # type: ignore[attr-defined]
-    stream = plain_batches(
-        nearest(job.shards, config.resolution),
-        images,
-        view,
-        config.batch_size * (1 if fused else 2) * worker.world,
-        worker.device,
-        job.ingest,
-        fused,
-        worker.rank,
-        worker.world,
-    )
-    scores = infer([member], stream, (len(images), len(job.findings)), worker.device)[:, 0]
-    return check_any(joined(scores, worker))
-
-
-def _score_augmented(trial: Trial) -> None:
-    """Score the validation images under test-time augmentation too: its score, and its price in time."""
-    from cxrlt_ray import models
-
-    job, worker, stage = trial.job, trial.worker, trial.config.staged()[-1]
-    views = augmented_views(stage.resolution, stage.crop, trial.config.tta)
-    shards = nearest(job.shards, stage.resolution)
-    scored: list[tuple[Images, np.ndarray]] = []
-    seconds = {1: 0.0, len(views): 0.0}
-    agree(True, worker)  # the first worker has written the checkpoints
-    for fold, (images, _) in enumerate(trial.scored):
-        with (job.run / "trials" / trial.record.name).fetched(f"fold-{fold}") as folder:
-            model = models.load(folder)[0].to(worker.device).eval()
-        scores = np.empty((0, 0, 0), np.float32)
-        for count in seconds:
-            started = time.monotonic()
-            member = Member([model], views[:count], stage.precision, job.outputs)
-            stream = augmented_batches(
-                shards,
-                images,
-                member.views,
-                worker.device,
-                job.ingest.threads,
-                rank=worker.rank,
-                world=worker.world,
-            )
-            scores = infer([member], stream, (len(images), len(job.findings)), worker.device)
-            seconds[count] += time.monotonic() - started
-        scored.append((images, check_any(joined(scores[:, 0], worker))))
-    score = trial.keep_predictions(scored, augmented_name("val", True))
-    price = round(seconds[len(views)] / seconds[1], 2)
-    trial.record.tta = Augmented(augmentations=len(views), score=score, price=price)
 
 
 def _environment(job: Job) -> Environment:

@@ -71,14 +71,14 @@ def test_every_forward_pass_under_augmentation_is_a_sign_of_life(cohort, images,
 def test_a_trial_that_scores_under_augmentation_sends_heartbeats_while_it_does(cohort, tmp_path, beats, monkeypatch):
     """A long one was taken for hung and killed."""
     at = []
-    scored = trial_module._score_augmented
+    scored = trial_module.score_augmented
 
     def watched(trial):
         before = len(beats)
         scored(trial)
         at.append(len(beats) - before)
 
-    monkeypatch.setattr(trial_module, "_score_augmented", watched)
+    monkeypatch.setattr(trial_module, "score_augmented", watched)
     config = TrialConfig(backbone="test_convnext", pretrained=False, resolution=32, epochs=1, tta="flip+zooms")
     trial_module.train(job_in(tmp_path, cohort), "T0000", config, {}, lambda report: None)
     assert at[0] >= 1 + 6

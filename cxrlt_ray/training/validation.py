@@ -1,0 +1,79 @@
+"""A trial's validation images scored: plain after every epoch, under test-time augmentation at its end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cxrlt_ray.data.shards import nearest
+from cxrlt_ray.runs.predictions import augmented_name
+from cxrlt_ray.runs.records import Augmented
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, check_any, infer, plain_batches
+from cxrlt_ray.training.job import Images, Job
+from cxrlt_ray.training.workers import agree, joined, worker_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from cxrlt_ray.training.trial import Trial
+
+
+def predict_images(job: Job, config: TrialConfig, model: torch.nn.Module, images: Images) -> np.ndarray:
+    """Probabilities float32 [N, C] of the predicted findings for `images`, in their order; nan in quarantine.
+
+    Workers share the images, and all have all scores. Raises Diverged for predictions that are not finite, CxrltError
+    where no image could be decoded.
+    """
+    worker, fused = worker_of(job), config.fusion != "none"
+    view = augmented_views(config.resolution, config.crop)[0]
+    member = Member([model.eval()], (view,), config.precision, job.outputs)
+    stream = plain_batches(
+        nearest(job.shards, config.resolution),
+        images,
+        view,
+        config.batch_size * (1 if fused else 2) * worker.world,
+        worker.device,
+        job.ingest,
+        fused,
+        worker.rank,
+        worker.world,
+    )
+    scores = infer([member], stream, (len(images), len(job.findings)), worker.device)[:, 0]
+    return check_any(joined(scores, worker))
+
+
+def score_augmented(trial: Trial) -> None:
+    """Score the validation images under test-time augmentation too: its score, and its price in time."""
+    from cxrlt_ray import models
+
+    job, worker, stage = trial.job, trial.worker, trial.config.staged()[-1]
+    views = augmented_views(stage.resolution, stage.crop, trial.config.tta)
+    shards = nearest(job.shards, stage.resolution)
+    scored: list[tuple[Images, np.ndarray]] = []
+    seconds = {1: 0.0, len(views): 0.0}
+    agree(True, worker)  # the first worker has written the checkpoints
+    for fold, (images, _) in enumerate(trial.scored):
+        with (job.run / "trials" / trial.record.name).fetched(f"fold-{fold}") as folder:
+            model = models.load(folder)[0].to(worker.device).eval()
+        scores = np.empty((0, 0, 0), np.float32)
+        for count in seconds:
+            started = time.monotonic()
+            member = Member([model], views[:count], stage.precision, job.outputs)
+            stream = augmented_batches(
+                shards,
+                images,
+                member.views,
+                worker.device,
+                job.ingest.threads,
+                rank=worker.rank,
+                world=worker.world,
+            )
+            scores = infer([member], stream, (len(images), len(job.findings)), worker.device)
+            seconds[count] += time.monotonic() - started
+        scored.append((images, check_any(joined(scores[:, 0], worker))))
+    score = trial.keep_predictions(scored, augmented_name("val", True))
+    price = round(seconds[len(views)] / seconds[1], 2)
+    trial.record.tta = Augmented(augmentations=len(views), score=score, price=price)
