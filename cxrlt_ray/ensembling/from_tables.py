@@ -72,8 +72,14 @@ def read(request: EnsembleRequest) -> Tables:
 
 def pool_of_tables(members: Members, file: EnsembleFile, costs: str | None) -> Pool:
     """The members to choose among; without a file of costs each costs 1, where the selector weighs costs."""
-    predictions = side_by_side(members.predictions)
-    pool = Pool(members.names, members.image_id, predictions, members.targets, members.groups, [])
+    pool = Pool(
+        names=members.names,
+        image_id=members.image_id,
+        predictions=side_by_side(members.predictions),
+        targets=members.targets,
+        groups=members.groups,
+        trials=[],
+    )
     if costs:
         return replace(pool, costs=read_costs(costs, pool.names))
     return replace(pool, costs=np.ones(len(pool.names))) if takes_costs(file.selector) else pool

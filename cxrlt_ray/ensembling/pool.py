@@ -116,14 +116,16 @@ def gather(
         predictions = np.ascontiguousarray(predictions[:, : len(readable), shared])
     table = manifest.table.set_index("image_id")
     rows = pd.Index(table.index).get_indexer(ids[shared])
+    study, view = studies(manifest.table.iloc[rows])
     return Pool(
-        [trial.name for trial in readable],
-        ids[shared].to_numpy(),
-        predictions.transpose(1, 2, 0),  # laid out as selection.honest.side_by_side
-        manifest.targets(run.task.findings)[rows],
-        table["subject_id"].to_numpy()[rows],
-        readable,
-        *studies(manifest.table.iloc[rows]),
+        names=[trial.name for trial in readable],
+        image_id=ids[shared].to_numpy(),
+        predictions=predictions.transpose(1, 2, 0),  # laid out as selection.honest.side_by_side
+        targets=manifest.targets(run.task.findings)[rows],
+        groups=table["subject_id"].to_numpy()[rows],
+        trials=readable,
+        study=study,
+        view=view,
     )
 
 
