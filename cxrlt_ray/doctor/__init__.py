@@ -1,13 +1,14 @@
 """`python -m cxrlt_ray.doctor`: what will go wrong in a sweep, before one is started, and how to mend it.
 
     check.py     a check and its outcome
-    machine.py   what each machine measures of itself: a plain dict; weights.py: whether it will have its weights
-    judge.py     what the machines' dicts mean, pure
-    store.py     the storage, as the driver finds it
-    cluster.py   asking every machine, within a time limit, and what Ray's own books say
+    machine.py   measurements of one machine, a plain dict
+    weights.py   whether a machine will have the models' weights
+    judge.py     from the machines' dicts to checks, pure
+    store.py     the storage, as the driver sees it
+    cluster.py   asks every machine, within a time limit, and Ray for its own records
 
-A sweep runs `preflight`: the same without what takes seconds (speed of the storage, work on each GPU). Nothing that is
-told names a patient or an image: "row 17" is of the data's table, sorted by subject.
+A sweep runs `preflight`: the same without what takes seconds (speed of the storage, work on each GPU). No message names
+a patient or an image: "row 17" is of the data's table, sorted by subject.
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ from cxrlt_ray.doctor.cluster import alone, ask_all, of_ray
 from cxrlt_ray.doctor.judge import judge
 from cxrlt_ray.doctor.machine import Ask, Report
 from cxrlt_ray.doctor.store import privacy, reach, write
-from cxrlt_ray.doctor.weights import Want, wants
+from cxrlt_ray.doctor.weights import Asset, assets
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from cxrlt_ray.data.manifest import Manifest
     from cxrlt_ray.models import ModelSpec
 
 __all__ = ["Check", "checks", "judge", "main", "page", "preflight"]
 
-SAMPLE = 20  # images looked at on each machine
-EDGE = 512  # pixels to decode them for, where no space says
+SAMPLE = 20  # images read on each machine
+EDGE = 512  # pixels to decode them for, without a space
 GROUPS = {
     "Ray": ("ray", "machines", "jobs", "versions", "clock", "access", "dashboard"),
     "Machines": ("gpu", "memory", "shared memory", "open files", "disk"),
@@ -55,15 +58,15 @@ def checks(
     specs: Sequence[ModelSpec] = (),
     findings: Sequence[str] = (),
 ) -> Iterator[Check]:
-    """Everything, thoroughly. Starts Ray here, or joins the cluster at `address`.
+    """All checks, the slow ones too. Starts Ray here, or joins the cluster at `address`.
 
-    data, storage: as a sweep takes them. specs: models whose weights must be had. findings: the task's, where label
-    embeddings are to be looked for.
+    data, storage: as for a sweep. specs: models whose weights are needed. findings: the task's, to check files of label
+    embeddings.
     """
     from cxrlt_ray.cluster.start import start_ray
 
-    ray, manifest, wanted = None, None, list[Want]()
-    Store(storage)  # a URI that is refused is told at once
+    ray, manifest, needed = None, None, list[Asset]()
+    Store(storage)  # a URI that is refused raises at once
     try:
         ray = start_ray(address)
     except Exception as error:
@@ -75,11 +78,11 @@ def checks(
         except Exception as error:
             yield Check("data", FAIL, reason(error), f"python -m cxrlt_ray.cohort {data} says more")
     try:
-        wanted = list(wants(specs, findings))
+        needed = list(assets(specs, findings))
     except Exception as error:
         yield Check("weights", FAIL, reason(error))
     edge = max((spec.resolution for spec in specs), default=EDGE)
-    yield from _examine(storage, ray, address, manifest, edge, wanted, images=True, thorough=True)
+    yield from _examine(storage, ray, address, manifest, edge, needed, images=True, thorough=True)
 
 
 def preflight(
@@ -91,22 +94,22 @@ def preflight(
     specs: Sequence[ModelSpec] = (),
     address: str | None = None,
 ) -> None:
-    """Look at every machine before a sweep, in about a second where there is one; a line for each warning.
+    """Check every machine before a sweep, in about a second on a single one; prints a line for each warning.
 
     ray: started or joined; None for this machine without it. manifest, sizes, quality: as for `prepare`; images are
-    looked for where it has shards to make. specs: models whose weights other machines must have; a sweep has loaded
-    them here. Raises CxrltError that names every failed check and how to mend it.
+    checked where shards are still to be made. specs: models whose weights other machines need; a sweep has loaded them
+    here. Raises CxrltError that names every failed check and its remedy.
     """
-    made = [
+    prepared = [
         shards_store(manifest, storage, size, quality).exists("summary.json") for size in sizes if manifest is not None
     ]
-    wanted = [] if alone(ray, address) else list(wants(specs))
-    edge, images = max(sizes, default=EDGE), not made or not all(made)
-    found = list(_examine(storage, ray, address, manifest, edge, wanted, images, thorough=False))
-    for check in found:
+    needed = [] if alone(ray, address) else list(assets(specs))
+    edge, images = max(sizes, default=EDGE), not prepared or not all(prepared)
+    outcomes = list(_examine(storage, ray, address, manifest, edge, needed, images, thorough=False))
+    for check in outcomes:
         if check.state == WARN:
             print(f"Warning: {check}")
-    if failed := [str(check) for check in found if check.state == FAIL]:
+    if failed := [str(check) for check in outcomes if check.state == FAIL]:
         raise CxrltError(f"the sweep was not started, as it would fail: {'; '.join(failed)}.")
 
 
@@ -116,15 +119,15 @@ def _examine(
     address: str | None,
     manifest: Manifest | None,
     edge: int,
-    wanted: list[Want],
+    needed: list[Asset],
     images: bool,
     thorough: bool,
 ) -> Iterator[Check]:
-    """The storage, then all machines, then Ray's books. What was written to the storage is removed."""
+    """Checks of the storage, all machines and Ray. What was written to the storage is removed."""
     base = Store(storage).absolute()
     shared, token = base / f".doctor-{os.urandom(4).hex()}", os.urandom(8).hex()
-    lacking = [each for each in (base.local, *base.local.parents) if not each.exists()] if base.local else []
-    ask = Ask(shared=shared.uri, edge=edge, wants=tuple(wanted), stored=str(base.local or ""), thorough=thorough)
+    created = [folder for folder in (base.local, *base.local.parents) if not folder.exists()] if base.local else []
+    ask = Ask(shared=shared.uri, edge=edge, needed=tuple(needed), stored=str(base.local or ""), thorough=thorough)
     if manifest is not None and images:
         ask = replace(ask, root=manifest.root, rows=_sample(manifest))
     reached = False
@@ -133,7 +136,9 @@ def _examine(
             reached = reached or (check.name, check.state) == ("storage", OK)
             yield check
         ask = replace(ask, token=token if reached else "")
-        yield from guarded("machines", lambda: judge([_with_reply(each, ask) for each in ask_all(ray, address, ask)]))
+        yield from guarded(
+            "machines", lambda: judge([_with_reply(report, ask) for report in ask_all(ray, address, ask)])
+        )
         if ray is not None:
             yield from guarded("ray", lambda: of_ray(ray))
         if reached:
@@ -142,13 +147,13 @@ def _examine(
         if reached or base.local:
             with suppress(Exception):
                 shared.remove()
-        for folder in lacking:
+        for folder in created:
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _with_reply(report: Report, ask: Ask) -> Report:
-    """The report of a machine; `shared` where also what it wrote to the storage is read here."""
+    """The report of a machine; its `shared` holds only if its file in the storage can be read here too."""
     if report.get("shared"):
         folder, name = Store(ask.shared), report["node"]
         return report | {"shared": folder.exists(name) and folder.read(name).decode() == ask.token}
@@ -156,7 +161,7 @@ def _with_reply(report: Report, ask: Ask) -> Report:
 
 
 def _read(data: str) -> tuple[Check, Manifest]:
-    """The table of `data`, and what it holds."""
+    """A check of the table of `data`, and its manifest."""
     from cxrlt_ray.data.cohort import examine
     from cxrlt_ray.data.manifest import MAIN
 
@@ -165,14 +170,14 @@ def _read(data: str) -> tuple[Check, Manifest]:
     cohort, problems = examine(data, task="auto")
     manifest = cohort.manifest
     counts = manifest.of_cohort(MAIN).table["split"].value_counts()
-    told = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    told = f"{manifest.source}, {len(manifest.table):,} images: {told}"
+    parts = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    message = f"{manifest.source}, {len(manifest.table):,} images: {parts}"
     if problems:
-        told += f"; a sweep would refuse it for {len(problems)} reason{'s' * (len(problems) > 1)}"
-        return Check("data", FAIL, told, f"python -m cxrlt_ray.cohort {data} lists them"), manifest
+        message += f"; a sweep would refuse it for {len(problems)} reason{'s' * (len(problems) > 1)}"
+        return Check("data", FAIL, message, f"python -m cxrlt_ray.cohort {data} lists them"), manifest
     if "test" not in counts:
-        return Check("data", WARN, told, "without a test split nothing is scored at the end"), manifest
-    return Check("data", OK, told), manifest
+        return Check("data", WARN, message, "without a test split nothing is scored at the end"), manifest
+    return Check("data", OK, message), manifest
 
 
 def _sample(manifest: Manifest) -> tuple[tuple[int, str, bool], ...]:
@@ -182,19 +187,19 @@ def _sample(manifest: Manifest) -> tuple[tuple[int, str, bool], ...]:
     return tuple(zip(map(int, rows.index), map(str, rows["path"]), map(bool, inverted), strict=True))
 
 
-def page(found: Sequence[Check]) -> Any:
+def page(outcomes: Sequence[Check]) -> Table:
     """A rich table of checks, by group."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for title, names in GROUPS.items():
-        those = [each for name in names for each in found if each.name == name]
-        if those:
+        members = [check for name in names for check in outcomes if check.name == name]
+        if members:
             table.add_row(Text(title, "bold"))
-        for each in those:
-            told = f"{each.told}\nmend: {each.mend}" if each.mend else each.told
-            table.add_row(Text(f"  {each.name}"), Text(each.state, COLOURS[each.state]), Text(told))
+        for check in members:
+            message = f"{check.message}\nmend: {check.mend}" if check.mend else check.message
+            table.add_row(Text(f"  {check.name}"), Text(check.state, COLOURS[check.state]), Text(message))
     return table
 
 
@@ -220,10 +225,10 @@ def main(
 
         specs = load_space(space, storage=storage).specs()
     console, start = cli.console(), time.perf_counter()
-    found = list(checks(data, storage, address, specs))
-    console.print(page(found))
-    failed, warned = (sum(each.state == state for each in found) for state in (FAIL, WARN))
+    outcomes = list(checks(data, storage, address, specs))
+    console.print(page(outcomes))
+    failed, warned = (sum(check.state == state for check in outcomes) for state in (FAIL, WARN))
     seconds = time.perf_counter() - start
-    console.print(f"\n{len(found)} checks in {seconds:.1f} s: {failed} failed, {warned} with a warning")
+    console.print(f"\n{len(outcomes)} checks in {seconds:.1f} s: {failed} failed, {warned} with a warning")
     if failed:
         raise SystemExit(1)

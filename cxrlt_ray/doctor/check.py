@@ -13,19 +13,19 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 @dataclass(frozen=True)
 class Check:
-    """What was found. state: ok, warn (a sweep runs, worse than it might) or fail (it will not). mend: what to do."""
+    """The outcome of a check. state: ok, warn (a sweep runs, but worse) or fail (it will not run). mend: what to do."""
 
     name: str
     state: str
-    told: str
+    message: str
     mend: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.told}" + (f" ({self.mend})" if self.mend else "")
+        return f"{self.name}: {self.message}" + (f" ({self.mend})" if self.mend else "")
 
 
 def guarded(name: str, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """The checks of `check`; one that crashes has failed."""
+    """The checks of `check`; an exception becomes a failed one."""
     try:
         yield from check()
     except Exception as error:
@@ -35,5 +35,5 @@ def guarded(name: str, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
 def reason(error: BaseException) -> str:
     """An error's last line, without the keys that a URI may hold."""
     last = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
-    told = last if isinstance(error, CxrltError | OSError) or "Error" in last else f"{type(error).__name__}: {last}"
-    return re.sub(r"//[^/@\s]*@", "//", told)[:300].rstrip(". ")
+    text = last if isinstance(error, CxrltError | OSError) or "Error" in last else f"{type(error).__name__}: {last}"
+    return re.sub(r"//[^/@\s]*@", "//", text)[:300].rstrip(". ")

@@ -1,4 +1,4 @@
-"""What a machine measures of itself: `report`, a plain dict. It runs on each of the cluster's, and needs no Ray."""
+"""Measurements of one machine: `report`, a plain dict. It runs on each machine of a cluster and needs no Ray itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cxrlt_ray.cluster import memory, node_cache, ray_private
 from cxrlt_ray.config import PACKAGE
 from cxrlt_ray.data.decode import decode
 from cxrlt_ray.doctor.check import reason
-from cxrlt_ray.doctor.weights import Want, cache, met
+from cxrlt_ray.doctor.weights import Asset, cache, met
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
@@ -40,11 +40,11 @@ IMAGE_SECONDS = (1.0, 4.0)  # for all images of a sample; the second when thorou
 
 @dataclass(frozen=True)
 class Ask:
-    """What the machine `name` is to look at.
+    """What the machine `name` is to measure.
 
     shared: a folder of the storage with a file `driver` that holds `token`, if not "". rows: (row, path below `root`,
     inverted) of images, decoded for `edge` pixels. stored: the storage where it is local, else "". socket: of this
-    machine's raylet. counted: GPUs, and object_store: bytes, in Ray's books. thorough: also what takes seconds.
+    machine's raylet. counted, object_store: GPUs and bytes by Ray's records. thorough: also what takes seconds.
     """
 
     name: str = "here"
@@ -53,7 +53,7 @@ class Ask:
     root: str = ""
     rows: tuple[tuple[int, str, bool], ...] = ()
     edge: int = 0
-    wants: tuple[Want, ...] = ()
+    needed: tuple[Asset, ...] = ()
     stored: str = ""
     socket: str = ""
     counted: float = 0.0
@@ -62,35 +62,37 @@ class Ask:
 
 
 def report(ask: Ask, parts: Sequence[str] = ()) -> Report:
-    """Each of PARTS (or of `parts`) as this machine finds it; why one cannot be measured stands in `errors`."""
-    found: Report = {"node": ask.name, "errors": {}}
+    """PARTS (or `parts`) as measured here; the reasons of those that cannot be are in `errors`."""
+    measurements: Report = {"node": ask.name, "errors": {}}
     for part in parts or PARTS:
         try:
             measured = PARTS[part](ask)
         except Exception as error:
-            found["errors"][part] = reason(error)
+            measurements["errors"][part] = reason(error)
             continue
         if measured is not None:
-            found[part] = measured
-    return found
+            measurements[part] = measured
+    return measurements
 
 
 def _versions(ask: Ask) -> Report:
-    """there: package -> version, with a hash of our own code; unmet: what we were installed for and is not there."""
+    """there: package -> version, with a hash of our own code; unmet: requirements of our package that are not met."""
     from packaging.requirements import Requirement
 
     code = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         code.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
-    there = {"cxrlt_ray": f"{__version__} (code {code.hexdigest()[:6]})", "python": platform.python_version()}
-    wanted = [] if _version("cxrlt-ray") == MISSING else map(Requirement, metadata.requires("cxrlt-ray") or ())
+    installed = {"cxrlt_ray": f"{__version__} (code {code.hexdigest()[:6]})", "python": platform.python_version()}
+    required = [] if _version("cxrlt-ray") == MISSING else map(Requirement, metadata.requires("cxrlt-ray") or ())
     unmet = [
-        f"{each.name} is {has}, not {each.specifier}"
-        for each in wanted
-        if each.marker is None
-        and ((has := _version(each.name)) == MISSING or not each.specifier.contains(has, prereleases=True))
+        f"{package.name} is {version}, not {package.specifier}"
+        for package in required
+        if package.marker is None
+        and (
+            (version := _version(package.name)) == MISSING or not package.specifier.contains(version, prereleases=True)
+        )
     ]
-    return {"there": there | {name: _version(name) for name in PACKAGES}, "unmet": unmet}
+    return {"there": installed | {name: _version(name) for name in PACKAGES}, "unmet": unmet}
 
 
 MISSING = "missing"
@@ -106,24 +108,24 @@ def _version(package: str) -> str:
 def _gpu(ask: Ask) -> Report:
     """CUDA without importing torch, which takes seconds: what nvidia-smi, the driver and torch's build say.
 
-    cards: of nvidia-smi, None where it does not answer; said: then why. tried: of torch, when thorough. plugged:
-    whether a card of NVIDIA's stands in the machine. driver: the CUDA it speaks, 13020 for 13.2, 0 for none.
+    cards: from nvidia-smi, None where it does not answer; said: then why. tried: from torch, when thorough. plugged:
+    whether the machine has an NVIDIA card. driver: the CUDA version it supports, 13020 for 13.2, 0 for none.
     """
     torch = find_spec("torch")
     built = runpy.run_path(str(Path(torch.origin or "").with_name("version.py")))["cuda"] if torch else None
-    found: Report = {"counted": ask.counted, "cards": None, "said": "", "tried": None, "built": built}
-    found |= {"plugged": any(map(_is_gpu, Path("/sys/bus/pci/devices").glob("*"))), "driver": _driver()}
+    gpu: Report = {"counted": ask.counted, "cards": None, "said": "", "tried": None, "built": built}
+    gpu |= {"plugged": any(map(_is_gpu, Path("/sys/bus/pci/devices").glob("*"))), "driver": _driver()}
     if shutil.which("nvidia-smi"):
         query = "--query-gpu=name,memory.total,memory.used,driver_version"
         smi = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-        told = subprocess.run(smi, capture_output=True, text=True, timeout=10, check=False)
-        if told.returncode:
-            found["said"] = " ".join((told.stdout or told.stderr).split())[:160]
+        answer = subprocess.run(smi, capture_output=True, text=True, timeout=10, check=False)
+        if answer.returncode:
+            gpu["said"] = " ".join((answer.stdout or answer.stderr).split())[:160]
         else:
-            found["cards"] = [_card(line) for line in told.stdout.splitlines() if line.strip()]
-    if ask.thorough and built and found["driver"]:
-        found["tried"] = _tried()
-    return found
+            gpu["cards"] = [_card(line) for line in answer.stdout.splitlines() if line.strip()]
+    if ask.thorough and built and gpu["driver"]:
+        gpu["tried"] = _tried()
+    return gpu
 
 
 def _is_gpu(device: Path) -> bool:
@@ -139,41 +141,46 @@ def _driver() -> int:
 
 
 def _card(line: str) -> Report:
-    name, total, used, driver = (each.strip() for each in line.split(","))
-    mib = [float(each) * 2**20 if each.isdigit() else 0.0 for each in (total, used)]  # [N/A] of a part of a GPU
+    name, total, used, driver = (cell.strip() for cell in line.split(","))
+    mib = [float(cell) * 2**20 if cell.isdigit() else 0.0 for cell in (total, used)]  # [N/A] for a part of a GPU
     return {"name": name, "total": mib[0], "used": mib[1], "driver": driver}
 
 
 _TRY = """
 import json, torch
-found = []
+gpus = []
 for k in range(torch.cuda.device_count()):
-    each = {"name": torch.cuda.get_device_name(k), "error": "", "total": 0, "used": 0}
+    gpu = {"name": torch.cuda.get_device_name(k), "error": "", "total": 0, "used": 0}
     try:
-        free, each["total"] = torch.cuda.mem_get_info(k)
-        each["used"] = each["total"] - free
+        free, gpu["total"] = torch.cuda.mem_get_info(k)
+        gpu["used"] = gpu["total"] - free
         torch.ones(64, 64, device=k).mm(torch.ones(64, 64, device=k)).sum().item()
     except Exception as error:
-        each["error"] = " ".join(str(error).split())[:160]
-    found.append(each)
-print(json.dumps(found))
+        gpu["error"] = " ".join(str(error).split())[:160]
+    gpus.append(gpu)
+print(json.dumps(gpus))
 """
 
 
 def _tried() -> list[Report]:
-    """Each GPU as torch finds it after a little work; in a process of its own, with which its CUDA context goes."""
-    there = dict(os.environ)
-    if there.get("CUDA_VISIBLE_DEVICES") == "":
-        del there["CUDA_VISIBLE_DEVICES"]  # hidden by Ray from a task that asks for no GPU
+    """Each GPU after a little work by torch, in a process of its own, whose CUDA context ends with it."""
+    environment = dict(os.environ)
+    if environment.get("CUDA_VISIBLE_DEVICES") == "":
+        del environment["CUDA_VISIBLE_DEVICES"]  # hidden by Ray from a task that asks for no GPU
     try:
-        told = subprocess.run(
-            [sys.executable, "-c", _TRY], capture_output=True, text=True, timeout=GPU_SECONDS, env=there, check=True
+        answer = subprocess.run(
+            [sys.executable, "-c", _TRY],
+            capture_output=True,
+            text=True,
+            timeout=GPU_SECONDS,
+            env=environment,
+            check=True,
         )
     except subprocess.TimeoutExpired:
         raise CxrltError(f"torch does not answer within {GPU_SECONDS:.0f} s") from None
     except subprocess.CalledProcessError as error:
         raise CxrltError(error.stderr) from None
-    return json.loads(told.stdout.splitlines()[-1])
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def _memory(ask: Ask) -> Report | None:
@@ -192,20 +199,20 @@ def _shared_memory(ask: Ask) -> Report | None:
 
 
 def _disks(ask: Ask) -> Report:
-    """Bytes free, and in all, of the disk below each place."""
-    places = {STORED: ask.stored, FETCHED: "" if ask.stored else tempfile.gettempdir()}
+    """Bytes free, and in all, of the disk that holds each folder."""
+    folders = {STORED: ask.stored, FETCHED: "" if ask.stored else tempfile.gettempdir()}
     if ask.socket:
         raylet = _raylet(ask.socket)
         temp = raylet.get("temp_dir", str(Path(ask.socket).parents[2]))
         spill = raylet.get("fallback_directory", temp)
-        places |= {TEMP: temp, SPILL: "" if spill.startswith(temp) else spill}
-    found = {}
-    for name, place in places.items():
-        if place:
-            there = next(each for each in (Path(place), *Path(place).absolute().parents) if each.exists())
-            disk = shutil.disk_usage(there)
-            found[name] = {"free": disk.free, "total": disk.total}
-    return found
+        folders |= {TEMP: temp, SPILL: "" if spill.startswith(temp) else spill}
+    disks = {}
+    for name, folder in folders.items():
+        if folder:
+            existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+            disk = shutil.disk_usage(existing)
+            disks[name] = {"free": disk.free, "total": disk.total}
+    return disks
 
 
 def _raylet(socket: str) -> dict[str, str]:
@@ -219,7 +226,7 @@ def _raylet(socket: str) -> dict[str, str]:
 
 
 def _seen(ask: Ask) -> bool | None:
-    """Whether the driver's file is seen from here; one of this machine's is then left beside it."""
+    """Whether the driver's file can be read here; then this machine writes one beside it."""
     if not ask.token:
         return None
     folder = Store(ask.shared)
@@ -230,32 +237,34 @@ def _seen(ask: Ask) -> bool | None:
 
 
 def _images(ask: Ask) -> Report | None:
-    """Which of the rows are not there or cannot be decoded, and the seconds that it took on one core."""
+    """Rows whose image is missing or cannot be decoded, and the seconds that it took on one core."""
     if not ask.rows:
         return None
     import cv2
 
     from cxrlt_ray.data.originals import read_original
 
-    found: Report = {"looked": 0, "missing": [], "bad": {}}
+    images: Report = {"looked": 0, "missing": [], "bad": {}}
     start, threads = time.perf_counter(), cv2.getNumThreads()
     cv2.setNumThreads(1)
     for row, path, inverted in ask.rows:
-        if found["looked"] and time.perf_counter() - start > IMAGE_SECONDS[ask.thorough]:
+        if images["looked"] and time.perf_counter() - start > IMAGE_SECONDS[ask.thorough]:
             break
-        found["looked"] += 1
+        images["looked"] += 1
         try:
             decode(read_original(ask.root, path), ask.edge, inverted)
         except CxrltError:
-            found["missing"].append(row)
+            images["missing"].append(row)
         except (ValueError, cv2.error) as error:
-            found["bad"][row] = str(error).partition(" (")[0][:60]  # what a library says beyond may name a patient
+            images["bad"][row] = str(error).partition(" (")[0][
+                :60
+            ]  # the rest of a library's message may name a patient
     cv2.setNumThreads(threads)
-    return found | {"seconds": time.perf_counter() - start}
+    return images | {"seconds": time.perf_counter() - start}
 
 
 def _weights(ask: Ask) -> Report | None:
-    return {"met": met(ask.wants), "cache": cache()} if ask.wants else None
+    return {"met": met(ask.needed), "cache": cache()} if ask.needed else None
 
 
 def _access(ask: Ask) -> bool | None:

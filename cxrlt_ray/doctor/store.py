@@ -1,4 +1,4 @@
-"""The storage of runs, as the driver finds it: writable, whole files, locks, speed, and who may read it."""
+"""The storage of runs, as the driver sees it: writable, files whole, locks, speed, and who may read it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ except CxrltError as error:
 
 
 def reach(store: Store, *call: str) -> None:
-    """Call a method of the store in a process of its own: pyarrow may wait for a server for ever, at its end too.
+    """Call a method of the store in a process of its own: pyarrow may wait for a server for ever, even at exit.
 
-    Raises CxrltError where that fails or takes REMOTE_SECONDS.
+    Raises CxrltError where it fails or takes REMOTE_SECONDS.
     """
     command = [sys.executable, "-c", _REACH, *call]
     try:
@@ -49,7 +49,7 @@ def reach(store: Store, *call: str) -> None:
 
 
 def write(shared: Store, token: str, thorough: bool) -> Iterator[Check]:
-    """Leave the file `driver` that all machines look for. The first check says whether that went well."""
+    """Write the file `driver` that all machines read. The first check is whether that worked."""
     mend = "give --storage as a directory that you may write to, or as a URI for which this machine has keys"
     try:
         if thorough and shared.local is None:
@@ -59,8 +59,8 @@ def write(shared: Store, token: str, thorough: bool) -> Iterator[Check]:
         if shared.read("driver").decode() != token:
             raise CxrltError("a file that was written anew is still the old one")
     except CxrltError as error:
-        told = re.sub(rf"/{shared.uri.rpartition('/')[2]}[^ :]*", "", reason(error))
-        yield Check("storage", FAIL, told, mend)
+        message = re.sub(rf"/{shared.uri.rpartition('/')[2]}[^ :]*", "", reason(error))
+        yield Check("storage", FAIL, message, mend)
         return
     yield Check("storage", OK, "can be written to, files are replaced whole")
     if shared.local is not None:
@@ -76,12 +76,12 @@ def _locks(folder: Path) -> Iterator[Check]:
         with open(folder / "locks.db") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (sqlite3.Error, OSError) as error:
-        told = f"files cannot be locked there, as the search's database is: {error}"
-        yield Check("locks", FAIL, told, "give --storage on a file system with locks, or as a URI")
+        message = f"files cannot be locked there, as the search's database is: {error}"
+        yield Check("locks", FAIL, message, "give --storage on a file system with locks, or as a URI")
 
 
 def _speed(store: Store) -> Iterator[Check]:
-    """MB/s of a file, to the disk and from it (not from memory): of 16 MB where 1 MB took no time."""
+    """MB/s of a file, to the disk and from it (not from memory): of 16 MB if 1 MB is too fast to measure."""
     for megabytes in (1, 16):
         content = os.urandom(megabytes * 10**6)
         start = time.perf_counter()
@@ -97,26 +97,26 @@ def _speed(store: Store) -> Iterator[Check]:
         if read - start > 0.1:
             break
     rates = megabytes / (written - start), megabytes / (read - written)
-    told = f"{rates[0]:,.0f} MB/s written, {rates[1]:,.0f} MB/s read"
+    message = f"{rates[0]:,.0f} MB/s written, {rates[1]:,.0f} MB/s read"
     if min(rates) < SLOW:
-        yield Check("speed", WARN, told, "checkpoints and shards will take long: give a faster --storage")
+        yield Check("speed", WARN, message, "checkpoints and shards will take long: give a faster --storage")
     else:
-        yield Check("speed", OK, told)
+        yield Check("speed", OK, message)
 
 
 def privacy(storage: Store) -> Iterator[Check]:
     """Whether other users of this machine can read runs on patients in a local storage."""
     if storage.local is None:
         return
-    bare = []
-    if _readable(storage.local) and all(each.stat().st_mode & 0o001 for each in storage.local.parents):
+    exposed = []
+    if _readable(storage.local) and all(folder.stat().st_mode & 0o001 for folder in storage.local.parents):
         for run in filter(lambda run: _readable(Path(storage.uri, run)), runs(storage.uri)):
             data = storage.read_json(f"{run}/run.json").get("data")
             if data is None or not Path(data, PHANTOM_MARKER).exists():
-                bare.append(run)
-    if bare:
-        told = f"every user of this machine can read {len(bare)} of the runs there, with ids of patients"
-        yield Check("privacy", WARN, told, f"chmod 700 {storage.uri}")
+                exposed.append(run)
+    if exposed:
+        message = f"every user of this machine can read {len(exposed)} of the runs there, with ids of patients"
+        yield Check("privacy", WARN, message, f"chmod 700 {storage.uri}")
     else:
         yield Check("privacy", OK, "other users of this machine can read nothing of patients there")
 

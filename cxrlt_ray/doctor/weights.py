@@ -1,4 +1,4 @@
-"""Whether a trial on this machine will have its weights, without loading them: that is what a sweep does, once."""
+"""Whether a trial on this machine will have its weights, without loading them: a sweep loads them, once."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ HUB_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Want:
-    """Something that a trial reads. ways: to have it, as (kind, where) of WAYS; the first that works counts."""
+class Asset:
+    """Something that a trial reads. sources: (kind, where), of SOURCES; the first that works is taken."""
 
     name: str
-    ways: tuple[tuple[str, str], ...]
+    sources: tuple[tuple[str, str], ...]
     mend: str = ""
 
 
-def wants(specs: Sequence[ModelSpec], findings: Sequence[str] = ()) -> Iterator[Want]:
-    """What trials of these models read, in the order of models/weights.py; label embeddings too.
+def assets(specs: Sequence[ModelSpec], findings: Sequence[str] = ()) -> Iterator[Asset]:
+    """What trials of these models read, label embeddings included; sources in the order of models/weights.py.
 
-    Raises UsageError where label embeddings lack one of `findings`.
+    Raises UsageError where a file of label embeddings has none for one of `findings`.
     """
     if not specs:
         return
@@ -44,14 +44,14 @@ def wants(specs: Sequence[ModelSpec], findings: Sequence[str] = ()) -> Iterator[
 
     mend = "share the hub's cache among the machines (HF_HOME), or give a file by `checkpoint: PATH`"
     for spec in {(spec.backbone, spec.checkpoint): spec for spec in specs if spec.pretrained}.values():
-        yield Want(spec.backbone, _ways(spec), f"{OFFLINE}, or {mend}" if packaged(spec.backbone) else mend)
+        yield Asset(spec.backbone, _sources(spec), f"{OFFLINE}, or {mend}" if packaged(spec.backbone) else mend)
     for uri in dict.fromkeys(spec.queries for spec in specs if spec.queries):
         if findings:
             label_embeddings.read(uri, findings)
-        yield Want("label embeddings", (("file", uri),), "put the file where every machine sees it")
+        yield Asset("label embeddings", (("file", uri),), "put the file where every machine sees it")
 
 
-def _ways(spec: ModelSpec) -> tuple[tuple[str, str], ...]:
+def _sources(spec: ModelSpec) -> tuple[tuple[str, str], ...]:
     import timm
 
     from cxrlt_ray.models.weights import packaged
@@ -65,23 +65,24 @@ def _ways(spec: ModelSpec) -> tuple[tuple[str, str], ...]:
         return (("file", f"{name}/config.json"),)
     if by:
         return (("hub", f"{name} {HUB_FILES}"),)
-    about, package = timm.get_pretrained_cfg(name), packaged(name)
-    hub = [("hub", f"{about.hf_hub_id} {about.hf_hub_filename or HUB_FILES}")] if about and about.hf_hub_id else []
+    config, package = timm.get_pretrained_cfg(name), packaged(name)
+    files = f"{config.hf_hub_id} {config.hf_hub_filename or HUB_FILES}" if config and config.hf_hub_id else ""
+    hub = [("hub", files)] if files else []
     return (*([("package", package)] if package else []), *hub)
 
 
-def met(wanted: Sequence[Want]) -> list[tuple[str, bool, str, str]]:
-    """For each want its name, whether it is met here, how or why not, and how to mend that."""
+def met(needed: Sequence[Asset]) -> list[tuple[str, bool, str, str]]:
+    """For each asset its name, whether it is met here, how or why not, and how to mend that."""
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(_met, wanted))
-    return [(want.name, *each, want.mend) for want, each in zip(wanted, found, strict=True)]
+        outcomes = list(threads.map(_met, needed))
+    return [(asset.name, *outcome, asset.mend) for asset, outcome in zip(needed, outcomes, strict=True)]
 
 
-def _met(want: Want) -> tuple[bool, str]:
+def _met(asset: Asset) -> tuple[bool, str]:
     reasons = []
-    for kind, where in want.ways:
+    for kind, where in asset.sources:
         try:
-            return True, WAYS[kind](where)
+            return True, SOURCES[kind](where)
         except Exception as error:
             reasons.append(reason(error))
     return False, "; ".join(reasons) or "timm has no pretrained weights of it"
@@ -113,20 +114,20 @@ def _package(where: str) -> str:
 
 
 def _hub(where: str) -> str:
-    """where: OWNER/NAME and the files of which one is enough, with blanks between."""
+    """where: OWNER/NAME and file names, of which one is enough, separated by blanks."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     repo, *files = where.split()
     if any(isinstance(try_to_load_from_cache(repo, name), str) for name in files):
         return "in the hub's cache"
-    why = ""
+    first = ""
     for name in files:
         try:
-            about = get_hf_file_metadata(hf_hub_url(repo, name), timeout=HUB_SECONDS)
-            return f"from the hub, {cli.size(about.size or 0)} {AT_FIRST}"
+            file = get_hf_file_metadata(hf_hub_url(repo, name), timeout=HUB_SECONDS)
+            return f"from the hub, {cli.size(file.size or 0)} {AT_FIRST}"
         except Exception as error:
-            why = why or reason(error)
-    raise CxrltError(f"{repo} is not in the hub's cache, and the hub does not give it ({why})")
+            first = first or reason(error)
+    raise CxrltError(f"{repo} is not in the hub's cache, and the hub does not give it ({first})")
 
 
 def _xrv(where: str) -> str:
@@ -144,4 +145,4 @@ def _xrv(where: str) -> str:
 
 
 AT_FIRST = "at its first use"
-WAYS: dict[str, Callable[[str], str]] = {"file": _file, "package": _package, "hub": _hub, "xrv": _xrv}
+SOURCES: dict[str, Callable[[str], str]] = {"file": _file, "package": _package, "hub": _hub, "xrv": _xrv}

@@ -24,7 +24,7 @@ from cxrlt_ray.doctor import cluster, machine, store, weights
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, guarded, reason
 from cxrlt_ray.doctor.judge import judge
 from cxrlt_ray.doctor.machine import Ask, report
-from cxrlt_ray.doctor.weights import Want
+from cxrlt_ray.doctor.weights import Asset
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
 
@@ -124,7 +124,7 @@ def of(name, reports):
 def test_each_finding_is_judged_and_told_with_what_mends_it(part, found, state, says, mend):
     (check,) = of(part, [{"node": "here", "errors": {}, part: found}])
     assert check.state == state
-    assert says in check.told
+    assert says in check.message
     assert mend in check.mend
     assert bool(check.mend) == (state != OK)
 
@@ -135,12 +135,12 @@ def test_versions_that_differ_from_the_drivers_fail_with_the_machines_named():
 
     alike = judge([having("here"), having("a"), having("b", python="3.11.9")])
     assert [(each.name, each.state) for each in alike] == [("versions", OK)]
-    assert "ray 2.60.0, torch 2.13.0" in alike[0].told
+    assert "ray 2.60.0, torch 2.13.0" in alike[0].message
     found = judge(
         [having("here"), having("a", torch="2.12.0"), having("b", torch="2.12.0", python="3.12.1"), having("c")]
     )
     assert {each.state for each in found} == {FAIL}
-    assert [each.told for each in found] == [
+    assert [each.message for each in found] == [
         "python is 3.11.7 here, 3.12.1 on b",
         "torch is 2.13.0 here, 2.12.0 on a, b",
     ]
@@ -149,13 +149,13 @@ def test_versions_that_differ_from_the_drivers_fail_with_the_machines_named():
 def test_a_package_older_than_we_were_made_for_fails():
     unmet = {"there": VERSIONS, "unmet": ["torch is 2.0, not >=2.13"]}
     first = judge([{"node": "here", "errors": {}, "versions": unmet}])[0]
-    assert (first.state, first.told) == (FAIL, "here: torch is 2.0, not >=2.13")
+    assert (first.state, first.message) == (FAIL, "here: torch is 2.0, not >=2.13")
 
 
 def test_machines_with_the_same_fault_stand_together_and_of_those_that_are_well_the_worst():
     nodes = {f"w{k}": 1024 if k < 6 else 20_000 + k for k in range(9)}
     found = judge([{"node": node, "errors": {}, "open files": limit} for node, limit in nodes.items()])
-    assert [(each.state, each.told) for each in found] == [
+    assert [(each.state, each.message) for each in found] == [
         (WARN, "w0, w1, w2, w3 and 2 more: at most 1,024"),
         (OK, "w6, the worst of 3: at most 20,006"),
     ]
@@ -163,7 +163,7 @@ def test_machines_with_the_same_fault_stand_together_and_of_those_that_are_well_
 
 def test_a_machine_that_gives_no_report_fails_by_its_name():
     (check,) = judge([{"node": "w3", "errors": {}, "silent": "did not answer within 30 s"}])
-    assert (check.name, check.state, check.told) == ("machines", FAIL, "w3 did not answer within 30 s")
+    assert (check.name, check.state, check.message) == ("machines", FAIL, "w3 did not answer within 30 s")
     assert "ray start" in check.mend
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_measured_is_a_failed_check_and_no_traceback(monkeypatch)
 
     monkeypatch.setitem(machine.PARTS, "memory", broken)
     (check,) = of("memory", [report(Ask(), ["memory"])])
-    assert (check.state, check.told) == (FAIL, "cannot be measured: KeyError: 'MemTotal'")
+    assert (check.state, check.message) == (FAIL, "cannot be measured: KeyError: 'MemTotal'")
     assert [each.state for each in guarded("locks", lambda: [][0])] == [FAIL]
 
 
@@ -227,8 +227,8 @@ def test_a_storage_that_cannot_be_written_fails(tmp_path):
     (tmp_path / "file").write_text("")
     (check,) = store.write(Store(str(tmp_path / "file")) / ".doctor-x", "token", True)
     assert (check.name, check.state) == ("storage", FAIL)
-    assert ".doctor-x" not in check.told
-    assert str(tmp_path / "file") in check.told
+    assert ".doctor-x" not in check.message
+    assert str(tmp_path / "file") in check.message
 
 
 @contextmanager
@@ -251,19 +251,19 @@ def mounted(folder: Path, options: str):
 def test_a_read_only_and_a_full_file_system_are_found(tmp_path):
     with mounted(tmp_path / "read-only", "ro,size=1m") as folder:
         (check,) = store.write(Store(str(folder)) / ".doctor-x", "token", True)
-        assert (check.state, "Read-only file system" in check.told) == (FAIL, True)
+        assert (check.state, "Read-only file system" in check.message) == (FAIL, True)
     with mounted(tmp_path / "small", "size=1m") as folder:
         found = {each.name: each for each in store.write(Store(str(folder)) / ".doctor-x", "token", True)}
         assert (found["storage"].state, found["speed"].state) == (OK, FAIL)
-        assert "cannot be written" in found["speed"].told
+        assert "cannot be written" in found["speed"].message
         disk = judge([report(Ask(stored=str(folder)), ["disk"])])[0]
-        assert (disk.state, "storage" in disk.told) == (FAIL, True)
+        assert (disk.state, "storage" in disk.message) == (FAIL, True)
 
 
 def test_a_good_storage_is_written_locked_timed_and_left_as_it_was(tmp_path):
     found = list(doctor._examine(str(tmp_path / "new" / "runs"), None, None, None, 512, [], True, True))
     assert {each.state for each in found if each.name in doctor.GROUPS["Storage"]} == {OK}
-    assert any("MB/s written" in each.told for each in found)
+    assert any("MB/s written" in each.message for each in found)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -283,7 +283,7 @@ def test_a_storage_that_does_not_answer_fails_in_time(silent_server, monkeypatch
     monkeypatch.setattr(store, "REMOTE_SECONDS", 2.0)
     start = time.monotonic()
     (check,) = store.write(Store("s3://bucket/runs/.doctor-x"), "token", True)
-    assert (check.state, check.told) == (FAIL, "s3://bucket/runs does not answer within 2 s")
+    assert (check.state, check.message) == (FAIL, "s3://bucket/runs does not answer within 2 s")
     assert time.monotonic() - start < 5
 
 
@@ -298,7 +298,7 @@ def test_runs_on_patients_that_others_can_read_are_a_warning():
             folder.chmod(mode)
             (check,) = store.privacy(Store(str(folder)))
             assert check.state == state
-        assert "1 of the runs" in check.told
+        assert "1 of the runs" in check.message
         assert check.mend == f"chmod 700 {folder}"
         (folder / "real").chmod(0o700)
         assert [each.state for each in store.privacy(Store(str(folder)))] == [OK]
@@ -346,12 +346,12 @@ def test_weights_are_looked_for_where_a_trial_will_read_them(tmp_path, monkeypat
         "not of the hub": ("hub", "owner/nowhere a.safetensors b.bin"),
     }
     try:
-        found = weights.met([Want(name, (way,)) for name, way in wanted.items()])
+        found = weights.met([Asset(name, (way,)) for name, way in wanted.items()])
     finally:
         server.shutdown()
     assert [(name, met) for name, met, _, _ in found] == [(name, not name.startswith("no")) for name in wanted]
     assert found[4][2] == "from the hub, 3.2 MB at its first use"
-    assert weights.met([Want("several", (wanted["no package"], wanted["file"]))])[0][1:3] == (True, "a file")
+    assert weights.met([Asset("several", (wanted["no package"], wanted["file"]))])[0][1:3] == (True, "a file")
 
 
 def test_a_space_wants_what_its_models_are_pretrained_on(tmp_path):
@@ -366,7 +366,7 @@ def test_a_space_wants_what_its_models_are_pretrained_on(tmp_path):
         ModelSpec("xrv:densenet121-res224-all", 224),
         ModelSpec("transformers:microsoft/rad-dino", 518),
     ]
-    ways = [want.ways for want in weights.wants(specs)]
+    ways = [asset.sources for asset in weights.assets(specs)]
     assert [[kind for kind, _ in each] for each in ways] == [
         ["hub"],
         ["package", "hub"],
@@ -377,9 +377,9 @@ def test_a_space_wants_what_its_models_are_pretrained_on(tmp_path):
     assert ways[0][0][1].startswith("timm/convnext_small.fb_in22k_ft_in1k ")
     (tmp_path / "queries.csv").write_text("name,a,b\nNodule,0.1,0.2\n")
     asking = ModelSpec("test_resnet", 64, False, head="query_text", queries=str(tmp_path / "queries.csv"))
-    assert [want.name for want in weights.wants([asking], ("Nodule",))] == ["label embeddings"]
+    assert [asset.name for asset in weights.assets([asking], ("Nodule",))] == ["label embeddings"]
     with pytest.raises(UsageError, match="no label embedding for Mass"):
-        list(weights.wants([asking], ("Mass",)))
+        list(weights.assets([asking], ("Mass",)))
 
 
 def test_a_sweeps_preflight_is_quick_leaves_nothing_and_tells_warnings_only(ray, tmp_path, capsys):
