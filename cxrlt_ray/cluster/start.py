@@ -28,6 +28,9 @@ ENVIRONMENT = {
 }
 # of a Ray of one machine: it listens on the loopback alone; Ray's own switch, named after where it is on by itself
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# of a Ray of one machine, which serves its user alone, unless the environment says otherwise: beside any other program
+# workers of Ray's own niceness (15) get next to no time, and threads that spin at barriers take it from each other
+OWN_MACHINE = {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 LONGEST = 43  # letters of Ray's directory: with its session's sockets a path may have 107
 DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 FORGET_SECONDS = 60.0  # that the machines of a cluster have to remove decoded images
@@ -68,6 +71,8 @@ def _one_machine_options() -> dict[str, Any]:
     keeps its sockets, logs and spilled objects in a directory that no one else can enter: Ray opens its own to all.
     """
     os.environ.update(LOOPBACK)
+    for key, value in OWN_MACHINE.items():
+        os.environ.setdefault(key, value)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray_private.listen_on_loopback()  # as LOOPBACK says, should Ray have been imported before
     base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
