@@ -45,8 +45,8 @@ def main(
     if files:
         problems += tell_files(cohort.manifest, cohort.roots, cohort.origins, console)
     if problems:
-        told = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
-        console.print("\n- ".join(told), markup=False, soft_wrap=True)
+        lines = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
+        console.print("\n- ".join(lines), markup=False, soft_wrap=True)
         raise SystemExit(1)
     following = f"python -m cxrlt_ray.sweep {task} --data {data}{sweep_options(others)}"
     console.print(f"Usable. Next: {following}", markup=False, soft_wrap=True)

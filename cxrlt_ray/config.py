@@ -34,7 +34,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def names(folder: str) -> list[str]:
     """The names that `find(folder, NAME)` knows, sorted."""
-    return sorted({path.stem for place in _places(folder) for path in place.glob("*.yaml")})
+    return sorted({path.stem for directory in _directories(folder) for path in directory.glob("*.yaml")})
 
 
 def find(folder: str, name: str) -> Path:
@@ -44,12 +44,12 @@ def find(folder: str, name: str) -> Path:
     """
     if (path := Path(name)).is_file():
         return path
-    for place in _places(folder):
-        if (path := place / f"{name}.yaml").is_file():
+    for directory in _directories(folder):
+        if (path := directory / f"{name}.yaml").is_file():
             return path
     raise UsageError(
         f"no {folder} file '{name}': it is neither a path nor one of {', '.join(names(folder))} "
-        f"(looked in {', '.join(map(str, _places(folder)))})."
+        f"(looked in {', '.join(map(str, _directories(folder)))})."
     )
 
 
@@ -73,7 +73,7 @@ def validate(model: type[Model], content: dict[str, Any], source: Path | str) ->
         raise UsageError(f"{source}: {mistakes}.") from None
 
 
-def _places(folder: str) -> list[Path]:
+def _directories(folder: str) -> list[Path]:
     # an installed wheel carries the folder inside the package, a checkout beside it
     return [Path(folder), PACKAGE / folder, PACKAGE.parent / folder]
 

@@ -13,7 +13,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
 
-def _estimate_table(found: Estimate, cpus: float) -> Any:
+def _estimate_table(costs: Estimate, cpus: float) -> Any:
     """A rich table of what each size and quality costs."""
     from rich import box
     from rich.table import Table
@@ -21,10 +21,10 @@ def _estimate_table(found: Estimate, cpus: float) -> Any:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("px", "quality", "an image", "all", "dB", f"on {cpus:g} CPU"):
         table.add_column(column, justify="right", no_wrap=True)
-    for (size, quality), (total, seconds, decibel) in found.kinds.items():
-        alone = cli.duration((found.read_seconds + seconds) / cpus)
-        each = cli.size(total / found.images)
-        table.add_row(str(size), quality_name(quality), each, cli.size(total), f"{decibel:.1f}", alone)
+    for (size, quality), (total, seconds, decibel) in costs.kinds.items():
+        alone = cli.duration((costs.read_seconds + seconds) / cpus)
+        per_image = cli.size(total / costs.images)
+        table.add_row(str(size), quality_name(quality), per_image, cli.size(total), f"{decibel:.1f}", alone)
     return table
 
 
@@ -47,15 +47,15 @@ def main(
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
 
-    edges, wanted = parse_sizes(sizes), parse_quality(quality)
+    edges, chosen = parse_sizes(sizes), parse_quality(quality)
     cohort = read_cohort(data, format=format, task=task)
     if estimate_only:
-        found = estimate(cohort.manifest, edges, list(dict.fromkeys((wanted, 90, QUALITY, LOSSLESS))))
-        if found is None:
+        costs = estimate(cohort.manifest, edges, list(dict.fromkeys((chosen, 90, QUALITY, LOSSLESS))))
+        if costs is None:
             raise CxrltError(f"none of {SAMPLE} images of {data} can be decoded.")
         cpus = len(os.sched_getaffinity(0))
-        print(f"{found.images:,} images, about {cli.size(found.original_bytes)}, read and decoded once:")
-        cli.console().print(_estimate_table(found, cpus))
+        print(f"{costs.images:,} images, about {cli.size(costs.original_bytes)}, read and decoded once:")
+        cli.console().print(_estimate_table(costs, cpus))
         free = Store(storage).free()
         room = "" if free is None else f" {storage} has {cli.size(free)} free."
         print(f"dB: the cache's own loss, against the resized pixels.{room}")
@@ -63,7 +63,7 @@ def main(
     store = Store(storage)
     store.check_writable()
     start_ray(address)
-    for shards in prepare(cohort.manifest, storage, edges, max_bad, wanted):
+    for shards in prepare(cohort.manifest, storage, edges, max_bad, chosen):
         size = cli.size(shards.summary["bytes"])
         print(f"{shards.store.uri}: {shards.summary['images']:,} images, {size}; {quarantine_text(shards.summary)}")
 

@@ -30,9 +30,9 @@ LEADING_OUT = "its path leads out of the data's root"
 LARGE, RATIO = 100_000_000, 100  # bytes and times their packed size at which what a zip holds is no table of scores
 
 
-def told(what: object) -> str:
+def private_detail(value: object) -> str:
     """' (what)' where CXRLT_RAY_SHOW_IDS=1 says that ids and cells may be shown, else nothing."""
-    return f" ({str(what)!r})" if os.environ.get(SHOW_IDS) == "1" else ""
+    return f" ({str(value)!r})" if os.environ.get(SHOW_IDS) == "1" else ""
 
 
 def cell(value: Any) -> str:
@@ -40,8 +40,8 @@ def cell(value: Any) -> str:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        return f"text{told(str(value)[:40])}"
-    return f"a large number{told(value)}" if 1000 <= abs(number) < math.inf else f"{number:.4g}"
+        return f"text{private_detail(str(value)[:40])}"
+    return f"a large number{private_detail(value)}" if 1000 <= abs(number) < math.inf else f"{number:.4g}"
 
 
 def heads(columns: Sequence[str], most: int = 12) -> str:
@@ -88,30 +88,30 @@ def below(root: str, path: str) -> str:
 
 def unzipped(content: Any, name: str) -> bytes:
     """A file in an open archive, in memory: nothing is ever unpacked to disk. Raises ValueError for a bomb."""
-    about = content.getinfo(name)
-    check_unpacked(about)
-    return content.read(about)
+    info = content.getinfo(name)
+    check_unpacked(info)
+    return content.read(info)
 
 
-def check_unpacked(about: zipfile.ZipInfo) -> None:
+def check_unpacked(info: zipfile.ZipInfo) -> None:
     """Raise ValueError for what would unpack to far more than any table of scores does (such give 3 to 30 times)."""
-    if about.file_size > max(LARGE, RATIO * about.compress_size):
-        raise ValueError(f"it would unpack to {about.file_size:,} bytes, {RATIO} times its size and more")
+    if info.file_size > max(LARGE, RATIO * info.compress_size):
+        raise ValueError(f"it would unpack to {info.file_size:,} bytes, {RATIO} times its size and more")
 
 
 def private_dir(folder: Path) -> Path:
     """`folder`, made where it lacks (with what lacks above it) for this user alone, whatever the umask."""
-    for each in reversed([folder, *folder.parents]):
-        if not each.exists():
-            each.mkdir(mode=0o700, exist_ok=True)
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def own_dir(folder: Path) -> Path:
     """`private_dir` in a place where others may write, such as /tmp. Raises CxrltError where it is someone else's."""
     private_dir(folder)
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
         raise CxrltError(f"{folder} is not a directory of yours: remove it, or set TMPDIR to a directory that is.")
     folder.chmod(0o700)
     return folder

@@ -40,12 +40,12 @@ def decode(content: bytes, edge: int = 0, inverted: bool = False) -> tuple[np.nd
     elif content.startswith(b"\xff\xd8"):
         if b"\xff\xd9" not in content[-1024:]:
             raise ValueError("truncated")
-        _check_size(*_claimed(content))
+        _check_size(*_stated_size(content))
         image, converted = _jpeg(content, edge)
     else:
         if content.startswith(b"\x89PNG") and b"IEND" not in content[-1024:]:
             raise ValueError("truncated")
-        _check_size(*_claimed(content))
+        _check_size(*_stated_size(content))
         image, converted = _opencv(content)
     if inverted:
         return ~image, "inverted"
@@ -99,7 +99,7 @@ def _check_size(height: int, width: int) -> None:
         raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,} in all")
 
 
-def _claimed(content: bytes) -> tuple[int, int]:
+def _stated_size(content: bytes) -> tuple[int, int]:
     """Height and width that the header of an image file states. Raises ValueError where there is none."""
     if content.startswith(b"\x89PNG"):
         return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
@@ -120,16 +120,16 @@ def _claimed(content: bytes) -> tuple[int, int]:
 
 def _frame(content: bytes) -> tuple[int, int, int]:
     """Height, width and channels that a JPEG's frame header states; zeros where none is found."""
-    at = 2
-    while at + 9 < len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
+    position = 2
+    while position + 9 < len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
         if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # padding, or a marker that stands alone
-            at += 1 if marker == 0xFF else 2
+            position += 1 if marker == 0xFF else 2
             continue
         if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # the last: JPEG-LS
-            height, width = (int.from_bytes(content[at + k : at + k + 2], "big") for k in (5, 7))
-            return height, width, content[at + 9]
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            height, width = (int.from_bytes(content[position + k : position + k + 2], "big") for k in (5, 7))
+            return height, width, content[position + 9]
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
     return 0, 0, 0
 
 
@@ -174,7 +174,7 @@ def _dicom(content: bytes) -> tuple[np.ndarray, str]:
             file = pydicom.dcmread(io.BytesIO(content))
             _check_claims(file)
             pixels = file.pixel_array
-            shown = pixels if pixels.ndim == 3 else apply_voi_lut(apply_modality_lut(pixels, file), file)
+            displayed = pixels if pixels.ndim == 3 else apply_voi_lut(apply_modality_lut(pixels, file), file)
     except Exception as error:  # pydicom and its plugins raise anything for a broken file
         raise ValueError(f"not a DICOM file that pydicom decodes ({' '.join(str(error).split())[:120]})") from None
     photometric = str(file.get("PhotometricInterpretation", ""))
@@ -182,7 +182,7 @@ def _dicom(content: bytes) -> tuple[np.ndarray, str]:
         if pixels.dtype != np.uint8 or "RGB" not in photometric:
             raise ValueError(f"colour DICOM of {pixels.dtype} in {photometric}")
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), "colour"
-    image = _to_8_bit(shown)
+    image = _to_8_bit(displayed)
     if photometric == "MONOCHROME1":
         return ~image, "inverted"
     return image, "" if pixels.dtype == np.uint8 else "16 bit"
@@ -195,8 +195,8 @@ def _check_inflated(content: bytes) -> None:
 
     stream = io.BytesIO(content)
     stream.seek(132)
-    about = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if about.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+    header = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if header.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     unpacker.decompress(content[stream.tell() :], MAX_BYTES)

@@ -141,8 +141,8 @@ def _to_train_with(
         )
     labelled = table[reached].notna().any(axis=1)
     if not labelled[~known].all():
-        bare = (~labelled & ~known).sum()
-        notes.append(f"Cohort {name}: {counted(bare, 'image')} without a label of the task left out.")
+        unlabelled = (~labelled & ~known).sum()
+        notes.append(f"Cohort {name}: {counted(unlabelled, 'image')} without a label of the task left out.")
     table = table[labelled & ~known]
     if table.empty:
         raise CxrltError(f"cohort {name} ({path}) has no image to train on. {' '.join(notes)}".rstrip())

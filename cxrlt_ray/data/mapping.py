@@ -31,36 +31,36 @@ from cxrlt_ray.errors import UsageError
 FOLDER = "cohorts"
 
 
-def _nearest(given: str, names: Iterable[str]) -> str:
-    """The up to three of `names` that read most like `given`, the nearest first."""
+def _nearest(text: str, names: Iterable[str]) -> str:
+    """The up to three of `names` that read most like `text`, the nearest first."""
     lower = {name.lower(): name for name in names}
-    return ", ".join(lower[name] for name in difflib.get_close_matches(given.lower(), lower, 3, 0.3)) or "none"
+    return ", ".join(lower[match] for match in difflib.get_close_matches(text.lower(), lower, 3, 0.3)) or "none"
 
 
-def _target(given: Any) -> str:
-    if given not in ALL_FINDINGS:
-        raise ValueError(f"'{given}' is none of CXR-LT's 45 findings; nearest: {_nearest(str(given), ALL_FINDINGS)}")
-    return given
+def _target(name: Any) -> str:
+    if name not in ALL_FINDINGS:
+        raise ValueError(f"'{name}' is none of CXR-LT's 45 findings; nearest: {_nearest(str(name), ALL_FINDINGS)}")
+    return name
 
 
-def _targets(given: Any) -> tuple[str, ...]:
-    several = given if isinstance(given, list | tuple) else [given]
-    if not several:
+def _targets(value: Any) -> tuple[str, ...]:
+    names = value if isinstance(value, list | tuple) else [value]
+    if not names:
         raise ValueError("an empty list: name a finding or leave the line out")
-    return tuple(map(_target, several))
+    return tuple(map(_target, names))
 
 
-def _source(given: str, info: ValidationInfo) -> str:
+def _source(name: str, info: ValidationInfo) -> str:
     known = all_readers()[info.data["reader"]].findings if "reader" in info.data else None
-    if known is not None and given not in known:
-        raise ValueError(f"reader {info.data['reader']} has no such finding; nearest: {_nearest(given, known)}")
-    return given
+    if known is not None and name not in known:
+        raise ValueError(f"reader {info.data['reader']} has no such finding; nearest: {_nearest(name, known)}")
+    return name
 
 
-def _reader(given: str) -> str:
-    if given not in all_readers():
+def _reader(name: str) -> str:
+    if name not in all_readers():
         raise ValueError(f"no reader of that name; there are: {', '.join(all_readers())}")
-    return given
+    return name
 
 
 class CohortMapping(config.Config):

@@ -8,7 +8,7 @@ import pandas as pd
 from cxrlt_ray.data.manifest import META
 from cxrlt_ray.data.readers import Raw
 from cxrlt_ray.data.readers.columns import and_more, counted
-from cxrlt_ray.privacy import UNFIT, leading_out, told, unfit
+from cxrlt_ray.privacy import UNFIT, leading_out, private_detail, unfit
 
 
 def checked_rows(raw: Raw) -> tuple[pd.DataFrame, list[str]]:
@@ -40,7 +40,7 @@ def _check_names(table: pd.DataFrame, raw: Raw, problems: list[str]) -> None:
 
 def _origin(row: pd.Series, column: str) -> str:
     """'labels.csv row 3', and the cell where that may be shown."""
-    return f"{row['file']} row {row['row']}{told(row[column])}"
+    return f"{row['file']} row {row['row']}{private_detail(row[column])}"
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +80,7 @@ def check_leaks(table: pd.DataFrame, problems: list[str]) -> None:
     subject = sorted(leaking)[0]
     rows = table[table["subject_id"] == subject].dropna(subset="split").sort_values("split", kind="stable")
     problems.append(
-        f"a subject{told(subject)} stands in {rows['split'].nunique()} splits, "
+        f"a subject{private_detail(subject)} stands in {rows['split'].nunique()} splits, "
         + " and ".join(
             f"{name} ({counted(len(part), 'image')}, {_origin(part.iloc[0], 'image_id')})"
             for name, part in rows.groupby("split", sort=True)

@@ -28,7 +28,7 @@ from cxrlt_ray.ensembling.tables import (
     split_path,
 )
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.privacy import heads, told, unfit
+from cxrlt_ray.privacy import heads, private_detail, unfit
 from cxrlt_ray.storage import Store
 
 _UNCERTAIN, _EMPTY = -1, -2
@@ -285,7 +285,7 @@ def _rows(images: pd.DataFrame, frame: pd.DataFrame, drop: bool | None = None) -
         return rows
     file, images_file = frame.attrs["file"], images.attrs["file"]
     message = f"{file} lacks {missing.sum():,} of the {counted(len(rows), 'image')} of {images_file}, the first is "
-    message += "that of " + row_of(int(np.argmax(missing))) + told(images.index[missing][0])
+    message += "that of " + row_of(int(np.argmax(missing))) + private_detail(images.index[missing][0])
     if missing.all():
         missing_form, own_form = id_form(images.index[missing][0]), id_form(frame.index[0])
         raise CxrltError(f"{message}, as {missing_form}, where its own first is as {own_form}: write the ids alike.")

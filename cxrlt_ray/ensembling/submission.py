@@ -1,6 +1,6 @@
 """The submission: `dicom_id`, then a probability for each finding in the task's order, a row an image.
 
-Format: that of CXR-LT 2024. Everything wrong with one is told at once, and nothing wrong is
+Format: that of CXR-LT 2024. Everything wrong with one is said at once, and nothing wrong is
 written. 78,946 rows of 40 findings are checked in 0.1 s and written in 4 s.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import UNFIT, cell, told, unfit, unzipped
+from cxrlt_ray.privacy import UNFIT, cell, private_detail, unfit, unzipped
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -113,19 +113,19 @@ def unpacked(content: bytes) -> bytes:
 
 
 def _column_faults(columns: list[str], task: Task) -> list[str]:
-    wanted = [ID, *task.findings]
+    expected = [ID, *task.findings]
     faults = []
-    if missing := [name for name in wanted if name not in columns]:
+    if missing := [name for name in expected if name not in columns]:
         faults.append(f"{len(missing)} column(s) missing: {_some(missing)}.")
-    if extra := [name for name in columns if name not in wanted]:
+    if extra := [name for name in columns if name not in expected]:
         faults.append(f"{len(extra)} column(s) too many: {_some(extra)}.")
     if len(set(columns)) < len(columns):
         faults.append(f"column(s) standing twice: {_some(sorted({c for c in columns if columns.count(c) > 1}))}.")
-    elif not missing and not extra and columns != wanted:
-        place = next(k for k, (given, right) in enumerate(zip(columns, wanted, strict=True)) if given != right)
+    elif not missing and not extra and columns != expected:
+        place = next(k for k, names in enumerate(zip(columns, expected, strict=True)) if names[0] != names[1])
         faults.append(
             f"columns are out of the task's order: column {place + 1} is '{columns[place]}' where "
-            f"'{wanted[place]}' belongs."
+            f"'{expected[place]}' belongs."
         )
     if wrong := [name for name in task.findings if unfit(name)]:
         faults.append(f"a spreadsheet would take column {wrong[0]!r} for a formula: rename the finding.")
@@ -137,21 +137,21 @@ def _row_faults(frame: pd.DataFrame, image_ids: Sequence[str] | np.ndarray) -> l
         return []
     import pandas as pd
 
-    wanted = pd.Index(np.asarray(image_ids).astype(str))
-    given = pd.Index(frame[ID].astype(str))
-    repeated = given[given.duplicated()].unique()
+    expected = pd.Index(np.asarray(image_ids).astype(str))
+    ids = pd.Index(frame[ID].astype(str))
     faults = [
-        (given.difference(wanted, sort=False), "image(s) are none of those to score"),
-        (repeated, "image(s) have more than one row"),
-        (given[given.str.contains(UNFIT, regex=True)], "image(s) would be taken for formulas by a spreadsheet"),
+        (ids.difference(expected, sort=False), "image(s) are none of those to score"),
+        (ids[ids.duplicated()].unique(), "image(s) have more than one row"),
+        (ids[ids.str.contains(UNFIT, regex=True)], "image(s) would be taken for formulas by a spreadsheet"),
     ]
     sentences = [
-        f"{len(ids):,} {what}, the first in {_row(frame, given.get_indexer_for(ids[:1])[0])}."
-        for ids, what in faults
-        if len(ids)
+        f"{len(bad):,} {fault}, the first in {_row(frame, ids.get_indexer_for(bad[:1])[0])}."
+        for bad, fault in faults
+        if len(bad)
     ]
-    if len(lacking := wanted.difference(given, sort=False)):
-        sentences.insert(0, f"{len(lacking):,} of the {len(wanted):,} image(s) to score have no row{told(lacking[0])}.")
+    if len(missing := expected.difference(ids, sort=False)):
+        count = f"{len(missing):,} of the {len(expected):,} image(s)"
+        sentences.insert(0, f"{count} to score have no row{private_detail(missing[0])}.")
     return sentences
 
 
@@ -161,14 +161,14 @@ def _value_faults(frame: pd.DataFrame, task: Task) -> list[str]:
     faults = []
     for finding in task.findings:
         if finding not in frame or frame.columns.tolist().count(finding) > 1:
-            continue  # already told
+            continue  # a fault of the columns
         values = pd.to_numeric(frame[finding], errors="coerce").to_numpy(np.float64, na_value=np.nan)
         finite = np.isfinite(values)
-        for bad, what in ((~finite, "no finite number"), (finite & ((values < 0) | (values > 1)), "outside 0 to 1")):
+        for bad, fault in ((~finite, "no finite number"), (finite & ((values < 0) | (values > 1)), "outside 0 to 1")):
             if bad.any():
                 first = int(np.argmax(bad))
                 faults.append(
-                    f"'{finding}' has {bad.sum():,} value(s) that are {what}, the first is "
+                    f"'{finding}' has {bad.sum():,} value(s) that are {fault}, the first is "
                     f"{cell(frame[finding].iloc[first])} in {_row(frame, first)}."
                 )
     return faults
@@ -178,7 +178,7 @@ def _row(frame: pd.DataFrame, place: int) -> str:
     """The row at `place` for a message, as its file counts it: of what was read, rows may have been left out."""
     from cxrlt_ray.data.readers.columns import row_of
 
-    return row_of(int(frame.index[place])) + (told(frame[ID].iloc[place]) if ID in frame else "")
+    return row_of(int(frame.index[place])) + (private_detail(frame[ID].iloc[place]) if ID in frame else "")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from cxrlt_ray.data.manifest import META
 from cxrlt_ray.data.readers.columns import quoted, reason_of, row_of
 from cxrlt_ray.ensembling.submission import unpacked
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.privacy import UNFIT, cell, check_unpacked, heads, told
+from cxrlt_ray.privacy import UNFIT, cell, check_unpacked, heads, private_detail
 from cxrlt_ray.storage import Store
 
 ID_COLUMNS = ("dicom_id", "image_id", "id", "Image Index", "image", "filename")
@@ -120,7 +120,7 @@ def first_cell(frame: pd.DataFrame, finding: str, bad: np.ndarray) -> str:
 def row_text(frame: pd.DataFrame, which: np.ndarray, more: str | None = None) -> str:
     """The first of the rows `which` [N] for a message, and how many more there are."""
     first = int(np.argmax(which))
-    return f"{row_of(first)}{told(frame.index[first])}{_more(which) if more is None else more}"
+    return f"{row_of(first)}{private_detail(frame.index[first])}{_more(which) if more is None else more}"
 
 
 def id_form(name: str) -> str:

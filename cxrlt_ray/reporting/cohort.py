@@ -16,7 +16,7 @@ import pandas as pd
 
 from cxrlt_ray.data.manifest import COHORT, MAIN, SPLITS, VIEWS, Manifest
 from cxrlt_ray.data.readers.files import compare_with_disk
-from cxrlt_ray.privacy import told
+from cxrlt_ray.privacy import private_detail
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,20 +65,20 @@ def tell_files(manifest: Manifest, roots: Mapping[str, str], origins: pd.DataFra
         prefix = root[len(manifest.root) :].strip("/")
         paths = manifest.of_cohort(cohort).table["path"].str.removeprefix(f"{prefix}/" if prefix else "")
         disk = compare_with_disk(paths, root)
-        of = "" if cohort == MAIN else f" of cohort {cohort}"
+        suffix = "" if cohort == MAIN else f" of cohort {cohort}"
         first = [f"{prefix}/{path}" if prefix else path for path in disk.missing[:3]]
-        rows = [f"{of_path.at[path, 'file']} row {of_path.at[path, 'row']}{told(path)}" for path in first]
-        more = " ..." if len(disk.missing) > 3 else ""
-        named = f": {', '.join(rows)}{more}" if rows else ""
-        console.print(f"{len(disk.missing):,} images{of} not on disk{named}", markup=False, soft_wrap=True)
+        rows = [f"{of_path.at[path, 'file']} row {of_path.at[path, 'row']}{private_detail(path)}" for path in first]
+        ellipsis = " ..." if len(disk.missing) > 3 else ""
+        named = f": {', '.join(rows)}{ellipsis}" if rows else ""
+        console.print(f"{len(disk.missing):,} images{suffix} not on disk{named}", markup=False, soft_wrap=True)
         if cohort == MAIN:  # of another cohort, images without a label of the task are left out on purpose
-            names = told(", ".join(disk.unnamed[:3])) if disk.unnamed else ""
-            what = f"{len(disk.unnamed):,} image files that no row names{names}"
-            console.print(what, markup=False, soft_wrap=True)
+            names = private_detail(", ".join(disk.unnamed[:3])) if disk.unnamed else ""
+            line = f"{len(disk.unnamed):,} image files that no row names{names}"
+            console.print(line, markup=False, soft_wrap=True)
         if len(disk.missing) > MAX_BAD * len(paths):
             reasons.append(
-                f"{len(disk.missing):,} of {len(paths):,} images{of} are not below {root}, more than the allowed share "
-                f"{MAX_BAD:g} (--max-bad): the first is that of {rows[0]}."
+                f"{len(disk.missing):,} of {len(paths):,} images{suffix} are not below {root}, more than the allowed "
+                f"share {MAX_BAD:g} (--max-bad): the first is that of {rows[0]}."
             )
     return reasons
 
@@ -86,9 +86,9 @@ def tell_files(manifest: Manifest, roots: Mapping[str, str], origins: pd.DataFra
 def _parts(manifest: Manifest) -> dict[str, Manifest]:
     """The splits of the main data, then the other cohorts, which have one each."""
     main = manifest.of_cohort(MAIN)
-    there = set(main.table["split"].dropna())
+    existing = set(main.table["split"].dropna())
     others = [name for name in manifest.cohorts.unique() if name != MAIN]
-    splits = {split: main.of_split(split) for split in SPLITS if split in there}
+    splits = {split: main.of_split(split) for split in SPLITS if split in existing}
     return splits | {f"{COHORT} {name}": manifest.of_cohort(name) for name in others}
 
 
@@ -97,7 +97,7 @@ def _splits_table(manifest: Manifest, parts: dict[str, Manifest], least: int) ->
     from rich import box
     from rich.table import Table
 
-    shown = Table(
+    table = Table(
         "split", *map(_right, ("images", "studies", "subjects", *VIEWS)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     counts = {name: _sizes(part) for name, part in {**parts, "all": manifest}.items()}
@@ -106,8 +106,8 @@ def _splits_table(manifest: Manifest, parts: dict[str, Manifest], least: int) ->
         counts = {name: [sum(row[3:]), *row[1:]] for name, row in counts.items()}  # of the views that are shown
         counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
     for name, row in counts.items():
-        shown.add_row(name, *(_cell(count, least) for count in row))
-    return shown
+        table.add_row(name, *(_cell(count, least) for count in row))
+    return table
 
 
 def _sizes(part: Manifest) -> list[int]:
@@ -128,18 +128,18 @@ def _findings_table(manifest: Manifest, parts: dict[str, Manifest], least: int) 
     train = targets.get("train", np.empty((0, len(manifest.findings)), np.int8))
     columns = [name.removeprefix(f"{COHORT} ") for name in parts]
     heads = map(_right, (*columns, "% train", "null"))
-    shown = Table(Column("finding", no_wrap=True), "group", *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(Column("finding", no_wrap=True), "group", *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column, (finding, group) in enumerate(zip(manifest.findings, rarity(train), strict=True)):
-        here = {name: values[:, column] for name, values in targets.items()}
-        counts = [_cell(rounded(int((v == 1).sum()), least), least) if (v >= 0).any() else "-" for v in here.values()]
+        labels = {name: values[:, column] for name, values in targets.items()}
+        counts = [_cell(rounded(int((v == 1).sum()), least), least) if (v >= 0).any() else "-" for v in labels.values()]
         known = train[:, column] >= 0
         if least > 1:
             group = "-"
         share = _share(int((train[:, column] == 1).sum()), int(known.sum()), least)
-        null = sum(int((v < 0).sum()) for v in here.values())
+        null = sum(int((v < 0).sum()) for v in labels.values())
         nulls = _cell(rounded(null, least), least) if null else ""
-        shown.add_row(finding, group if known.any() else "-", *counts, share, nulls)
-    return shown
+        table.add_row(finding, group if known.any() else "-", *counts, share, nulls)
+    return table
 
 
 def _share(positives: int, known: int, least: int) -> str:

@@ -104,7 +104,7 @@ def choose_reader(data: Store, format: str | None, labelled: bool) -> tuple[Read
             raise UsageError(f"no format '{format}'; there are: {', '.join(readers)}.")
         return readers[format], "as --format says"
     for reader in readers.values():
-        if found := reader.recognise(data, labelled):
-            return reader, f"found {found}"
-    looked = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in readers.values())
-    raise UsageError(f"{data.uri} holds no format that is known. Looked for {looked}. Name one with --format.")
+        if evidence := reader.recognise(data, labelled):
+            return reader, f"found {evidence}"
+    formats = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in readers.values())
+    raise UsageError(f"{data.uri} holds no format that is known. Looked for {formats}. Name one with --format.")

@@ -18,7 +18,7 @@ import pandas as pd
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.chexpert import FINDINGS
 from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, sexes, views
-from cxrlt_ray.data.readers.files import first_with, places
+from cxrlt_ray.data.readers.files import first_with, locations
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
@@ -29,17 +29,17 @@ TEXT = (*PATHS, "PatientID", "PatientSex", "PatientAge", "AccessionNumber", "Stu
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The release's spreadsheet."""
-    found = first_with(places(data), *TABLES)
-    return found and f"{found[1]} in {found[0].uri}"
+    location = first_with(locations(data), *TABLES)
+    return location and f"{location[1]} in {location[0].uri}"
 
 
 @register_reader("brax", f"{TABLES[0]}, in it or a directory in it", recognise, FINDINGS)
 def read(request: Request) -> Raw:
     """The spreadsheet's rows."""
-    found = first_with(places(request.data), *TABLES)
-    if not found:
+    location = first_with(locations(request.data), *TABLES)
+    if not location:
         raise CxrltError(f"{request.data.uri} holds no BRAX: neither {' nor '.join(TABLES)} is there.")
-    root, name = found
+    root, name = location
     sheet = read_sheet(root, name, TEXT)
     sheet.need("PatientID", "AccessionNumber")
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
@@ -60,9 +60,9 @@ def read(request: Request) -> Raw:
             "row": np.arange(1, len(path) + 1),
         }
     )
-    there = tuple(c for c in findings if c in sheet.columns)
-    table = table.assign(**{c: sheet.chexpert_labels(c, request.uncertain, problems) for c in there})
-    return Raw(table if request.labelled else table.assign(split="test"), there, root.uri, problems=problems)
+    present = tuple(c for c in findings if c in sheet.columns)
+    table = table.assign(**{c: sheet.chexpert_labels(c, request.uncertain, problems) for c in present})
+    return Raw(table if request.labelled else table.assign(split="test"), present, root.uri, problems=problems)
 
 
 def _column(root: Store, sheet: Sheet) -> str:

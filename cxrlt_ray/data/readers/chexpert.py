@@ -12,9 +12,9 @@ import pandas as pd
 
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, ages, and_more, read_sheet, row_of, sexes, views
-from cxrlt_ray.data.readers.files import header, places
+from cxrlt_ray.data.readers.files import header, locations
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import told
+from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
 
 SPLITS = {"train.csv": "train", "valid.csv": "test", "test.csv": "test"}
@@ -27,30 +27,31 @@ TEXT = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The first of the release's tables that is there."""
-    found = _find(data)
-    return found and f"{found[1]} with Path in {found[0].uri}"
+    location = _find(data)
+    return location and f"{location[1]} with Path in {location[0].uri}"
 
 
 @register_reader("chexpert", "train.csv or valid.csv with column Path, in it or a directory in it", recognise, FINDINGS)
 def read(request: Request) -> Raw:
     """The rows of the tables that count."""
-    found = _find(request.data)
-    if not found:
+    location = _find(request.data)
+    if not location:
         raise CxrltError(
             f"{request.data.uri} holds no CheXpert: none of {', '.join(SPLITS)} with column Path is there."
         )
-    release = found[0]
+    release = location[0]
     problems: list[str] = []
     sheets, notes = _chosen({name: read_sheet(release, name, TEXT) for name in SPLITS if release.exists(name)}, request)
-    wanted = tuple(name for name in FINDINGS if request.findings is None or name in request.findings)
-    table = pd.concat([_rows(sheet, wanted, request.uncertain, problems) for sheet in sheets], ignore_index=True)
-    findings = tuple(name for name in wanted if name in table)
+    requested = tuple(name for name in FINDINGS if request.findings is None or name in request.findings)
+    table = pd.concat([_rows(sheet, requested, request.uncertain, problems) for sheet in sheets], ignore_index=True)
+    findings = tuple(name for name in requested if name in table)
     table["path"] = _below(release, table["path"])
     return Raw(table.astype(dict.fromkeys(findings, "Int8")), findings, release.uri, notes, problems)
 
 
 def _find(data: Store) -> tuple[Store, str] | None:
-    return next(((place, file) for place in places(data) for file in SPLITS if "Path" in header(place, file)), None)
+    tables = ((directory, file) for directory in locations(data) for file in SPLITS)
+    return next((table for table in tables if "Path" in header(*table)), None)
 
 
 def _chosen(sheets: dict[str, Sheet], request: Request) -> tuple[list[Sheet], list[str]]:
@@ -66,14 +67,14 @@ def _chosen(sheets: dict[str, Sheet], request: Request) -> tuple[list[Sheet], li
     return list(sheets.values()), notes
 
 
-def _rows(sheet: Sheet, wanted: tuple[str, ...], uncertain: str, problems: list[str]) -> pd.DataFrame:
+def _rows(sheet: Sheet, requested: tuple[str, ...], uncertain: str, problems: list[str]) -> pd.DataFrame:
     sheet.need("Path")
     path = sheet.filled("Path", problems)
     parts = path.str.extract(r"(patient\d+)/(study\d+)/([^/]+)\.\w+$")
     strange = np.flatnonzero(parts[0].isna())
     if len(strange):
         problems.append(
-            f"{sheet.file}: column 'Path', {row_of(strange[0])}{told(path.iloc[strange[0]])}"
+            f"{sheet.file}: column 'Path', {row_of(strange[0])}{private_detail(path.iloc[strange[0]])}"
             f"{and_more(len(strange) - 1)} should end in patient00001/study1/view1_frontal.jpg."
         )
     study = parts[0] + "_" + parts[1]
@@ -93,7 +94,7 @@ def _rows(sheet: Sheet, wanted: tuple[str, ...], uncertain: str, problems: list[
             "row": np.arange(1, len(path) + 1),
         }
     )
-    labels = {name: sheet.chexpert_labels(name, uncertain, problems) for name in wanted if name in sheet.columns}
+    labels = {name: sheet.chexpert_labels(name, uncertain, problems) for name in requested if name in sheet.columns}
     return table.assign(**labels)
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import csv, fs
 
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import cell, heads, told
+from cxrlt_ray.privacy import cell, heads, private_detail
 from cxrlt_ray.storage import Store
 
 VIEW_NAMES = {
@@ -64,9 +64,9 @@ class Sheet:
 
     def need(self, *names: str) -> None:
         """Raise CxrltError, naming them, for columns that the file lacks."""
-        lacking = [name for name in names if name not in self.columns]
-        if lacking:
-            raise CxrltError(f"{self.file} has no column {quoted(lacking)}; it has {heads(self.columns)}.")
+        missing = [name for name in names if name not in self.columns]
+        if missing:
+            raise CxrltError(f"{self.file} has no column {quoted(missing)}; it has {heads(self.columns)}.")
 
     def text(self, name: str) -> pd.Series:
         """A column as strings without blanks at the ends; empty cells and a column that is not there: ""."""
@@ -90,9 +90,9 @@ class Sheet:
         encoded = column.combine_chunks().dictionary_encode()
         values = encoded.dictionary.to_pylist()
         meanings = np.array([*(_meaning(value, allowed) for value in values), NO_LABEL], np.int8)
-        which = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
+        indices = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
         return Labels(
-            meanings[which], tuple(values[which[row]] for row in np.flatnonzero(meanings[which] == BAD_LABEL)[:1])
+            meanings[indices], tuple(values[indices[row]] for row in np.flatnonzero(meanings[indices] == BAD_LABEL)[:1])
         )
 
     def findings(self, names: tuple[str, ...], problems: list[str]) -> dict[str, pd.api.extensions.ExtensionArray]:
@@ -171,8 +171,8 @@ def read_sheet(
 def reason_of(error: Exception) -> str:
     """What pyarrow says is wrong, without the row or the cell that it quotes."""
     reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
-    kept = re.sub(r"(, got \d+): .*|(: invalid value).*", r"\1\2", reason)
-    return kept if kept == reason else kept + told(reason)
+    shortened = re.sub(r"(, got \d+): .*|(: invalid value).*", r"\1\2", reason)
+    return shortened if shortened == reason else shortened + private_detail(reason)
 
 
 def row_of(index: int) -> str:
@@ -180,14 +180,14 @@ def row_of(index: int) -> str:
     return f"row {index + 1} (line {index + 2})"
 
 
-def and_more(count: int, what: str = "more row") -> str:
+def and_more(count: int, noun: str = "more row") -> str:
     """' (and 3 more rows)' or nothing."""
-    return f" (and {counted(count, what)})" if count else ""
+    return f" (and {counted(count, noun)})" if count else ""
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, noun: str) -> str:
     """'1 image', '3,000 images'."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def quoted(names: list[str] | tuple[str, ...]) -> str:
@@ -200,8 +200,8 @@ def views(*cells: pd.Series) -> pd.Series:
     view = pd.Series("UNKNOWN", index=cells[0].index, dtype="str")
     for column in reversed(cells):
         meaning = {cell: VIEW_NAMES.get(cell.strip().upper(), "OTHER") for cell in column.unique()}
-        said = column.map(meaning)
-        view = said.where(said != "UNKNOWN", view)
+        meanings = column.map(meaning)
+        view = meanings.where(meanings != "UNKNOWN", view)
     return view.astype("str")
 
 

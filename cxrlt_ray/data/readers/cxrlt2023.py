@@ -11,7 +11,7 @@ import pandas as pd
 
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, read_sheet
-from cxrlt_ray.data.readers.files import header, places
+from cxrlt_ray.data.readers.files import header, locations
 from cxrlt_ray.data.readers.mimic import TEXT, add_side_tables, find_root, release_rows
 from cxrlt_ray.data.tasks import TASK2
 from cxrlt_ray.errors import CxrltError
@@ -24,8 +24,8 @@ RENAMED = {"No Finding": "Normal"}
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The first of the release's tables that is there."""
-    found = _find(places(data, RELEASE))
-    return found and f"{found[1]} with dicom_id and path in {found[0].uri}"
+    location = _find(locations(data, RELEASE))
+    return location and f"{location[1]} with dicom_id and path in {location[0].uri}"
 
 
 @register_reader(
@@ -33,19 +33,19 @@ def recognise(data: Store, labelled: bool) -> str | None:
 )
 def read(request: Request) -> Raw:
     """The release's rows."""
-    near = places(request.data, RELEASE)
-    found = _find(near)
-    if not found:
+    near = locations(request.data, RELEASE)
+    location = _find(near)
+    if not location:
         raise CxrltError(f"{request.data.uri} holds no CXR-LT 2023 release: none of {', '.join(SPLITS)} is there.")
-    release, notes, parts = found[0], [], []
+    release, notes, parts = location[0], [], []
     problems: list[str] = []
-    wanted = TASK2 if request.findings is None else request.findings
+    requested = TASK2 if request.findings is None else request.findings
     findings: tuple[str, ...] = ()
     for file, split in SPLITS.items():
         if not release.exists(file):
             continue
         sheet = _renamed(read_sheet(release, file, TEXT))
-        names = tuple(name for name in sheet.columns if name in wanted)
+        names = tuple(name for name in sheet.columns if name in requested)
         if not names:
             notes.append(f"{file} is without labels: its images can be scored by a submission only.")
             split = "development" if split == "val" else split
@@ -59,9 +59,8 @@ def read(request: Request) -> Raw:
 
 
 def _find(near: list[Store]) -> tuple[Store, str] | None:
-    return next(
-        ((place, file) for place in near for file in SPLITS if {"dicom_id", "path"} <= set(header(place, file))), None
-    )
+    tables = ((directory, file) for directory in near for file in SPLITS)
+    return next((table for table in tables if {"dicom_id", "path"} <= set(header(*table))), None)
 
 
 def _renamed(sheet: Sheet) -> Sheet:

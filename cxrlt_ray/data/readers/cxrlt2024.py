@@ -12,7 +12,7 @@ import pandas as pd
 
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import read_sheet
-from cxrlt_ray.data.readers.files import first_with, places
+from cxrlt_ray.data.readers.files import first_with, locations
 from cxrlt_ray.data.readers.mimic import TEXT, add_side_tables, find_root, release_rows
 from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
 from cxrlt_ray.errors import CxrltError
@@ -29,8 +29,8 @@ MARKS = (
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The table that tells the release."""
-    found = first_with(places(data, RELEASE), *MARKS)
-    return found and f"{found[1]} in {found[0].uri}"
+    location = first_with(locations(data, RELEASE), *MARKS)
+    return location and f"{location[1]} in {location[0].uri}"
 
 
 @register_reader(
@@ -38,29 +38,29 @@ def recognise(data: Store, labelled: bool) -> str | None:
 )
 def read(request: Request) -> Raw:
     """The release's rows for the request's task."""
-    near = places(request.data, RELEASE)
-    found = first_with(near, *MARKS)
-    if not found:
+    near = locations(request.data, RELEASE)
+    location = first_with(near, *MARKS)
+    if not location:
         raise CxrltError(f"{request.data.uri} holds no CXR-LT 2024 release: none of {', '.join(MARKS)} is there.")
-    release = found[0]
+    release = location[0]
     problems: list[str] = []
     notes: list[str] = []
-    wanted = _wanted(request)
-    parts = [_train(release, wanted, problems)]
-    parts += [_scored(release, request, wanted, split, problems, notes) for split in ("val", "test")]
+    requested = _requested(request)
+    parts = [_train(release, requested, problems)]
+    parts += [_scored(release, request, requested, split, problems, notes) for split in ("val", "test")]
     parts = [part for part in parts if part is not None]
     if not parts:
         raise CxrltError(f"{release.uri} has no rows for {request.task}: neither training nor scored images.")
     table = pd.concat(parts, ignore_index=True)
     root = find_root(request.data, release)
     table, more = add_side_tables(table, root, [release, *near])
-    present = tuple(name for name in wanted if name in table)
+    present = tuple(name for name in requested if name in table)
     # a part that lacks a column, as train does those of task 3, is not labelled with it
     table = table.astype(dict.fromkeys(present, "Int8"))
     return Raw(table, present, root.uri, notes + more, problems)
 
 
-def _wanted(request: Request) -> tuple[str, ...]:
+def _requested(request: Request) -> tuple[str, ...]:
     """Findings to read, in the releases' alphabetical order; task 3 brings those to be trained on along."""
     if request.findings is None:
         return TASK1
@@ -69,17 +69,17 @@ def _wanted(request: Request) -> tuple[str, ...]:
     return tuple(name for name in ALL_FINDINGS if name in request.findings)
 
 
-def _train(release: Store, wanted: tuple[str, ...], problems: list[str]) -> pd.DataFrame | None:
+def _train(release: Store, requested: tuple[str, ...], problems: list[str]) -> pd.DataFrame | None:
     if not release.exists(TRAIN):
         return None
     sheet = read_sheet(release, TRAIN, TEXT)
-    findings = tuple(name for name in wanted if name in TASK1)
+    findings = tuple(name for name in requested if name in TASK1)
     sheet.need(*findings)
     return release_rows(sheet, "fpath", "train", findings, problems)
 
 
 def _scored(
-    release: Store, request: Request, wanted: tuple[str, ...], split: str, problems: list[str], notes: list[str]
+    release: Store, request: Request, requested: tuple[str, ...], split: str, problems: list[str], notes: list[str]
 ) -> pd.DataFrame | None:
     """The rows of val or test: from the task's file, from labels.csv, or from the list without labels."""
     number = {"task2": 2, "task3": 3}.get(request.task, 1)
@@ -89,15 +89,15 @@ def _scored(
         unlabelled = "development.csv"
     gold = number == 2 and split == "test"
     if release.exists(own):
-        table = _from_task_files(release, stem, number, wanted, split, problems)
+        table = _from_task_files(release, stem, number, requested, split, problems)
         if gold:
             notes.append(f"Task 2 is scored on its {len(table):,} gold images ({own}).")
         return table
     if release.exists("labels.csv") and not gold:
         notes.append(f"Labels of {split} come from labels.csv: {own} is not there.")
         sheet = read_sheet(release, "labels.csv", TEXT)
-        sheet.need("split", *wanted)
-        table = release_rows(sheet, "fpath", sheet.text("split"), wanted, problems)
+        sheet.need("split", *requested)
+        table = release_rows(sheet, "fpath", sheet.text("split"), requested, problems)
         return table[table["split"] == split]
     if release.exists(unlabelled):
         notes.append(f"{unlabelled} is without labels: its images can be scored by a submission only.")
@@ -107,13 +107,13 @@ def _scored(
 
 
 def _from_task_files(
-    release: Store, stem: str, number: int, wanted: tuple[str, ...], split: str, problems: list[str]
+    release: Store, stem: str, number: int, requested: tuple[str, ...], split: str, problems: list[str]
 ) -> pd.DataFrame:
     """The images of task `number`, with its findings and those that another task's file gives the same images."""
     table = None
     for other in (number, *({1, 3} - {number})):
         findings = tuple(
-            name for name in TASK_FINDINGS[other] if name in wanted and (table is None or name not in table)
+            name for name in TASK_FINDINGS[other] if name in requested and (table is None or name not in table)
         )
         file = f"{stem}_labeled_task{other}.csv"
         if table is not None and not (findings and release.exists(file)):

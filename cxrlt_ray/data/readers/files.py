@@ -23,19 +23,19 @@ READ_THREADS = 16  # listing waits for the file system, not for the processor
 def folders(data: Store) -> list[str]:
     """Names of the directories in `data`, sorted; hidden ones left out."""
     filesystem, root = fs.FileSystem.from_uri(data.uri)
-    found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
-    return sorted(f.base_name for f in found if f.type == fs.FileType.Directory and not f.base_name.startswith("."))
+    entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return sorted(f.base_name for f in entries if f.type == fs.FileType.Directory and not f.base_name.startswith("."))
 
 
-def places(data: Store, *below: str) -> list[Store]:
+def locations(data: Store, *below: str) -> list[Store]:
     """Where a release may lie: `data`, the directories in it, and `below` each of these."""
     near = [data, *(data / name for name in folders(data))]
-    return [place for at in near for place in (at, *(at / name for name in below))]
+    return [directory for parent in near for directory in (parent, *(parent / name for name in below))]
 
 
 def first_with(candidates: Iterable[Store], *names: str) -> tuple[Store, str] | None:
     """The first candidate that holds one of `names`, and that name."""
-    return next(((place, name) for place in candidates for name in names if place.exists(name)), None)
+    return next(((directory, name) for directory in candidates for name in names if directory.exists(name)), None)
 
 
 def header(data: Store, name: str) -> list[str]:
@@ -56,10 +56,10 @@ def image_files(data: Store, folder: str = "", recursive: bool = True) -> Iterat
     level = [folder]
     with ThreadPoolExecutor(READ_THREADS) as threads:
         while level:
-            found = list(threads.map(lambda name: _scan(str(data.local), name), level))
-            for _, images in found:
+            entries = list(threads.map(lambda name: _scan(str(data.local), name), level))
+            for _, images in entries:
                 yield from images
-            level = [name for below, _ in found for name in below] if recursive else []
+            level = [name for below, _ in entries for name in below] if recursive else []
 
 
 def plain(root: str) -> str:
@@ -74,8 +74,8 @@ def common_root(roots: Sequence[str]) -> str:
     ('/data', 's3://bucket')
     """
     parted = [root.rpartition("://") for root in roots]
-    places = [[part for part in path.split("/") if part] for _, _, path in parted]
-    levels = takewhile(lambda parts: len(set(parts)) == 1, zip(*places, strict=False))
+    split_paths = [[part for part in path.split("/") if part] for _, _, path in parted]
+    levels = takewhile(lambda parts: len(set(parts)) == 1, zip(*split_paths, strict=False))
     shared = "/".join(parts[0] for parts in levels)
     schemes = {scheme for scheme, _, _ in parted}
     if len(schemes) > 1 or (schemes != {""} and not shared):
@@ -97,12 +97,12 @@ class Disk:
 
 def compare_with_disk(paths: pd.Series, root: str) -> Disk:
     """Which of `paths` are not below `root`, and which images beside them no row names."""
-    store, wanted = Store(root), pd.Index(paths)
+    store, named = Store(root), pd.Index(paths)
     paths = paths[~leading_out(paths)]
     tops = sorted({path.partition("/")[0] if "/" in path else "" for path in paths})
-    there = [path for top in tops for path in image_files(store, top, recursive=top != "")]
-    here = pd.Index(np.array(there, object)).astype("str")
-    return Disk(sorted(wanted.difference(here)), sorted(here.difference(wanted)))
+    listed = [path for top in tops for path in image_files(store, top, recursive=top != "")]
+    existing = pd.Index(np.array(listed, object)).astype("str")
+    return Disk(sorted(named.difference(existing)), sorted(existing.difference(named)))
 
 
 def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
@@ -128,7 +128,7 @@ def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
 def _remote_images(data: Store, folder: str, recursive: bool) -> Iterator[str]:
     filesystem, root = fs.FileSystem.from_uri(data.uri)
     selector = fs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=recursive, allow_not_found=True)
-    for found in filesystem.get_file_info(selector):
-        is_image = found.path.lower().endswith(IMAGE_SUFFIXES) and not found.base_name.startswith(".")
-        if is_image and found.type == fs.FileType.File:
-            yield found.path[len(root) :].lstrip("/")
+    for entry in filesystem.get_file_info(selector):
+        is_image = entry.path.lower().endswith(IMAGE_SUFFIXES) and not entry.base_name.startswith(".")
+        if is_image and entry.type == fs.FileType.File:
+            yield entry.path[len(root) :].lstrip("/")

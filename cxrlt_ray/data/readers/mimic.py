@@ -28,9 +28,9 @@ REPORT_FOLDERS = ("", "mimic-cxr-reports/")
 def find_root(data: Store, release: Store) -> Store:
     """The directory that holds `files/`: `data`, one in it, or the one around it or the release; else a guess."""
     above = _above(data)
-    found = first_with([data, *(data / name for name in folders(data)), *above], "files")
-    if found:
-        return found[0]
+    location = first_with([data, *(data / name for name in folders(data)), *above], "files")
+    if location:
+        return location[0]
     return above[0] if above and release.uri == data.uri else data
 
 
@@ -63,7 +63,7 @@ def release_rows(
 def add_side_tables(table: pd.DataFrame, root: Store, near: list[Store]) -> tuple[pd.DataFrame, list[str]]:
     """`table` with what the side tables in `near` or `root` know, and notes on it."""
     near = [root, *near]
-    near += [place / "hosp" for place in near]
+    near += [directory / "hosp" for directory in near]
     table = _with_views(table, near)
     table = _with_people(table, near)
     table["report"] = _reports(table, root)
@@ -72,10 +72,10 @@ def add_side_tables(table: pd.DataFrame, root: Store, near: list[Store]) -> tupl
 
 def _with_views(table: pd.DataFrame, near: list[Store]) -> pd.DataFrame:
     unknown = table["view"] == "UNKNOWN"
-    found = first_with(near, *METADATA) if unknown.any() else None
-    if not found:
+    location = first_with(near, *METADATA) if unknown.any() else None
+    if not location:
         return table
-    sheet = read_sheet(*found, text=TEXT, only=("dicom_id", "ViewPosition", "ViewCodeSequence_CodeMeaning"))
+    sheet = read_sheet(*location, text=TEXT, only=("dicom_id", "ViewPosition", "ViewCodeSequence_CodeMeaning"))
     sheet.need("dicom_id", "ViewPosition")
     view = views(sheet.text("ViewPosition"), sheet.text("ViewCodeSequence_CodeMeaning"))
     known = pd.Series(view.to_numpy(), index=sheet.text("dicom_id"))
@@ -87,16 +87,16 @@ def _with_views(table: pd.DataFrame, near: list[Store]) -> pd.DataFrame:
 
 
 def _with_people(table: pd.DataFrame, near: list[Store]) -> pd.DataFrame:
-    if found := first_with(near, *PATIENTS):
-        sheet = read_sheet(*found, text=("subject_id",), only=("subject_id", "gender", "anchor_age"))
+    if location := first_with(near, *PATIENTS):
+        sheet = read_sheet(*location, text=("subject_id",), only=("subject_id", "gender", "anchor_age"))
         sheet.need("subject_id", "gender", "anchor_age")
         people = pd.DataFrame({"sex": sexes(sheet.text("gender")), "age": ages(sheet.text("anchor_age"))})
         people = people.set_index(sheet.text("subject_id"))
         people = people[~people.index.duplicated()]
         for column in people:
             table[column] = table["subject_id"].map(people[column])
-    if found := first_with(near, *ADMISSIONS):
-        sheet = read_sheet(*found, text=("subject_id",), only=("subject_id", "race"))
+    if location := first_with(near, *ADMISSIONS):
+        sheet = read_sheet(*location, text=("subject_id",), only=("subject_id", "race"))
         sheet.need("subject_id", "race")
         races = pd.Series(sheet.text("race").to_numpy(), index=sheet.text("subject_id"))
         races = races[~races.isin(UNKNOWN_RACES)]
@@ -116,16 +116,16 @@ def _reports(table: pd.DataFrame, root: Store) -> pd.Series | None:
 
 
 def _own_split(table: pd.DataFrame, near: list[Store]) -> list[str]:
-    found = first_with(near, *OWN_SPLIT)
+    location = first_with(near, *OWN_SPLIT)
     scored = table.loc[table["split"] == "test", "image_id"]
-    if not found or scored.empty:
+    if not location or scored.empty:
         return []
-    sheet = read_sheet(*found, text=TEXT, only=("dicom_id", "split"))
+    sheet = read_sheet(*location, text=TEXT, only=("dicom_id", "split"))
     sheet.need("dicom_id", "split")
-    seen = int(scored.isin(sheet.text("dicom_id")[sheet.text("split") == "train"]).sum())
-    if not seen:
+    overlap = int(scored.isin(sheet.text("dicom_id")[sheet.text("split") == "train"]).sum())
+    if not overlap:
         return []
     return [
-        f"{seen:,} of the {len(scored):,} test images are in MIMIC-CXR's own training split: a backbone pretrained "
+        f"{overlap:,} of the {len(scored):,} test images are in MIMIC-CXR's own training split: a backbone pretrained "
         "on MIMIC-CXR has seen them."
     ]

@@ -13,9 +13,9 @@ import pandas as pd
 
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, row_of, sexes, views
-from cxrlt_ray.data.readers.files import folders, image_files, places
+from cxrlt_ray.data.readers.files import folders, image_files, locations
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import told
+from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
 
 TABLE = re.compile(r"Data_Entry_2017.*\.csv(\.gz)?$", re.IGNORECASE)
@@ -33,17 +33,17 @@ FINDINGS = (
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The table, in the directory or one in it."""
-    found = _find(data)
-    return found and f"{found[1]} in {found[0].uri}"
+    location = _find(data)
+    return location and f"{location[1]} in {location[0].uri}"
 
 
 @register_reader("nih", "Data_Entry_2017*.csv, in it or a directory in it", recognise, FINDINGS)
 def read(request: Request) -> Raw:
     """The images that the table names."""
-    found = _find(request.data)
-    if not found:
+    location = _find(request.data)
+    if not location:
         raise CxrltError(f"{request.data.uri} holds no NIH ChestX-ray14: no Data_Entry_2017*.csv is there.")
-    root, name = found
+    root, name = location
     sheet = read_sheet(root, name, TEXT, TEXT)
     sheet.need("Image Index", "Finding Labels", "Patient ID")
     problems: list[str] = []
@@ -72,15 +72,15 @@ def read(request: Request) -> Raw:
 
 def _find(data: Store) -> tuple[Store, str] | None:
     # the folders of 112,120 images are no place to look for a table
-    near = [place for place in places(data) if not place.uri.rsplit("/", 1)[-1].startswith("images")]
-    return next(((place, name) for place in near for name in place.list() if TABLE.match(name)), None)
+    near = [directory for directory in locations(data) if not directory.uri.rsplit("/", 1)[-1].startswith("images")]
+    return next(((directory, name) for directory in near for name in directory.list() if TABLE.match(name)), None)
 
 
 def _paths(root: Store, file: pd.Series) -> pd.Series:
     """images_0xx/images/NAME or images/NAME."""
     below = [f"{name}/images" for name in folders(root) if name.startswith("images_")]
-    where = {path.rsplit("/", 1)[1]: path for folder in below for path in image_files(root, folder, recursive=False)}
-    return file.map(lambda name: where.get(name, f"images/{name}")).astype("str")
+    path_of = {path.rsplit("/", 1)[1]: path for folder in below for path in image_files(root, folder, recursive=False)}
+    return file.map(lambda name: path_of.get(name, f"images/{name}")).astype("str")
 
 
 def _labels(sheet: Sheet, findings: tuple[str, ...], problems: list[str]) -> dict[str, pd.Series]:
@@ -92,8 +92,8 @@ def _labels(sheet: Sheet, findings: tuple[str, ...], problems: list[str]) -> dic
         if unknown:
             row = int(np.flatnonzero(cells == cell)[0])
             problems.append(
-                f"{sheet.file}: column 'Finding Labels', {row_of(row)}{told(unknown[0])} holds what is none of NIH's "
-                "findings."
+                f"{sheet.file}: column 'Finding Labels', {row_of(row)}{private_detail(unknown[0])} holds what is none "
+                "of NIH's findings."
             )
             break
     return {

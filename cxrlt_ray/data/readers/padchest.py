@@ -35,9 +35,9 @@ from cxrlt_ray.data.readers.columns import (
     views,
     whole_ids,
 )
-from cxrlt_ray.data.readers.files import folders, places
+from cxrlt_ray.data.readers.files import folders, locations
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import told
+from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
 
 TABLE = re.compile(r"PADCHEST_chest_x_ray_images_labels_160K.*\.csv(\.gz)?$", re.IGNORECASE)
@@ -97,8 +97,8 @@ FINDINGS = (
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The table, in the directory or one in it."""
-    found = _find(data)
-    return found and f"{found[1]} in {found[0].uri}"
+    location = _find(data)
+    return location and f"{location[1]} in {location[0].uri}"
 
 
 @register_reader(
@@ -109,10 +109,10 @@ def recognise(data: Store, labelled: bool) -> str | None:
 )
 def read(request: Request) -> Raw:
     """The table's rows."""
-    found = _find(request.data)
-    if not found:
+    location = _find(request.data)
+    if not location:
         raise CxrltError(f"{request.data.uri} holds no PadChest: no PADCHEST_chest_x_ray_images_labels_160K*.csv.")
-    root, name = found
+    root, name = location
     # its lists of codes are numpy arrays as printed, wrapped at 75 letters
     sheet = read_sheet(root, name, TEXT, TEXT, multiline=True)
     sheet.need("ImageID", "ImageDir", "PatientID", "StudyID", *(["Labels"] if request.labelled else []))
@@ -142,8 +142,8 @@ def read(request: Request) -> Raw:
 
 def _find(data: Store) -> tuple[Store, str] | None:
     # the folders of 160,861 images are no place to look for a table
-    near = [place for place in places(data) if not re.search(r"/(\d+|images[^/]*)$", place.uri)]
-    return next(((place, name) for place in near for name in place.list() if TABLE.match(name)), None)
+    near = [directory for directory in locations(data) if not re.search(r"/(\d+|images[^/]*)$", directory.uri)]
+    return next(((directory, name) for directory in near for name in directory.list() if TABLE.match(name)), None)
 
 
 def _projections(sheet: Sheet) -> pd.Series:
@@ -162,7 +162,7 @@ def _paths(root: Store, folder: pd.Series, file: pd.Series) -> pd.Series:
     """FOLDER/NAME, images/FOLDER/NAME, or, where the numbered folders are nowhere, images*/NAME."""
     below = ["", *(f"{name}/" for name in folders(root) if name.startswith("images"))]
     first = next(iter(folder), "")
-    inside = [place for place in below if root.exists(f"{place}{first}")]
+    inside = [directory for directory in below if root.exists(f"{directory}{first}")]
     if inside or len(below) == 1:
         return (inside or below)[0] + folder + "/" + file
     return below[1] + file
@@ -176,10 +176,11 @@ def _labels(
     lists = [_items(cell) for cell in cells]
     torn = np.isin(codes, [k for k, names in enumerate(lists) if names is None])
     if torn.any():
-        at = int(np.flatnonzero(torn)[0])
+        first = int(np.flatnonzero(torn)[0])
         problems.append(
-            f"{sheet.file}: column 'Labels', row {at + 1}{told(file.iloc[at])}{and_more(torn.sum() - 1)} should be a "
-            f"list such as ['cardiomegaly', 'pleural effusion']{told(cells[codes[at]][:60])}."
+            f"{sheet.file}: column 'Labels', row {first + 1}{private_detail(file.iloc[first])}"
+            f"{and_more(torn.sum() - 1)} should be a list such as ['cardiomegaly', 'pleural effusion']"
+            f"{private_detail(cells[codes[first]][:60])}."
         )
     known = {name.lower(): name for name in FINDINGS}
     sets = [{known.get(name, name) for name in names or ()} for names in lists]
@@ -187,8 +188,8 @@ def _labels(
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         notes.append(f"{counted(len(unknown), 'label')} not known and left out: {quoted(unknown[:5])}{more}.")
-    said = np.array([bool(names - {*SAY_NOTHING}) and EXCLUDED not in names for names in sets], bool)
-    unlabelled = ~said[codes] | (_projections(sheet) == "EXCLUDE").to_numpy(bool)
+    labelled = np.array([bool(names - {*SAY_NOTHING}) and EXCLUDED not in names for names in sets], bool)
+    unlabelled = ~labelled[codes] | (_projections(sheet) == "EXCLUDE").to_numpy(bool)
     if unlabelled.any():
         count = counted(int(unlabelled.sum()), "image")
         notes.append(f"{count} not labelled: excluded by PadChest, or without a finding named.")

@@ -89,13 +89,13 @@ def _photometric(sheet: Sheet, problems: list[str]) -> pd.Series:
 def _studies(sheet: Sheet) -> pd.Series:
     """Study ids as they stand, but MIMIC's alike where some have their s and some have not."""
     study = whole_ids(sheet.text("study_id"))
-    with_s, bare = study.str.fullmatch(r"s\d+"), study.str.fullmatch(r"\d+")
-    return ("s" + study).where(bare, study) if with_s.any() and bare.any() else study
+    with_s, without_s = study.str.fullmatch(r"s\d+"), study.str.fullmatch(r"\d+")
+    return ("s" + study).where(without_s, study) if with_s.any() and without_s.any() else study
 
 
 def _splits(sheet: Sheet, problems: list[str]) -> pd.Series:
     cells = sheet.text("split")
-    meaning = {each: SPLIT_NAMES.get(each.lower()) for each in cells.unique()}
+    meaning = {cell_text: SPLIT_NAMES.get(cell_text.lower()) for cell_text in cells.unique()}
     splits = cells.map(meaning)
     wrong = np.flatnonzero(splits.isna())
     if len(wrong):

@@ -19,9 +19,9 @@ import pandas as pd
 from cxrlt_ray.data.decode import DICOM_SUFFIXES
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, and_more, counted, read_sheet, row_of
-from cxrlt_ray.data.readers.files import image_files, places
+from cxrlt_ray.data.readers.files import image_files, locations
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import told
+from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
 
 SHEETS = {"train": "image_labels_train.csv", "test": "image_labels_test.csv"}
@@ -39,8 +39,8 @@ READERS = 3  # of an image of train
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The first of the tables that is there."""
-    found = _find(data)
-    return found and f"{found[1]} below {found[0].uri}"
+    location = _find(data)
+    return location and f"{location[1]} below {location[0].uri}"
 
 
 @register_reader(
@@ -48,10 +48,10 @@ def recognise(data: Store, labelled: bool) -> str | None:
 )
 def read(request: Request) -> Raw:
     """A row for each image of the tables that are there."""
-    found = _find(request.data)
-    if not found:
+    location = _find(request.data)
+    if not location:
         raise CxrltError(f"{request.data.uri} holds no VinDr-CXR: none of {', '.join(SHEETS.values())} is there.")
-    root, first = found
+    root, first = location
     folder = root / first.rpartition("/")[0] if "/" in first else root
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
     problems: list[str] = []
@@ -73,7 +73,7 @@ def read(request: Request) -> Raw:
 def _find(data: Store) -> tuple[Store, str] | None:
     """The release's root, and the first table's name below it."""
     names = [f"{folder}/{name}".lstrip("/") for folder in FOLDERS for name in SHEETS.values()]
-    return next(((root, name) for root in places(data) for name in names if root.exists(name)), None)
+    return next(((root, name) for root in locations(data) for name in names if root.exists(name)), None)
 
 
 def _renamed(sheet: Sheet) -> Sheet:
@@ -94,10 +94,11 @@ def _voted(
     sheet.need("rad_id")
     again = rows.assign(rad_id=sheet.filled("rad_id", problems)).duplicated(["image_id", "rad_id"]).to_numpy()
     if again.any():
-        at = int(np.flatnonzero(again)[0])
+        row = int(np.flatnonzero(again)[0])
         problems.append(
-            f"{sheet.file}: {row_of(at)} is a second reading of one image{told(rows['image_id'].iloc[at])} by the same "
-            f"radiologist{and_more(again.sum() - 1)}: each reads an image once."
+            f"{sheet.file}: {row_of(row)} is a second reading of one image"
+            f"{private_detail(rows['image_id'].iloc[row])} by the same radiologist{and_more(again.sum() - 1)}: "
+            "each reads an image once."
         )
     image, _ = pd.factorize(rows["image_id"])
     votes = np.bincount(image)
@@ -116,6 +117,6 @@ def _majority(codes: np.ndarray, image: np.ndarray) -> pd.api.extensions.Extensi
 
 def _paths(root: Store, split: str, image: pd.Series) -> pd.Series:
     """train/ID.png or whatever suffix is there, an export before the DICOM file."""
-    there = sorted(image_files(root, split, recursive=False), key=lambda path: not path.endswith(DICOM_SUFFIXES))
-    where = {path.rsplit("/", 1)[1].rsplit(".", 1)[0]: path for path in there}
-    return image.map(lambda name: where.get(name, f"{split}/{name}.dicom")).astype("str")
+    present = sorted(image_files(root, split, recursive=False), key=lambda path: not path.endswith(DICOM_SUFFIXES))
+    path_of = {path.rsplit("/", 1)[1].rsplit(".", 1)[0]: path for path in present}
+    return image.map(lambda name: path_of.get(name, f"{split}/{name}.dicom")).astype("str")
