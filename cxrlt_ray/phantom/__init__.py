@@ -1,15 +1,18 @@
 """The built-in cohort: procedural chest X-rays in exactly the layout of CXR-LT 2024 over MIMIC-CXR-JPG.
 
-    labels.py    who has what: subjects, studies, images, findings, what reports mention
-    tree.py      the CSVs
-    anatomy.py   a chest without findings      signs/   the 45 findings as drawn signs      brush.py  the tools
-    pictures.py  one picture                   reports.py  one report
+    labels.py    subjects, studies, images, their findings, and what reports mention
+    tree.py      the CSV files
+    anatomy.py   a chest without findings
+    signs/       the 45 findings as drawn signs
+    brush.py     the drawing tools
+    pictures.py  one picture
+    reports.py   one report
 
     python -m cxrlt_ray.phantom DIR --images 2400 --size 128 --seed 0
 
-The same arguments give the same bytes, whatever the number of processes. `phantom.json`, written last,
-says that a tree is whole; until then `phantom.unfinished.json` says what it is to become, and a second
-call goes on where the first was stopped.
+The same arguments give the same bytes, whatever the number of processes. `phantom.json`, written last, marks a
+complete tree. Until then `phantom.unfinished.json` holds the arguments, and a second call continues where the first was
+stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from cxrlt_ray.privacy import PHANTOM_MARKER
 if TYPE_CHECKING:
     from cxrlt_ray.phantom.labels import PhantomCohort
 
-VERSION = 1  # of what the same arguments draw: raise it with every change of a picture, a label or a report
+VERSION = 1  # of the drawings: raise it with every change of a picture, a label or a report
 UNFINISHED = "phantom.unfinished.json"
 MIN_IMAGES, MIN_SIZE, MAX_SIZE = 200, 32, 4096
 STUDIES_A_JOB = 40
@@ -62,16 +65,16 @@ def write_phantom(
 ) -> None:
     """Write a cohort of `images` pictures of `size` x `size` pixels under `folder`; without `pictures` only the tables.
 
-    Returns at once where that very cohort is there already. `processes` defaults to the machine's cores.
+    Returns at once if exactly that cohort exists. `processes` defaults to the machine's cores.
     Raises UsageError for arguments out of range and for a folder that holds something else.
     """
     root = Path(folder)
-    wanted = {"images": images, "size": size, "seed": seed, "pictures": pictures, "version": VERSION}
+    arguments = {"images": images, "size": size, "seed": seed, "pictures": pictures, "version": VERSION}
     _check(images, size, seed, processes)
-    if _is_whole(root, wanted):
+    if _is_whole(root, arguments):
         return
     try:
-        _write(root, wanted, say, processes or _cores())
+        _write(root, arguments, say, processes or _cores())
     except OSError as error:
         raise CxrltError(f"the phantom cohort cannot be written to {root}: {error.strerror or error}.") from None
 
@@ -108,19 +111,19 @@ def _check(images: int, size: int, seed: int, processes: int | None) -> None:
         raise UsageError(f"--processes {processes} is too few: give 1 or more.")
 
 
-def _is_whole(root: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the wanted tree is there. Raises UsageError if `root` holds anything but a part of it."""
+def _is_whole(root: Path, arguments: dict[str, Any]) -> bool:
+    """Whether the tree of these arguments is complete. Raises UsageError if `root` holds anything else."""
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file: give a new or empty folder for the phantom cohort.")
     if not root.is_dir() or not any(root.iterdir()):
         return False
     for name in (PHANTOM_MARKER, UNFINISHED):
         if (root / name).is_file():
-            found = _read(root / name)
-            if found == wanted:
+            existing = _read(root / name)
+            if existing == arguments:
                 return name == PHANTOM_MARKER
             raise UsageError(
-                f"{root} holds another phantom cohort ({_told(found)}; asked for {_told(wanted)}): "
+                f"{root} holds another phantom cohort ({_describe(existing)}; asked for {_describe(arguments)}): "
                 "give another folder, or delete that one."
             )
     raise UsageError(f"{root} holds other files than a phantom cohort's: give a new or empty folder.")
@@ -128,35 +131,35 @@ def _is_whole(root: Path, wanted: dict[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
-        found = None
-    return found if isinstance(found, dict) else {}
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
-def _told(arguments: dict[str, Any]) -> str:
+def _describe(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in arguments.items()) or "unreadable"
 
 
-def _write(root: Path, wanted: dict[str, Any], say: Callable[[str], Any], processes: int) -> None:
+def _write(root: Path, arguments: dict[str, Any], say: Callable[[str], Any], processes: int) -> None:
     from cxrlt_ray.phantom.labels import draw_cohort
     from cxrlt_ray.phantom.tree import write_tables
 
     root.mkdir(parents=True, exist_ok=True)
-    (root / UNFINISHED).write_text(json.dumps(wanted))
+    (root / UNFINISHED).write_text(json.dumps(arguments))
     started = time.monotonic()
-    cohort = draw_cohort(wanted["images"], wanted["seed"])
-    for _ in write_tables(root, cohort, wanted["size"], wanted["seed"]):
+    cohort = draw_cohort(arguments["images"], arguments["seed"])
+    for _ in write_tables(root, cohort, arguments["size"], arguments["seed"]):
         pass
-    say(f"  tables of {wanted['images']:,} images written in {time.monotonic() - started:.1f} s")
-    if wanted["pictures"]:
-        _write_studies(root, list(_studies(cohort)), wanted, say, processes)
-    # the new name only when all is there: the marker never lies
+    say(f"  tables of {arguments['images']:,} images written in {time.monotonic() - started:.1f} s")
+    if arguments["pictures"]:
+        _write_studies(root, list(_studies(cohort)), arguments, say, processes)
+    # renamed last: the marker stands for a complete tree
     os.replace(root / UNFINISHED, root / PHANTOM_MARKER)
 
 
 def _studies(cohort: PhantomCohort) -> Iterator[Study]:
-    """The cohort study by study, as plain values that a process can be sent."""
+    """The cohort study by study, as plain values that can be sent to a process."""
     import numpy as np
 
     from cxrlt_ray.data.tasks import ALL_FINDINGS
@@ -182,19 +185,19 @@ def _studies(cohort: PhantomCohort) -> Iterator[Study]:
 
 
 def _write_studies(
-    root: Path, studies: list[Study], wanted: dict[str, Any], say: Callable[[str], Any], processes: int
+    root: Path, studies: list[Study], arguments: dict[str, Any], say: Callable[[str], Any], processes: int
 ) -> None:
-    """Draw all images and write all reports, over several processes, telling how far it is."""
+    """Draw all images and write all reports, over several processes, with progress lines."""
     jobs = [studies[k : k + STUDIES_A_JOB] for k in range(0, len(studies), STUDIES_A_JOB)]
-    started = said = time.monotonic()
+    started = reported = time.monotonic()
     done = 0
-    for count in _done_jobs(jobs, root, wanted["size"], wanted["seed"], processes):
+    for count in _done_jobs(jobs, root, arguments["size"], arguments["seed"], processes):
         done += count
         now = time.monotonic()
-        if now - said > 5 or done == wanted["images"]:
-            said, rate = now, done / (now - started)
-            left = (wanted["images"] - done) / rate
-            say(f"  {done:,} of {wanted['images']:,} images drawn, {rate:,.0f} images/s, {left:,.0f} s left")
+        if now - reported > 5 or done == arguments["images"]:
+            reported, rate = now, done / (now - started)
+            left = (arguments["images"] - done) / rate
+            say(f"  {done:,} of {arguments['images']:,} images drawn, {rate:,.0f} images/s, {left:,.0f} s left")
 
 
 def _done_jobs(jobs: list[list[Study]], root: Path, size: int, seed: int, processes: int) -> Iterator[int]:
@@ -223,7 +226,7 @@ def _one_thread() -> None:
 
 
 def _write_job(job: list[Study], root: Path, size: int, seed: int) -> int:
-    """Write some studies' reports and those of their images that are not there; returns the number of images."""
+    """Write some studies' reports and those of their images that are missing; returns the number of images."""
     from cxrlt_ray.phantom.pictures import Picture, draw_picture, encode
     from cxrlt_ray.phantom.reports import write_report
 
@@ -238,7 +241,7 @@ def _write_job(job: list[Study], root: Path, size: int, seed: int) -> int:
 
 
 def _write_file(path: Path, content: bytes) -> None:
-    """Whole or not there, since what is there is not written again."""
+    """Write a file whole or not at all, since an existing file is not written again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)

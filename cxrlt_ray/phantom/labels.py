@@ -291,14 +291,14 @@ def _gold(
 ) -> np.ndarray:
     """Rows of the task 2 test images: one frontal image of each chosen test study, every finding in it."""
     tests = rng.permutation(np.flatnonzero(split == "test"))
-    wanted = min(len(tests), max(round(images * RELEASE_GOLD / RELEASE_IMAGES), 100))
+    count = min(len(tests), max(round(images * RELEASE_GOLD / RELEASE_IMAGES), 100))
     chosen: list[int] = []
     # three studies of every finding first, the rarest findings before the common ones
     for name in sorted(TASK2, key=lambda name: PREVALENCE[name]):
         positive = tests[truth[tests, ALL_FINDINGS.index(name)]]
         have = np.isin(positive, chosen)
         chosen += list(positive[~have][: max(0, 3 - int(have.sum()))])
-    picked = np.array(list(dict.fromkeys([*chosen, *tests]))[:wanted])
+    picked = np.array(list(dict.fromkeys([*chosen, *tests]))[:count])
     order = np.lexsort((table["lateral"].to_numpy(), table["study"].to_numpy()))
     _, first = np.unique(table["study"].to_numpy()[order], return_index=True)
     return np.sort(order[first][picked])

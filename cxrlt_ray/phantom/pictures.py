@@ -1,8 +1,8 @@
 """Drawing one phantom chest X-ray: a subject's build, the study's signs, the exposure of one image.
 
 A picture is a pure function of the seed and of what it shows, so it is the same whatever process draws it.
-What belongs to the subject (build, vessels) and to the study (signs) is the same in all its images; turning,
-exposure and grain are each image's own. About 200 pictures/s on one core at 128 px; the time grows with the
+The subject's build and vessels and the study's signs are the same in all their images; rotation, exposure and grain
+differ by image. About 200 pictures/s on one core at 128 px; the time grows with the
 area. Drawn at twice the edge below 512 px, where hair lines would be lost otherwise.
 """
 
@@ -20,11 +20,11 @@ from cxrlt_ray.phantom.brush import soften
 from cxrlt_ray.phantom.signs import CHANGES, PAINTS, Sign, drawn
 
 QUALITY = 92  # of the JPEG files
-# how hard it is; tuned at 128 px so that a pretrained network learns in minutes and pixels alone hardly do
+# difficulty, tuned at 128 px: a pretrained network learns in minutes, a model of raw pixels hardly at all
 CONTRAST = 0.6  # of the painted signs
 GRAIN = 0.03  # of the detector, a standard deviation in opacity
 CLUTTER = 0.045  # of tissue folded over tissue: the same at every scale
-_SUBJECT, _STUDY, _IMAGE, _VESSELS, _LOOK_ALIKES = 11, 12, 13, 14, 15  # what a stream of random numbers is for
+_SUBJECT, _STUDY, _IMAGE, _VESSELS, _LOOK_ALIKES = 11, 12, 13, 14, 15  # purposes of streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def _pose(gray: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The patient a little turned, nearer or aside; then brought to `size`."""
+    """A small random rotation, scale and shift, then resized to `size`."""
     edge = gray.shape[0]
     turn = cv2.getRotationMatrix2D((edge / 2, edge / 2), 4.5 * rng.standard_normal(), rng.uniform(0.93, 1.18))
     turn[0, 2] += edge * 0.03 * rng.standard_normal()
@@ -91,7 +91,7 @@ def _expose(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gray = gray + np.float32(rng.uniform(-0.1, 0.15)) * (soften(gray, 0.06 * size) - gray)
     grain = rng.standard_normal((size, size), np.float32) * np.float32(GRAIN * rng.uniform(0.6, 1.4))
     grain += _clutter(size, rng)
-    # the film's shoulder: what is dense already gains little
+    # the film's shoulder: dense areas gain little
     gray = np.minimum(gray, 0.68 + 0.4 * (gray - 0.68))
     gray = np.clip((gray + grain) * np.float32(rng.uniform(0.85, 1.25)) + np.float32(rng.normal(0, 0.04)), 0, 1)
     gray = gray ** np.float32(rng.uniform(0.7, 1.4))
@@ -102,7 +102,7 @@ def _expose(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _clutter(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Soft mottle float32 [size, size] in octaves, the coarser the stronger, as anatomy is for who looks for signs."""
+    """Soft mottle float32 [size, size] in octaves, the coarser the stronger, like anatomy around a sign."""
     whole = np.zeros((size, size), np.float32)
     for cells, share in ((4, 0.8), (9, 0.55), (19, 0.35), (37, 0.2)):
         octave = rng.standard_normal((cells, cells), np.float32)
@@ -111,7 +111,7 @@ def _clutter(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _mark_side(image: np.ndarray, rng: np.random.Generator) -> None:
-    """The leaden letter that says which side is the patient's left; it means nothing here."""
+    """The lead letter that marks the patient's left side; it carries no information here."""
     size = image.shape[0]
-    place = (int(size * rng.uniform(0.86, 0.92)), int(size * rng.uniform(0.06, 0.13)))
-    cv2.putText(image, "L", place, cv2.FONT_HERSHEY_SIMPLEX, size / 400, 240, max(1, size // 128), cv2.LINE_AA)
+    corner = (int(size * rng.uniform(0.86, 0.92)), int(size * rng.uniform(0.06, 0.13)))
+    cv2.putText(image, "L", corner, cv2.FONT_HERSHEY_SIMPLEX, size / 400, 240, max(1, size // 128), cv2.LINE_AA)

@@ -94,7 +94,7 @@ def _write_release(folder: Path, cohort: PhantomCohort, paths: list[str]) -> Ite
         },
     }
     files["test_labeled_task2"] = (cohort.gold, TASK2)
-    # by subject and study, as the release is; drawn order would tell the splits apart
+    # by subject and study, as in the release; the order of drawing would reveal the splits
     order = np.lexsort((study, cohort.studies["subject"].to_numpy()[study]))
     rank = np.empty(len(order), int)
     rank[np.lexsort((np.arange(len(study)), *map(np.asarray, reversed(_ids(cohort)))))] = np.arange(len(order))
@@ -122,8 +122,8 @@ def _write_labels(
     with path.open("w") as file:
         file.write(header + "\n")
         file.writelines(
-            f"{prefix}{text[at * width : (at + 1) * width]}{end}\n"
-            for at, (prefix, end) in enumerate(zip(prefixes, ends, strict=True))
+            f"{prefix}{text[row * width : (row + 1) * width]}{end}\n"
+            for row, (prefix, end) in enumerate(zip(prefixes, ends, strict=True))
         )
 
 
@@ -155,7 +155,7 @@ def _write_mimic(root: Path, cohort: PhantomCohort, paths: list[str], size: int,
         }
     )
     _write_gz(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata.iloc[order])
-    # MIMIC's own split knows nothing of the challenge's: nearly all of it is train
+    # MIMIC's own split is independent of the challenge's: nearly all of it is train
     luck = rng.random(len(cohort.subjects))
     own = np.select([luck < 0.008, luck < 0.022], ["validate", "test"], "train")
     split = pd.DataFrame(
@@ -167,10 +167,10 @@ def _write_mimic(root: Path, cohort: PhantomCohort, paths: list[str], size: int,
         }
     )
     _write_gz(root / "mimic-cxr-2.0.0-split.csv.gz", split.iloc[order])
-    (root / "IMAGE_FILENAMES").write_text("".join(f"{paths[at]}\n" for at in order))
+    (root / "IMAGE_FILENAMES").write_text("".join(f"{paths[index]}\n" for index in order))
     chexpert = _chexpert(cohort)
     _write_gz(root / "mimic-cxr-2.0.0-chexpert.csv.gz", chexpert)
-    # the second labeller agrees but for a few cells
+    # the second labeller agrees except in a few cells
     negbio = chexpert.copy()
     names = list(CHEXPERT)
     negbio[names] = negbio[names].where(rng.random((len(negbio), len(names))) > 0.01)
@@ -178,9 +178,9 @@ def _write_mimic(root: Path, cohort: PhantomCohort, paths: list[str], size: int,
 
 
 def _chexpert(cohort: PhantomCohort) -> pd.DataFrame:
-    """MIMIC's CheXpert table: per study 1.0 affirmed, 0.0 denied, -1.0 uncertain, empty not spoken of."""
+    """MIMIC's CheXpert table: per study 1.0 affirmed, 0.0 denied, -1.0 uncertain, empty if not mentioned."""
     value = np.full(4, np.nan, np.float32)
-    value[[POSITIVE, NEGATED, UNCERTAIN]] = 1, 0, -1  # UNCERTAIN is -1: the last place
+    value[[POSITIVE, NEGATED, UNCERTAIN]] = 1, 0, -1  # UNCERTAIN is -1: the last entry
     table = pd.DataFrame(
         {
             "subject_id": cohort.subjects["subject_id"].to_numpy()[cohort.studies["subject"]],
@@ -230,5 +230,5 @@ def _write_people(root: Path, cohort: PhantomCohort, rng: np.random.Generator) -
 
 
 def _write_gz(path: Path, table: pd.DataFrame) -> None:
-    # no time of writing in the header: the same cohort is the same bytes
+    # no timestamp in the header: the same cohort gives the same bytes
     table.to_csv(path, index=False, compression={"method": "gzip", "compresslevel": 1, "mtime": 0})

@@ -90,8 +90,8 @@ def paint_devices(scene: Scene, sign: Sign) -> None:
     """Tubes and lines, a pacemaker, electrodes: at least one, the plainer the more."""
     rng = sign.rng()
     devices = [_paint_breathing_tube, _paint_central_line, _paint_feeding_tube, _paint_pacemaker]
-    wanted = 1 + int(rng.random() < sign.strength) + int(rng.random() < 0.4)
-    for number in rng.permutation(len(devices))[:wanted]:
+    count = 1 + int(rng.random() < sign.strength) + int(rng.random() < 0.4)
+    for number in rng.permutation(len(devices))[:count]:
         devices[number](scene, sign, rng)
 
 
