@@ -9,7 +9,7 @@ from cxrlt_ray.data.cohort import examine
 from cxrlt_ray.data.joining import parse_cohorts, sweep_options
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.reporting.cohort import tell_counts, tell_files
+from cxrlt_ray.reporting.cohort import print_counts, print_files
 
 
 def main(
@@ -34,16 +34,16 @@ def main(
     others = parse_cohorts(cohorts or ())
     cohort, problems = examine(data, format=format, task=task, uncertain=uncertain, others=others)
     console = cli.console()
-    if min_count > 1:  # notes, files and problems tell of single images
-        tell_counts(cohort.manifest, console, min_count)
+    if min_count > 1:  # notes, files and problems refer to single images
+        print_counts(cohort.manifest, console, min_count)
         if problems:
             console.print("A sweep would refuse this data: leave --min-count out to see why.")
         raise SystemExit(bool(problems))
     for note in cohort.notes:
         console.print(note, markup=False, soft_wrap=True)
-    tell_counts(cohort.manifest, console)
+    print_counts(cohort.manifest, console)
     if files:
-        problems += tell_files(cohort.manifest, cohort.roots, cohort.origins, console)
+        problems += print_files(cohort.manifest, cohort.roots, cohort.origins, console)
     if problems:
         lines = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
         console.print("\n- ".join(lines), markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Configuration files: found by name, read safely, validated with every mistake told at once."""
+"""Configuration files: found by name, read safely, validated with every mistake reported at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3 for text, as it wants 1.0e-3; people write 1e-3."""
+    """YAML 1.1 reads 1e-3 as text, since it expects 1.0e-3; people write 1e-3."""
 
 
 _Loader.add_implicit_resolver(
@@ -65,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(model: type[Model], content: dict[str, Any], source: Path | str) -> Model:
-    """`content` as a `model`. Raises UsageError naming `source` and, for each mistake, key, given and allowed."""
+    """`content` as a `model`. Raises UsageError naming `source` and, per mistake, key, value and what is allowed."""
     try:
         return model.model_validate(content)
     except ValidationError as error:

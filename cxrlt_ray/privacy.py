@@ -1,8 +1,8 @@
-"""What keeps patients' data in place, and other people's files from doing harm.
+"""Protection of patients' data, and against harmful files from elsewhere.
 
 A message names the row of a file, never an image, a study, a subject, a path below the data's root (MIMIC's hold all
-three) or what a cell says; CXRLT_RAY_SHOW_IDS=1 adds them, for a terminal that no one else reads. Folders that hold
-ids are this user's alone. docs/security.md tells what is protected and what is not.
+three) or a cell's content; CXRLT_RAY_SHOW_IDS=1 adds them, for a terminal that no one else reads. Folders that hold
+ids are this user's alone. docs/security.md says what is protected and what is not.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SHOW_IDS = "CXRLT_RAY_SHOW_IDS"
 FOLLOW_LINKS = "CXRLT_RAY_FOLLOW_LINKS"
 PHANTOM_MARKER = "phantom.json"  # in a directory of a phantom cohort, whose images are of no patients
 LEADS_OUT = r"^/|\x00|(?:^|/)\.\.(?:/|$)"  # a path that is not below what it is relative to, or that hides its end
-UNFIT = r"^[=+\-@]|[\x00-\x1f\x7f]"  # what a spreadsheet runs as a formula, or breaks a line of a table or a terminal
+UNFIT = r"^[=+\-@]|[\x00-\x1f\x7f]"  # runs as a formula in a spreadsheet, or breaks a line of a table or a terminal
 LEADING_OUT = "its path leads out of the data's root"
-LARGE, RATIO = 100_000_000, 100  # bytes and times their packed size at which what a zip holds is no table of scores
+LARGE, RATIO = 100_000_000, 100  # bytes and times their packed size above which a zip's content is no table of scores
 
 
 def private_detail(value: object) -> str:
@@ -36,7 +36,7 @@ def private_detail(value: object) -> str:
 
 
 def cell(value: Any) -> str:
-    """What a cell holds, as a message may say it: a number below 1,000 (a larger one may be an id), else its kind."""
+    """A cell's content as a message may show it: a number below 1,000 (a larger one may be an id), else its kind."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -45,7 +45,7 @@ def cell(value: Any) -> str:
 
 
 def heads(columns: Sequence[str], most: int = 12) -> str:
-    """The names of columns as a message may list them: where a file has no header, a row of data stands there."""
+    """The names of columns as a message may list them: in a file without a header they are a row of data."""
     shown = [f"'{name}'" if not re.search(r"\d{4}|/|.{60}", name) else "(not shown)" for name in columns[:most]]
     return ", ".join(shown) + (" ..." if len(columns) > most else "")
 
@@ -71,10 +71,10 @@ def follows_links() -> bool:
 
 
 def below(root: str, path: str) -> str:
-    """The real place of the file `path` below the local directory `root`.
+    """The real path of the file `path` below the local directory `root`.
 
     Raises ValueError where it is elsewhere, by its path or by a link (CXRLT_RAY_FOLLOW_LINKS=1 follows links), or is
-    there and no file: a device or a pipe would be read for ever.
+    not a file: a device or a pipe would be read for ever.
     """
     if leads_out(path):
         raise ValueError(LEADING_OUT)
@@ -94,13 +94,13 @@ def unzipped(content: Any, name: str) -> bytes:
 
 
 def check_unpacked(info: zipfile.ZipInfo) -> None:
-    """Raise ValueError for what would unpack to far more than any table of scores does (such give 3 to 30 times)."""
+    """Raise ValueError for a file that unpacks to far more than any table of scores (those: 3 to 30 times its size)."""
     if info.file_size > max(LARGE, RATIO * info.compress_size):
         raise ValueError(f"it would unpack to {info.file_size:,} bytes, {RATIO} times its size and more")
 
 
 def private_dir(folder: Path) -> Path:
-    """`folder`, made where it lacks (with what lacks above it) for this user alone, whatever the umask."""
+    """`folder`, created where missing (with missing parents) for this user alone, whatever the umask."""
     for path in reversed([folder, *folder.parents]):
         if not path.exists():
             path.mkdir(mode=0o700, exist_ok=True)
@@ -108,7 +108,7 @@ def private_dir(folder: Path) -> Path:
 
 
 def own_dir(folder: Path) -> Path:
-    """`private_dir` in a place where others may write, such as /tmp. Raises CxrltError where it is someone else's."""
+    """`private_dir` where others may write, such as in /tmp. Raises CxrltError where it is someone else's."""
     private_dir(folder)
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():

@@ -343,7 +343,7 @@ def test_names_with_markup_html_or_emoji_are_printed_as_they_are(capsys, tmp_pat
     assert all(name in told for name in NAMES)
     table = pd.DataFrame({name: ["a", "b", "c"] for name in META} | {"split": ["train", "val", "test"], "age": 1.0})
     labels = {name: pd.array([1, 0, None], "Int8") for name in NAMES}
-    cohort.tell_counts(Manifest(table.assign(**labels, cohort=MAIN), tuple(NAMES), "table", "/data"), console)
+    cohort.print_counts(Manifest(table.assign(**labels, cohort=MAIN), tuple(NAMES), "table", "/data"), console)
     told = capsys.readouterr().out
     assert all(name in told for name in NAMES)
 

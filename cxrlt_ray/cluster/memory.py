@@ -1,6 +1,6 @@
 """How much memory this process may still take: of the machine, and of every container (cgroup) that it is in.
 
-Slurm's --mem, Docker's --memory and Kubernetes' limits are cgroups, which /proc/meminfo knows nothing of. A process
+Slurm's --mem, Docker's --memory and Kubernetes' limits are cgroups, which /proc/meminfo does not reflect. A process
 that takes more than its cgroup leaves is killed, and what it wrote to /dev/shm counts. A cgroup's parents bind it as
 well. Page cache that the kernel would drop (inactive_file) counts as available, as it does in MemAvailable.
 """
@@ -60,7 +60,7 @@ def _machine(proc: Path) -> Iterator[Memory]:
 
 
 def _containers(proc: Path, cgroups: Path) -> Iterator[Memory]:
-    """The process's memory cgroups that have a limit, from its own up to the root of what is mounted."""
+    """The process's memory cgroups that have a limit, from its own up to the mount point."""
     for version, root, path in _own_cgroups(proc, cgroups):
         # without a cgroup namespace the path is the host's, and what is mounted begins at the container: no such
         # directory exists below the root then, and the root is the process's cgroup
@@ -71,7 +71,7 @@ def _containers(proc: Path, cgroups: Path) -> Iterator[Memory]:
 
 
 def _own_cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[_Version, Path, str]]:
-    """Where the process stands in each hierarchy of cgroups that may limit its memory: version, mount point, path."""
+    """The process's position in each hierarchy of cgroups that may limit its memory: version, mount point, path."""
     paths = {_V1: "", _V2: ""}
     for line in _lines(proc / "self/cgroup"):
         number, controllers, path = line.split(":", 2)

@@ -1,4 +1,4 @@
-"""The node cache: what the processes of one machine share of decoded images and of shards fetched from an object store.
+"""The node cache: decoded images, and shards fetched from an object store, shared by the processes of one machine.
 
 Decoded images stand in a file of /dev/shm (memory, not disk): one byte for each slot that says whether it is filled,
 then uint8 [capacity, size, size]. Whichever trial needs an image first decodes it; the others, and later epochs, copy
@@ -27,9 +27,9 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import own_dir
 from cxrlt_ray.storage import Store
 
-SHARE_OF_MEMORY = 0.25  # of what is available, for decoded images
+SHARE_OF_MEMORY = 0.25  # of the available memory, for decoded images
 KEEP_FREE = 5e9  # bytes of the disk that fetched shards leave free
-KEEP_COPIES = 32  # shards that stay whatever the disk: some trials at once each mix a window of 8 of them
+KEEP_COPIES = 32  # shards that stay even where the disk is short: concurrent trials each mix a window of 8
 FETCHES = 3  # of a shard whose copy is evicted before it is opened
 MEMORY = Path("/dev/shm")
 PREFIX = f"cxrlt_ray-{os.getuid()}"
@@ -53,7 +53,7 @@ class ShardFiles:
 
 
 def memory_bound(gigabytes: float | None = None) -> int:
-    """Bytes that decoded images may take on this machine: what is asked, else a share of the available memory."""
+    """Bytes that decoded images may take on this machine: `gigabytes`, else a share of the available memory."""
     if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
         return 0
     bound = gigabytes * 1e9 if gigabytes is not None else SHARE_OF_MEMORY * (available_memory() or 0)

@@ -39,7 +39,7 @@ def requires_token() -> bool:
 
 
 def free_resources_by_node() -> dict[str, dict[str, float]]:
-    """Node id -> what is free on that node, by kind of resource."""
+    """Node id -> free resources of that node by kind."""
     from ray._private.state import available_resources_per_node
 
     return available_resources_per_node()

@@ -101,7 +101,7 @@ def examine(
 
 
 def _check_findings(existing: tuple[str, ...], findings: tuple[str, ...] | None, task: str, reader: str) -> None:
-    """Raise where the data lacks findings of the task; None: it has none of its own."""
+    """Raise CxrltError or UsageError where findings are missing. findings: the task's; None: all of the data."""
     if not existing:
         raise CxrltError(
             f"the data (read as {reader}) has no finding column"

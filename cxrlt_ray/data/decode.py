@@ -1,11 +1,11 @@
-"""Bytes of an image file to gray pixels: JPEG, PNG, TIFF and what else OpenCV reads, and DICOM.
+"""Bytes of an image file to gray pixels: JPEG, PNG, TIFF and the other formats of OpenCV, and DICOM.
 
-A JPEG is decoded at 1/2, 1/4 or 1/8 of its edge where that is enough for what is wanted: libjpeg then
+A JPEG is decoded at 1/2, 1/4 or 1/8 of its edge where that suffices for the size asked for: libjpeg then
 transforms fewer coefficients, 3.1 to 3.5 times as fast as torchvision's way, at 51 to 53 dB of the whole
 image averaged down (benchmarks/prepare.py). What remains is area interpolation.
 
-Files may be anyone's: an image's size is read from its header first, and what claims more than MAX_PIXELS is refused
-before a decoder makes room for it.
+Files are not trusted: an image's size is read from its header first, and one of more than MAX_PIXELS is refused before
+a decoder allocates memory for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 GRAINY = 0.25  # bytes a pixel (MIMIC-CXR-JPG: 0.18); where grain is to be averaged, a reduced decode needs a spare 2
 REDUCTIONS = (8, 4, 2)
 MAX_PIXELS = 2**27  # 134 million: 8 times the largest detectors' and twice a film's at 50 micrometres
-MAX_BYTES = 8 * MAX_PIXELS  # of a file, and of what a deflated one holds: 16 bits of four channels
+MAX_BYTES = 8 * MAX_PIXELS  # of a file, and of a deflated one's content: 16 bits of four channels
 NO_IMAGE = "not an image that OpenCV decodes"
 
 
@@ -30,8 +30,8 @@ def decode(content: bytes, edge: int = 0, inverted: bool = False) -> tuple[np.nd
 
     edge: the longest edge in pixels it will be resized to; 0 keeps every pixel. inverted: bright is low, as in
     an image that was exported from MONOCHROME1 (DICOM files say so themselves).
-    Raises ValueError saying why it cannot be decoded. OpenCV decodes a truncated file without a word,
-    hence the look for its end marker.
+    Raises ValueError saying why it cannot be decoded. OpenCV decodes a truncated file without an error,
+    hence the search for its end marker.
     """
     if not content:
         raise ValueError("empty file")
@@ -78,7 +78,7 @@ def _jpeg(content: bytes, edge: int) -> tuple[np.ndarray, str]:
     if by == 1:
         return _opencv(content)
     flag = getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{by}")
-    # as it is stored, like Pillow and torchvision: an orientation in EXIF is nothing that radiographs have
+    # as it is stored, like Pillow and torchvision: radiographs have no orientation in EXIF
     return _decoded(content, flag | cv2.IMREAD_IGNORE_ORIENTATION), "colour" if channels == 3 else ""
 
 
@@ -123,7 +123,7 @@ def _frame(content: bytes) -> tuple[int, int, int]:
     position = 2
     while position + 9 < len(content) and content[position] == 0xFF:
         marker = content[position + 1]
-        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # padding, or a marker that stands alone
+        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # padding, or a marker without a length
             position += 1 if marker == 0xFF else 2
             continue
         if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # the last: JPEG-LS
@@ -159,7 +159,7 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
 
 
 def _dicom(content: bytes) -> tuple[np.ndarray, str]:
-    """A DICOM file's first frame as it is meant to be looked at: modality and VOI transforms, MONOCHROME1 inverted."""
+    """A DICOM file's first frame as it is meant to be displayed: modality and VOI transforms, MONOCHROME1 inverted."""
     try:
         import pydicom
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -169,7 +169,7 @@ def _dicom(content: bytes) -> tuple[np.ndarray, str]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote what the header says of the patient
+            warnings.simplefilter("ignore")  # they quote the header, which names the patient
             _check_inflated(content)
             file = pydicom.dcmread(io.BytesIO(content))
             _check_claims(file)

@@ -119,7 +119,7 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
 
 
 def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
-    """The phantom's own rows. Raises UsageError for another directory: real patients pose as nobody's."""
+    """The phantom's own rows. Raises UsageError for another directory: real patients are never relabelled so."""
     store = directory(folder)
     if not store.exists(PHANTOM_MARKER):
         raise UsageError(f"{folder} holds no phantom cohort to pose as another: python -m cxrlt_ray.phantom {folder}.")
@@ -130,7 +130,7 @@ def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
 def _to_train_with(
     table: pd.DataFrame, name: str, main: Manifest, reached: list[str], path: str, notes: list[str]
 ) -> pd.DataFrame:
-    """What of a cohort's images may train beside `main`, in the manifest's form; adds to `notes` what is left out."""
+    """A cohort's images that may train beside `main`, in the manifest's form; those left out are added to `notes`."""
     shared = table["image_id"].isin(main.table["image_id"])
     known = table["subject_id"].isin(table.loc[shared, "subject_id"])
     if known.any():

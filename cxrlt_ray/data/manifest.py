@@ -1,6 +1,6 @@
-"""The manifest: one row an image, the one table that everything after the readers works on.
+"""The manifest: one row an image, the one table that all code after the readers works on.
 
-Columns: META (strings, age float32; what is unknown is null), then one nullable int8 column per
+Columns: META (strings, age float32; unknown values are null), then one nullable int8 column per
 finding: 1, 0 or null (not labelled). Stored as Parquet, with schema version, source, root and a
 content fingerprint in its metadata.
 """
@@ -58,7 +58,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over ids, splits, paths and labels: predictions of another cohort are told by it."""
+        """16 hex digits over ids, splits, paths and labels: it distinguishes predictions of different cohorts."""
         columns = ["image_id", "study_id", "subject_id", "path", "split"]
         digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, *self.findings]).encode())
         digest.update(pd.util.hash_pandas_object(self.table[columns].astype(str), index=False).to_numpy().tobytes())
@@ -66,7 +66,7 @@ class Manifest:
         return digest.hexdigest()[:16]
 
     def targets(self, findings: tuple[str, ...] | None = None) -> np.ndarray:
-        """int8 [N, C]: 1, 0 or -1 where not labelled; a finding the manifest lacks is -1 throughout."""
+        """int8 [N, C]: 1, 0 or -1 where not labelled; a finding that is not in the manifest is -1 throughout."""
         findings = self.findings if findings is None else findings
         columns = [
             self.table[name].fillna(-1).to_numpy(np.int8)

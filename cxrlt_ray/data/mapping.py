@@ -1,14 +1,14 @@
-"""Other cohorts' findings in the words of CXR-LT: cohorts/NAME.yaml, which anyone can correct.
+"""Other cohorts' findings by the names of CXR-LT: cohorts/NAME.yaml, which anyone can correct.
 
     findings:                       # left as the reader names it, right one of the 45, or several
       Effusion: Pleural Effusion
       Rib fracture: [Rib Fracture, Fracture]
-    not_labelled:                   # optional: why a finding that one might look for is not there
+    not_labelled:                   # optional: why a finding that one might expect is missing
       Normal: its No Finding means something else
     reader: table                   # optional: the format, where it is not called as the file is
 
-Where several findings of the source make one: any positive is 1, all known negatives are 0, anything else is
-null. What a mapping does not reach is null.
+Where several findings of the source map to one: any positive is 1, all known negatives are 0, anything else is
+null. Findings that a mapping does not reach are null.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def load_mapping(name: str) -> CohortMapping:
     """The mapping `name`: a path, else ./cohorts/NAME.yaml, else the shipped one.
 
     Raises UsageError where there is none, and for a finding that the reader or CXR-LT does not know, with the
-    file, the key, what was given and the nearest that there are.
+    file, the key, the value and the nearest names.
     """
     path = config.find(FOLDER, name)
     content = config.read_yaml(path)
@@ -131,9 +131,9 @@ def map_findings(table: pd.DataFrame, mapping: CohortMapping, findings: Collecti
 
 
 def posing(manifest: Manifest, name: str, task_findings: Collection[str]) -> Manifest:
-    """`manifest`, labelled in CXR-LT's findings, as cohort `name` would label it: what that does not reach is null.
+    """`manifest`, labelled in CXR-LT's findings, as cohort `name` would label it: null where it does not label.
 
-    The result has the findings `task_findings`, in their order; one that the manifest lacks is null.
+    The result has the findings `task_findings`, in their order; one that is not in the manifest is null.
     """
     reached = load_mapping(name).reached
     labels = {

@@ -2,7 +2,7 @@
 
 Originals are opened read-only and decoded once for all sizes. A shard is SHARD_ROWS images squashed to SIZE x SIZE (as
 CXR-LT's winners do) with area interpolation; a killed run redoes only the shards in flight. The directory is its
-maker's alone (mode 700), and what lies outside of the data's root, by a path or by a link, is not read.
+maker's alone (mode 700), and files outside of the data's root, by a path or by a link, are not read.
 """
 
 from __future__ import annotations
@@ -97,21 +97,21 @@ def _write_shards(manifest: Manifest, stores: dict[int, Store], quality: int, sa
 
 
 def _run_tasks(manifest: Manifest, chunks: list[Chunk], stores: dict[int, Store], quality: int, say: Say) -> None:
-    """Make the shards of `chunks` by Ray Data tasks, after a line of what they will cost, with lines of progress."""
+    """Make the shards of `chunks` by Ray Data tasks, after a line with their cost, with lines of progress."""
     import ray
 
     to_do = sum(len(chunk["image_id"]) for chunk in chunks)
     cpus = ray.cluster_resources().get("CPU", 1)
-    _tell_estimate(manifest, stores, quality, cpus, to_do / len(manifest.table), say)
+    _report_estimate(manifest, stores, quality, cpus, to_do / len(manifest.table), say)
     data_context()
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(
         _write_shard,  # type: ignore[arg-type]
         fn_kwargs={"stores": stores, "root": manifest.root, "quality": quality},
     )
-    _tell_progress((row["images"] for row in dataset.iter_rows()), to_do, say)
+    _report_progress((row["images"] for row in dataset.iter_rows()), to_do, say)
 
 
-def _tell_progress(counts: Iterable[int], to_do: int, say: Say) -> None:
+def _report_progress(counts: Iterable[int], to_do: int, say: Say) -> None:
     """A line of progress each REPORT_SECONDS, until the last of `counts` images is done."""
     started = reported = time.monotonic()
     done = 0
@@ -147,10 +147,10 @@ def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: 
     return summary
 
 
-def _tell_estimate(
+def _report_estimate(
     manifest: Manifest, stores: dict[int, Store], quality: int, cpus: float, share: float, say: Say
 ) -> None:
-    """One line of what the `share` of the images will cost; raises CxrltError where the disk will not hold it."""
+    """Print what the `share` of the images will cost; raise CxrltError where the disk will not hold the shards."""
     costs = estimate(manifest, list(stores), [quality])
     if costs is None:
         return

@@ -1,4 +1,4 @@
-"""The rows of a reader in the manifest's form, checked: what is wrong with them is noted as sentences."""
+"""The rows of a reader in the manifest's form, checked; their faults are noted as sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cxrlt_ray.privacy import UNFIT, leading_out, private_detail, unfit
 
 
 def checked_rows(raw: Raw) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of a reader in full, each image once, and what is wrong with them."""
+    """The rows of a reader in full, each image once, and their faults as sentences."""
     problems = list(dict.fromkeys(raw.problems))
     table = _complete(raw.table, raw.findings)
     _check_names(table, raw, problems)
@@ -72,7 +72,7 @@ def _without_duplicates(table: pd.DataFrame, problems: list[str]) -> pd.DataFram
 
 
 def check_leaks(table: pd.DataFrame, problems: list[str]) -> None:
-    """Note subjects whose images stand in several splits."""
+    """Note subjects that have images in several splits."""
     pairs = table[["subject_id", "split"]].dropna().drop_duplicates()
     leaking = pairs.loc[pairs["subject_id"].duplicated(), "subject_id"].unique()
     if not len(leaking):

@@ -17,7 +17,7 @@ import numpy as np
 from cxrlt_ray.errors import CxrltError
 
 SIZE_WEIGHT = 3.0  # of the images in the misfit, where a finding weighs 1
-SWEEPS, FEW = 10, 0.001  # looks at each subject; the share of subjects moved at which to stop
+SWEEPS, FEW = 10, 0.001  # passes over all subjects; the share of subjects moved at which to stop
 
 
 def assign_folds(targets: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -30,10 +30,10 @@ def assign_folds(targets: np.ndarray, subjects: np.ndarray, folds: int, seed: in
     >>> assign_folds(np.array([[1], [1], [0], [0]], np.int8), np.array(["a", "b", "c", "c"]), 2, seed=0).shape
     (4,)
     """
-    positives, sizes, of = _by_subject(targets, subjects)
+    positives, sizes, subject_of = _by_subject(targets, subjects)
     if len(sizes) < folds:
         raise CxrltError(f"{folds} folds need at least {folds} subjects; there are {len(sizes)}. Lower --folds.")
-    return _distribute(positives, sizes, np.full(folds, 1 / folds), seed)[of]
+    return _distribute(positives, sizes, np.full(folds, 1 / folds), seed)[subject_of]
 
 
 def holdout(targets: np.ndarray, subjects: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -42,27 +42,27 @@ def holdout(targets: np.ndarray, subjects: np.ndarray, share: float, seed: int) 
     Arguments as of `assign_folds`. A finding of two positive subjects has one on each side,
     unless other findings tie the two together.
     """
-    positives, sizes, of = _by_subject(targets, subjects)
-    return _distribute(positives, sizes, np.array([1 - share, share]), seed)[of] == 1
+    positives, sizes, subject_of = _by_subject(targets, subjects)
+    return _distribute(positives, sizes, np.array([1 - share, share]), seed)[subject_of] == 1
 
 
 def _by_subject(targets: np.ndarray, subjects: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positives [G, C] and images [G] of each subject, and each image's subject [N]."""
     # as fixed-width text: numpy sorts it many times faster than objects
-    names, of = np.unique(np.asarray(subjects).astype(str), return_inverse=True)
+    names, subject_of = np.unique(np.asarray(subjects).astype(str), return_inverse=True)
     positives = np.zeros((len(names), targets.shape[1]), np.int64)
     for column in range(targets.shape[1]):
-        positives[:, column] = np.bincount(of[targets[:, column] == 1], minlength=len(names))
-    return positives, np.bincount(of, minlength=len(names)), of
+        positives[:, column] = np.bincount(subject_of[targets[:, column] == 1], minlength=len(names))
+    return positives, np.bincount(subject_of, minlength=len(names)), subject_of
 
 
 def _distribute(positives: np.ndarray, sizes: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
     """The part of each subject [G]; part k is to hold `shares[k]` of each finding's positives and of the images."""
     order = np.random.default_rng(seed).permutation(len(sizes))
     part = np.full(len(sizes), -1)
-    wanted = np.outer(shares, positives.sum(axis=0))
-    have = np.zeros_like(wanted)
-    holders = np.zeros(wanted.shape, np.int64)  # subjects with the finding
+    quota = np.outer(shares, positives.sum(axis=0))
+    have = np.zeros_like(quota)
+    holders = np.zeros(quota.shape, np.int64)  # subjects with the finding
     room = shares * sizes.sum()
 
     def put(subject: int, k: int) -> None:
@@ -79,12 +79,12 @@ def _distribute(positives: np.ndarray, sizes: np.ndarray, shares: np.ndarray, se
         finding = int(np.argmin(np.where(left > 0, left, len(sizes) + 1)))
         members = waiting[positives[waiting, finding] > 0]
         members = members[np.argsort(-positives[members, finding], kind="stable")]
-        for at, subject in enumerate(members):
-            need = wanted[:, finding] - have[:, finding]
-            lacking = holders[:, finding] == 0
+        for position, subject in enumerate(members):
+            need = quota[:, finding] - have[:, finding]
+            without = holders[:, finding] == 0
             # the last ones are for the parts that have none, however little their share is
-            if len(members) - at <= lacking.sum():
-                need[~lacking] = -np.inf
+            if len(members) - position <= without.sum():
+                need[~without] = -np.inf
             best = np.flatnonzero(need == need.max())
             put(subject, int(best[np.argmax(room[best])]))
     for subject in waiting[np.argsort(-sizes[waiting], kind="stable")]:
@@ -100,28 +100,28 @@ def _polish(positives: np.ndarray, sizes: np.ndarray, part: np.ndarray, shares: 
     the findings and the images.
     """
     loads = np.column_stack([positives, sizes]).astype(float)
-    wanted = np.outer(shares, loads.sum(axis=0))
-    weight = 1 / np.maximum(wanted, 1e-9)
+    quota = np.outer(shares, loads.sum(axis=0))
+    weight = 1 / np.maximum(quota, 1e-9)
     weight[:, -1] *= SIZE_WEIGHT
-    excess = np.array([loads[part == k].sum(axis=0) for k in range(len(shares))]) - wanted
+    excess = np.array([loads[part == k].sum(axis=0) for k in range(len(shares))]) - quota
     has = positives > 0
     holders = np.array([has[part == k].sum(axis=0) for k in range(len(shares))])
     for _ in range(SWEEPS):
         moved = 0
         for subject in order:
-            load, mine, now = loads[subject], has[subject], part[subject]
+            load, own, current = loads[subject], has[subject], part[subject]
             enter = (weight * load * (load + 2 * excess)).sum(axis=1)
-            leave = (weight[now] * load * (load - 2 * excess[now])).sum()
-            filled = (holders[:, mine] == 0).sum(axis=1) - (holders[now, mine] == 1).sum()
-            filled[now], enter[now] = 0, -leave
+            leave = (weight[current] * load * (load - 2 * excess[current])).sum()
+            filled = (holders[:, own] == 0).sum(axis=1) - (holders[current, own] == 1).sum()
+            filled[current], enter[current] = 0, -leave
             best = np.lexsort((enter, -filled))[0]
-            if best == now or (filled[best] == 0 and enter[best] + leave > -1e-9):
+            if best == current or (filled[best] == 0 and enter[best] + leave > -1e-9):
                 continue
             part[subject] = best
             moved += 1
-            excess[now] -= load
+            excess[current] -= load
             excess[best] += load
-            holders[now] -= mine
-            holders[best] += mine
+            holders[current] -= own
+            holders[best] += own
         if moved <= FEW * len(order):
             break

@@ -94,7 +94,7 @@ GROUPS = (HEAD, MEDIUM, TAIL)
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be told apart: `findings` in submission order, scored on the images of `scored_split`.
+    """A task of the challenge: `findings` in submission order, scored on the images of `scored_split`.
 
     Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions.
     """

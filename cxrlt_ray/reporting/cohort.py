@@ -1,9 +1,9 @@
-"""A manifest as tables and lines for people: what `python -m cxrlt_ray.cohort` prints.
+"""A manifest as tables and lines for people: printed by `python -m cxrlt_ray.cohort`.
 
-With a least count N nothing tells how few people have a finding: a count below N, 0 included, stands as <N, every
-other is rounded to a multiple of N, and totals are the sums of what is shown, so that no subtraction tells more. (True
-totals would, rounded or not: of three parts below 2 whose sum rounds to 4 each is 1.) Shares are those of rounded
-counts; groups of rarity and remarks, which tell exact counts, are left out.
+With a least count N nothing reveals how few people have a finding: a count below N, 0 included, stands as <N, every
+other is rounded to a multiple of N, and totals are the sums of what is shown, so that no subtraction reveals more.
+(True totals would, rounded or not: of three parts below 2 whose sum rounds to 4 each is 1.) Shares are those of rounded
+counts; groups of rarity and remarks, which reveal exact counts, are left out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Column, Table
 
 
-def tell_counts(manifest: Manifest, console: Console, least: int = 1) -> None:
-    """Print what there is: by split and by finding, other cohorts apart, and what stands out.
+def print_counts(manifest: Manifest, console: Console, least: int = 1) -> None:
+    """Print counts by split and by finding, other cohorts apart, and remarks.
 
     least: above 1, no count below it can be read or found by subtraction.
     """
@@ -50,7 +50,7 @@ def _cell(count: int, least: int) -> str:
     return f"<{least}" if least > 1 and not count else f"{count:,}"
 
 
-def tell_files(manifest: Manifest, roots: Mapping[str, str], origins: pd.DataFrame, console: Console) -> list[str]:
+def print_files(manifest: Manifest, roots: Mapping[str, str], origins: pd.DataFrame, console: Console) -> list[str]:
     """Print how table and disk differ; returns the reasons to refuse the data, where too much is missing.
 
     roots: cohort -> the directory below which its images lie, itself `manifest.root` or below it. origins: the file and
@@ -143,7 +143,7 @@ def _findings_table(manifest: Manifest, parts: dict[str, Manifest], least: int) 
 
 
 def _share(positives: int, known: int, least: int) -> str:
-    """Percent of the labelled images, of rounded counts where `least` is above 1; "-" where there is none to tell."""
+    """Percent of the labelled images, of rounded counts where `least` is above 1; "-" where there is none to show."""
     if positives < least > 1 or not known:
         return "-"
     return f"{100 * rounded(positives, least) / rounded(known, least):.2f}"

@@ -1,6 +1,6 @@
 """Readers: a data directory in somebody's format -> rows of the manifest. One file a format, found on its own.
 
-    files.py     looking into a directory or URI
+    files.py     listing a directory or URI
     columns.py   CSV columns -> ids, views, ages, labels
     mimic.py     what the two CXR-LT releases share: the MIMIC-CXR-JPG tree and its side tables
     the others   a format each
@@ -27,7 +27,7 @@ from cxrlt_ray.storage import Store
 class Request:
     """What to read.
 
-    data: the directory, absolute. task: its name. findings: those wanted, None for every one there is.
+    data: the directory, absolute. task: its name. findings: those to read, None for all.
     uncertain: what CheXpert's -1 becomes: null, zero or one. labelled: False if labels may be missing.
     """
 
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass
 class Raw:
-    """What a reader found.
+    """The rows of a data directory.
 
     table: META columns as far as known, `split` missing where the format has none, findings as Int8, and
     `file` and `row` (from 1), where each image is named. findings: those of the request that the source
@@ -61,7 +61,7 @@ Read = Callable[[Request], Raw]
 
 @dataclass(frozen=True)
 class Reader:
-    """A format. looks_for: what it is known by, as told to the user. recognise(data, labelled): what it found.
+    """A format. looks_for: its marks, as shown to the user. recognise(data, labelled): the mark it found, or None.
 
     findings: all that it can label, None where the data's own columns say.
     """
@@ -97,7 +97,7 @@ def all_readers() -> dict[str, Reader]:
 
 
 def choose_reader(data: Store, format: str | None, labelled: bool) -> tuple[Reader, str]:
-    """The reader for `data` and, in words, what it was chosen by. Raises UsageError where there is none."""
+    """The reader for `data` and, in words, how it was chosen. Raises UsageError where no reader recognises it."""
     readers = all_readers()
     if format is not None:
         if format not in readers:

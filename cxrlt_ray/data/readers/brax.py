@@ -2,7 +2,7 @@
 
 CheXpert's fourteen findings by its labeller in Portuguese reports: 1, 0, -1 (uncertain: null, or what
 --uncertain says), empty (not mentioned: 0). DicomPath and PngPath are relative to the release; the PNG
-are taken where their folder is there. Ages are groups of five years, above which "85 or more": 85.
+are taken where their folder exists. Ages are groups of five years, above which "85 or more": 85.
 Accession numbers are random and not known to be unique: a study is a patient's accession number. There is no split.
 
 Source: Reis et al., BRAX, Scientific Data 9:487 (2022) and PhysioNet's page; paths and views as public code
@@ -66,7 +66,7 @@ def read(request: Request) -> Raw:
 
 
 def _column(root: Store, sheet: Sheet) -> str:
-    """The column of paths whose first folder is there: the PNG before the DICOM files."""
+    """The column of paths whose first folder exists: the PNG before the DICOM files."""
     named = [column for column in PATHS if column in sheet.columns]
     if not named:
         sheet.need(PATHS[0])

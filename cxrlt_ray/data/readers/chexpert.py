@@ -26,7 +26,7 @@ TEXT = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
 
 
 def recognise(data: Store, labelled: bool) -> str | None:
-    """The first of the release's tables that is there."""
+    """The first of the release's tables that exists."""
     location = _find(data)
     return location and f"{location[1]} with Path in {location[0].uri}"
 
@@ -99,6 +99,6 @@ def _rows(sheet: Sheet, requested: tuple[str, ...], uncertain: str, problems: li
 
 
 def _below(release: Store, paths: pd.Series) -> pd.Series:
-    """Paths relative to the release, whose own name they begin with, whatever it is called by now."""
+    """Paths relative to the release, with whose original name they begin; the directory may have been renamed."""
     first = paths.iloc[0].split("/")[0] if len(paths) else ""
     return paths if not first or release.exists(first) else paths.str.removeprefix(f"{first}/")

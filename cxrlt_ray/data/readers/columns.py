@@ -1,7 +1,7 @@
-"""CSV columns -> ids, views, ages and labels, with the row named where a cell is not what it should be.
+"""CSV columns -> ids, views, ages and labels, with the row named where a cell is wrong.
 
 Parsing is pyarrow's (377,110 rows x 51 columns in about a second). Only the empty cell is missing:
-"NaN" is a value, so that a label column with it is told from one that is not filled in.
+"NaN" is a value, so that a label column with it differs from one that is not filled in.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Sheet:
         return self.table.column_names
 
     def need(self, *names: str) -> None:
-        """Raise CxrltError, naming them, for columns that the file lacks."""
+        """Raise CxrltError, naming them, for columns that are missing."""
         missing = [name for name in names if name not in self.columns]
         if missing:
             raise CxrltError(f"{self.file} has no column {quoted(missing)}; it has {heads(self.columns)}.")
 
     def text(self, name: str) -> pd.Series:
-        """A column as strings without blanks at the ends; empty cells and a column that is not there: ""."""
+        """A column as strings without blanks at the ends; empty cells and a missing column: ""."""
         if name not in self.columns:
             return pd.Series("", index=range(self.table.num_rows), dtype="str")
         return self.table[name].cast(pa.string()).to_pandas().astype("str").fillna("").str.strip()
@@ -116,7 +116,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Labels:
-    """codes: int8 [N], the value, or NO_LABEL, or BAD_LABEL. bad: the first value that is no label, if there is one."""
+    """codes: int8 [N], the value, or NO_LABEL, or BAD_LABEL. bad: the first value that is no label, if any."""
 
     codes: np.ndarray
     bad: tuple[Any, ...]
@@ -127,19 +127,19 @@ class Labels:
         return self.codes > NO_LABEL
 
     def first_bad(self) -> str:
-        """'row 3 (line 4) holds 0.5', or that it holds text: what it says may be a report's."""
+        """'row 3 (line 4) holds 0.5', or that it holds text, which is not quoted: it may be a report's."""
         rows = np.flatnonzero(self.codes == BAD_LABEL)
         return f"{row_of(rows[0])} holds {cell(self.bad[0])}{and_more(len(rows) - 1)}"
 
     def nullable(self) -> pd.api.extensions.ExtensionArray:
-        """As pandas Int8; what is no label is null."""
+        """As pandas Int8; cells without a label are null."""
         return pd.arrays.IntegerArray(np.where(self.known, self.codes, 0).astype(np.int8), ~self.known)
 
 
 def read_sheet(
     folder: Store, name: str, text: tuple[str, ...] = (), only: tuple[str, ...] | None = None, multiline: bool = False
 ) -> Sheet:
-    """A CSV file (.gz is unpacked). text: columns to keep as written. only: those wanted, where they are there.
+    """A CSV file (.gz is unpacked). text: columns to keep as written. only: columns to read, where they exist.
 
     multiline: a quoted cell may hold line breaks.
     Raises CxrltError, naming the file, if it cannot be read or repeats a column.
@@ -169,7 +169,7 @@ def read_sheet(
 
 
 def reason_of(error: Exception) -> str:
-    """What pyarrow says is wrong, without the row or the cell that it quotes."""
+    """Pyarrow's message, without the row or the cell that it quotes."""
     reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
     shortened = re.sub(r"(, got \d+): .*|(: invalid value).*", r"\1\2", reason)
     return shortened if shortened == reason else shortened + private_detail(reason)
@@ -196,7 +196,7 @@ def quoted(names: list[str] | tuple[str, ...]) -> str:
 
 
 def views(*cells: pd.Series) -> pd.Series:
-    """PA, AP, LATERAL, OTHER or UNKNOWN, from the first of several columns of text that has something to say."""
+    """PA, AP, LATERAL, OTHER or UNKNOWN, from the first of several columns of text that is not empty or unknown."""
     view = pd.Series("UNKNOWN", index=cells[0].index, dtype="str")
     for column in reversed(cells):
         meaning = {cell: VIEW_NAMES.get(cell.strip().upper(), "OTHER") for cell in column.unique()}

@@ -23,7 +23,7 @@ RENAMED = {"No Finding": "Normal"}
 
 
 def recognise(data: Store, labelled: bool) -> str | None:
-    """The first of the release's tables that is there."""
+    """The first of the release's tables that exists."""
     location = _find(locations(data, RELEASE))
     return location and f"{location[1]} with dicom_id and path in {location[0].uri}"
 

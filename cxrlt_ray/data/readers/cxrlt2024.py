@@ -28,7 +28,7 @@ MARKS = (
 
 
 def recognise(data: Store, labelled: bool) -> str | None:
-    """The table that tells the release."""
+    """The table that identifies the release."""
     location = first_with(locations(data, RELEASE), *MARKS)
     return location and f"{location[1]} in {location[0].uri}"
 
@@ -55,7 +55,7 @@ def read(request: Request) -> Raw:
     root = find_root(request.data, release)
     table, more = add_side_tables(table, root, [release, *near])
     present = tuple(name for name in requested if name in table)
-    # a part that lacks a column, as train does those of task 3, is not labelled with it
+    # a part without a column, as train is without those of task 3, is not labelled with it
     table = table.astype(dict.fromkeys(present, "Int8"))
     return Raw(table, present, root.uri, notes + more, problems)
 

@@ -1,4 +1,4 @@
-"""Looking into a data directory or URI: what is there, read-only, and never a file at a time over images."""
+"""Listing a data directory or URI, read-only, and never image by image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def first_with(candidates: Iterable[Store], *names: str) -> tuple[Store, str] | 
 
 
 def header(data: Store, name: str) -> list[str]:
-    """Column names of a CSV file, reading its first bytes only; [] where there is none."""
+    """Column names of a CSV file, reading its first bytes only; [] where the file does not exist."""
     if not data.exists(name):
         return []
     filesystem, root = fs.FileSystem.from_uri(data.uri)
@@ -89,7 +89,7 @@ def common_root(roots: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Disk:
-    """Images that a row names and the disk lacks, and the reverse; paths relative to the root, sorted."""
+    """Images that a row names and that are not on disk, and the reverse; paths relative to the root, sorted."""
 
     missing: list[str]
     unnamed: list[str]
@@ -106,7 +106,7 @@ def compare_with_disk(paths: pd.Series, root: str) -> Disk:
 
 
 def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
-    """Directories and images in one directory; what cannot be listed holds none."""
+    """Directories and images in one directory; none where it does not exist."""
     below, images = [], []
     prefix = f"{folder}/" if folder else ""
     try:

@@ -12,7 +12,7 @@ from cxrlt_ray.storage import Store
 
 
 def recognise(data: Store, labelled: bool) -> str | None:
-    """An image somewhere below, where no labels are asked for and no table is there."""
+    """An image somewhere below, where no labels are asked for and no table exists."""
     if labelled or any(name.endswith((".csv", ".csv.gz")) for name in data.list()):
         return None
     return "images and no table" if next(image_files(data), None) else None

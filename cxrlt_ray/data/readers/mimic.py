@@ -1,8 +1,8 @@
 """What both CXR-LT releases share: their rows, and the MIMIC-CXR-JPG tree and MIMIC-IV tables around them.
 
-The side tables fill in what they can and are left out where they are not there: a missing view from
+The side tables fill in gaps and are optional: a missing view from
 MIMIC's metadata, sex, age (at MIMIC-IV's anchor year, not at the study) and race from MIMIC-IV, the
-path of the study's report where report files are there, and how many scored images are in MIMIC's
+path of the study's report where report files exist, and how many scored images are in MIMIC's
 own training split, which public backbones have seen.
 """
 
@@ -61,7 +61,7 @@ def release_rows(
 
 
 def add_side_tables(table: pd.DataFrame, root: Store, near: list[Store]) -> tuple[pd.DataFrame, list[str]]:
-    """`table` with what the side tables in `near` or `root` know, and notes on it."""
+    """`table` completed from the side tables in `near` or `root`, and notes on it."""
     near = [root, *near]
     near += [directory / "hosp" for directory in near]
     table = _with_views(table, near)
@@ -105,7 +105,7 @@ def _with_people(table: pd.DataFrame, near: list[Store]) -> pd.DataFrame:
 
 
 def _reports(table: pd.DataFrame, root: Store) -> pd.Series | None:
-    """Path of each study's report, where the first study's is there: the others are not looked for."""
+    """Path of each study's report, where the first study's exists: the others are not checked."""
     if table.empty:
         return None
     files = table["path"].str.rsplit("/", n=1).str[0] + ".txt"

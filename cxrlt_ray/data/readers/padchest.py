@@ -3,7 +3,7 @@
 `Labels` holds a Python list as text, such as "['pleural effusion', ' pneumonia']"; it is taken apart, never
 evaluated. A label that it lists is 1, every other is 0. `unchanged` and `suboptimal study` say nothing of
 findings: an image that has nothing else is not labelled, nor is one with `exclude`, of the projection EXCLUDE or
-with an empty cell. A label that is none of the 190 is told and left out.
+with an empty cell. A label that is none of the 190 is noted and left out.
 
 The view is `Projection` (AP_horizontal is AP), else ViewPosition_DICOM. Images are stored as the detector
 gave them: PhotometricInterpretation_DICOM tells those to be inverted (MONOCHROME1). Folders lie in the
@@ -202,7 +202,7 @@ def _labels(
 
 
 def _items(cell: str) -> list[str] | None:
-    """The list in "['nodule', ' mass']", in small letters; [] for an empty cell, None for what is no list."""
+    """The list in "['nodule', ' mass']", in small letters; [] for an empty cell, None where the cell holds no list."""
     if cell and not LIST.fullmatch(cell):
         return None
     return [name for pair in ITEM.findall(cell) if (name := "".join(pair).strip().lower())]

@@ -75,7 +75,7 @@ def _meta(sheet: Sheet, labelled: bool, problems: list[str]) -> pd.DataFrame:
 
 
 def _photometric(sheet: Sheet, problems: list[str]) -> pd.Series:
-    """DICOM's name of what bright means; it tells exported images that are to be inverted."""
+    """DICOM's photometric interpretation, which marks exported images that are to be inverted."""
     cells = sheet.text("photometric").str.upper()
     wrong = np.flatnonzero(~cells.isin(["", *PHOTOMETRIC]))
     if len(wrong):
@@ -87,7 +87,7 @@ def _photometric(sheet: Sheet, problems: list[str]) -> pd.Series:
 
 
 def _studies(sheet: Sheet) -> pd.Series:
-    """Study ids as they stand, but MIMIC's alike where some have their s and some have not."""
+    """Study ids as written; MIMIC's all with their s where some have it and some do not."""
     study = whole_ids(sheet.text("study_id"))
     with_s, without_s = study.str.fullmatch(r"s\d+"), study.str.fullmatch(r"\d+")
     return ("s" + study).where(without_s, study) if with_s.any() and without_s.any() else study

@@ -3,7 +3,7 @@
 An image of train has a row of each of the three radiologists who read it (rad_id); its label is what more
 than half of those who labelled it say, null where they are split evenly. An image of test has one row, the
 consensus of five. So a label is 1, 0 or, in a cell that is empty, null. Images are ID.dicom as released, or
-ID.png, ID.jpg of a public export; what is not on disk is taken to be ID.dicom. The release tells no patients:
+ID.png, ID.jpg of a public export; one that is not on disk is taken to be ID.dicom. The release names no patients:
 each image is a subject of its own. All views are PA. Sex and age stand in the DICOM files only and stay unknown.
 
 Source: Nguyen et al., VinDr-CXR, Scientific Data 9:429 (2022); columns as public code reads them: test calls
@@ -38,7 +38,7 @@ READERS = 3  # of an image of train
 
 
 def recognise(data: Store, labelled: bool) -> str | None:
-    """The first of the tables that is there."""
+    """The first of the tables that exists."""
     location = _find(data)
     return location and f"{location[1]} below {location[0].uri}"
 
@@ -47,7 +47,7 @@ def recognise(data: Store, labelled: bool) -> str | None:
     "vindr", f"{' or '.join(SHEETS.values())}, in annotations/, in it or in a directory in it", recognise, FINDINGS
 )
 def read(request: Request) -> Raw:
-    """A row for each image of the tables that are there."""
+    """A row for each image of the tables that exist."""
     location = _find(request.data)
     if not location:
         raise CxrltError(f"{request.data.uri} holds no VinDr-CXR: none of {', '.join(SHEETS.values())} is there.")
@@ -81,7 +81,7 @@ def _renamed(sheet: Sheet) -> Sheet:
 
 
 def _rows(sheet: Sheet, findings: tuple[str, ...], problems: list[str]) -> pd.DataFrame:
-    """The table as it stands."""
+    """The table's own rows."""
     image = sheet.filled("image_id", problems)
     table = pd.DataFrame({"image_id": image, "file": sheet.file, "row": np.arange(1, len(image) + 1)})
     return table.assign(**sheet.findings(findings, problems))
@@ -116,7 +116,7 @@ def _majority(codes: np.ndarray, image: np.ndarray) -> pd.api.extensions.Extensi
 
 
 def _paths(root: Store, split: str, image: pd.Series) -> pd.Series:
-    """train/ID.png or whatever suffix is there, an export before the DICOM file."""
+    """train/ID.png or another suffix that exists, an export before the DICOM file."""
     present = sorted(image_files(root, split, recursive=False), key=lambda path: not path.endswith(DICOM_SUFFIXES))
     path_of = {path.rsplit("/", 1)[1].rsplit(".", 1)[0]: path for path in present}
     return image.map(lambda name: path_of.get(name, f"{split}/{name}.dicom")).astype("str")
