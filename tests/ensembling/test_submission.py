@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scored_cohort
 
 from cxrlt_ray.data.tasks import TASK2, Task, load_task
 from cxrlt_ray.ensembling import submission
@@ -121,3 +122,35 @@ def test_file_that_is_not_there_and_zip_without_csv_are_named(tmp_path: Path):
         pass
     with pytest.raises(CxrltError, match=r"empty\.zip.* holds 0 CSV files"):
         submission.read(str(tmp_path / "empty.zip"))
+
+
+# to images whose labels are known
+
+
+def test_submission_is_scored_by_name_whatever_the_order_of_its_rows(tmp_path: Path):
+    images = scored_cohort.cohort(tmp_path / "data").of_split("test")
+    frame = submission.read(scored_cohort.submit(tmp_path, images.table["image_id"].tolist()))
+    kept, scores = submission.aligned(frame, scored_cohort.TASK, images, "it")
+    assert len(kept.table) == len(images.table) - 1  # the image without labels
+    again = submission.aligned(frame.sample(frac=1, random_state=0), scored_cohort.TASK, images, "it")[1]
+    np.testing.assert_array_equal(scores, again)
+    without = submission.aligned(frame.iloc[:-1], scored_cohort.TASK, images, "it")[
+        1
+    ]  # images without labels may be left out
+    np.testing.assert_array_equal(scores, without)
+
+
+def test_submission_with_missing_images_is_refused_with_the_faults(tmp_path: Path):
+    images = scored_cohort.cohort(tmp_path / "data").of_split("test")
+    frame = submission.read(scored_cohort.submit(tmp_path, images.table["image_id"].tolist()[2:]))
+    with pytest.raises(CxrltError, match=r"^it is no submission to auto: 2 of the 39 image\(s\) to score have no row"):
+        submission.aligned(frame, scored_cohort.TASK, images, "it")
+    with pytest.raises(CxrltError, match=r"column\(s\) missing: dicom_id"):
+        submission.aligned(frame.drop(columns="dicom_id"), scored_cohort.TASK, images, "it")
+
+
+def test_images_without_labels_can_be_submitted_but_not_scored(tmp_path: Path):
+    images = scored_cohort.cohort(tmp_path / "data").of_split("test")
+    frame = submission.read(scored_cohort.submit(tmp_path, images.table["image_id"].tolist()))
+    with pytest.raises(CxrltError, match="carry no label"):
+        submission.aligned(frame, scored_cohort.TASK, images.where(images.table["Mass"].isna()), "it")
