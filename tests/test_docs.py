@@ -36,3 +36,13 @@ def test_sources_name_no_document_outside_the_repository(path):
     text, names = path.read_text(), {document.name for document in DOCUMENTS}
     assert [name for name in re.findall(r"\b[\w-]+\.md\b", text) if name not in names] == []
     assert not re.search(r"\.\./shared|\((?:FORMATS|DESIGN|PERFORMANCE)\b", text)
+
+
+def test_requests_that_the_documents_build_from_python_are_valid():
+    from cxrlt_ray import ensemble, sweep
+
+    text = (ROOT / "docs" / "python.md").read_text()
+    calls = re.findall(r"\.run\(((?:sweep|ensemble)\.\w+Request\(.*\))\)$", text, re.M)
+    assert len(calls) >= 3
+    for call in calls:
+        eval(call, {"sweep": sweep, "ensemble": ensemble})

@@ -1,4 +1,4 @@
-"""Who has what: subjects, studies, images, views and findings of the phantom cohort, without a single picture.
+"""Subjects, studies, images, views and findings of the phantom cohort, without pictures.
 
 Everything is vectorised over studies, so that the release's own 377,110 rows take seconds. Findings
 follow a factor model: each study carries a few hidden factors (heart failure, infection, trauma ...),
@@ -195,7 +195,7 @@ def _latent(factors: np.ndarray, subject: np.ndarray, rng: np.random.Generator) 
     own = np.sqrt(np.clip(1 - (weights**2).sum(axis=0), 0.05, 1)).astype(np.float32)
     lasting = rng.standard_normal((len(factors), len(ALL_FINDINGS)), np.float32)[subject]
     latent = mixed @ weights + own * half * (lasting + rng.standard_normal((studies, len(ALL_FINDINGS)), np.float32))
-    # the normal study is the one that nothing ails
+    # a normal study is one without other findings
     latent[:, NORMAL] = -mixed.sum(axis=1) + 1.5 * rng.standard_normal(studies, np.float32)
     return latent
 

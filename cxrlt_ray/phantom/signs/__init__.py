@@ -42,7 +42,7 @@ Change = Callable[[Anatomy, Sign], None]
 Paint = Callable[[Scene, Sign], None]
 CHANGES: dict[str, Change] = {}
 PAINTS: dict[str, Paint] = {}
-# a finding that only says in general what another says precisely is not drawn beside it
+# a general finding is not drawn beside a more precise one
 GENERAL = {"Fracture": ("Rib Fracture", "Clavicle Fracture"), "Cardiomegaly": ("Cardiomyopathy",)}
 
 
@@ -67,7 +67,7 @@ def paints(finding: str) -> Callable[[Paint], Paint]:
 
 
 def drawn(signs: list[Sign]) -> list[Sign]:
-    """The signs to draw: without those that another says more precisely."""
+    """The signs to draw: without those that another makes more precise."""
     present = {sign.finding for sign in signs}
     return [sign for sign in signs if not present.intersection(GENERAL.get(sign.finding, ()))]
 

@@ -156,7 +156,7 @@ def paint_cavity(scene: Scene, sign: Sign) -> None:
 
 @paints("Granuloma")
 def paint_granuloma(scene: Scene, sign: Sign) -> None:
-    """One to three tiny dots, white with lime."""
+    """One to three tiny calcified dots."""
     rng = sign.rng()
     for _ in range(int(rng.integers(1, 4))):
         place = scene.at(sign.side, rng.uniform(0.3, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.2, 0.85))

@@ -72,7 +72,7 @@ def paint_broken_ribs(scene: Scene, sign: Sign) -> None:
 
 @paints("Fracture")
 def paint_broken_humerus(scene: Scene, sign: Sign) -> None:
-    """Without further word: the head of a humerus is split; on a lateral view a vertebra is wedged."""
+    """Unspecified: the head of a humerus is split; on a lateral view a vertebra is wedged."""
     rng = sign.rng()
     if scene.lateral:
         y = rng.uniform(0.45, 0.65)
