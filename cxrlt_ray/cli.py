@@ -89,8 +89,8 @@ def console(width: int = 120) -> Any:
     """
     from rich.console import Console
 
-    made = Console(highlight=False, markup=False, emoji=False)
-    return made if made.is_terminal else Console(highlight=False, markup=False, emoji=False, width=width)
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def duration(seconds: float) -> str:
@@ -127,18 +127,19 @@ def shortened(value: object) -> str:
 
 def spread(args: list[str], many: tuple[str, ...]) -> list[str]:
     """`--from a b` as `--from a --from b`, for the options `many` that take several values."""
-    spread, at = [], ""
+    single: list[str] = []
+    option = ""  # of `many`, whose values these are
     for arg in args:
         if arg.startswith("-"):
-            at = arg if arg in many else ""
-            if not at:
-                spread.append(arg)
+            option = arg if arg in many else ""
+            if not option:
+                single.append(arg)
         else:
-            spread.extend([at, arg] if at else [arg])
-    return spread
+            single.extend([option, arg] if option else [arg])
+    return single
 
 
-def command(request: type[BaseModel], run: Callable[[Any], None], doc: str, many: tuple[str, ...] = ()) -> Main:
+def command(request: type[BaseModel], run: Callable[[Any], object], doc: str, many: tuple[str, ...] = ()) -> Main:
     """A command's `main` whose options are the fields of `request`: it runs a request of those that were given.
 
     A field's annotation carries `option(...)` or `argument(...)`. The request's model_fields_set says which options

@@ -230,7 +230,7 @@ def _system_score(
 
 def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, say: Say | None = None) -> System:
     """The system of `file`, cross-fitted as `folding` says; `say` takes doubts and what was chosen."""
-    space, rules = file.place(), _rules(file, pool, say)
+    space, rules = file.used_space(), _rules(file, pool, say)
     transforms = [partial(_values, space, rule, pool) for rule in rules]
     single = len(rules) == 1  # is applied once; of several one is held at a time
     values = transforms[0](pool.predictions) if single else pool.predictions

@@ -1,4 +1,4 @@
-"""The keys of an ensembles/ file: how a selection is made, and what is made of its members' predictions first."""
+"""The keys of an ensembles/ file: how members are selected, and what is done to their predictions before."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EnsembleFile(Config):
     aggregation: how the images of a study are joined before members are weighed; auto: chosen by cross-fitting, each
     image by itself unless another is better by more than one standard error. views: weights of images by their view,
     or learned, from views.GRID. Without `aggregation` it is the mean where views are stated, auto where learned, else
-    none. tta: whether members look under test-time augmentation (pool.under_tta).
+    none. tta: whether members score under test-time augmentation (tta.under_tta).
     """
 
     selector: str
@@ -44,51 +44,51 @@ class EnsembleFile(Config):
 
     @field_validator("tta", mode="before")
     @classmethod
-    def _switched(cls, given: Any) -> Any:
+    def _switch(cls, value: Any) -> Any:
         """YAML 1.1 takes on and off for true and false."""
-        return {True: ON, False: OFF}[given] if isinstance(given, bool) else given
+        return {True: ON, False: OFF}[value] if isinstance(value, bool) else value
 
     @field_validator("views", mode="before")
     @classmethod
-    def _weighed(cls, given: Any) -> Any:
-        if given is None or given == LEARNED:
-            return given
-        if not isinstance(given, dict):
+    def _check_weights(cls, views: Any) -> Any:
+        if views is None or views == LEARNED:
+            return views
+        if not isinstance(views, dict):
             raise ValueError(f"it is neither weights of {', '.join(VIEWS)} nor '{LEARNED}'")
-        if unknown := [str(view) for view in given if view not in VIEWS]:
+        if unknown := [str(view) for view in views if view not in VIEWS]:
             instead = f"; '{LEARNED}' stands in the weights' place, not beside them" if LEARNED in unknown else ""
             raise ValueError(f"there is no view '{unknown[0]}', there are {', '.join(VIEWS)}{instead}")
-        for view, weight in given.items():
+        for view, weight in views.items():
             number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
             if not number or not 0 <= weight < float("inf"):
                 raise ValueError(f"the weight of {view} must be a number from 0 up")
-        if given and not any(given.values()):
+        if views and not any(views.values()):
             raise ValueError("all weights are 0: no image would have a voice")
-        return given
+        return views
 
     def methods(self) -> list[Method]:
         """What selection.honest chooses among, in order of preference."""
         if self.selector == AUTO:
             return [Method(name, {}, self.guard, self.members) for name in self.choices]
-        others = [Method(name, {}, 0.0, self.members) for name in self.fallback]
-        return [Method(self.selector, dict(self.settings), self.guard, self.members), *others]
+        fallbacks = [Method(name, {}, 0.0, self.members) for name in self.fallback]
+        return [Method(self.selector, dict(self.settings), self.guard, self.members), *fallbacks]
 
     def margin(self) -> float:
         """By how many standard errors a method must be better than those before it: of auto's, by any."""
         return 0.0 if self.selector == AUTO else 1.0
 
-    def joined(self) -> str:
-        """The key `aggregation`, or what it is where it is not given."""
+    def used_aggregation(self) -> str:
+        """The key `aggregation`, or what follows from `views` without it."""
         if self.aggregation is not None:
             return self.aggregation
         return "none" if self.views is None else AUTO if self.views == LEARNED else "mean"
 
     def rules(self) -> list[StudyRule]:
         """How the images of a study may be joined, in order of preference."""
-        return options(self.joined(), self.views)  # type: ignore[arg-type]
+        return options(self.used_aggregation(), self.views)  # type: ignore[arg-type]
 
-    def place(self) -> str:
-        """The space in which predictions are combined."""
+    def used_space(self) -> str:
+        """The space in which predictions are combined: the key `space`, or the selector's own."""
         return self.space or SPACES_OF.get(self.selector, "probability")
 
 
@@ -113,17 +113,17 @@ def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
 
 
 def _check_selectors(path: Path, content: EnsembleFile) -> None:
-    others = [(key, each) for key in ("fallback", "choices") for each in getattr(content, key)]
-    for key, given in [("selector", content.selector), *others]:
-        if given not in SELECTORS and not (key == "selector" and given == AUTO):
+    others = [(key, name) for key in ("fallback", "choices") for name in getattr(content, key)]
+    for key, name in [("selector", content.selector), *others]:
+        if name not in SELECTORS and not (key == "selector" and name == AUTO):
             raise UsageError(
-                f"{path}: key '{key}': given '{given}': there is no such selector; there are {', '.join(SELECTORS)}"
+                f"{path}: key '{key}': given '{name}': there is no such selector; there are {', '.join(SELECTORS)}"
                 + (f" and {AUTO}." if key == "selector" else ".")
             )
-    lost = "fallback" if content.selector == AUTO else "choices"
-    if lost in content.model_fields_set:
+    unused = "fallback" if content.selector == AUTO else "choices"
+    if unused in content.model_fields_set:
         uses = "which takes 'choices'" if content.selector == AUTO else f"only to selector {AUTO}; 'fallback' does"
-        raise UsageError(f"{path}: key '{lost}' means nothing to selector {content.selector}, {uses}.")
+        raise UsageError(f"{path}: key '{unused}' means nothing to selector {content.selector}, {uses}.")
 
 
 def _check_views(path: Path, content: EnsembleFile) -> None:

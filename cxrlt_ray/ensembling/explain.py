@@ -25,7 +25,7 @@ class Explanation:
     """What selection/explain.py computes of an ensemble of M members on C findings, with their names.
 
     positives: [C]. weights: [M, C]. costs: [M] in `unit` an image; None where not known. correlation: [M, M], Spearman.
-    kept: [draws, C], the share of the weight that stays when subjects are drawn anew.
+    retained: [draws, C], the share of the weight that stays when subjects are drawn anew.
     """
 
     names: Sequence[str]
@@ -34,9 +34,9 @@ class Explanation:
     weights: np.ndarray
     costs: np.ndarray | None
     unit: str
-    brings: Contributions
+    contributions: Contributions
     correlation: np.ndarray
-    kept: np.ndarray
+    retained: np.ndarray
     growth: Growth
 
     @property
@@ -46,14 +46,14 @@ class Explanation:
         return [int(m) for m in order if self.weights[m].any()]
 
     @property
-    def stays(self) -> np.ndarray:
+    def retained_share(self) -> np.ndarray:
         """The share [C] of the weight that stays when subjects are drawn anew, the mean over draws."""
-        return self.kept.mean(axis=0)
+        return self.retained.mean(axis=0)
 
     @property
     def unstable(self) -> np.ndarray:
         """The findings [C] whose choice is not to be relied on."""
-        return self.stays < UNSTABLE
+        return self.retained_share < UNSTABLE
 
     @property
     def most_expensive(self) -> int | None:
@@ -91,14 +91,16 @@ def examine(
     assert fitted.fold_weights is not None
     inputs = (fitted.method, values, targets, groups)
     say("Explaining: what each member brings ...")
-    brings = explain.contributions(values, targets, groups, fitted, seed=seed)
+    contributions = explain.contributions(values, targets, groups, fitted, seed=seed)
     say("Explaining: the choice made again on resampled subjects ...")
-    kept = explain.stability(*inputs, fitted.weights, costs=costs, seed=seed)
+    retained = explain.stability(*inputs, fitted.weights, costs=costs, seed=seed)
     say("Explaining: ensembles of fewer trials ...")
     subsets = explain.SUBSETS if values.size <= LARGE else 3
     growth = explain.growth(*inputs, folds=len(fitted.fold_weights), subsets=subsets, costs=costs, seed=seed)
     positives, correlation = (targets == 1).sum(axis=0), explain.correlations(values)
-    return Explanation(names, findings, positives, fitted.weights, costs, unit, brings, correlation, kept, growth)
+    return Explanation(
+        names, findings, positives, fitted.weights, costs, unit, contributions, correlation, retained, growth
+    )
 
 
 def change(figure: np.ndarray) -> str:
@@ -129,7 +131,7 @@ def summary(explanation: Explanation) -> list[str]:
     if (member := explanation.most_expensive) is not None and len(used) > 1:
         assert explanation.costs is not None
         share = explanation.costs[member] / explanation.costs[used].sum()
-        cost_of_loss = loss(explanation.brings.without[member, -1])
+        cost_of_loss = loss(explanation.contributions.without[member, -1])
         lines.append(
             f"Without the most expensive member, {explanation.names[member]} ({share:.0%} of the cost), mAP changes by "
             f"{cost_of_loss}."
@@ -147,9 +149,9 @@ def document(explanation: Explanation) -> dict[str, JsonValue]:
         return dict(zip(("value", "low", "high"), map(float, values[c]), strict=True))
 
     kinds = {
-        "alone": explanation.brings.alone,
-        "marginal": explanation.brings.marginal,
-        "without": explanation.brings.without,
+        "alone": explanation.contributions.alone,
+        "marginal": explanation.contributions.marginal,
+        "without": explanation.contributions.without,
     }
     members: dict[str, JsonValue] = {}
     for m in explanation.used:
@@ -168,17 +170,17 @@ def document(explanation: Explanation) -> dict[str, JsonValue]:
     findings: dict[str, JsonValue] = {
         finding: {
             "positives": int(explanation.positives[c]),
-            "ap": figures(explanation.brings.whole, c),
-            "chance": float(explanation.brings.chance[c, 0]),
-            "kept": float(explanation.stays[c]),
+            "ap": figures(explanation.contributions.whole, c),
+            "chance": float(explanation.contributions.chance[c, 0]),
+            "kept": float(explanation.retained_share[c]),
             "unstable": bool(explanation.unstable[c]),
         }
         for c, finding in enumerate(explanation.findings)
     }
     growth, expensive = explanation.growth, explanation.most_expensive
     return {
-        "macro_ap": figures(explanation.brings.whole, -1),
-        "chance": float(explanation.brings.chance[-1, 0]),
+        "macro_ap": figures(explanation.contributions.whole, -1),
+        "chance": float(explanation.contributions.chance[-1, 0]),
         "cost_unit": explanation.unit if explanation.costs is not None else None,
         "most_expensive": None if expensive is None else explanation.names[expensive],
         "members": members,
@@ -191,7 +193,7 @@ def document(explanation: Explanation) -> dict[str, JsonValue]:
                 for a, n in enumerate(growth.ahead)
             ],
         },
-        "summary": summary(explanation),
+        "summary": [*summary(explanation)],
     }
 
 

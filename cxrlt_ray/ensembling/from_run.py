@@ -23,7 +23,8 @@ def pool_of_run(
 
     split: what members must be able to score; None: nothing.
     """
-    copies = COPIES + ANOTHER * (file.place() != "probability" or file.joined() != "none") + AGAIN * request.explain
+    transformed = file.used_space() != "probability" or file.used_aggregation() != "none"
+    copies = COPIES + ANOTHER * transformed + AGAIN * request.explain
     trials = candidates(run, split, request.pruned, say)
     pool = gather(run, manifest, trials, say, most=request.most, copies=copies)
     pool = under_tta(pool, file.tta, split, request.seed, say)

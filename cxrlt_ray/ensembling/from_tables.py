@@ -42,7 +42,7 @@ class Tables:
 
 def check_file(file: EnsembleFile) -> None:
     """Raise UsageError for keys of an ensembles/ file that need images or trials, which tables do not know."""
-    if file.joined() != "none":
+    if file.used_aggregation() != "none":
         key = "aggregation" if file.aggregation else "views"
         raise UsageError(f"key '{key}' needs each image's study and view, which a run has: it does not go with --from.")
     if file.tta == "on":

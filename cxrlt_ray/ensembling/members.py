@@ -37,7 +37,7 @@ _ALONE = ": each image counts as a subject of its own, and intervals are too nar
 
 @dataclass(frozen=True)
 class Members:
-    """M members' predictions of the same N images, and what to tell of how they were matched.
+    """M members' predictions of the same N images, and notes on how they were matched.
 
     names: [M], unique. image_id: str [N]. findings: [C]. predictions: float32 [M, N, C], finite.
     targets: int8 [N, C], 1, 0 or -1 (not labelled). groups: str [N], the subject of each image.
@@ -258,8 +258,8 @@ def _subjects(targets: pd.DataFrame, groups: str | None, id_column: str | None) 
             return targets.index.to_numpy().astype(str), [f"{file} has no column {SUBJECT} (--groups){_ALONE}"]
         folder, name = split_path(groups)
         if not Store(folder).exists(name):
-            columns = listed(list(targets))
-            raise UsageError(f"--groups {groups} is no file and no column of {file}, which has {columns}.")
+            names = listed(list(targets))
+            raise UsageError(f"--groups {groups} is no file and no column of {file}, which has {names}.")
         table, file = read_table(groups, id_column), groups
         columns = [SUBJECT] if SUBJECT in table else list(table)
         if len(columns) != 1:

@@ -44,8 +44,8 @@ def f1(targets: np.ndarray, scores: np.ndarray) -> float:
     targets, scores = _known(targets, scores)
     if not targets.any():
         return float("nan")
-    said = scores >= 0.5
-    return float(2 * (said & targets).sum() / (said.sum() + targets.sum()))
+    predicted = scores >= 0.5
+    return float(2 * (predicted & targets).sum() / (predicted.sum() + targets.sum()))
 
 
 def fnr(targets: np.ndarray, scores: np.ndarray) -> float:
@@ -191,8 +191,8 @@ def _counts(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
 def _binned(scores: np.ndarray, outcome: np.ndarray) -> float:
     if not len(scores):
         return float("nan")
-    place = np.clip((scores * BINS).astype(int), 0, BINS - 1)
-    gap = np.bincount(place, scores, BINS) - np.bincount(place, outcome, BINS)
+    bins = np.clip((scores * BINS).astype(int), 0, BINS - 1)
+    gap = np.bincount(bins, scores, BINS) - np.bincount(bins, outcome, BINS)
     return float(np.abs(gap).sum() / len(scores))
 
 

@@ -23,12 +23,12 @@ TOP = 2  # members named for each finding
 
 def show(explanation: Explanation) -> None:
     """Print an explanation."""
-    console, brings = cli.console(width=140), explanation.brings
+    console, contributions = cli.console(width=140), explanation.contributions
     console.print(_members_table(explanation))
-    whole, chance = cli.ranged(*brings.whole[-1]), cli.short(brings.chance[-1, 0])
+    score, chance = cli.ranged(*contributions.whole[-1]), cli.short(contributions.chance[-1, 0])
     print("Marginal: the mean gain when members are added in random order (Shapley); together they are the ensemble's")
     print(
-        f"cross-fitted {whole} less chance, {chance}. Without it: the change when it is taken out and the others keep"
+        f"cross-fitted {score} less chance, {chance}. Without it: the change when it is taken out and the others keep"
     )
     print("their proportions. [ , ] are 95 % intervals by subject.")
     console.print(_findings_table(explanation))
@@ -50,14 +50,14 @@ def _members_table(explanation: Explanation) -> Table:
     from rich import box
     from rich.table import Table
 
-    brings = explanation.brings
+    contributions = explanation.contributions
     table = Table("member", "weight", "alone", "marginal", "without it", title="What each member brings, mAP")
     table.box = box.SIMPLE_HEAD
     if explanation.costs is not None:
         table.add_column(f"cost, {explanation.unit}")
     for m in explanation.used:
-        row = [explanation.names[m], f"{explanation.weights[m].mean():.2f}", cli.ranged(*brings.alone[m, -1])]
-        row += [change(brings.marginal[m, -1]), loss(brings.without[m, -1])]
+        row = [explanation.names[m], f"{explanation.weights[m].mean():.2f}", cli.ranged(*contributions.alone[m, -1])]
+        row += [change(contributions.marginal[m, -1]), loss(contributions.without[m, -1])]
         table.add_row(*row, *([] if explanation.costs is None else [f"{explanation.costs[m]:.3g}"]))
     return table
 
@@ -68,7 +68,7 @@ def _findings_table(explanation: Explanation) -> Table:
 
     table = Table("finding", "positives", "AP", "members, weight", "most needed", "kept", title="Findings")
     table.box = box.SIMPLE_HEAD
-    weights, names, without = explanation.weights, explanation.names, explanation.brings.without
+    weights, names, without = explanation.weights, explanation.names, explanation.contributions.without
     for c, finding in enumerate(explanation.findings):
         heavy = [int(m) for m in np.argsort(-weights[:, c], kind="stable") if weights[m, c] > 0]
         members = ", ".join(f"{names[m]} {weights[m, c]:.2f}" for m in heavy[:TOP])
@@ -76,9 +76,9 @@ def _findings_table(explanation: Explanation) -> Table:
         needed = max(explanation.used, key=lambda m: np.nan_to_num(without[m, c, 0], nan=-np.inf))
         known = not np.isnan(without[needed, c, 0])
         most_needed = f"{names[needed]} {loss(without[needed, c])}" if known else "-"
-        stays = f"{explanation.stays[c]:.0%}" + (" !" if explanation.unstable[c] else "")
-        score = cli.ranged(*explanation.brings.whole[c])
-        table.add_row(finding, f"{explanation.positives[c]:,}", score, members + more, most_needed, stays)
+        kept = f"{explanation.retained_share[c]:.0%}" + (" !" if explanation.unstable[c] else "")
+        score = cli.ranged(*explanation.contributions.whole[c])
+        table.add_row(finding, f"{explanation.positives[c]:,}", score, members + more, most_needed, kept)
     return table
 
 
@@ -106,8 +106,8 @@ def _draw_contributions(axes: Any, explanation: Explanation) -> None:
     used, names = explanation.used, _used_names(explanation)
     places = np.arange(len(used))
     for values, offset, colour, label in (
-        (explanation.brings.marginal, -0.17, "C0", "marginal (Shapley)"),
-        (explanation.brings.without, 0.17, "C1", "lost without it"),
+        (explanation.contributions.marginal, -0.17, "C0", "marginal (Shapley)"),
+        (explanation.contributions.without, 0.17, "C1", "lost without it"),
     ):
         value, low, high = np.array([values[m, -1] for m in used]).T
         axes.barh(places + offset, value, 0.32, color=colour, label=label)

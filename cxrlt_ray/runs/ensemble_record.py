@@ -74,7 +74,7 @@ class EnsembleRecord(Record):
 
     @classmethod
     def parse(cls, content: Any, where: str) -> Self:
-        """`content` of the file `where`. Raises UsageError for an older or later version, CxrltError for a damaged one."""
+        """`content` of the file `where`. Raises UsageError for another version, CxrltError for a damaged file."""
         version = content.get("version") if isinstance(content, dict) else None
         if not isinstance(version, int) or version < cls.VERSION or "members" not in content:
             raise UsageError(f"{where} is not an ensemble.json of cxrlt_ray, version {cls.VERSION}.")

@@ -110,7 +110,7 @@ def test_a_stored_ensemble_is_loaded_with_its_members_and_refused_where_they_cha
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    with pytest.raises(CxrltError, match="T0000/fold-0, a member of .* is gone: select anew"):
+    with pytest.raises(CxrltError, match=r"T0000/fold-0, a member of .* is gone: select anew"):
         stored.load(uri)
 
 

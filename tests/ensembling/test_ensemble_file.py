@@ -46,7 +46,7 @@ def test_a_file_can_say_all_of_a_published_systems_selection(tmp_path):
 )
 def test_what_is_not_said_of_aggregation_follows_from_the_views(tmp_path, text, meant):
     file = written(tmp_path, f"selector: mean\n{text}\n")
-    assert file.joined() == meant
+    assert file.used_aggregation() == meant
     assert file.rules()[0].how == ("none" if meant == "auto" else meant)
     assert file.tta == "auto"
 
