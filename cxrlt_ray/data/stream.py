@@ -25,6 +25,7 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 
 from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.node_cache import DecodedImages
@@ -40,7 +41,8 @@ WINDOW = 8  # shards of an object store that are mixed: 2,048 images
 TASK_IMAGES = 512  # that one Ray Data task makes: some 0.4 s of decoding at 512 px
 PREFETCH = 3  # blocks of Ray Data that are fetched before they are needed
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,8 @@ def stream_views(
     prepared images.
     """
     index = shards.index().loc[image_ids]
-    columns = (index["file"].cat.codes, index["offset"], index["length"])
-    location = _Location(*(column.to_numpy() for column in columns), np.zeros(len(index), np.int64))
+    file, offset, length = _columns(index)
+    location = _Location(file, offset, length, np.zeros(len(index), np.int64))  # the node cache is not used
     names = index["file"].cat.categories.to_numpy(str)
 
     def make(part: slice) -> list[np.ndarray]:
@@ -163,8 +165,13 @@ def _located(shards: Shards, image_ids: np.ndarray) -> tuple[np.ndarray, _Locati
     rows = np.flatnonzero(positions >= 0)
     rows = rows[np.argsort(positions[rows], kind="stable")]
     positions = positions[rows]
-    columns = (index["file"].cat.codes, index["offset"], index["length"])
-    return rows, _Location(*(column.to_numpy()[positions] for column in columns), _slots(shards)[positions])
+    file, offset, length = (column[positions] for column in _columns(index))
+    return rows, _Location(file, offset, length, _slots(shards)[positions])
+
+
+def _columns(index: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """File code, offset and length of each indexed image."""
+    return index["file"].cat.codes.to_numpy(), index["offset"].to_numpy(), index["length"].to_numpy()
 
 
 @lru_cache(maxsize=8)

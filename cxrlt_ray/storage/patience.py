@@ -12,7 +12,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import NotThere
 
 PATIENCE = 300.0  # seconds that storage may fail
-LONGEST_WAIT = 15.0  # seconds between two tries
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two attempts
 
 Result = TypeVar("Result")
 
@@ -25,22 +25,23 @@ def patiently(
 ) -> Result:
     """What `act` returns; where it raises CxrltError (or one of `also`) it is tried again, for `patience` seconds.
 
-    beat is called before each try: who waits is not hung. Raises the last CxrltError; at once what waiting does not
-    mend: NotThere, and UsageError.
+    beat: called before each attempt, so that a process that waits is not taken for a hung one. Raises the last
+    CxrltError, and at once NotThere and UsageError, which waiting does not mend.
     """
-    wait, until, said = 0.5, time.monotonic() + patience, False
+    failures: tuple[type[Exception], ...] = (CxrltError, *also)
+    wait, until, announced = FIRST_WAIT, time.monotonic() + patience, False
     while True:
         beat()
         try:
             return act()
         except (NotThere, UsageError):
             raise
-        except (CxrltError, *also) as error:
+        except failures as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             if time.monotonic() > until:
                 raise CxrltError(reason) from None
-            if not said:
+            if not announced:
                 print(f"  waiting up to {cli.duration(patience)}: {reason}", file=sys.stderr, flush=True)
-            said = True
+            announced = True
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)

@@ -85,7 +85,12 @@ def test_ray_still_reads_its_private_directory_option_and_environment():
     assert "RAY_AIR_NEW_OUTPUT" in (library / "tune/experimental/output.py").read_text()
     assert "RAY_DATA_LOG_LEVEL" in (library / "data/_internal/logging.py").read_text()
     core = (library / "core/src/ray/raylet/raylet").read_bytes()  # options of Ray's C++ are in no Python file
-    for name in ("idle_worker_killing_time_threshold_ms", "num_workers_soft_limit", "RAY_BACKEND_LOG_LEVEL"):
+    for name in (
+        "idle_worker_killing_time_threshold_ms",
+        "num_workers_soft_limit",
+        "worker_niceness",
+        "RAY_BACKEND_LOG_LEVEL",
+    ):
         assert name.encode() in core, f"Ray's core knows no {name}"
 
 
