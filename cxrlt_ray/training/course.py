@@ -17,6 +17,7 @@ from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import NotThere, Store
 from cxrlt_ray.training import resume
 from cxrlt_ray.training.clock import Clock
+from cxrlt_ray.training.context import TrialContext
 from cxrlt_ray.training.job import Job, training_images
 from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.stage import Epoch, train_stage
@@ -24,13 +25,12 @@ from cxrlt_ray.training.workers import agree, worker_of
 
 if TYPE_CHECKING:
     from cxrlt_ray.models import Classifier
-    from cxrlt_ray.training.trial import Trial
 
 
 class Course:
     """One model's way through the stages: a fold's, or the refit's. Subclasses judge each epoch."""
 
-    def __init__(self, trial: Trial, fold: int) -> None:
+    def __init__(self, trial: TrialContext, fold: int) -> None:
         self.trial, self.fold, self.record = trial, fold, trial.record
         before = trial.before
         self.before = before if before and before.fold == fold else None

@@ -11,14 +11,13 @@ from cxrlt_ray.data.shards import nearest
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.records import Augmented
 from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.training.context import TrialContext
 from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, check_any, infer, plain_batches
 from cxrlt_ray.training.job import Images, Job
 from cxrlt_ray.training.workers import agree, joined, worker_of
 
 if TYPE_CHECKING:
     import torch
-
-    from cxrlt_ray.training.trial import Trial
 
 
 def predict_images(job: Job, config: TrialConfig, model: torch.nn.Module, images: Images) -> np.ndarray:
@@ -45,7 +44,7 @@ def predict_images(job: Job, config: TrialConfig, model: torch.nn.Module, images
     return check_any(joined(scores, worker))
 
 
-def score_augmented(trial: Trial) -> None:
+def score_augmented(trial: TrialContext) -> None:
     """Score the validation images under test-time augmentation too: its score, and its price in time."""
     from cxrlt_ray import models
 

@@ -8,12 +8,13 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.models import weights
 from cxrlt_ray.runs.records import TrialRecord
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training.trial import Trial, origin_of
+from cxrlt_ray.training.context import TrialContext
+from cxrlt_ray.training.trial import origin_of
 
 
 def process_of(store, **record):
     """A process that trains the trial in `store`, whose record it takes to be this."""
-    return Trial(
+    return TrialContext(
         None, None, None, store, None, TrialRecord(**{"name": "T0003", "state": "running", **record}), None, None
     )
 

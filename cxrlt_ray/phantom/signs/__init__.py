@@ -1,4 +1,4 @@
-"""The 45 findings as drawn signs, each in its own place: registries that the files here fill.
+"""The 45 findings as drawn signs, each in its own place: registries (registry.py) that the modules here fill.
 
     heart.py     heart, great vessels, mediastinum, hila
     airspace.py  what makes a lung whiter, and what makes it darker
@@ -10,67 +10,7 @@ A sign either changes the anatomy before it is painted (`@changes`: a wide heart
 images of a study show the same nodule; `strength` grades how plain it is.
 """
 
-from __future__ import annotations
+from cxrlt_ray.phantom.signs import airspace, bones, heart, pleura
+from cxrlt_ray.phantom.signs.registry import CHANGES, GENERAL, PAINTS, Sign, changes, drawn, paints
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
-
-from cxrlt_ray.phantom.anatomy import Anatomy, Scene
-
-
-@dataclass(frozen=True)
-class Sign:
-    """A finding as it is in one study: strength in (0, 1], side 0 the patient's right, 1 left, a seed of its own."""
-
-    finding: str
-    strength: float
-    side: int
-    seed: tuple[int, ...]
-
-    def rng(self) -> np.random.Generator:
-        """The sign's random numbers, the same at every call."""
-        return np.random.default_rng(self.seed)
-
-    def grade(self, faint: float, plain: float) -> float:
-        """A quantity that is `faint` at strength 0 and `plain` at 1."""
-        return faint + (plain - faint) * self.strength
-
-
-Change = Callable[[Anatomy, Sign], None]
-Paint = Callable[[Scene, Sign], None]
-CHANGES: dict[str, Change] = {}
-PAINTS: dict[str, Paint] = {}
-# a general finding is not drawn beside a more precise one
-GENERAL = {"Fracture": ("Rib Fracture", "Clavicle Fracture"), "Cardiomegaly": ("Cardiomyopathy",)}
-
-
-def changes(finding: str) -> Callable[[Change], Change]:
-    """Register how a finding changes the anatomy."""
-
-    def add(function: Change) -> Change:
-        CHANGES[finding] = function
-        return function
-
-    return add
-
-
-def paints(finding: str) -> Callable[[Paint], Paint]:
-    """Register how a finding is painted."""
-
-    def add(function: Paint) -> Paint:
-        PAINTS[finding] = function
-        return function
-
-    return add
-
-
-def drawn(signs: list[Sign]) -> list[Sign]:
-    """The signs to draw: without those that another makes more precise."""
-    present = {sign.finding for sign in signs}
-    return [sign for sign in signs if not present.intersection(GENERAL.get(sign.finding, ()))]
-
-
-# the files fill the registries; at the end, since they import the names above
-from cxrlt_ray.phantom.signs import airspace, bones, heart, pleura  # noqa: E402, F401
+__all__ = ["CHANGES", "GENERAL", "PAINTS", "Sign", "airspace", "bones", "changes", "drawn", "heart", "paints", "pleura"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from cxrlt_ray.phantom import brush
 from cxrlt_ray.phantom.anatomy import LEFT, RIGHT, Anatomy, Scene
-from cxrlt_ray.phantom.signs import Sign, changes, paints
+from cxrlt_ray.phantom.signs.registry import Sign, changes, paints
 
 
 @paints("Consolidation")

@@ -6,7 +6,7 @@ import numpy as np
 
 from cxrlt_ray.phantom import brush
 from cxrlt_ray.phantom.anatomy import LEFT, RIGHT, Scene, diaphragm, sign_of
-from cxrlt_ray.phantom.signs import Sign, paints
+from cxrlt_ray.phantom.signs.registry import Sign, paints
 
 
 @paints("Pleural Effusion")

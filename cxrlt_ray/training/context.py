@@ -1,0 +1,101 @@
+"""A trial while a process trains it: what its folds share, and what is written of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.objectives.registry import find_objective
+from cxrlt_ray.runs.predictions import Predictions
+from cxrlt_ray.runs.records import FINISHED, RUNNING, TrialRecord
+from cxrlt_ray.runs.store import RECORD
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.storage import Store
+from cxrlt_ray.training import resume
+from cxrlt_ray.training.job import Images, Job
+from cxrlt_ray.training.resume import ResumeState
+from cxrlt_ray.training.workers import Worker
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass
+class TrialContext:
+    """What the folds of a trial share in this process.
+
+    store: None on all workers but the first. before: the state where an earlier process was cut off.
+    scored: the validation images and scores [N, C] of the folds that are done.
+    """
+
+    job: Job
+    config: TrialConfig
+    manifest: Manifest
+    store: Store | None
+    worker: Worker
+    record: TrialRecord
+    report: Report
+    before: ResumeState | None
+    scored: list[tuple[Images, np.ndarray]] = field(default_factory=list)
+
+    @property
+    def folds(self) -> int:
+        """How many models are trained on folds: one without folds."""
+        return max(self.job.folds, 1)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the last stage's objective gives predictions."""
+        return find_objective(self.config.staged()[-1].objective).predicts
+
+    def check_mine(self) -> None:
+        """Raise CxrltError if the trial was begun anew elsewhere: a process thought dead must not write into it."""
+        if self.store and TrialRecord.read(self.store, RECORD).attempt != self.record.attempt:
+            raise CxrltError(f"trial {self.record.name} was begun anew in another process; this one ends.")
+
+    def write(self) -> None:
+        """Write the record for the first time in this process."""
+        if self.store:
+            self.record.write(self.store, RECORD)
+
+    def update(self) -> None:
+        """Write the record, unless the trial was ended from outside: a worker group may be an epoch behind that."""
+        if not self.store:
+            return
+        self.check_mine()
+        if TrialRecord.read(self.store, RECORD).state == RUNNING:
+            self.write()
+
+    def end(self, state: str) -> None:
+        """The trial is done: write its last record, and remove its resume states."""
+        self.record.state = state  # type: ignore[assignment]  # validated
+        if state == FINISHED:
+            self.record.ended = time.time()
+        self.update()
+        if self.store:
+            resume.forget(self.store)
+
+    def keep_predictions(self, scored: list[tuple[Images, np.ndarray]] | None = None, split: str = "val") -> float:
+        """Store the validation predictions of all folds together; returns their score by the trial's metric."""
+        scored = self.scored if scored is None else scored
+        image_id = np.concatenate([images.image_id for images, _ in scored])
+        targets = np.concatenate([images.targets for images, _ in scored])
+        scores = np.concatenate([scores for _, scores in scored])
+        seen = ~np.isnan(scores).any(axis=1)  # those in quarantine have nan
+        if self.store:
+            Predictions(
+                image_id[seen], scores[seen], self.job.findings, split, self.job.fingerprint, self.record.precision
+            ).write(self.store, f"predictions/{split}.parquet")
+        return self.score(targets, scores)
+
+    def score(self, targets: np.ndarray, scores: np.ndarray) -> float:
+        """The last stage's metric of the images that were scored, by labels int8 [N, C] and scores [N, C]."""
+        seen = ~np.isnan(scores).any(axis=1)
+        config = self.config.staged()[-1]
+        objective = find_objective(config.objective)
+        empty = np.empty((0, len(self.job.trained)))
+        return objective(config.objective_spec(), empty, empty).score(targets[seen], scores[seen])
