@@ -17,15 +17,16 @@ import time
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
-from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
+from cxrlt_ray.runs.store import Run
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
-from cxrlt_ray.search.resume import claimed, resume_command, resumed, run_to_resume
-from cxrlt_ray.search.run_data import PHANTOM_IMAGES, RunData, data_of, run_data
-from cxrlt_ray.search.run_setup import draft_record, free_name, sizes_to_prepare, space_for, write_run
+from cxrlt_ray.search.resume import claimed, ensemble_command, resume_command, resumed, run_to_resume
+from cxrlt_ray.search.run_data import PHANTOM_IMAGES, RunData, data_of, run_data, soft_targets_for
+from cxrlt_ray.search.run_setup import draft_record, fitted_record, free_name, sizes_to_prepare, space_for, write_run
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -43,19 +44,24 @@ def run(request: SweepRequest) -> Run | None:
     Raises UsageError for a request that does not fit the data, the machine or the run, and CxrltError where the sweep
     is stopped before its end or no trial ends well.
     """
+    deadline = None if request.seconds is None else time.monotonic() + request.seconds
     existing = run_to_resume(request)
     name = existing.name if existing else free_name(request)
     engine, resources = resources_for(request)
     space, space_file = space_for(request, existing, resources)
+    soft = soft_targets_for(request, space)
     record = resumed(request, existing.record) if existing else draft_record(request, name, space)
     planner = _planner(request, record, space, resources)
     if request.starts_nothing:
         _print_plan(request, existing, record, space, planner)
         return None
-    data = data_of(existing) if existing else run_data(request, space, record.folds)
+    data = data_of(existing) if existing else run_data(request, space, record.folds, soft)
     shards = _prepare(request, existing, record, space, data)
+    if deadline is not None and not existing:
+        space, record, planner = _fit(request, record, space, planner, data.manifest, deadline)
     own_run = write_run(request, existing, record, data, shards, space_file)
-    search = _search(request, own_run, shards, space, resources, engine, planner.trial_bytes(data.manifest))
+    trial_bytes = planner.trial_bytes(data.manifest)
+    search = _search(request, own_run, shards, space, resources, engine, trial_bytes, deadline)
     forecast, fresh, started = planner.forecast(data.manifest), not own_run.trials(), time.monotonic()
     reason = _train(request, search)
     _finish(request, own_run, reason)
@@ -118,6 +124,24 @@ def _prepare(
     return prepare(data.manifest, request.storage, sizes, record.max_bad, record.quality)
 
 
+def _fit(
+    request: SweepRequest, record: RunRecord, space: Space, planner: Planner, manifest: Manifest, deadline: float
+) -> tuple[Space, RunRecord, Planner]:
+    """A new run's space, record and plan brought to what ends by the deadline, and a line that says so."""
+    from cxrlt_ray.search.plan import Planner
+
+    assert request.seconds is not None
+    fit = planner.fit(deadline - time.monotonic(), manifest)
+    space = space.fitted(fit.size)
+    record = fitted_record(record, space, fit.size)
+    if not fit.size.full:
+        storage = Store(request.storage)
+        planner = Planner(space, record.trials, record.folds, record.seed, planner.resources, storage, request.address)
+    rate = planner.first_rate()
+    print(fit.line(request.seconds, rate.rate, not rate.source.startswith("estimated")), flush=True)
+    return space, record, planner
+
+
 def _search(
     request: SweepRequest,
     run: Run,
@@ -126,6 +150,7 @@ def _search(
     resources: Resources,
     engine: str,
     trial_bytes: tuple[float, float],
+    deadline: float | None,
 ) -> Search:
     """The trials that are to be done, with what they share; prints how images are streamed, and the disk they take.
 
@@ -153,10 +178,11 @@ def _search(
         gpu=resources.gpus_per_trial > 0,
         workers=max(resources.workers_per_trial, 1),
         ingest=ingest,
+        soft_targets=record.soft_targets is not None,
     )
     disk = DiskRoom(run.store, running, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)
-    return Search(run, job, space, resources, record.trials, request.seconds, record.seed, policy, record.search_db)
+    return Search(run, job, space, resources, record.trials, deadline, record.seed, policy, record.search_db)
 
 
 def _train(request: SweepRequest, search: Search) -> str:
@@ -199,7 +225,7 @@ def _finish(request: SweepRequest, run: Run, reason: str) -> None:
         raise CxrltError(f"stopped {stopped}; continue with `{resume_command(run, request.storage)}`")
     if not ended:
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
-    print(f"Next: {_next_command(run, request.storage)}")
+    print(f"Next: {ensemble_command(run, request.storage)}")
 
 
 def _compare(planner: Planner, forecast: Forecast, run: Run, seconds: float) -> None:
@@ -209,16 +235,6 @@ def _compare(planner: Planner, forecast: Forecast, run: Run, seconds: float) -> 
     trials, planned = run.trials(), forecast.pruned
     planner.keep_rates(trials)
     print_comparison(planned.wall, int(planned.epochs.sum()) * planner.folds, seconds, trials)
-
-
-def _next_command(run: Run, storage: str) -> str:
-    """The command that makes the run's ensemble."""
-    from cxrlt_ray import config
-
-    select = run.record.space if run.record.space in config.names("ensembles") else "greedy"
-    latest = "" if load_run(storage).name == run.name else f" --run {run.name}"
-    where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
-    return f"python -m cxrlt_ray.ensemble --select {select}{latest}{where}"
 
 
 main = cli.command(

@@ -245,6 +245,8 @@ class RunRecord(Record):
     quality: int = 95
     search_db: str | None = None
     soft_targets: str | None = None
+    pixels: int | None = None  # to which a time budget capped the space's resolutions
+    prune: bool | None = None  # whether ASHA stops trials, where a time budget decided it
     shards: tuple[ShardsRecord, ...] = ()
 
     @classmethod

@@ -6,7 +6,9 @@ ASHA saves is found by simulating the search with made-up learning curves (sched
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search.budget import Fit, SearchSize, fit_to_budget
 from cxrlt_ray.search.rates import FINDINGS, ModelRate, Probe, Rates, probe, trained_rates
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.schedule import Simulation, simulate
@@ -22,6 +25,9 @@ from cxrlt_ray.search.workload import Workload, trial_seconds
 from cxrlt_ray.storage import Store
 
 PROBE_SECONDS = 60.0
+PROBE_SHARE = 0.04  # of a time budget, at most a quarter of PROBE_SECONDS, to measure rates that are not known
+DOUBT = 10.0  # times by which estimated rates may be wrong
+MARGIN = 1.1  # of planned time within a budget: decoding, writing and what else the rates do not hold
 DEVICES = (1, 8, 32)  # numbers of GPUs that a plan compares
 
 
@@ -88,7 +94,7 @@ class Planner:
         address: str | None = None,
         gpu: str | None = None,
     ) -> None:
-        self.space, self.folds, self.resources = space, max(folds, 1), resources
+        self.space, self.folds, self.seed, self.resources = space, max(folds, 1), seed, resources
         self.configs, self.rates = draw_trials(space, trials, seed), Rates(storage)
         self.address, self.here = address, device_name(address, resources)
         self.gpu = gpu or (self.here if resources.gpus else "H100")
@@ -114,7 +120,11 @@ class Planner:
 
     def rates_on(self, device: str) -> dict[tuple[str, int], ModelRate]:
         """Rates of the space's models on a device, by backbone and resolution."""
-        stages = [stage for config in self.configs for stage in config.staged()]
+        return self.rates_of(self.configs, device)
+
+    def rates_of(self, configs: Iterable[TrialConfig], device: str) -> dict[tuple[str, int], ModelRate]:
+        """Rates of the models of some trials on a device, by backbone and resolution."""
+        stages = [stage for config in configs for stage in config.staged()]
         specs = {(stage.backbone, stage.resolution): stage.spec() for stage in stages}
         cores = self.resources.threads or 1
         return {key: self.rates.rate_of(spec, FINDINGS, device, cores) for key, spec in specs.items()}
@@ -159,6 +169,36 @@ class Planner:
             for count in counts
         ]
 
+    def fit(self, budget: float, images: int | Manifest) -> Fit:
+        """The search that is planned to end within `budget` seconds on this machine.
+
+        Where the estimated rates do not leave it beyond doubt that all of it fits, the rates are measured first.
+        """
+        started, workload = time.monotonic(), self.workload(images)
+        if not self._fit(budget / DOUBT, workload).size.full:
+            self._probe_unknown(min(PROBE_SECONDS / 4, PROBE_SHARE * budget))
+        return self._fit(budget - (time.monotonic() - started), workload)
+
+    def _fit(self, budget: float, workload: Workload) -> Fit:
+        pricer = _Pricer(self, workload)
+        return fit_to_budget(budget, len(self.configs), pricer.epochs, self.space.sizes(), pricer.seconds)
+
+    def _probe_unknown(self, seconds: float) -> None:
+        """Measure, in about so many seconds, each backbone of which no rate is known here, at its smallest size."""
+        smallest: dict[str, TrialConfig] = {}
+        for stage in (stage for config in self.space.kinds() for stage in config.staged()):
+            if stage.backbone not in smallest or stage.resolution < smallest[stage.backbone].resolution:
+                smallest[stage.backbone] = stage
+        unknown = [stage for name, stage in smallest.items() if not self.rates.measured(self.here, name)]
+        if unknown:
+            with suppress(MemoryError, RuntimeError):  # a batch does not fit: training takes it in pieces
+                self.probe(unknown, seconds)
+
+    def first_rate(self) -> ModelRate:
+        """The rate here of the model of the search's first trial."""
+        first = self.configs[0].staged()[0]
+        return self.rates_of([first], self.here)[first.backbone, first.resolution]
+
     def trial_bytes(self, images: int | Manifest) -> tuple[float, float]:
         """Bytes on the storage of the largest trial: while it runs, its last state included, and when it is done."""
         rates, workload, done = self.rates_on(self.here), self.workload(images), 0.0
@@ -179,6 +219,35 @@ class Planner:
         for key, values in rates.items():
             self.rates.note(*key, float(np.median(values)), "trials")
         self.rates.save()
+
+
+class _Pricer:
+    """Planned seconds of searches of different sizes on this machine."""
+
+    def __init__(self, planner: Planner, workload: Workload) -> None:
+        self.planner, self.space, self.workload = planner, planner.space, workload
+        self.epochs = 1 if self.space.staged else self.space.epochs  # stages have epochs of their own
+        self._draws: dict[int, list[TrialConfig]] = {}  # by cap of the resolutions
+
+    def seconds(self, size: SearchSize) -> float:
+        """The planned time of a search, with a margin for decoding and writing."""
+        space, seconds = self.space.fitted(size), self._epoch_seconds(size)
+        if not size.full:  # the search may like the slowest model; what is promised is to be reached
+            slowest, started = max(seconds, key=sum), len(space.start)
+            seconds = [*seconds[:started], *([slowest] * (size.trials - started))]
+        concurrent, first = self.planner.resources.max_concurrent, space.grace(space.epochs)
+        return MARGIN * simulate(seconds, space.epochs, concurrent, space.prune, first_rung=first).wall
+
+    def _epoch_seconds(self, size: SearchSize) -> list[list[float]]:
+        """Seconds of each epoch of trials as they may be drawn."""
+        if size.pixels not in self._draws:
+            space, count = self.space.capped(size.pixels), len(self.planner.configs)
+            self._draws[size.pixels] = draw_trials(space, count, self.planner.seed)
+        configs = self._draws[size.pixels][: size.trials]
+        if not self.space.staged:
+            configs = [config.model_copy(update={"epochs": size.epochs}) for config in configs]
+        rates = self.planner.rates_of(configs, self.planner.here)
+        return [trial_seconds(config, rates, self.workload) for config in configs]
 
 
 def device_name(address: str | None, resources: Resources) -> str:

@@ -20,16 +20,19 @@ SILENCE = 60.0  # seconds after which an epoch is printed
 class Progress(tune.Callback):
     """One line a finished trial: how it did, the best so far, images/s, time left; and of long trials, of epochs.
 
-    trials: of the whole run. missing: that were not done when the sweep began.
+    trials: of the whole run. missing: that were not done when the sweep began. deadline: of the time budget, by
+    time.monotonic(): where fewer trials will be done by then, that is printed as soon as it is foreseen.
     """
 
     run: Run
     trials: int
     missing: int
     metric: Metric = VAL_MAP
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         self.started, self.printed, self.done = time.monotonic(), time.monotonic(), 0
+        self.foreseen = self.missing
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -63,11 +66,25 @@ class Progress(tune.Callback):
             return  # the sweep is stopped
         self.done += 1
         self.printed = time.monotonic()
-        left = (time.monotonic() - self.started) / self.done * (self.missing - self.done)
+        seconds = (time.monotonic() - self.started) / self.done  # a trial
+        left = seconds * (self.missing - self.done)
         scored = best_first(trial for trial in trials if trial.score == trial.score)
         best = f"best {scored[0].score:.4f} ({scored[0].name})" if scored else "none yet"
         total = self.trials - self.missing + self.done
         print(f"[{total}/{self.trials}] {line_of(trial)} | {best} | {left / 60:.1f} min left", flush=True)
+        self._print_unreached(seconds)
+
+    def _print_unreached(self, seconds: float) -> None:
+        """Print how many trials the time budget holds, where that is fewer than was printed before.
+
+        seconds: that a trial takes.
+        """
+        if self.deadline is None:
+            return
+        reached = self.done + max(0, int((self.deadline - time.monotonic()) / max(seconds, 1e-9)))
+        if reached < self.foreseen:
+            self.foreseen, before = reached, self.trials - self.missing
+            print(f"  the time budget holds about {before + reached} of {self.trials} trials", flush=True)
 
 
 def line_of(trial: Trial) -> str:

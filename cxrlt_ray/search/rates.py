@@ -73,6 +73,10 @@ class Rates:
         """Write what is known."""
         self.store.write_json("rates.json", self.known)
 
+    def measured(self, device: str, backbone: str) -> bool:
+        """Whether a rate of the backbone on the device is known, at whatever resolution."""
+        return any(key.startswith(f"{family(device)} {backbone} ") for key in self.known)
+
     def rate_of(self, spec: ModelSpec, findings: int, device: str, cores: int = 1) -> ModelRate:
         """The model's rate on `device` (a GPU's name, or cpu-N for N threads) and how it is known."""
         from cxrlt_ray import models
@@ -84,22 +88,26 @@ class Rates:
         if measured is not None:
             rate, source = measured["images_per_second"], f"measured ({measured['from']})"
         else:
-            speed, source = self._speed(device, cores)
+            speed, source = self._speed(spec.backbone, device, cores)
             rate = speed / (PASSES * flops)
         return ModelRate(spec.backbone, spec.resolution, rate, source, checkpoint)
 
-    def _speed(self, device: str, cores: int) -> tuple[float, str]:
-        """FLOP/s reached on the device: of the models measured on it, the middle one; else SPEEDS."""
+    def _speed(self, backbone: str, device: str, cores: int) -> tuple[float, str]:
+        """FLOP/s reached on the device: by the backbone at other resolutions, or by all models; else SPEEDS.
+
+        Of several measured rates it is the median.
+        """
         from cxrlt_ray import models
 
-        reached = []
+        reached: dict[str, list[float]] = {}
         for key, measured in self.known.items():
-            measured_on, backbone, resolution = key.split(" ")
+            measured_on, measured_backbone, resolution = key.split(" ")
             if measured_on == device:
-                spec = models.ModelSpec(backbone, int(resolution), pretrained=False)
-                reached.append(PASSES * models.flops(spec, 40) * measured["images_per_second"])
-        if reached:
-            return statistics.median(reached), f"scaled from {len(reached)} measured"
+                spec = models.ModelSpec(measured_backbone, int(resolution), pretrained=False)
+                speed = PASSES * models.flops(spec, FINDINGS) * measured["images_per_second"]
+                reached.setdefault(measured_backbone, []).append(speed)
+        if speeds := reached.get(backbone) or [speed for speeds in reached.values() for speed in speeds]:
+            return statistics.median(speeds), f"scaled from {len(speeds)} measured"
         if device.startswith("cpu"):
             return SPEEDS["cpu"] * cores, "estimated"
         known = device in SPEEDS

@@ -33,9 +33,7 @@ class SweepRequest(Config):
     space: Annotated[str | None, cli.option("search space: a name or a path; laptop without a GPU")] = None
     trials: Annotated[int | None, cli.option("how many trials; the space's number without it")] = None
     epochs: Annotated[int | None, cli.option("epochs a trial; the space's without it")] = None
-    time_budget: Annotated[str | None, cli.option("fit the search to this time and end it by then: 90s, 30m, 2h")] = (
-        None
-    )
+    time_budget: Annotated[str | None, cli.option("fit the sweep to this time and end it by then: 90s, 30m, 2h")] = None
     max_concurrent: Annotated[int | None, cli.option("trials at a time; as many as the GPUs hold")] = None
     gpus_per_trial: Annotated[float | None, cli.option("GPUs a worker; fractions share one")] = None
     cpus_per_trial: Annotated[float | None, cli.option("CPUs a worker")] = None

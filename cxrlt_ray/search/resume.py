@@ -1,4 +1,4 @@
-"""Going on with a run: what --resume may change, the claim that keeps two sweeps apart, the command that continues."""
+"""Going on with a run: what --resume may change, the claim that keeps two sweeps apart, the commands that come next."""
 
 from __future__ import annotations
 
@@ -118,3 +118,11 @@ def resume_command(run: Run, storage: str) -> str:
     """The command that continues the run."""
     where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
     return f"python -m cxrlt_ray.sweep {run.record.task_argument} --resume --name {run.name}{where}"
+
+
+def ensemble_command(run: Run, storage: str) -> str:
+    """The command that makes the run's ensemble."""
+    select = run.record.space if run.record.space in config.names("ensembles") else "greedy"
+    latest = "" if load_run(storage).name == run.name else f" --run {run.name}"
+    where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
+    return f"python -m cxrlt_ray.ensemble --select {select}{latest}{where}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
+from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
@@ -26,10 +27,29 @@ class RunData:
     task: Task
     data: str
     cohorts: dict[str, str]
+    soft: SoftTargets | None = None
 
 
-def run_data(request: SweepRequest, space: Space, folds: int) -> RunData:
-    """The cohort that is asked for as this run splits it, and the task; a phantom without --data."""
+def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
+    """The soft targets that are given. Raises UsageError where the space needs them or has no use for them."""
+    objective = space.learns_soft_targets()
+    if request.soft_targets is None:
+        if objective and not request.starts_nothing and not request.resume:
+            raise UsageError(
+                f"search space {space.name} has objective {objective}, which learns stored predictions: give them by "
+                "--soft-targets PATH."
+            )
+        return None
+    if not objective:
+        raise UsageError(f"--soft-targets: search space {space.name} has no objective that learns them (distill does).")
+    return read_soft_targets(request.soft_targets)
+
+
+def run_data(request: SweepRequest, space: Space, folds: int, soft: SoftTargets | None = None) -> RunData:
+    """The cohort that is asked for as this run splits it, and the task; a phantom without --data.
+
+    soft: to learn beside the labels. Raises UsageError where they are of other images or findings.
+    """
     drawn = (request.images if request.smoke else None) or space.images or PHANTOM_IMAGES
     stand_ins = request.storage if request.smoke and not request.data else None
     cohorts = others_of(space, request.cohorts, stand_ins, request.seed, drawn)
@@ -37,7 +57,9 @@ def run_data(request: SweepRequest, space: Space, folds: int) -> RunData:
     manifest, task = _read(request, data, cohorts, folds)
     if request.smoke and request.data is not None:
         manifest = few(manifest, drawn, request.seed)
-    return RunData(manifest, task, data, cohorts)
+    for note in soft.check(manifest, task.findings) if soft else ():
+        print(note)
+    return RunData(manifest, task, data, cohorts, soft)
 
 
 def data_of(run: Run) -> RunData:

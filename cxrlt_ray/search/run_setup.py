@@ -11,6 +11,7 @@ from cxrlt_ray.data.shards import Shards, parse_sizes
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.runs.records import RunRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, check_free, create_run
+from cxrlt_ray.search.budget import SearchSize
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.run_data import RunData
@@ -33,7 +34,8 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
     if existing:
         epochs = request.epochs or existing.record.epochs
         with existing.store.fetched("space.yaml") as path:
-            return load_space(str(path), epochs, existing.record.smoke, request.storage), b""
+            space = load_space(str(path), epochs, existing.record.smoke, request.storage)
+        return _as_fitted(space, existing.record), b""
     name = request.space
     if name is None:
         name = "laptop" if not resources.gpus else ("task2" if request.task == "task2" else "task1")
@@ -42,6 +44,22 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
     for note in space.notes:
         print(note)
     return space, config.find("search_spaces", name).read_bytes()
+
+
+def _as_fitted(space: Space, record: RunRecord) -> Space:
+    """The space as a time budget had brought it down when the run was made."""
+    if record.pixels is not None:
+        space = space.capped(record.pixels)
+    return space if record.prune is None else dataclasses.replace(space, prune=record.prune)
+
+
+def fitted_record(record: RunRecord, space: Space, size: SearchSize) -> RunRecord:
+    """The record of a new run whose search was brought to `size`, and its space with it, by a time budget."""
+    if size.full:
+        return record
+    epochs = None if space.staged else space.epochs
+    changes = {"trials": size.trials, "epochs": epochs, "pixels": size.pixels, "prune": space.prune}
+    return record.model_copy(update=changes)
 
 
 def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
@@ -99,4 +117,4 @@ def write_run(
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }
     )
-    return create_run(request.storage, record, data.manifest, {"space.yaml": space_file})
+    return create_run(request.storage, record, data.manifest, {"space.yaml": space_file}, data.soft)

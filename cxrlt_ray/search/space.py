@@ -21,6 +21,7 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.trial_config import Scalar, TrialConfig
+from cxrlt_ray.search.budget import SearchSize
 
 REDUCTION = 3  # ASHA keeps the best third at each rung
 
@@ -82,6 +83,22 @@ class Domain(Config):
             name in chosen and chosen[name] in (values if isinstance(values, tuple) else (values,))
             for name, values in self.when.items()
         )
+
+    def capped(self, limit: int) -> Domain:
+        """The domain with searched numbers up to `limit`; the smallest at least."""
+        if self.choices is not None:
+            choices = [choice for choice in self.choices if isinstance(choice, (int, float))]
+            return self.model_copy(update={"choices": tuple(c for c in choices if c <= limit) or (min(choices),)})
+        if self.low is None or self.high is None:
+            return self
+        return self.model_copy(update={"high": max(self.low, min(self.high, limit))})
+
+    def nearest(self, value: Scalar) -> Scalar:
+        """`value`, or the largest allowed number below it; the smallest where all are above."""
+        if self.allows(value) or not isinstance(value, (int, float)):
+            return value
+        below = [end for end in self.ends() if end <= value]
+        return max(below) if below else min(self.ends())
 
     def allows(self, value: Any) -> bool:
         """Whether a start point may give this value."""
@@ -194,6 +211,38 @@ class Space:
         stages = (stage for config in self.kinds() for stage in config.staged())
         return next((stage.objective for stage in stages if find_objective(stage.objective).needs.soft_targets), "")
 
+    def sizes(self) -> list[int]:
+        """The edges in pixels to which the resolutions that are searched can be capped, largest first."""
+        largest = max(spec.resolution for spec in self.specs())
+        domains = [domain for name, domains in self.domains.items() if _is_resolution(name) for domain in domains]
+        ends = {int(end) for domain in domains if domain.searched for end in domain.ends()}
+        return sorted(ends | {largest}, reverse=True)
+
+    def capped(self, pixels: int) -> Space:
+        """The space with searched resolutions up to `pixels`, or at their smallest, and its start points so too."""
+        domains = {
+            name: tuple(domain.capped(pixels) if _is_resolution(name) else domain for domain in domains)
+            for name, domains in self.domains.items()
+        }
+
+        def moved(key: str, value: Scalar) -> Scalar:
+            name, _, number = key.partition("@")
+            return value if not _is_resolution(name) else domains[name][int(number or 0)].nearest(value)
+
+        start = tuple({key: moved(key, value) for key, value in point.items()} for point in self.start)
+        return dataclasses.replace(self, domains=domains, start=start)
+
+    def fitted(self, size: SearchSize) -> Space:
+        """The space brought to the size of a search; ASHA stops trials of a small one no more.
+
+        Of fewer than twice REDUCTION trials it would leave one.
+        """
+        if size.full:
+            return self
+        space = self.capped(size.pixels)
+        epochs = self.epochs if self.staged else size.epochs
+        return dataclasses.replace(space, epochs=epochs, prune=self.prune and size.trials >= 2 * REDUCTION)
+
     def cohorts(self) -> set[str]:
         """The values of `cohorts` that stages have."""
         return {stage.cohorts for config in self.kinds() for stage in config.staged()}
@@ -263,6 +312,11 @@ def _first_values(space: Space) -> dict[str, Any]:
         for number, domain in enumerate(domains)
         if domain.searched
     }
+
+
+def _is_resolution(name: str) -> bool:
+    """Whether a parameter is the resolution, of the trial or of a stage."""
+    return name.split(".")[-1] == "resolution"
 
 
 def message(error: ValidationError) -> str:

@@ -63,7 +63,8 @@ class FaultPolicy:
 class Search:
     """The trials of a run that are to be done.
 
-    trials: how many in all. seconds: of the time budget, or None. database: the URL of Optuna's, or None.
+    trials: how many in all. deadline: of the time budget, by time.monotonic(), or None. database: the URL of Optuna's,
+    or None.
     """
 
     run: Run
@@ -71,7 +72,7 @@ class Search:
     space: Space
     resources: Resources
     trials: int
-    seconds: float | None
+    deadline: float | None
     seed: int
     policy: FaultPolicy
     database: str | None = None
@@ -86,7 +87,7 @@ def tune_trials(search: Search) -> str:
     for number in stopped:
         optuna_study.settle(number)
     missing = missing_trials(run, search.trials)
-    started, stop = time.monotonic(), StopRequest()
+    stop, deadline = StopRequest(), search.deadline
     watchdog = Watchdog(run, policy.hung_after, DATA_CPUS if search.job.ingest.engine == RAY else 0.0)
     searcher = StudySearcher(run, optuna_study, policy, stop, watchdog)
     with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder, stop.on_signals():
@@ -99,7 +100,7 @@ def tune_trials(search: Search) -> str:
                 scheduler=scheduler,
                 num_samples=missing,
                 max_concurrent_trials=search.resources.max_concurrent,
-                time_budget_s=search.seconds,
+                time_budget_s=None if deadline is None else max(1.0, deadline - time.monotonic()),
                 # a worker group that Tune has stopped does not let go of its actor in time
                 reuse_actors=search.resources.workers_per_trial <= 1,
             ),
@@ -109,7 +110,7 @@ def tune_trials(search: Search) -> str:
                 verbose=0,
                 stop=SweepStopper(stop, watchdog.busy),
                 failure_config=tune.FailureConfig(max_failures=policy.retries),
-                callbacks=[watchdog, Progress(run, search.trials, missing, metric)],
+                callbacks=[watchdog, Progress(run, search.trials, missing, metric, deadline)],
             ),
         )
         try:
@@ -120,7 +121,7 @@ def tune_trials(search: Search) -> str:
         raise searcher.fault
     if not missing_trials(run, search.trials):
         return ""
-    if search.seconds is not None and time.monotonic() - started >= search.seconds:
+    if deadline is not None and time.monotonic() >= deadline:
         for trial in run.trials():  # they stand where ASHA would have left them
             if trial.state == RUNNING:
                 optuna_study.settle(trial_number(trial), cut=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cxrlt_ray import sweep
@@ -13,6 +13,7 @@ from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.runs.records import EpochRecord, TrialRecord
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search import plan, rates, schedule
+from cxrlt_ray.search.resources import plan_resources
 from cxrlt_ray.search.space import grace
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.search.workload import Workload, trial_seconds
@@ -219,3 +220,77 @@ def test_rates_come_from_stages_that_trained_the_backbone_on_single_images():
     speeds = rates.trained_rates(TrialRecord(name="T0000", state="finished", config=config, epochs=epochs))
     assert [(stage.resolution, speed) for stage, speed in speeds] == [(96, 100.0)]
     assert rates.trained_rates(TrialRecord(name="T0000", state="failed")) == []
+
+
+def planner(tmp_path, slowness=None, concurrent=1):
+    """The plan of the demo's search on 2 cores; slowness: of the rates, as if they were measured."""
+    space, storage = load_space("laptop"), Store(str(tmp_path))
+    resources = plan_resources(2, 0, cpus_per_trial=0.5, max_concurrent=concurrent)
+    made = plan.Planner(space, space.trials, 0, 0, resources, storage)
+    if slowness:
+        for backbone, rate in (("tf_efficientnet_lite0", 142), ("test_resnet", 815), ("test_convnext", 900)):
+            made.rates.note(made.here, backbone, 96, rate / slowness, "probe")
+    return made
+
+
+DEMO = Workload(1098, 167, 335)
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.setattr(plan.Planner, "workload", lambda self, images, others=(): DEMO)
+    monkeypatch.setattr(plan, "probe", lambda *_: pytest.fail("rates are known"))
+
+
+def test_the_demos_search_is_as_it_is_on_a_quick_machine_and_small_on_one_four_times_slower(demo, tmp_path):
+    quick, slow = (planner(tmp_path / str(slowness), slowness) for slowness in (1, 4))
+    fit = quick.fit(240, 1600)
+    assert fit.size.full
+    assert quick.space.fitted(fit.size) == quick.space
+    fit = slow.fit(170, 1600)
+    assert fit.fits
+    assert (fit.size.trials, fit.size.pixels) == (2, 96)
+    space = slow.space.fitted(fit.size)
+    assert not space.prune  # both are trained to their end
+    assert {config.resolution for config in plan.draw_trials(space, 6)} == {96}
+    assert plan.draw_trials(space, 2)[0].backbone == "tf_efficientnet_lite0"  # the start points are tried first still
+
+
+@given(st.floats(30, 3000), st.floats(30, 3000), st.sampled_from([0.3, 1.0, 4.0, 20.0]))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_demos_search_grows_with_its_budget_at_any_speed(demo, tmp_path, one, other, slowness):
+    few, many = (planner(tmp_path, slowness).fit(budget, 1600) for budget in sorted((one, other)))
+    assert few.size.trials <= many.size.trials
+    assert few.size.epochs <= many.size.epochs
+    assert few.size.pixels <= many.size.pixels
+    for fit, budget in zip((few, many), sorted((one, other)), strict=True):
+        assert fit.fits == (fit.seconds <= budget)
+        assert fit.size.trials >= 2
+
+
+def test_rates_that_are_not_known_are_measured_before_a_search_is_fitted_and_not_where_all_of_it_fits_anyway(
+    tmp_path, monkeypatch
+):
+    measured = []
+
+    def probe(configs, findings, threads, gpu, seconds):
+        measured.extend((config.backbone, config.resolution) for config in configs)
+        assert seconds <= 15
+        return rates.Probe("cpu-2", {key: 20.0 for key in measured})
+
+    monkeypatch.setattr(plan, "probe", probe)
+    assert planner(tmp_path).fit(1e6, 1600).size.full
+    assert not measured
+    fit = planner(tmp_path).fit(240, 1600)
+    assert sorted(measured) == [("test_convnext", 96), ("test_resnet", 96), ("tf_efficientnet_lite0", 96)]
+    assert not fit.size.full
+    assert planner(tmp_path).first_rate().source.startswith("scaled from 1 measured")  # kept, for 112 px too
+
+
+def test_a_space_can_be_capped_to_its_smaller_resolutions():
+    space = load_space("laptop")
+    assert space.sizes() == [128, 112, 96]
+    for pixels, largest in ((112, 112), (96, 96), (10, 96)):
+        capped = space.capped(pixels)
+        assert max(config.resolution for config in plan.draw_trials(capped, 20)) == largest
+        assert [point.get("lr") for point in capped.start] == [point.get("lr") for point in space.start]
