@@ -1,21 +1,20 @@
-"""Bad luck, on purpose: a sweep and its ensemble under seeded faults, counted against the same without any.
+"""Faults on purpose: a sweep and its ensemble under seeded faults, compared with the same without any.
 
     python benchmarks/chaos.py --faults 30 --seed 0
     python benchmarks/chaos.py --faults 30 --seed 0 --s3
 
-The same small sweep on the phantom is run twice with the same seed: in calm, and under faults, where every command that
-ended is given again (`--resume`) until it succeeds. Then it is counted: trials expected, lost (not there, or failed by
+The same small sweep on the phantom runs twice with the same seed: in calm, and under faults, where every command that
+ended is started again (`--resume`) until it succeeds. The result: trials expected, lost (missing, or failed by
 no fault of their own), doubled; whether all predictions, the weights and the submission are the same to the bit; how
 much longer it took. Faults come from outside, as they would: signals, limits, mounts, files; nothing in the package
-knows of them. Those that need a mount are left out, and said, where this user may not mount. With --s3 everything lies
-in a bucket of a server in this process (moto), which now and then refuses, breaks off or dawdles.
+knows of them. Faults that need a mount are left out, with a line that says so, where this user may not mount. With --s3
+everything lies in a bucket of a server in this process (moto), which now and then refuses, breaks off or is slow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import random
 import resource
@@ -34,6 +33,11 @@ from typing import Any
 import numpy as np
 from processes import alive, tree
 from report import options, publish
+
+from cxrlt_ray.runs.records import FAILED, RUNNING
+from cxrlt_ray.runs.store import read_trials
+from cxrlt_ray.storage import Store
+from cxrlt_ray.training import resume
 
 HERE = Path(__file__).parent
 IMAGES, TRIALS, EPOCHS, HUNG, FAILING = 240, 14, 8, 8, 6.0
@@ -71,7 +75,10 @@ _time.time = _moved
 
 @dataclass
 class Storm:
-    """A run under faults: where it lies (a directory, or a URI with the server behind it), and what has happened."""
+    """A run under faults: its storage (a directory, or a URI with the server behind it), and the faults so far.
+
+    seen: the processes of killed drivers, with their titles.
+    """
 
     storage: Any
     env: dict[str, str]
@@ -81,31 +88,31 @@ class Storm:
     s3: Any = None
     driver: Any = None
     happened: Counter[str] = field(default_factory=Counter)
-    seen: dict[tuple[int, str], str] = field(default_factory=dict)  # processes of killed drivers, with their titles
+    seen: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def note(self) -> None:
-        """Note the processes there are, to see later whether they have ended."""
-        self.seen |= {(each.pid, each.began): each.title for each in tree(self.driver.pid)}
+        """Note the present processes, to see later whether they have ended."""
+        self.seen |= {(process.pid, process.began): process.title for process in tree(self.driver.pid)}
 
     def left_behind(self) -> list[str]:
-        """The titles of those that are still there after LINGER seconds."""
+        """The titles of the noted processes that are alive after LINGER seconds."""
         until = time.monotonic() + LINGER
-        while (left := alive(self.seen)) and time.monotonic() < until:
+        while (titles := alive(self.seen)) and time.monotonic() < until:
             time.sleep(0.5)
-        return left
+        return titles
 
     def named(self, *parts: str) -> list[int]:
         """Processes of the tree whose command line begins with one of `parts` or has it as a path's end."""
         return [
-            each.pid
-            for each in tree(self.driver.pid)[1:]
-            if any(each.title.startswith(part) or each.title.split(" ")[0].endswith(part) for part in parts)
+            process.pid
+            for process in tree(self.driver.pid)[1:]
+            if any(process.title.startswith(part) or process.title.split(" ")[0].endswith(part) for part in parts)
         ]
 
     def trial(self) -> int | None:
         """The process of a trial that trains: the one that burns time."""
-        found = self.named("ray::ImplicitFunc", "ray::_Inner", "ray::_trial")
-        return self.random.choice(found) if found else None
+        pids = self.named("ray::ImplicitFunc", "ray::_Inner", "ray::_trial")
+        return self.random.choice(pids) if pids else None
 
 
 def kill(storm: Storm, pids: list[int]) -> bool:
@@ -118,7 +125,7 @@ def kill(storm: Storm, pids: list[int]) -> bool:
 
 
 def kill_driver(storm: Storm) -> bool:
-    """Kill -9 the command itself; what it started is to end by itself."""
+    """Kill -9 the command itself; the processes that it started should end by themselves."""
     storm.note()
     os.kill(storm.driver.pid, signal.SIGKILL)
     storm.driver.wait()
@@ -126,7 +133,7 @@ def kill_driver(storm: Storm) -> bool:
 
 
 def hang(storm: Storm) -> bool:
-    """Stop a trial's process, so that it does nothing and hears nothing."""
+    """Stop a trial's process."""
     if (pid := storm.trial()) is None:
         return False
     os.kill(pid, signal.SIGSTOP)
@@ -134,7 +141,7 @@ def hang(storm: Storm) -> bool:
 
 
 def exhaust(storm: Storm) -> bool:
-    """Let a trial's process have no byte of memory more than it has."""
+    """Limit the memory of a trial's process to what it has."""
     if (pid := storm.trial()) is None:
         return False
     with contextlib.suppress(ProcessLookupError, OSError):
@@ -178,23 +185,23 @@ def move_clock(storm: Storm) -> bool:
 
 def damage(storm: Storm, pattern: str, how: Callable[[Path], None]) -> bool:
     """Kill the driver, and damage one of the files of that pattern before it is started again."""
-    found = sorted(storm.storage.glob(pattern))
-    if not found:
+    paths = sorted(storm.storage.glob(pattern))
+    if not paths:
         return False
     kill_driver(storm)
-    found = [path for path in found if path.exists()]
-    if found:
-        how(storm.random.choice(found))
+    paths = [path for path in paths if path.exists()]
+    if paths:
+        how(storm.random.choice(paths))
     return True
 
 
 def truncate(path: Path) -> None:
-    """Take away its second half."""
+    """Remove the second half of a file."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def flip(path: Path) -> None:
-    """Turn one bit in its middle."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -213,7 +220,7 @@ FAULTS: dict[str, Callable[[Storm], bool]] = {
     "storage read-only": read_only,
     "clock jumps": move_clock,
     "checkpoint truncated": lambda s: damage(s, f"{TRIAL}/fold-0/model.safetensors", truncate),
-    "state truncated": lambda s: damage(s, f"{TRIAL}/midway-*.safetensors", truncate),
+    "state truncated": lambda s: damage(s, f"{TRIAL}/{resume.PREFIX}*{resume.SUFFIX}", truncate),
     "predictions corrupt": lambda s: damage(s, f"{TRIAL}/predictions/val.parquet", flip),
     "shard deleted": lambda s: damage(s, "shards/*/*-*.parquet", Path.unlink),
     "search's database lost": lambda s: damage(s, "storm/optuna.db", truncate),
@@ -240,28 +247,28 @@ def command(storm: Storm, module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"cxrlt_ray.{module}", *arguments, "--storage", str(storm.storage)]
 
 
-def swept(storm: Storm, data: Path, space: Path) -> list[str]:
-    """The command that begins the sweep, or goes on with it."""
-    given = ["--hung-after", f"{HUNG}s", "--retries", "9", "--max-concurrent", "1", "--cache-gb", "0.1"]
-    from cxrlt_ray.storage import Store
-
+def sweep_command(storm: Storm, data: Path, space: Path) -> list[str]:
+    """The command that begins the sweep, or continues it."""
+    settings = ["--hung-after", f"{HUNG}s", "--retries", "9", "--max-concurrent", "1", "--cache-gb", "0.1"]
     if Store(str(storm.storage)).exists("storm/run.json"):
-        return command(storm, "sweep", "task1", "--resume", "--name", "storm", *given)
-    return command(storm, "sweep", "task1", "--data", str(data), "--space", str(space), "--name", "storm", *given)
+        return command(storm, "sweep", "task1", "--resume", "--name", "storm", *settings)
+    return command(storm, "sweep", "task1", "--data", str(data), "--space", str(space), "--name", "storm", *settings)
 
 
-def start(storm: Storm, given: list[str]) -> None:
+def start(storm: Storm, arguments: list[str]) -> None:
     """Start a command below this process."""
-    storm.log.write(f"\n$ {' '.join(given[2:])}\n")
+    storm.log.write(f"\n$ {' '.join(arguments[2:])}\n")
     storm.log.flush()
     # its own group, and it ends with us
     death = lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # noqa: E731
-    storm.driver = subprocess.Popen(given, env=storm.env, stdout=storm.log, stderr=storm.log, preexec_fn=death)
+    storm.driver = subprocess.Popen(arguments, env=storm.env, stdout=storm.log, stderr=storm.log, preexec_fn=death)
 
 
-def weather(storm: Storm, given: Callable[[], list[str]], plan: list[str], pause: tuple[float, float]) -> None:
-    """Run a command until it succeeds, a fault of `plan` every so often."""
-    start(storm, given())
+def run_under_faults(
+    storm: Storm, arguments: Callable[[], list[str]], plan: list[str], pause: tuple[float, float]
+) -> None:
+    """Run a command until it succeeds; a fault of `plan` after each `pause`, of so many seconds at random."""
+    start(storm, arguments())
     due = time.monotonic() + storm.random.uniform(*pause)
     tries = 0
     while True:
@@ -271,7 +278,7 @@ def weather(storm: Storm, given: Callable[[], list[str]], plan: list[str], pause
             tries += 1
             if tries > 8 + 2 * sum(storm.happened.values()):
                 raise SystemExit("chaos: the command does not succeed any more; see the log")
-            start(storm, given())
+            start(storm, arguments())
             due = time.monotonic() + storm.random.uniform(*pause)
         if plan and time.monotonic() > due:
             fault = plan[0]
@@ -303,9 +310,10 @@ def finished_storm(
         storm = Storm(f"s3://bucket/{name}" if s3 else storage, env, random.Random(seed), clock, log, s3)
         began = time.monotonic()
         late = plan[-2:]
-        weather(storm, lambda: swept(storm, data, space), plan[: len(plan) - len(late)], PAUSE)
-        chosen = command(storm, "ensemble", "--run", "storm", "--score-all", "--rounds", "50")
-        weather(storm, lambda: chosen, late, (9.0, 14.0))
+        early = plan[: len(plan) - len(late)]
+        run_under_faults(storm, lambda: sweep_command(storm, data, space), early, PAUSE)
+        ensemble = command(storm, "ensemble", "--run", "storm", "--score-all", "--rounds", "50")
+        run_under_faults(storm, lambda: ensemble, late, (9.0, 14.0))
         seconds = time.monotonic() - began
     if s3:  # to be read as a directory
         from pyarrow import fs
@@ -315,19 +323,21 @@ def finished_storm(
 
 
 def read(storage: Path) -> dict[str, Any]:
-    """What a run left that is to be the same."""
+    """What a run left that must be the same in calm and under faults."""
     import pandas as pd
 
     trials = {}
-    for path in sorted((storage / "storm" / "trials").iterdir()):
-        about = json.loads((path / "trial.json").read_text())
-        told = {key: about.get(key) for key in ("state", "params", "val_map", "reason", "own_fault")}
-        told["epochs"] = [(e["epoch"], e["val_map"], e["loss"]) for e in about["epochs"]]
-        scores = {}
-        for split in ("val", "test"):
-            if (path / "predictions" / f"{split}.parquet").exists():
-                scores[split] = pd.read_parquet(path / "predictions" / f"{split}.parquet")
-        trials[about["name"]] = {"about": told, "scores": scores, "retries": len(about.get("retries", []))}
+    for trial in read_trials(Store(str(storage)) / "storm" / "trials"):
+        record = trial.record
+        trials[trial.name] = {
+            "state": record.state,
+            "outcome": (
+                (record.state, record.params, record.score, record.reason, record.own_fault),
+                [(epoch.epoch, epoch.score, epoch.loss) for epoch in record.epochs],
+            ),
+            "scores": {split: trial.predictions(split) for split in ("val", "test") if trial.has_predictions(split)},
+            "retries": len(record.retries),
+        }
     ensemble = storage / "storm" / "ensembles" / "greedy"
     return {
         "trials": trials,
@@ -338,41 +348,38 @@ def read(storage: Path) -> dict[str, Any]:
 
 def compared(calm: dict[str, Any], storm: dict[str, Any]) -> dict[str, Any]:
     """Counts of trials, and what is the same."""
-    lost = [n for n in calm["trials"] if n not in storm["trials"] or storm["trials"][n]["about"]["state"] == "running"]
-    others = [n for n in calm["trials"] if n not in lost]
-    lost += [
-        name
-        for name in others
-        if storm["trials"][name]["about"]["state"] == "failed" and calm["trials"][name]["about"]["state"] != "failed"
-    ]
-    doubled = [name for name in storm["trials"] if name not in calm["trials"]]
+    expected, trials = calm["trials"], storm["trials"]
+    lost = [name for name in expected if name not in trials or trials[name]["state"] == RUNNING]
+    others = [name for name in expected if name not in lost]
+    lost += [name for name in others if trials[name]["state"] == FAILED and expected[name]["state"] != FAILED]
+    doubled = [name for name in trials if name not in expected]
     same = [
         name
         for name in others
-        if storm["trials"][name]["about"] == calm["trials"][name]["about"]
+        if trials[name]["outcome"] == expected[name]["outcome"]
         and all(
-            split in storm["trials"][name]["scores"]
-            and np.array_equal(frame.to_numpy(), storm["trials"][name]["scores"][split].loc[frame.index].to_numpy())
-            for split, frame in calm["trials"][name]["scores"].items()
+            split in trials[name]["scores"]
+            and np.array_equal(frame.to_numpy(), trials[name]["scores"][split].loc[frame.index].to_numpy())
+            for split, frame in expected[name]["scores"].items()
         )
     ]
     return {
-        "expected": len(calm["trials"]),
+        "expected": len(expected),
         "lost": lost,
         "doubled": doubled,
         "same": len(same),
         "differ": sorted(set(others) - set(same)),
-        "retries": sum(trial["retries"] for trial in storm["trials"].values()),
+        "retries": sum(trial["retries"] for trial in trials.values()),
         "submission": calm["submission"] == storm["submission"],
     }
 
 
 def planned(faults: int, seed: int, kinds: list[str]) -> list[str]:
     """So many faults, every kind about as often, in a random order; the ensemble's two come last."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     plan: list[str] = []
     while len(plan) < faults - 2:
-        plan += chance.sample(kinds, len(kinds))
+        plan += rng.sample(kinds, len(kinds))
     return [*plan[: faults - 2], "driver killed", "data task or other worker killed"]
 
 
@@ -381,12 +388,12 @@ def main() -> None:
     parser.add_argument("--keep", help="a folder that keeps both runs and their logs")
     parser.add_argument("--kinds", nargs="*", help=f"of {', '.join(FAULTS)}; all that can be unless given")
     parser.add_argument("--s3", action="store_true", help="everything in a bucket, which fails now and then")
-    asked = parser.parse_args()
-    root = Path(asked.keep or tempfile.mkdtemp(prefix="chaos-"))
+    args = parser.parse_args()
+    root = Path(args.keep or tempfile.mkdtemp(prefix="chaos-"))
     root.mkdir(parents=True, exist_ok=True)
     probe = root / "probe"
     probe.mkdir()
-    able = not asked.s3 and mount("-t", "tmpfs", "-o", "size=1m", "none", str(probe))
+    able = not args.s3 and mount("-t", "tmpfs", "-o", "size=1m", "none", str(probe))
     if able:
         subprocess.run(["umount", str(probe)], check=True)
     data, space = root / "data", root / "space.yaml"
@@ -394,48 +401,48 @@ def main() -> None:
 
     write_phantom(str(data), images=IMAGES, size=64, seed=0, say=lambda _: None)
     space.write_text(SPACE + NAN)
-    kinds = asked.kinds or (STORES if asked.s3 else [kind for kind in DISKS if able or kind not in MOUNTED])
-    plan = planned(asked.faults, asked.seed, kinds)
+    kinds = args.kinds or (STORES if args.s3 else [kind for kind in DISKS if able or kind not in MOUNTED])
+    plan = planned(args.faults, args.seed, kinds)
     with contextlib.ExitStack() as stack:
         s3 = None
-        if asked.s3:
+        if args.s3:
             sys.path.insert(0, str(HERE.parent / "tests"))
             from s3 import served
 
             s3 = stack.enter_context(served("bucket"))
         print(f"In {root}: first without faults", flush=True)
-        _, quiet = finished_storm("calm", root, data, space, [], asked.seed, s3=s3)
+        _, quiet = finished_storm("calm", root, data, space, [], args.seed, s3=s3)
         print(f"  {quiet:.0f} s; now with {len(plan)} faults", flush=True)
         if able:
             unmount = ["umount", "-l", str(root / "storm")]
             stack.callback(subprocess.run, unmount, check=False, stderr=subprocess.DEVNULL)
-        storm, loud = finished_storm("storm", root, data, space, plan, asked.seed, mounted=able, s3=s3)
+        storm, loud = finished_storm("storm", root, data, space, plan, args.seed, mounted=able, s3=s3)
         left = storm.left_behind()
-        told = compared(read(root / "calm"), read(root / "storm"))
+        result = compared(read(root / "calm"), read(root / "storm"))
     happened = sum(storm.happened.values())
-    diverged = sum(each["about"]["state"] == "failed" for each in read(root / "calm")["trials"].values())
+    diverged = sum(trial["state"] == FAILED for trial in read(root / "calm")["trials"].values())
     counts = ", ".join(f"{count} x {name}" for name, count in sorted(storm.happened.items()))
     lines = [
         "| faults | trials | lost | doubled | the same to the bit | retries | submission | time | processes left |",
         "|---|---|---|---|---|---|---|---|---|",
-        f"| {happened} | {told['expected']} | {len(told['lost'])} | {len(told['doubled'])} | {told['same']} | "
-        f"{told['retries']} | {'identical' if told['submission'] else 'differs'} | "
+        f"| {happened} | {result['expected']} | {len(result['lost'])} | {len(result['doubled'])} | {result['same']} | "
+        f"{result['retries']} | {'identical' if result['submission'] else 'differs'} | "
         f"{loud:.0f} s, {loud / quiet:.1f} times {quiet:.0f} s | {len(left)} |",
         "",
         f"{diverged} trial(s) diverge by their own fault, with and without the others.",
-        f"Seed {asked.seed}, a fault every {PAUSE[0]:.0f} to {PAUSE[1]:.0f} s: {counts}.",
+        f"Seed {args.seed}, a fault every {PAUSE[0]:.0f} to {PAUSE[1]:.0f} s: {counts}.",
     ]
-    if not able and not asked.s3:
+    if not able and not args.s3:
         lines += ["Without a full disk and read-only storage: this user may not mount."]
     if left:
-        lines += [f"Left behind: {', '.join(each[:60] for each in left)}."]
-    if told["differ"]:
-        lines += [f"Not the same: {', '.join(told['differ'])}."]
-    name, title = ("chaos-s3", "Faults on purpose, in a bucket") if asked.s3 else ("chaos", "Faults on purpose")
-    publish(name, title, "", lines, asked.write)
-    if not asked.keep:
+        lines += [f"Left behind: {', '.join(title[:60] for title in left)}."]
+    if result["differ"]:
+        lines += [f"Not the same: {', '.join(result['differ'])}."]
+    name, title = ("chaos-s3", "Faults on purpose, in a bucket") if args.s3 else ("chaos", "Faults on purpose")
+    publish(name, title, "", lines, args.write)
+    if not args.keep:
         shutil.rmtree(root, ignore_errors=True)
-    good = not told["lost"] and not told["doubled"] and told["submission"] and not told["differ"]
+    good = not result["lost"] and not result["doubled"] and result["submission"] and not result["differ"]
     raise SystemExit(0 if good else 1)
 
 

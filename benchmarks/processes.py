@@ -1,4 +1,4 @@
-"""A command and all that it starts, watched from /proc: memory, files, threads, what outlives it. Linux only."""
+"""A command and its processes, watched from /proc: memory, files, threads, and which outlive it. Linux only."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LINGER = 10.0  # seconds that what a command started may take to end after it
+LINGER = 10.0  # seconds that the processes of a command may take to end after it
 
 
 @dataclass(frozen=True)
 class Process:
-    """What /proc says of a process; bytes. `own`: neither files' content nor shared memory."""
+    """A process by /proc; bytes. `own`: neither files' content nor shared memory."""
 
     pid: int
-    began: str  # in ticks since the machine's start: with pid it is this process and no later one
+    began: str  # in ticks since the machine's start: tells this process from a later one of the same pid
     title: str
     rss: int
     own: int
@@ -28,50 +28,54 @@ class Process:
     files: int
 
 
-def look(pid: int) -> Process | None:
-    """A process now; None once it is gone."""
-    place = Path(f"/proc/{pid}")
+def process_of(pid: int) -> Process | None:
+    """A process now; None once it has ended."""
+    folder = Path(f"/proc/{pid}")
     try:
-        lines = (line.split(":", 1) for line in (place / "status").read_text().splitlines())
-        said = {name: value.split()[0] for name, value in lines if value.strip()}
-        began = (place / "stat").read_text().rpartition(")")[2].split()[19]
-        title = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        files = len(os.listdir(place / "fd"))
+        lines = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        status = {name: value.split()[0] for name, value in lines if value.strip()}
+        began = (folder / "stat").read_text().rpartition(")")[2].split()[19]
+        title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        files = len(os.listdir(folder / "fd"))
     except OSError:
         return None
-    if "VmRSS" not in said:  # a zombie
+    if "VmRSS" not in status:  # a zombie
         return None
-    sizes = (int(said[name]) * 1024 for name in ("VmRSS", "RssAnon", "RssShmem", "VmHWM"))
-    return Process(pid, began, title, *sizes, threads=int(said["Threads"]), files=files)
+    sizes = (int(status[name]) * 1024 for name in ("VmRSS", "RssAnon", "RssShmem", "VmHWM"))
+    return Process(pid, began, title, *sizes, threads=int(status["Threads"]), files=files)
 
 
 def tree(pid: int) -> list[Process]:
-    """`pid`, which comes first, and all below it; [] once it is gone."""
-    found, left = [], [pid]
-    while left:
-        at = left.pop()
-        if (process := look(at)) is None:
+    """`pid`, which comes first, and its descendants; [] once it has ended."""
+    processes, pids = [], [pid]
+    while pids:
+        current = pids.pop()
+        if (process := process_of(current)) is None:
             continue
-        found.append(process)
-        for task in Path(f"/proc/{at}/task").glob("*/children"):
+        processes.append(process)
+        for task in Path(f"/proc/{current}/task").glob("*/children"):
             try:
-                left += map(int, task.read_text().split())
+                pids += map(int, task.read_text().split())
             except OSError:
                 continue
-    return found
+    return processes
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What a command took, bytes and seconds, and what it said."""
+    """The resources of a command, bytes and seconds, and its output.
+
+    peak: its own RSS. together: the most that it and all its processes had of their own, with the shared memory of one.
+    most: processes at once. left: the titles of those that outlived it by LINGER. code: of its exit.
+    """
 
     seconds: float
-    peak: int  # its own RSS
-    together: int  # the most that it and all it started had of their own, with the shared memory of one
-    most: int  # processes at once
-    left: tuple[str, ...]  # what it started and outlived it by LINGER
+    peak: int
+    together: int
+    most: int
+    left: tuple[str, ...]
     code: int
-    said: str
+    output: str
 
 
 def watched(command: Sequence[str | Path], every: float = 0.2) -> Watched:
@@ -81,21 +85,21 @@ def watched(command: Sequence[str | Path], every: float = 0.2) -> Watched:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            if now := tree(process.pid):
-                peak, most = max(peak, now[0].peak), max(most, len(now))
-                together = max(together, sum(each.own for each in now) + max(each.shared for each in now))
-                seen |= {(each.pid, each.began): each.title for each in now}
+            if present := tree(process.pid):
+                peak, most = max(peak, present[0].peak), max(most, len(present))
+                together = max(together, sum(p.own for p in present) + max(p.shared for p in present))
+                seen |= {(p.pid, p.began): p.title for p in present}
             time.sleep(every)
         seconds = time.monotonic() - began
         log.seek(0)
-        said = log.read()
+        output = log.read()
     deadline = time.monotonic() + LINGER
     while (left := alive(seen)) and time.monotonic() < deadline:
         time.sleep(0.5)
-    return Watched(seconds, peak, together, most, tuple(left), process.returncode, said)
+    return Watched(seconds, peak, together, most, tuple(left), process.returncode, output)
 
 
 def alive(known: Iterable[tuple[int, str]]) -> list[str]:
-    """The titles of processes of those numbers and beginnings that are still there."""
-    now = ((look(pid), began) for pid, began in known)
-    return [process.title for process, began in now if process is not None and process.began == began]
+    """The titles of those processes, known by pid and beginning, that have not ended."""
+    present = ((process_of(pid), began) for pid, began in known)
+    return [process.title for process, began in present if process is not None and process.began == began]

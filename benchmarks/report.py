@@ -1,4 +1,4 @@
-"""What the benchmarks share: options that are whole numbers, `--write`, fair turns, and the parts of RESULTS.md."""
+"""Shared by the benchmarks: options that are whole numbers, `--write`, fair turns, and the parts of RESULTS.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ("work", "peer", "ratio, median (least-most)", "goal", "machine", "com
 
 
 def options(description: str | None, numbers: dict[str, int]) -> argparse.ArgumentParser:
-    """A parser of `--NAME N` for each of the numbers, given with its default, and of --write."""
+    """A parser of `--NAME N` for each of `numbers`, names with their defaults, and of --write."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{value:,} unless given")
@@ -25,10 +25,12 @@ def options(description: str | None, numbers: dict[str, int]) -> argparse.Argume
     return parser
 
 
-def publish(name: str, title: str, told: str, lines: Sequence[str], write_it: bool, rows: Sequence[Row] = ()) -> None:
-    """Print the section `title`, its command followed by `told`; where asked, put it and its rows into RESULTS.md."""
+def publish(
+    name: str, title: str, conditions: str, lines: Sequence[str], write_it: bool, rows: Sequence[Row] = ()
+) -> None:
+    """Print the section `title`, its command followed by `conditions`; with `write_it` put it into RESULTS.md."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    section = "\n".join([f"## {title}", "", f"`{command}`{told}", "", *lines])
+    section = "\n".join([f"## {title}", "", f"`{command}`{conditions}", "", *lines])
     print(section)
     if write_it:
         write(name, section)
@@ -40,20 +42,20 @@ def write(name: str, section: str) -> None:
     """Put the section between its markers in RESULTS.md, at the end where there are none yet."""
     text = RESULTS.read_text() if RESULTS.exists() else "# Measured\n"
     block = f"<!-- {name} -->\n{section}\n<!-- /{name} -->"
-    there = re.search(f"<!-- {name} -->.*?<!-- /{name} -->", text, re.DOTALL)
-    RESULTS.write_text(text.replace(there[0], block) if there else f"{text.rstrip()}\n\n{block}\n")
+    existing = re.search(f"<!-- {name} -->.*?<!-- /{name} -->", text, re.DOTALL)
+    RESULTS.write_text(text.replace(existing[0], block) if existing else f"{text.rstrip()}\n\n{block}\n")
 
 
 def summarise(rows: Sequence[Row], command: str) -> None:
-    """Put rows into the table at the head of RESULTS.md, in place of what the same script left there."""
+    """Put rows into the table at the head of RESULTS.md, in place of earlier rows of the same script."""
     text = RESULTS.read_text() if RESULTS.exists() else "# Measured\n"
-    there = re.search("<!-- summary -->.*?<!-- /summary -->\n*", text, re.DOTALL)
-    kept = [line for line in (there[0] if there else "").splitlines() if line.startswith("| ") and "`" in line]
-    kept = [line for line in kept if f"`python {command.split()[1]}" not in line]
-    kept += [f"| {' | '.join((*row, machine(), f'`{command}`'))} |" for row in rows]
+    existing = re.search("<!-- summary -->.*?<!-- /summary -->\n*", text, re.DOTALL)
+    lines = [line for line in (existing[0] if existing else "").splitlines() if line.startswith("| ") and "`" in line]
+    lines = [line for line in lines if f"`python {command.split()[1]}" not in line]
+    lines += [f"| {' | '.join((*row, machine(), f'`{command}`'))} |" for row in rows]
     head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    block = "\n".join(["<!-- summary -->", *head, *sorted(kept), "<!-- /summary -->", "", ""])
-    text = text.replace(there[0], "") if there else text
+    block = "\n".join(["<!-- summary -->", *head, *sorted(lines), "<!-- /summary -->", "", ""])
+    text = text.replace(existing[0], "") if existing else text
     title, _, rest = text.partition("\n")
     RESULTS.write_text(f"{title}\n\n{block}{rest.lstrip()}")
 
@@ -67,13 +69,13 @@ def machine() -> str:
 
 
 def turns(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each piece of work measures in every round, all of them in turn."""
-    found: dict[str, list[float]] = {name: [] for name in work}
+    """The figures of each piece of work by round; all pieces take turns, so that a busy machine slows all alike."""
+    figures: dict[str, list[float]] = {name: [] for name in work}
     for k in range(rounds):
         for name, run in work.items():
-            found[name].append(run())
-            print(f"round {k + 1}/{rounds}: {name} {found[name][-1]:,.4g}", flush=True)
-    return found
+            figures[name].append(run())
+            print(f"round {k + 1}/{rounds}: {name} {figures[name][-1]:,.4g}", flush=True)
+    return figures
 
 
 def ratios(fast: Sequence[float], slow: Sequence[float]) -> str:

@@ -2,8 +2,8 @@
 
 What is sampled, from /proc and the disk: memory, threads and open files of the driver and of the process in which the
 trials run, Ray's object store, the number of processes, Ray's and Tune's own files. A slope is that of a line through
-the means of BLOCKS stretches of time after the warm-up, with its 95 % interval (Student's t): what lies nearer to each
-other is not independent. The run's directory grows by what its trials leave; it is told for each trial.
+the means of BLOCKS stretches of time after the warm-up, with its 95 % interval (Student's t): single samples are not
+independent. The run's directory grows by the files of its trials.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def size(folder: Path) -> float:
 
 def sample(processes: list[Process], run: Path, scratch: Path) -> dict[str, float] | None:
     """The series' values now; None before the first trial and after the last. scratch: the driver's TMPDIR."""
-    trial = next((each for each in processes if each.title.startswith("ray::ImplicitFunc")), None)
+    trial = next((process for process in processes if process.title.startswith("ray::ImplicitFunc")), None)
     if trial is None:
         return None
     driver, ray = processes[0], size(scratch / f"cxrlt_ray-{os.getuid()}" / "ray")
     return {
         "driver memory": driver.rss / MEBI,
         "trial memory": trial.rss / MEBI,
-        "object store": max(each.shared for each in processes if "raylet" in each.title) / MEBI,
+        "object store": max(process.shared for process in processes if "raylet" in process.title) / MEBI,
         "driver files": driver.files,
         "trial files": trial.files,
         "driver threads": driver.threads,
@@ -79,7 +79,7 @@ def sample(processes: list[Process], run: Path, scratch: Path) -> dict[str, floa
 
 
 def soak(minutes: float, run: Path) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
-    """Seconds [T] and each series [T] of a sweep of so many minutes, and what the sweep said."""
+    """Seconds [T] and each series [T] of a sweep of so many minutes, and the sweep's output."""
     from cxrlt_ray.phantom import write_phantom
 
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ def soak(minutes: float, run: Path) -> tuple[np.ndarray, dict[str, np.ndarray], 
     shutil.rmtree(run, ignore_errors=True)
     command = ["auto", "--data", BUILD / "phantom-200", "--space", BUILD / "soak.yaml", "--max-concurrent", 1]
     command += ["--time-budget", f"{round(60 * minutes)}s", "--storage", run.parent, "--name", run.name]
-    times, found = [], []
-    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, (BUILD / "said.log").open("w+") as log:
+    times, samples = [], []
+    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, (BUILD / "sweep.log").open("w+") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "cxrlt_ray.sweep", *map(str, command)],
             env=os.environ | {"TMPDIR": scratch},
@@ -100,18 +100,18 @@ def soak(minutes: float, run: Path) -> tuple[np.ndarray, dict[str, np.ndarray], 
         while driver.poll() is None:
             if values := sample(tree(driver.pid), run, Path(scratch)):
                 times.append(time.monotonic() - began)
-                found.append(values)
+                samples.append(values)
             time.sleep(EVERY)
         log.seek(0)
-        said = log.read()
-    if driver.returncode or len(found) < 4 * BLOCKS:
-        sys.exit(f"the sweep ended with {driver.returncode} after {len(found)} samples: {said[-2000:]}")
-    series = {name: np.array([values[name] for values in found]) for name in found[0]}
-    return np.array(times), series, said
+        output = log.read()
+    if driver.returncode or len(samples) < 4 * BLOCKS:
+        sys.exit(f"the sweep ended with {driver.returncode} after {len(samples)} samples: {output[-2000:]}")
+    series = {name: np.array([values[name] for values in samples]) for name in samples[0]}
+    return np.array(times), series, output
 
 
 def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """By how much a series grows in an hour once it is warm, and half the width of the 95 % interval."""
+    """The growth of a series in an hour after the warm-up, and half the width of the 95 % interval."""
     from scipy import stats
 
     warm = times >= times[0] + WARM * (times[-1] - times[0])
@@ -133,8 +133,8 @@ def draw(times: np.ndarray, series: dict[str, np.ndarray], title: str) -> None:
     minutes = times / 60
     warm = minutes[0] + WARM * (minutes[-1] - minutes[0])
     for axis, (name, unit, names) in zip(axes.flat, PANELS, strict=True):
-        for each in names:
-            axis.plot(minutes, series[each], label=each, linewidth=1.2)
+        for label in names:
+            axis.plot(minutes, series[label], label=label, linewidth=1.2)
         axis.axvspan(minutes[0], warm, color="0.92", label="warm-up")
         axis.set(title=name, xlabel="time, min", ylabel=unit, ylim=(0, None))
         axis.legend(fontsize=8)
@@ -149,15 +149,15 @@ def main() -> None:
     times, series, _ = soak(args.minutes, run)
     from cxrlt_ray.runs.store import load_run
 
-    done = load_run(str(run.parent), run.name).trials()
-    epochs = sum(len(trial.about.get("epochs", [])) for trial in done)
+    trials = load_run(str(run.parent), run.name).trials()
+    epochs = sum(len(trial.record.epochs) for trial in trials)
     processes = len(set(series.pop("pid")))
     lines = ["| what | at the start | at the end | an hour | 95 % interval | |", "|---|---|---|---|---|---|"]
-    told = {}
+    slopes = {}
     for name, values in series.items():
         grown, error = slope(times, values)
         flat = "flat" if abs(grown) <= error else "falls" if grown < 0 else "grows"
-        told[name] = f"{grown:+,.1f} ± {error:,.1f}"
+        slopes[name] = f"{grown:+,.1f} ± {error:,.1f}"
         warm = times >= times[0] + WARM * (times[-1] - times[0])
         ends = values[warm][[0, -1]]
         lines.append(
@@ -165,20 +165,20 @@ def main() -> None:
             f"{grown - error:+,.1f} to {grown + error:+,.1f} | {flat} |"
         )
     hours = (times[-1] - times[0]) / 3600
-    what = f"{len(done)} trials, {epochs:,} epochs in {60 * hours:.0f} min"
-    each, doubt = (1024 * value * hours / len(done) for value in slope(times, series["driver memory"]))
+    amount = f"{len(trials)} trials, {epochs:,} epochs in {60 * hours:.0f} min"
+    by_trial, error = (1024 * value * hours / len(trials) for value in slope(times, series["driver memory"]))
     lines += [
         "",
-        f"The driver's memory grows by {each:.0f} ± {doubt:.0f} KiB a trial: Ray Tune's record of each, which it keeps",
+        f"The driver's memory grows by {by_trial:.0f} ± {error:.0f} KiB a trial: Ray Tune's record of each, which it",
+        f"keeps until the sweep ends; of 10,000 trials {by_trial * 10_000 / 1024:,.0f} MiB.",
     ]
-    lines += [f"until the sweep ends; of 10,000 trials {each * 10_000 / 1024:,.0f} MiB."]
     lines += ["", f"![Memory, files and threads over {args.minutes} minutes](../docs/{FIGURE.name})"]
-    draw(times, series, f"{what}, trials in {processes} process(es)") if args.write else None
+    draw(times, series, f"{amount}, trials in {processes} process(es)") if args.write else None
     rows: list[Row] = []
     for name in ("driver memory", "trial memory"):
-        rows.append((f"{name} of a sweep, MiB an hour: {what}", "flat", told[name], "0 within noise"))
-    told_all = f": {what}, one at a time, {processes} process(es); the first {WARM:.0%} of the time are warm-up."
-    publish("soak", "Soak", told_all, lines, args.write, rows)
+        rows.append((f"{name} of a sweep, MiB an hour: {amount}", "flat", slopes[name], "0 within noise"))
+    conditions = f": {amount}, one at a time, {processes} process(es); the first {WARM:.0%} of the time are warm-up."
+    publish("soak", "Soak", conditions, lines, args.write, rows)
 
 
 def _unit(name: str) -> str:
