@@ -1,9 +1,9 @@
 """Real learning curves for benchmarks/search.py: a grid of small models, each trained once.
 
 Trains every point of GRID on the phantom cohort and, where there is one, on a folder of real chest X-rays (DATASETS)
-and writes benchmarks/curves.parquet: dataset, the point, epoch, val_map of the epoch, seconds. What a trial
-would leave for selection after 1, 3 and 9 epochs goes to build/curves/ (not kept in git). An interrupted
-command goes on where it was. About an hour a dataset on one core.
+and writes benchmarks/curves.parquet: dataset, the point, epoch, val_map (validation mAP) of the epoch, seconds. A
+trial's predictions after 1, 3 and 9 epochs, for selection, go to build/curves/ (not kept in git). An interrupted
+command can be run again and continues. About an hour a dataset on one core.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from cache import job
+
+if TYPE_CHECKING:
+    from cxrlt_ray.training.job import Job
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "curves"
@@ -30,13 +34,13 @@ GRID = {
 }
 
 
-def points() -> list[dict]:
+def points() -> list[dict[str, Any]]:
     """All points of the grid, the backbone changing fastest, so that an interrupted table is of all kinds."""
     names = list(GRID)[::-1]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[name] for name in names))]
 
 
-def job_of(dataset: str):
+def job_of(dataset: str) -> Job:
     """The dataset prepared as a sweep prepares it: what all trials share."""
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
@@ -55,9 +59,10 @@ def job_of(dataset: str):
     return job(BUILD / dataset, manifest, shards, findings, threads=1)
 
 
-def curve(shared, dataset: str, number: int, point: dict) -> None:
+def curve(shared: Job, dataset: str, number: int, point: dict[str, Any]) -> None:
     """Train one point; write its curve and, at RUNGS, its predictions."""
-    from cxrlt_ray.search.space import TrialConfig
+    from cxrlt_ray.runs.store import read_trial
+    from cxrlt_ray.runs.trial_config import TrialConfig
     from cxrlt_ray.training.trial import train
 
     config = TrialConfig(
@@ -68,27 +73,29 @@ def curve(shared, dataset: str, number: int, point: dict) -> None:
         **point,
     )
     name = f"T{number:04d}"
-    trial = shared.run / "trials" / name
+    store = shared.run / "trials" / name
 
-    def keep(report: dict) -> None:
+    def keep(report: dict[str, float]) -> None:
         if report["epoch"] in RUNGS:
-            trial.write(f"rung-{report['epoch']}.parquet", trial.read("predictions/val.parquet"))
+            store.write(f"rung-{report['epoch']}.parquet", store.read("predictions/val.parquet"))
 
     start = time.monotonic()
     train(shared, name, config, point, keep)
-    epochs = trial.read_json("trial.json")["epochs"]
+    epochs = read_trial(store).record.epochs
     seconds = (time.monotonic() - start) / EPOCHS
-    rows = [{**point, "epoch": e["epoch"] + 1, "val_map": e["val_map"], "seconds": round(seconds, 2)} for e in epochs]
-    trial.write_json("curve.json", rows)
-    best = max(e["val_map"] for e in epochs)
+    rows = [
+        {**point, "epoch": epoch.epoch + 1, "val_map": epoch.score, "seconds": round(seconds, 2)} for epoch in epochs
+    ]
+    store.write_json("curve.json", rows)
+    best = max(row["val_map"] for row in rows)
     print(f"{dataset} {number + 1}/{len(points())} {point} {best:.4f} {seconds:.1f} s an epoch", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", help=f"of {', '.join(DATASETS)}; those that are here unless given")
-    asked = parser.parse_args().datasets or [name for name, at in DATASETS.items() if at is None or at.is_dir()]
-    for dataset in asked:
+    parser.add_argument("datasets", nargs="*", help=f"of {', '.join(DATASETS)}; those that exist unless given")
+    existing = [name for name, folder in DATASETS.items() if folder is None or folder.is_dir()]
+    for dataset in parser.parse_args().datasets or existing:
         shared = job_of(dataset)
         for number, point in enumerate(points()):
             if not (shared.run / "trials" / f"T{number:04d}").exists("curve.json"):

@@ -14,9 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from cache import shards
 from report import options, publish, ratios, spread, turns
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from cxrlt_ray.data.shards import Shards
 
 KINDS = {"convnext_small": (384, 128), "tf_efficientnetv2_s": (512, 96)}
 DRY = {"test_convnext": (96, 16), "test_efficientnet": (96, 16)}
@@ -40,8 +47,8 @@ class Utilisation:
         query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
         while not self.stop.wait(0.5):
             try:
-                told = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
-                self.values.append(float(told.split()[0]))
+                output = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
+                self.values.append(float(output.split()[0]))
             except (OSError, subprocess.SubprocessError, ValueError, IndexError):
                 return
 
@@ -68,7 +75,8 @@ class Bench:
         self.resolution, self.batch = resolution, batch
         self.targets = torch.zeros(batch, 40, device=self.device)
 
-    def step(self, images) -> None:
+    def step(self, images: torch.Tensor) -> None:
+        """One step on uint8 images [B, H, W]."""
         import torch
 
         with self.amp():
@@ -80,8 +88,8 @@ class Bench:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def run(self, images: Iterator, seconds: float) -> float:
-        """Images/s of steps on what the iterator gives."""
+    def run(self, images: Iterator[torch.Tensor], seconds: float) -> float:
+        """Images/s of steps on the iterator's batches."""
         import torch
 
         wait = torch.cuda.synchronize if self.device.type == "cuda" else (lambda: None)
@@ -96,7 +104,8 @@ class Bench:
         wait()
         return count / (time.perf_counter() - start)
 
-    def resident(self) -> Iterator:
+    def resident(self) -> Iterator[torch.Tensor]:
+        """Random batches that lie on the device."""
         import torch
 
         size = (self.batch, self.resolution, self.resolution)
@@ -104,15 +113,16 @@ class Bench:
         while True:
             yield from held
 
-    def streamed(self, source, ids, engine: str, threads: int) -> Iterator:
+    def streamed(self, source: Shards, ids: np.ndarray, engine: str, threads: int) -> Iterator[torch.Tensor]:
+        """Whole batches of the stream, epoch after epoch."""
         from cxrlt_ray.data.stream import Ingest, batches
         from cxrlt_ray.training import device
 
         for epoch in range(10**6):
-            found = batches(
+            stream = batches(
                 source, ids, self.resolution, self.batch, seed=0, epoch=epoch, flip=0.5, ingest=Ingest(engine, threads)
             )
-            for batch, images in device.ahead(found, self.device):
+            for batch, images in device.ahead(stream, self.device):
                 if len(batch.rows) == self.batch:
                     yield images
 
@@ -140,15 +150,15 @@ def main() -> None:
     for name, (resolution, batch) in (DRY if args.dry else KINDS).items():
         bench = Bench(name, resolution, batch)
         work = {"resident": lambda bench=bench: bench.run(bench.resident(), args.seconds)}
-        used: dict[str, list[float]] = {}
+        utilisation: dict[str, list[float]] = {}
         for engine, threads in [("threads", count) for count in counts] + [("ray", 0)]:
             key = f"{threads} threads" if engine == "threads" else "Ray Data"
             feed = bench.streamed(source, ids, engine, threads)
 
-            def timed(key=key, feed=feed, bench=bench, used=used) -> float:
-                with Utilisation() as watched:
+            def timed(key=key, feed=feed, bench=bench, utilisation=utilisation) -> float:
+                with Utilisation() as measured:
                     rate = bench.run(feed, args.seconds)
-                used.setdefault(key, []).append(watched.mean)
+                utilisation.setdefault(key, []).append(measured.mean)
                 return rate
 
             work[key] = timed
@@ -162,13 +172,13 @@ def main() -> None:
                 spread(rates[key]),
                 share,
             )
-            lines.append(f"| {' | '.join(cells)} | {spread(used[key])} |")
+            lines.append(f"| {' | '.join(cells)} | {spread(utilisation[key])} |")
         best = f"{counts[-1]} threads"
         work_name = f"train {name} at {resolution} px through the stream, {best}, {gpu}"
         rows.append((work_name, "resident tensors", ratios(rates[best], rates["resident"]), "0.95"))
         more += compiled(bench, args.seconds)
-    told = f": {gpu}, {cores} cores, {args.rounds} rounds in turn of {args.seconds} s."
-    publish("gpu", "On a GPU", told, [*lines, "", *more], args.write and not args.dry, rows)
+    conditions = f": {gpu}, {cores} cores, {args.rounds} rounds in turn of {args.seconds} s."
+    publish("gpu", "On a GPU", conditions, [*lines, "", *more], args.write and not args.dry, rows)
 
 
 def compiled(bench: Bench, seconds: float) -> list[str]:
@@ -184,14 +194,14 @@ def compiled(bench: Bench, seconds: float) -> list[str]:
         bench.run(bench.resident(), 0.0)
         cost = time.perf_counter() - start
         fast = bench.run(bench.resident(), seconds)
-        told = f"torch.compile: {cost:.0f} s, then {fast:,.0f} images/s, {fast / plain:.2f} times eager"
+        sentence = f"torch.compile: {cost:.0f} s, then {fast:,.0f} images/s, {fast / plain:.2f} times eager"
     except Exception as error:
-        told = f"torch.compile failed: {type(error).__name__}"
+        sentence = f"torch.compile failed: {type(error).__name__}"
     finally:
         bench.forward = bench.model
         torch._dynamo.reset()
     if bench.device.type != "cuda":
-        return [f"- {told}."]
+        return [f"- {sentence}."]
 
     def attempt(size: int) -> None:
         images = torch.randint(0, 255, (size, bench.resolution, bench.resolution), dtype=torch.uint8, device="cuda")
@@ -199,7 +209,7 @@ def compiled(bench: Bench, seconds: float) -> list[str]:
             bench.forward(images).float().sum().backward()
         bench.optimizer.zero_grad(set_to_none=True)
 
-    return [f"- {told}; of 2,048 images a batch of {device.fitting(2048, attempt):,} fits."]
+    return [f"- {sentence}; of 2,048 images a batch of {device.fitting(2048, attempt):,} fits."]
 
 
 if __name__ == "__main__":

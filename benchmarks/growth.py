@@ -13,15 +13,20 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from cache import BUILD, images, job
 from report import options, publish
 
+if TYPE_CHECKING:
+    from cxrlt_ray.data.manifest import Manifest
+
 FINDINGS, SIZE, MEMBERS = 14, 64, 8
 STAGES = ("cohort", "prepare", "stream", "train", "score", "select", "submit")
-TOLD = {
+DESCRIPTIONS = {
     "cohort": "read and check the cohort, split it",
     "prepare": f"originals to {SIZE} px shards, Ray Data on 2 cores",
     "stream": "an epoch of batches, shuffled and augmented",
@@ -92,8 +97,8 @@ def stage(name: str, count: int) -> None:
     print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - before}))
 
 
-def prepared(name: str, count: int, manifest):
-    """The stage as a function without arguments, with all it needs at hand."""
+def prepared(name: str, count: int, manifest: Manifest) -> Callable[[], object]:
+    """The stage as a function without arguments, its inputs ready."""
     from cxrlt_ray.data.prepare import prepare
     from cxrlt_ray.storage import Store
 
@@ -114,22 +119,23 @@ def prepared(name: str, count: int, manifest):
         return run
     store = Store(str(home / "run"))
     if name == "train":
-        from cxrlt_ray.search.space import TrialConfig
+        from cxrlt_ray.runs.trial_config import TrialConfig
         from cxrlt_ray.training.trial import train
 
-        whole = job(home / "run", manifest, (shards,))
+        shared = job(home / "run", manifest, (shards,))
         config = TrialConfig(backbone="test_convnext", resolution=SIZE, epochs=1, pretrained=False)
-        return lambda: train(whole, "T0000", config, {}, lambda _: None)
+        return lambda: train(shared, "T0000", config, {}, lambda _: None)
     if name == "score":
-        from cxrlt_ray.ensembling.score import Member, score
+        from cxrlt_ray.ensembling.score import member, score
+        from cxrlt_ray.runs.store import read_trial
 
-        member = Member(SIZE, 1.0, (str(home / "run" / "trials" / "T0000" / "fold-0"),))
-        work = Store(str(home / "scoring"))
+        scorer = member(read_trial(store / "trials" / "T0000"))
+        work, table = Store(str(home / "scoring")), manifest.of_split("test").table
         if work.exists(""):
             work.remove()
-        score(Store(str(home / "warm")), (shards,), [member], ids["test"][:10])
+        score(Store(str(home / "warm")), (shards,), [scorer], table[:10])
         Store(str(home / "warm")).remove()
-        return lambda: score(work, (shards,), [member], ids["test"])
+        return lambda: score(work, (shards,), [scorer], table)
     part = manifest.of_split("val" if name == "select" else "test")
     targets = part.targets()
     rng = np.random.default_rng(0)
@@ -165,10 +171,10 @@ def planned() -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             options = f"task1 --space task1 --trials 60 --plan --gpu H100 --images {count}"
             command = [sys.executable, "-m", "cxrlt_ray.sweep", *options.split(), "--storage", folder]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        start = told.index("Prepare, once")
-        kept = [line.rstrip() for line in told[start:].splitlines() if "cpu-" not in line and line.strip()]
-        parts += [f"`python -m cxrlt_ray.sweep {options}` (GPU rates estimated):", "", "```", *kept[:-1], "```", ""]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        start = output.index("Prepare, once")
+        lines = [line.rstrip() for line in output[start:].splitlines() if "cpu-" not in line and line.strip()]
+        parts += [f"`python -m cxrlt_ray.sweep {options}` (GPU rates estimated):", "", "```", *lines[:-1], "```", ""]
     return parts[:-1]
 
 
@@ -184,18 +190,18 @@ def main() -> None:
         "|---|" + "---|" * (2 * len(counts) + 1),
     ]
     for name in STAGES:
-        found = []
+        measured = []
         for count in counts:
             command = [sys.executable, __file__, "--stage", name, str(count)]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            found.append(json.loads(told.splitlines()[-1]))
-            print(f"{name} {count:,}: {found[-1]}", flush=True)
-        seconds, memory = [each["seconds"] for each in found], [each["memory"] / 1e6 for each in found]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            measured.append(json.loads(output.splitlines()[-1]))
+            print(f"{name} {count:,}: {measured[-1]}", flush=True)
+        seconds, memory = [m["seconds"] for m in measured], [m["memory"] / 1e6 for m in measured]
         growth = ", ".join(f"x {b / a:.1f}" for a, b in itertools.pairwise(seconds))
-        cells = [TOLD[name], *(f"{s:,.2f}" for s in seconds), growth, *(f"{m:,.0f}" for m in memory)]
+        cells = [DESCRIPTIONS[name], *(f"{s:,.2f}" for s in seconds), growth, *(f"{m:,.0f}" for m in memory)]
         lines.append(f"| {' | '.join(cells)} |")
-    told = f": {FINDINGS} findings; what grows is the number of images only."
-    publish("growth", "Growth", told, lines, args.write)
+    conditions = f": {FINDINGS} findings; what grows is the number of images only."
+    publish("growth", "Growth", conditions, lines, args.write)
     publish("plan", "Planned, not run", ":", planned(), args.write)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -27,18 +28,18 @@ def originals(blur: float, grain: float) -> list[bytes]:
     from cxrlt_ray.phantom.pictures import Picture, draw_picture
 
     rng = np.random.default_rng(0)
-    found = []
+    files = []
     for k in range(COUNT):
         image = draw_picture(Picture(k, k, str(k), False, False, {}), HEIGHT, 0)
         image = cv2.GaussianBlur(cv2.resize(image, (WIDTH, HEIGHT)), (0, 0), blur).astype(np.float32)
         image += rng.normal(0, grain, image.shape).astype(np.float32)
-        found.append(
+        files.append(
             cv2.imencode(".jpg", image.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
         )
-    return found
+    return files
 
 
-def torchvision_way(files: list[bytes], size: int):
+def torchvision_way(files: list[bytes], size: int) -> Callable[[], float]:
     """Images/s of Pillow to RGB and torchvision's resize, as a Dataset's usual __getitem__ has it."""
     from PIL import Image
     from torchvision.transforms.v2 import functional
@@ -52,7 +53,7 @@ def torchvision_way(files: list[bytes], size: int):
     return run
 
 
-def our_way(files: list[bytes], sizes: tuple[int, ...]):
+def our_way(files: list[bytes], sizes: tuple[int, ...]) -> Callable[[], float]:
     """Images/s of our decoding and resizing to all `sizes`."""
     from cxrlt_ray.data.decode import decode, resize
 
@@ -86,13 +87,13 @@ def cache_costs(files: list[bytes], size: int) -> list[str]:
     lines = []
     for quality in (85, 90, 95, LOSSLESS):
         start = time.perf_counter()
-        made = [encode(image, quality) for image in small for _ in range(5)]
-        writing = len(made) / (time.perf_counter() - start)
+        encoded = [encode(image, quality) for image in small for _ in range(5)]
+        writing = len(encoded) / (time.perf_counter() - start)
         start = time.perf_counter()
-        read = [decode(content)[0] for content in made]
-        reading = len(made) / (time.perf_counter() - start)
-        error = np.mean([np.square(a.astype(float) - b).mean() for a, b in zip(small, read[::5], strict=True)])
-        kb = statistics.mean(map(len, made)) / 1e3
+        decoded = [decode(content)[0] for content in encoded]
+        reading = len(encoded) / (time.perf_counter() - start)
+        error = np.mean([np.square(a.astype(float) - b).mean() for a, b in zip(small, decoded[::5], strict=True)])
+        kb = statistics.mean(map(len, encoded)) / 1e3
         lines.append(
             f"| {size} | {quality_name(quality)} | {kb:,.0f} | {kb * 377_110 / 1e6:,.1f} | {writing:,.0f} | "
             f"{reading:,.0f} | {psnr(float(error)):.1f} |"
@@ -102,44 +103,45 @@ def cache_costs(files: list[bytes], size: int) -> list[str]:
 
 def map_by_quality(seeds: int) -> list[str]:
     """Validation and test mAP of tf_efficientnet_lite0 at 128 px on nih384, from caches of each quality."""
-    import torch
-
     from cxrlt_ray import models
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.prepare import prepare
     from cxrlt_ray.data.shards import LOSSLESS, quality_name
     from cxrlt_ray.evaluation.metrics import macro, per_finding
-    from cxrlt_ray.search.space import TrialConfig
-    from cxrlt_ray.training.trial import predict_part, train
+    from cxrlt_ray.runs.store import read_trial
+    from cxrlt_ray.runs.trial_config import TrialConfig
+    from cxrlt_ray.training.job import images_of
+    from cxrlt_ray.training.trial import train
+    from cxrlt_ray.training.validation import predict_images
 
     manifest = read_cohort(str(SHARED), task="auto").manifest
     start_ray()
-    test = manifest.of_split("test")
-    ids, targets = test.table["image_id"].to_numpy(), test.targets()
+    images = images_of(manifest.of_split("test"), manifest.findings)
     config = TrialConfig(
         backbone="tf_efficientnet_lite0", resolution=128, epochs=5, lr=1e-3, ema_decay=0.99, augment=0.2
     )
-    found: dict[int, list[tuple[float, float]]] = {90: [], 95: [], LOSSLESS: []}
+    results: dict[int, list[tuple[float, float]]] = {90: [], 95: [], LOSSLESS: []}
     for seed in range(seeds):
-        for quality in found:
+        for quality in results:
             prepared = prepare(manifest, str(BUILD), [128], quality=quality, say=lambda _: None)
             run = BUILD / f"map-{quality_name(quality)}-{seed}"
-            reports: list[dict] = []
-            train(job(run, manifest, prepared), "T0000", config.model_copy(update={"seed": seed}), {}, reports.append)
+            shared = job(run, manifest, prepared)
+            train(shared, "T0000", config.model_copy(update={"seed": seed}), {}, lambda _: None)
+            validation = read_trial(shared.run / "trials" / "T0000").score
             model = models.load(run / "trials" / "T0000" / "fold-0")[0]
-            scores = predict_part(model, prepared[0], ids, 128, config, torch.no_grad)
-            score = macro(per_finding(targets, scores, ("ap",))["ap"])
-            found[quality].append((reports[-1]["val_map"], score))
-            print(f"seed {seed} {quality_name(quality)}: val {found[quality][-1][0]:.4f} test {score:.4f}", flush=True)
+            scores = predict_images(shared, config, model, images)
+            test = macro(per_finding(images.targets, scores, ("ap",))["ap"])
+            results[quality].append((validation, test))
+            print(f"seed {seed} {quality_name(quality)}: val {validation:.4f} test {test:.4f}", flush=True)
     lines = [
         "| cache at 128 px | val mAP | test mAP | test mAP less lossless, same seed |",
         "|---|---|---|---|",
     ]
-    for quality, scores in found.items():
-        less = [a[1] - b[1] for a, b in zip(scores, found[LOSSLESS], strict=True)]
-        cells = [spread([s[k] for s in scores], 3) for k in (0, 1)]
-        lines.append(f"| {quality_name(quality)} | {' | '.join(cells)} | {spread(less, 3)} |")
+    for quality, pairs in results.items():
+        differences = [a[1] - b[1] for a, b in zip(pairs, results[LOSSLESS], strict=True)]
+        cells = [spread([pair[k] for pair in pairs], 3) for k in (0, 1)]
+        lines.append(f"| {quality_name(quality)} | {' | '.join(cells)} | {spread(differences, 3)} |")
     return lines
 
 
@@ -149,9 +151,9 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     if args.map:
-        told = f": tf_efficientnet_lite0 (ImageNet), {args.seeds} seeds."
+        conditions = f": tf_efficientnet_lite0 (ImageNet), {args.seeds} seeds."
         lines = map_by_quality(args.seeds)
-        publish("prepare-map", "What the cache's quality costs in mAP (nih384)", told, lines, args.write)
+        publish("prepare-map", "What the cache's quality costs in mAP (nih384)", conditions, lines, args.write)
         return
     kinds = {"like MIMIC's": originals(1.3, 1.5), "grainy": originals(1.0, 3.0)}
     lines, rows = [], []
@@ -192,11 +194,11 @@ def main() -> None:
     ]
     for size in SIZES:
         table += cache_costs(kinds["like MIMIC's"], size)
-    told = (
+    conditions = (
         f": {COUNT} images a turn, one core, {args.rounds} rounds in turn; dB against the whole image decoded and "
         "averaged down."
     )
-    publish("prepare", "Preparing: originals to shards", told, lines[1:] + table, args.write, rows)
+    publish("prepare", "Preparing: originals to shards", conditions, lines[1:] + table, args.write, rows)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,27 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from cache import shards
 from report import options, publish, ratios, spread, turns
 
+if TYPE_CHECKING:
+    from cxrlt_ray.data.shards import Shards
+
 SIZE, CROP, BATCH, WORKERS = 512, 384, 64, 2
 
 
-def torch_loader(source, ids, augment: float):
+def torch_loader(source: Shards, ids: np.ndarray, augment: float) -> Callable[[], float]:
     """Torch's DataLoader over the same shards: an epoch's images/s at each call."""
     import torch
 
     from cxrlt_ray.data.augment import augmentation
     from cxrlt_ray.data.decode import decode
 
-    change: list = []
+    transforms: list = []
 
     index = source.index().loc[ids]
     file, offset, length = index["file"].astype(str).to_numpy(), index["offset"].to_numpy(), index["length"].to_numpy()
@@ -49,17 +54,17 @@ def torch_loader(source, ids, augment: float):
             top, left = rng.integers(0, SIZE - CROP + 1, 2)
             image = image[top : top + CROP, left : left + CROP]
             if augment:
-                if not change:  # once in a worker
-                    change.append(augmentation(augment, int(rng.integers(2**31))))
-                image = change[0](image=image)["image"]
+                if not transforms:  # once in a worker
+                    transforms.append(augmentation(augment, int(rng.integers(2**31))))
+                image = transforms[0](image=image)["image"]
             return torch.from_numpy(np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image))
 
     loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     return lambda: epoch(batch.numpy() for batch in loader)
 
 
-def epoch(stream) -> float:
-    """Images/s of one pass, each batch looked at."""
+def epoch(stream: Iterable[np.ndarray]) -> float:
+    """Images/s of one pass, which reads from each batch."""
     start, count = time.perf_counter(), 0
     for batch in stream:
         count += len(batch)
@@ -67,7 +72,7 @@ def epoch(stream) -> float:
     return count / (time.perf_counter() - start)
 
 
-def ours(source, ids, engine: str, augment: float = 0.0, memory: int = 0):
+def ours(source: Shards, ids: np.ndarray, engine: str, augment: float = 0.0, memory: int = 0) -> Callable[[], float]:
     """Our stream: an epoch's images/s at each call."""
     from cxrlt_ray.data.stream import Ingest, batches
 
@@ -75,7 +80,7 @@ def ours(source, ids, engine: str, augment: float = 0.0, memory: int = 0):
     ingest = Ingest(engine, WORKERS, memory)
 
     def run() -> float:
-        found = batches(
+        stream = batches(
             source,
             ids,
             CROP,
@@ -87,12 +92,12 @@ def ours(source, ids, engine: str, augment: float = 0.0, memory: int = 0):
             augment=augment,
             ingest=ingest,
         )
-        return epoch(batch.images for batch in found)
+        return epoch(batch.images for batch in stream)
 
     return run
 
 
-def first_batch(source, ids, engine: str) -> float:
+def first_batch(source: Shards, ids: np.ndarray, engine: str) -> float:
     """Seconds from the start of an epoch to its first batch."""
     from cxrlt_ray.data.stream import Ingest, batches
 
@@ -104,7 +109,7 @@ def first_batch(source, ids, engine: str) -> float:
     return seconds
 
 
-def shuffle_quality(source, ids) -> list[str]:
+def shuffle_quality(source: Shards, ids: np.ndarray) -> list[str]:
     """How far from each other storage's neighbours come, duplicates, coverage, and shards a batch."""
     from cxrlt_ray.data.batching import order, steps
     from cxrlt_ray.data.stream import WINDOW
@@ -117,7 +122,7 @@ def shuffle_quality(source, ids) -> list[str]:
         "|---|---|---|---|---|",
     ]
     uniform = np.random.default_rng(0).permutation(count)
-    taken = {
+    orders = {
         "torch's RandomSampler": uniform,
         "ours, local shards": order(file, [0, 0]),
         f"ours, an object store (window of {WINDOW} shards)": order(file, [0, 0], WINDOW),
@@ -125,7 +130,7 @@ def shuffle_quality(source, ids) -> list[str]:
             [order(file, [0, 0])[share[rank]] for rank in range(4) for share in steps(count, BATCH, 4)]
         ),
     }
-    for name, rows in taken.items():
+    for name, rows in orders.items():
         times = np.bincount(rows, minlength=count)
         distance = np.abs(np.diff(np.argsort(rows))).mean() / ((count + 1) / 3)
         mixed = np.mean([len(np.unique(file[rows[k : k + BATCH]])) for k in range(0, count - BATCH, BATCH)])
@@ -137,7 +142,7 @@ def processor_time() -> dict[str, float]:
     """CPU seconds so far of this process and of all of Ray's, by kind."""
     import os
 
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             name, fields = open(f"/proc/{pid}/stat").read().split("(", 1)[1].rsplit(")", 1)  # noqa: SIM115
@@ -152,11 +157,11 @@ def processor_time() -> dict[str, float]:
         else:
             continue
         ticks = sum(map(int, fields.split()[11:13]))
-        found[kind] = found.get(kind, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
-    return found
+        seconds[kind] = seconds.get(kind, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
-def ray_profile(source, ids) -> list[str]:
+def ray_profile(source: Shards, ids: np.ndarray) -> list[str]:
     """Where an epoch through Ray Data spends CPU time, against what decoding alone takes."""
     run = ours(source, ids, "ray")
     run()
@@ -164,12 +169,12 @@ def ray_profile(source, ids) -> list[str]:
     start = time.perf_counter()
     run()
     wall = time.perf_counter() - start
-    spent = {kind: value - before.get(kind, 0.0) for kind, value in processor_time().items()}
-    self_before = time.process_time()
+    used = {kind: value - before.get(kind, 0.0) for kind, value in processor_time().items()}
+    own_before = time.process_time()
     ours(source, ids, "threads")()
-    alone = time.process_time() - self_before
-    parts = "; ".join(f"{kind} {1000 * value / len(ids):.2f}" for kind, value in spent.items())
-    total = 1000 * sum(spent.values()) / len(ids)
+    alone = time.process_time() - own_before
+    parts = "; ".join(f"{kind} {1000 * value / len(ids):.2f}" for kind, value in used.items())
+    total = 1000 * sum(used.values()) / len(ids)
     return [
         f"An epoch through Ray Data, CPU s per 1,000 images: {parts}; in sum {total:.2f} "
         f"in {wall:.1f} s on 2 cores. The same batches in threads take {1000 * alone / len(ids):.2f}."
@@ -182,23 +187,22 @@ def side_by_side(trials: int, count: int, memory: int) -> tuple[float, float]:
 
     node_cache.forget()
     command = [sys.executable, __file__, "--one-trial", str(count), str(memory)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(trials)]
-    found = [json.loads(each.communicate()[0].splitlines()[-1]) for each in running]
-    seconds = max(each["ended"] for each in found) - min(each["began"] for each in found)
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(trials)]
+    results = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    seconds = max(result["ended"] for result in results) - min(result["began"] for result in results)
     node_cache.forget()
     images = 2 * count * trials
-    return images / seconds, 1000 * sum(each["cpu"] for each in found) / images
+    return images / seconds, 1000 * sum(result["cpu"] for result in results) / images
 
 
 def one_trial(count: int, memory: int) -> None:
     """Two epochs of one trial's stream; prints when and with how much CPU time."""
     from cache import BUILD, images, manifest
 
-    from cxrlt_ray.data.shards import Shards, shards_store
-    from cxrlt_ray.storage import Store
+    from cxrlt_ray.data.shards import QUALITY, Shards, shards_store
 
     cohort = manifest(images(count))
-    source = Shards(Store(shards_store(cohort, str(BUILD), SIZE, 95).uri), SIZE)
+    source = Shards(shards_store(cohort, str(BUILD), SIZE, QUALITY), SIZE)
     run = ours(source, cohort.table["image_id"].to_numpy(), "threads", memory=memory)
     source.index()
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.time()
@@ -235,8 +239,8 @@ def main() -> None:
     ]
     rates, peers = {}, {}
     for group in groups:  # one after the other: idle loaders, and memory that one fills, slow the next
-        found = turns(group, args.rounds + 1)
-        rates |= {name: values[1:] for name, values in found.items()}  # the first round starts processes
+        measured = turns(group, args.rounds + 1)
+        rates |= {name: values[1:] for name, values in measured.items()}  # the first round starts processes
         peers |= dict.fromkeys(group, next(iter(group)))
     node_cache.forget()
     names = {
@@ -270,20 +274,20 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     for count in (1, 2, 4):
-        kept = [side_by_side(count, args.images, memory) for _ in range(3)]
+        cached = [side_by_side(count, args.images, memory) for _ in range(3)]
         plain = [side_by_side(count, args.images, 0) for _ in range(3)]
-        cells = [spread([each[k] for each in side], 2 * k) for side in (kept, plain) for k in (0, 1)]
+        cells = [spread([pair[k] for pair in pairs], 2 * k) for pairs in (cached, plain) for k in (0, 1)]
         lines.append(f"| {count} | {' | '.join(cells)} |")
         if count == 1:
-            alone = [each[1] for each in kept]
-        rates_cpu = ratios([count * each[1] for each in kept], alone)
+            alone = [cpu for _, cpu in cached]
+        rates_cpu = ratios([count * cpu for _, cpu in cached], alone)
         if count > 1:
             rows.append((f"decoding CPU of {count} trials side by side", "one trial", rates_cpu, f"below {count}"))
-    told = (
+    conditions = (
         f": {args.images:,} images, {SIZE} px q95 -> random {CROP} px crop, flip, shuffle, batches of {BATCH}, "
         f"2 workers or threads on 2 cores; {args.rounds} rounds in turn after one to warm up."
     )
-    publish("stream", "Streaming: shards to batches", told, lines, args.write, rows)
+    publish("stream", "Streaming: shards to batches", conditions, lines, args.write, rows)
 
 
 if __name__ == "__main__":

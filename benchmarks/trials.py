@@ -1,4 +1,4 @@
-"""What stands between trials, scoring many members in one pass, and what makes a training step faster.
+"""The time between trials, scoring many members in one pass, and what makes a training step faster.
 
 Turnaround: a sweep of small trials on the phantom, from one trial's end to the next one's first step. Scoring: 8
 small members on 512 px shards and on shards of their own size, all at once against one by one, numbers compared.
@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from cache import BUILD, shards
+from cache import BUILD, images, manifest, shards
 from report import options, publish, ratios, spread, turns
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from cxrlt_ray.data.shards import Shards
+    from cxrlt_ray.ensembling.score import Scorer, StoredMember
 
 SPACE = """
 trials: 8
@@ -29,19 +38,19 @@ parameters:
 
 def turnaround() -> tuple[list[str], str]:
     """Where the time goes between trials of one process: a table, after a sweep."""
-    from cxrlt_ray import sweep
-    from cxrlt_ray.runs import store
+    from cxrlt_ray.sweep import SweepRequest, run
 
     storage = BUILD / "turnaround"
     storage.mkdir(parents=True, exist_ok=True)
     (storage / "space.yaml").write_text(SPACE)
-    name = f"t{int(time.time())}"
-    sweep.main("task1", space=str(storage / "space.yaml"), storage=str(storage), name=name)
-    done = [trial.about for trial in store.load_run(str(storage), name).trials()]
+    request = SweepRequest(
+        task="task1", space=str(storage / "space.yaml"), storage=str(storage), name=f"t{int(time.time())}"
+    )
+    records = [trial.record for trial in run(request).trials()]
     parts: dict[str, list[float]] = {}
-    for before, after in itertools.pairwise(done):
-        seconds = after["seconds"]
-        idle = after["began"] - before["ended"]
+    for before, after in itertools.pairwise(records):
+        seconds = after.seconds
+        idle = after.began - before.ended
         for part, value in {
             "from a trial's end to the next one's start: last report, Tune, Optuna, the store, Train": idle,
             "manifest, model and its weights, optimizer": seconds["model"],
@@ -55,82 +64,88 @@ def turnaround() -> tuple[list[str], str]:
     return lines, spread(parts["turnaround"], 2)
 
 
-def members(count: int, folder: Path) -> list:
+def members(count: int, folder: Path) -> list[StoredMember]:
     """Small models of random weights, saved as trials save theirs."""
     import torch
 
     from cxrlt_ray import models
-    from cxrlt_ray.ensembling.score import Member
+    from cxrlt_ray.ensembling.score import StoredMember
+    from cxrlt_ray.training.inference import augmented_views
 
-    kinds = ("test_resnet", "test_convnext", "test_efficientnet", "test_vit")
-    found = []
+    kinds, findings = ("test_resnet", "test_convnext", "test_efficientnet", "test_vit"), tuple(map(str, range(40)))
+    stored = []
     for k in range(count):
         torch.manual_seed(k)
         spec = models.ModelSpec(kinds[k % len(kinds)], 96, pretrained=False)
-        place = folder / f"member-{k}"
-        place.mkdir(parents=True, exist_ok=True)
-        models.save(models.build(spec, 40), spec, tuple(map(str, range(40))), place)
-        found.append(Member(96, 1.0, (str(place),)))
-    return found
+        path = folder / f"member-{k}"
+        path.mkdir(parents=True, exist_ok=True)
+        models.save(models.build(spec, 40), spec, findings, path)
+        stored.append(StoredMember(augmented_views(96, 1.0), (str(path),), "auto", findings))
+    return stored
 
 
-def scoring(images: int, rounds: int) -> tuple[list[str], list[tuple]]:
-    """All members in one pass against one by one: a table and rows."""
-    from cxrlt_ray.ensembling.score import Scorer
+def scoring(count: int, rounds: int) -> tuple[list[str], list[tuple]]:
+    """All members in one pass against one by one, on `count` images: a table and rows."""
+    from cxrlt_ray.ensembling.score import Scorer, _items
 
-    chosen = members(8, BUILD / "members")
+    stored = members(8, BUILD / "members")
     lines = [
         "| 8 members at 96 px, images/s | one by one | one pass | ratio | largest difference |",
         "|---|---|---|---|---|",
     ]
     rows = []
     for size in (512, 96):
-        source, ids = shards(images, size)
-        index = source.index()
-        items = [
-            {"file": [name], "image_id": [part.index.to_list()]} for name, part in index.groupby("file", observed=True)
-        ]
-        alone = [Scorer(source, [each]) for each in chosen]
-        kept: dict[str, np.ndarray] = {}
+        source, _ = shards(count, size)
+        table = manifest(images(count, size)).table
+        # as Ray Data hands them to an actor: a batch of one item
+        items = [{key: [value] for key, value in item.items()} for item in _items(source, table)]
+        scorers = [Scorer(source, [member]) for member in stored]
+        scores: dict[str, np.ndarray] = {}
         work = {
-            "one by one": scorer(alone, items, kept, "each"),
-            "one pass": scorer([Scorer(source, chosen)], items, kept, "all"),
+            "one by one": scored_items(scorers, items, scores, "one by one"),
+            "one pass": scored_items([Scorer(source, stored)], items, scores, "one pass"),
         }
-        found = turns(work, rounds)
-        difference = np.abs(kept["all"] - kept["each"]).max()
-        told = (f"shards of {size} px", spread(found["one by one"]), spread(found["one pass"]))
-        lines.append(f"| {' | '.join(told)} | {ratios(found['one pass'], found['one by one'])} | {difference:g} |")
-        work_name = f"score {images:,} images with 8 small members, {size} px shards"
-        rows.append((work_name, "one by one", ratios(found["one pass"], found["one by one"]), "1.5"))
+        rates = turns(work, rounds)
+        difference = np.abs(scores["one pass"] - scores["one by one"]).max()
+        cells = (f"shards of {size} px", spread(rates["one by one"]), spread(rates["one pass"]))
+        lines.append(f"| {' | '.join(cells)} | {ratios(rates['one pass'], rates['one by one'])} | {difference:g} |")
+        work_name = f"score {count:,} images with 8 small members, {size} px shards"
+        rows.append((work_name, "one by one", ratios(rates["one pass"], rates["one by one"]), "1.5"))
     whole = turns(
-        {"one by one": command(source, ids, [[each] for each in chosen]), "one pass": command(source, ids, [chosen])}, 2
+        {
+            "one by one": whole_passes(source, table, [[member] for member in stored]),
+            "one pass": whole_passes(source, table, [stored]),
+        },
+        2,
     )
-    told = (
+    cells = (
         "as a user runs it, actors started, models loaded (96 px)",
         spread(whole["one by one"]),
         spread(whole["one pass"]),
     )
-    lines.append(f"| {' | '.join(told)} | {ratios(whole['one pass'], whole['one by one'])} | |")
+    lines.append(f"| {' | '.join(cells)} | {ratios(whole['one pass'], whole['one by one'])} | |")
     rows.append(
         ("the same as whole passes through Ray", "one by one", ratios(whole["one pass"], whole["one by one"]), "1.5")
     )
     return lines, rows
 
 
-def scorer(scorers: list, items: list[dict], kept: dict[str, np.ndarray], name: str):
-    """Images/s of scoring all items with each of the scorers in turn; the scores [N, M, C] go to `kept`."""
+def scored_items(
+    scorers: list[Scorer], items: list[dict], scores: dict[str, np.ndarray], name: str
+) -> Callable[[], float]:
+    """Images/s of scoring all items with each of the scorers in turn; scores[name] are then [N, M, C]."""
 
     def run() -> float:
         start = time.perf_counter()
-        each = [np.concatenate([scorer(item)["scores"] for item in items]) for scorer in scorers]
-        kept[name] = np.concatenate(each, axis=1)
-        return len(kept[name]) / (time.perf_counter() - start)
+        parts = [np.concatenate([scorer(item)["scores"] for item in items]) for scorer in scorers]
+        scores[name] = np.concatenate(parts, axis=1)
+        return len(scores[name]) / (time.perf_counter() - start)
 
     return run
 
 
-def command(source, ids: np.ndarray, groups: list[list]):
-    """Images/s of `score` for each group of members in turn, through Ray, from nothing."""
+def whole_passes(source: Shards, table: pd.DataFrame, groups: list[list[StoredMember]]) -> Callable[[], float]:
+    """Images/s of `score` for each group of members in turn, through Ray, from nothing. table: of the manifest."""
     import tempfile
 
     from cxrlt_ray.ensembling.score import score
@@ -140,8 +155,8 @@ def command(source, ids: np.ndarray, groups: list[list]):
         start = time.perf_counter()
         for group in groups:
             with tempfile.TemporaryDirectory() as folder:
-                score(Store(folder) / "work", (source,), group, ids)
-        return len(ids) / (time.perf_counter() - start)
+                score(Store(folder) / "work", (source,), group, table)
+        return len(table) / (time.perf_counter() - start)
 
     return run
 
@@ -159,22 +174,25 @@ def steps(seconds: float, rounds: int) -> list[str]:
     ]
     for name in ("test_resnet", "test_convnext", "tf_efficientnet_lite0", "resnet18"):
         kinds = {"plain": (False, False), "channels_last": (True, False), "fused": (True, True)}
-        work = {kind: _stepper(name, *how, compiled=False)[0] for kind, how in kinds.items()}
+        work = {kind: _stepper(name, *options, compiled=False)[0] for kind, options in kinds.items()}
         start = time.perf_counter()
         try:
             compiled, _ = _stepper(name, True, True, compiled=True)
             compiling = f"{time.perf_counter() - start:.0f}"
             work["compiled"] = compiled
-        except Exception as error:  # no C++ compiler here, or a bug of the backend
+        except Exception as error:  # no C++ compiler, or a bug of the backend
             compiling = f"failed: {type(error).__name__}"
-        found = turns({kind: (lambda run=run: run(seconds)) for kind, run in work.items()}, rounds)
-        cells = [spread(found[kind]) for kind in kinds] + [spread(found.get("compiled", [float("nan")]))]
+        rates = turns({kind: (lambda run=run: run(seconds)) for kind, run in work.items()}, rounds)
+        cells = [spread(rates[kind]) for kind in kinds] + [spread(rates.get("compiled", [float("nan")]))]
         lines.append(f"| {name}, 96 px | {' | '.join(cells)} | {compiling} |")
     torch._dynamo.reset()
     return lines
 
 
-def _stepper(name: str, channels_last: bool, fused: bool, compiled: bool):
+def _stepper(
+    name: str, channels_last: bool, fused: bool, compiled: bool
+) -> tuple[Callable[[float], float], torch.nn.Module]:
+    """Images/s of so many seconds of training steps, and the model that is trained."""
     import torch
 
     from cxrlt_ray import models
