@@ -1,10 +1,10 @@
-"""Whether selection is honest, and what it gains, where the truth is known: `python benchmarks/honesty.py --write`.
+"""Whether selection is honest, and its gain, where the truth is known: `python benchmarks/honesty.py --write`.
 
 A population is 8 members on 8 findings, the rarest with 5 positives expected in 600 images (2 a subject), the most
 common with 150. Each is drawn from 10 times: a validation set to choose on, and 9,600 images to judge by. Cut into sets
 of the validation's size these give the AP to expect at that size (and, for coverage, with as many positives), which a
-score on the validation set estimates; whole, the population's AP, lower for rare findings. Labels err alike in both.
-Errors are over populations, not draws.
+score on the validation set estimates; whole, the population's AP, lower for rare findings. Labels have the same errors
+in both. Standard errors are over populations, not draws.
 
 `--real RUN` judges the same selectors on a run's own members, chosen on validation, on its test images. They must have
 been scored: `python -m cxrlt_ray.ensemble --run RUN --score-all`.
@@ -34,16 +34,16 @@ from cxrlt_ray.selection import SPACES_OF, average_precision, spaces
 from cxrlt_ray.selection.honest import Method, combine, fit
 
 POSITIVES = np.array([5, 8, 12, 20, 30, 50, 90, 150]) / 600  # of each finding, as a share of the images
-MEMBERS, FAMILIES = 8, np.array([0, 0, 0, 0, 1, 1, 2, 3])  # members of a family err alike
+MEMBERS, FAMILIES = 8, np.array([0, 0, 0, 0, 1, 1, 2, 3])  # members of a family share errors
 DRAWS, EVERY = 10, 5  # draws of a population, and of how many one has the slow selectors too
 TEST, ROUNDS, FOLDS = 9_600, 512, 5
-NEAR = 20  # sets at least that tell what to expect of one, those nearest in positives
-Found = list[dict[str, Any]]  # what `simulate` found of each population
+NEAR = 20  # sets at least, those nearest in positives, that give the AP to expect of one
+Results = list[dict[str, Any]]  # of `simulate`, a population each
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a population is like. Noise: of the best, the second and the worst member. The last may be special."""
+    """A kind of population. noise: of the best, the second and the worst member. The last member may be special."""
 
     images: int = 600
     noise: tuple[float, float, float] = (0.7, 0.85, 1.8)
@@ -71,20 +71,20 @@ PARTS = {"mAP": range(len(POSITIVES)), "finding of 5 in 600": [0], "finding of 2
 
 
 def systems(rounds: int) -> dict[str, tuple[list[Method], float]]:
-    """What is compared, by name: methods in order of preference, and the margin (honest.fit)."""
+    """The systems that are compared, by name: methods in order of preference, and the margin (honest.fit)."""
     file = load_ensemble("greedy")[1]
     bagged = Method(file.selector, file.settings, file.guard)
     own: dict[str, Any] = {"greedy": {"rounds": rounds}, "greedy_global": {"rounds": rounds}}
     plain = ("best", "mean", "topk_mean", "ap_weighted", "rank_mean", "nnls", "logistic", "simplex", *own)
-    found = {name: ([Method(name, own.get(name, {}))], 1.0) for name in plain}
-    found |= {f"{n}, guard 20": ([Method(n, own.get(n, {}), 20.0)], 1.0) for n in ("nnls", "greedy")}
-    found["greedy_bagged, no guard"] = [replace(bagged, guard=0.0)], 1.0
-    found["greedy_bagged, guard 20"] = [bagged], 1.0
-    found[GREEDY] = file.methods(), file.margin()
-    found[ADAPTIVE] = [replace(bagged, guard="auto"), *file.methods()[1:]], file.margin()
+    methods = {name: ([Method(name, own.get(name, {}))], 1.0) for name in plain}
+    methods |= {f"{name}, guard 20": ([Method(name, own.get(name, {}), 20.0)], 1.0) for name in ("nnls", "greedy")}
+    methods["greedy_bagged, no guard"] = [replace(bagged, guard=0.0)], 1.0
+    methods["greedy_bagged, guard 20"] = [bagged], 1.0
+    methods[GREEDY] = file.methods(), file.margin()
+    methods[ADAPTIVE] = [replace(bagged, guard="auto"), *file.methods()[1:]], file.margin()
     auto = load_ensemble("auto")[1]
-    found[AUTO] = auto.methods(), auto.margin()
-    return found
+    methods[AUTO] = auto.methods(), auto.margin()
+    return methods
 
 
 class Population:
@@ -108,11 +108,11 @@ class Population:
         family = [self._normal(images, 0.5) for _ in range(FAMILIES.max() + 1)]
         predictions = np.empty((MEMBERS, *targets.shape), np.float32)
         for m in range(MEMBERS):
-            sight = self.shift * (ill - 0.5) + difficulty
+            evidence = self.shift * (ill - 0.5) + difficulty
             if m == MEMBERS - 1:
-                sight = sight * (not s.useless) + s.cheat * validation * targets
+                evidence = evidence * (not s.useless) + s.cheat * validation * targets
             error = np.sqrt(0.5) * (family[FAMILIES[m]] + self._normal(images, 0.5))
-            predictions[m] = 1 / (1 + np.exp(-prior - self.slope[m] * (sight + self.noise[m] * error)))
+            predictions[m] = 1 / (1 + np.exp(-prior - self.slope[m] * (evidence + self.noise[m] * error)))
         return predictions, targets, np.repeat(np.arange(images // 2), 2)
 
     def _normal(self, images: int, shared: float) -> np.ndarray:
@@ -135,29 +135,29 @@ def simulate(name: str, population: int, seed: int) -> dict[str, Any]:
     for d in range(DRAWS):
         (predictions, targets, groups), test = people.sample(scenario.images, True), people.sample(TEST, False)
         chosen, tested = {}, {JUDGED[0]: test[0][0]}
-        able = {s: how for s, how in systems(rounds=20).items() if s not in SLOW or d % EVERY == 0}
-        for system, (methods, margin) in able.items():
+        fast = {name: method for name, method in systems(rounds=20).items() if name not in SLOW or d % EVERY == 0}
+        for system, (methods, margin) in fast.items():
             folds, space = FOLDS if system in CROSSED + SLOW else 0, SPACES_OF[methods[0].selector]
-            values, seed_of = spaces.into(space, predictions, predictions), population * DRAWS + d
-            chosen[system] = fit(methods, values, targets, groups, folds=folds, seed=seed_of, margin=margin)
+            values, draw_seed = spaces.into(space, predictions, predictions), population * DRAWS + d
+            chosen[system] = fit(methods, values, targets, groups, folds=folds, seed=draw_seed, margin=margin)
             tested[system] = combine(spaces.into(space, test[0], predictions), chosen[system].weights)
-        kept = [system for system in (*JUDGED[:2], *CROSSED) if system in tested]
-        stack, blocks = np.array([tested[s] for s in kept], np.float32), np.arange(TEST).reshape(-1, scenario.images)
-        each = np.array([precisions(stack[:, block], test[1][block]) for block in blocks])  # [block, system, C]
-        sized, counts = dict(zip(kept, each.swapaxes(0, 1), strict=True)), (test[1][blocks] == 1).sum(axis=1)
+        judged = [system for system in (*JUDGED[:2], *CROSSED) if system in tested]
+        stack, blocks = np.array([tested[s] for s in judged], np.float32), np.arange(TEST).reshape(-1, scenario.images)
+        by_block = np.array([precisions(stack[:, block], test[1][block]) for block in blocks])  # [block, system, C]
+        sized, counts = dict(zip(judged, by_block.swapaxes(0, 1), strict=True)), (test[1][blocks] == 1).sum(axis=1)
         size = {system: np.nanmean(ap, axis=0) for system, ap in sized.items()}
         whole = dict(zip(tested, precisions(list(tested.values()), test[1]), strict=True))
-        crossed = {system: chosen[system].crossed[0] for system in kept[2:]}
-        naive = {system: combine(predictions, chosen[system].weights) for system in kept[2:]}
+        crossed = {system: chosen[system].crossed[0] for system in judged[2:]}
+        naive = {system: combine(predictions, chosen[system].weights) for system in judged[2:]}
         scores = [predictions[0], predictions.mean(axis=0), crossed[GREEDY], naive[GREEDY]]
-        known = [(sized[s], whole[s]) for s in (*JUDGED[:2], GREEDY, GREEDY)]
-        result["judged"].append((targets, groups, scores, *map(np.array, zip(*known, strict=True)), counts))
+        truths = [(sized[s], whole[s]) for s in (*JUDGED[:2], GREEDY, GREEDY)]
+        result["judged"].append((targets, groups, scores, *map(np.array, zip(*truths, strict=True)), counts))
         present = (targets == 1).any(axis=0)  # the truth of a mean is over the findings that it holds
         result["test"].append({system: ap.mean() for system, ap in whole.items()})
         result["sized"].append({system: size[system][present].mean() for system in crossed})
-        for key, of in (("naive", naive), ("crossed", crossed)):
-            ap = precisions(list(of.values()), targets)[:, present]
-            result[key].append(dict(zip(of, ap.mean(axis=1), strict=True)))
+        for key, by_system in (("naive", naive), ("crossed", crossed)):
+            ap = precisions(list(by_system.values()), targets)[:, present]
+            result[key].append(dict(zip(by_system, ap.mean(axis=1), strict=True)))
         result["picked"].append({system: chosen[system].method for system in PICKED if system in chosen})
     return result | {"covered": covers(result.pop("judged"))}
 
@@ -169,54 +169,60 @@ def covers(judged: list[Any]) -> np.ndarray:
     held = np.full((len(judged), len(JUDGED), len(PARTS), 2, 3), np.nan)
     for d, (targets, groups, scores, *_) in enumerate(judged):
         expected = np.full(population.shape, np.nan)  # of sets of this size that hold as many positives
-        for c, found in enumerate((targets == 1).sum(axis=0)):
-            far = np.where(counts[:, c] > 0, abs(counts[:, c] - found), np.inf)
-            expected[:, c] = sized[:, far <= np.sort(far)[NEAR], c].mean(axis=1)
+        for c, positives in enumerate((targets == 1).sum(axis=0)):
+            distance = np.where(counts[:, c] > 0, abs(counts[:, c] - positives), np.inf)
+            expected[:, c] = sized[:, distance <= np.sort(distance)[NEAR], c].mean(axis=1)
         truth = np.stack([expected, population], axis=1)  # [system, expected or population's, C]
         for part, columns in enumerate(PARTS.values()):
-            there = [c for c in columns if (targets[:, c] == 1).any()]
-            if not there:
+            present = [c for c in columns if (targets[:, c] == 1).any()]
+            if not present:
                 continue
-            some = [each[:, there] for each in scores]
-            drawn = metrics.bootstrap_map(targets[:, there], some, groups, rounds=ROUNDS, seed=d)
-            ap, goal = precisions(some, targets[:, there]).mean(axis=1), truth[:, :, there].mean(axis=2)
-            drawn, ap, goal = (np.insert(values, 3, values[2] - values[1], axis=0) for values in (drawn, ap, goal))
-            low, high = np.nanquantile(drawn, [0.025, 0.975], axis=1)
-            lift = np.nanmean(drawn, axis=1) - ap  # centred: the percentile interval without it
+            subset = [system_scores[:, present] for system_scores in scores]
+            draws = metrics.bootstrap_map(targets[:, present], subset, groups, rounds=ROUNDS, seed=d)
+            ap, goal = precisions(subset, targets[:, present]).mean(axis=1), truth[:, :, present].mean(axis=2)
+            draws, ap, goal = (np.insert(values, 3, values[2] - values[1], axis=0) for values in (draws, ap, goal))
+            low, high = np.nanquantile(draws, [0.025, 0.975], axis=1)
+            lift = np.nanmean(draws, axis=1) - ap  # centred: the percentile interval without it
             ends = ((2 * ap - high, 2 * ap - low), (low, high), (low - lift, high - lift))
             for k, (least, most) in enumerate(ends):
                 held[d, :, part, :, k] = (least[:, None] <= goal) & (goal <= most[:, None])
     return held
 
 
-def less(found: Found, system: str, other: str, key: str = "test", than: str = "test", digits: int = 3) -> str:
+def less(results: Results, system: str, other: str, key: str = "test", than: str = "test", digits: int = 3) -> str:
     """`key` of one system less `than` of the other, ± its standard error over populations; of "test", 1.96 of them."""
-    pairs = [zip(p[key], p[than], strict=True) for p in found]
+    pairs = [zip(population[key], population[than], strict=True) for population in results]
     means = [np.mean([a[system] - b[other] for a, b in pair if system in a]) for pair in pairs]
     error = np.std(means, ddof=1) / np.sqrt(len(means)) * (1.96 if key == "test" else 1)
     return f"{np.mean(means):+.{digits}f} ± {error:.{digits}f}"
 
 
 def table(heads: list[str], rows: Any) -> list[str]:
+    """A table as lines of markdown, with an empty one after it."""
     return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)] + [""]
 
 
-def simulation(found: dict[str, Found]) -> list[str]:
-    """The section's tables: optimism, coverage, gains, what was chosen; lines of markdown."""
+def simulation(by_scenario: dict[str, Results]) -> list[str]:
+    """The section's tables: optimism, coverage, gains, choices; lines of markdown."""
     optimism, coverage, better, chosen, worse = [], [], [], [], []
     guarded = ("greedy, guard 20", "greedy_bagged, guard 20", *PICKED)
-    draws = len(found["tiny"]) * DRAWS
-    for name, of in found.items():
-        optimism += [[name, s, *(less(of, s, s, key, "sized", 4) for key in ("naive", "crossed"))] for s in CROSSED]
-        held = 100 * np.nanmean(np.concatenate([p["covered"] for p in of]), axis=0).reshape(len(JUDGED), -1, 3)
+    draws = len(by_scenario["tiny"]) * DRAWS
+    for name, results in by_scenario.items():
+        optimism += [
+            [name, system, *(less(results, system, system, key, "sized", 4) for key in ("naive", "crossed"))]
+            for system in CROSSED
+        ]
+        covered = np.concatenate([population["covered"] for population in results])
+        held = 100 * np.nanmean(covered, axis=0).reshape(len(JUDGED), -1, 3)
         for s, cells in zip(JUDGED, held, strict=True):
             coverage.append([name, s, *(", ".join(f"{kind:.0f}" for kind in cell) for cell in cells)])
-        best = "best" if less(of, "best", "mean", digits=9).startswith("+") else "mean"
-        better.append([name, best, *(less(of, system, best, digits=4) for system in guarded)])
+        best = "best" if less(results, "best", "mean", digits=9).startswith("+") else "mean"
+        better.append([name, best, *(less(results, system, best, digits=4) for system in guarded)])
         cells = zip(guarded, (cell.split(" ± ") for cell in better[-1][2:]), strict=True)
         worse += [f"{system} in {name}" for system, (mean, noise) in cells if float(mean) < -float(noise)]
-        picks = ([getattr(draw[s], PICKED[s]) for p in of for draw in p["picked"] if s in draw] for s in PICKED)
-        counts = [Counter(map(str, each)) for each in picks]
+        picked = [draw for population in results for draw in population["picked"]]
+        choices = ([getattr(draw[s], PICKED[s]) for draw in picked if s in draw] for s in PICKED)
+        counts = [Counter(map(str, values)) for values in choices]
         chosen.append(
             [name, *(", ".join(f"{k} {100 * n / c.total():.0f} %" for k, n in c.most_common()) for c in counts)]
         )
@@ -231,8 +237,8 @@ def simulation(found: dict[str, Found]) -> list[str]:
     for other in ("best", "mean"):
         lines += [f"### Test mAP less that of {other}", "", "The population's mAP, with 95 % intervals.", ""]
         compared = [system for system in systems(1) if system != other]
-        rows = [[system, *(less(of, system, other) for of in found.values())] for system in compared]
-        lines += table(["selector", *found], rows)
+        rows = [[system, *(less(results, system, other) for results in by_scenario.values())] for system in compared]
+        lines += table(["selector", *by_scenario], rows)
     lines += ["### Test mAP less that of the better of best and mean", "", "The better on average over draws.", ""]
     lines += table(["scenario", "better", *guarded], better)
     lines += [f"Worse by more than the interval: {'; '.join(worse) or 'none'}.", "", "### What was chosen", ""]
@@ -263,14 +269,15 @@ def real(path: Path, seed: int) -> list[str]:
         rows[name] = [name + picked, *(f"{metrics.macro(ap):.3f}" for ap in both)]
         scores[name] = combine(spaces.into(space, test, pool.predictions), fitted.weights)
     value = dict(zip(scores, map(metrics.macro, precisions(list(scores.values()), targets)), strict=True))
-    drawn = dict(zip(scores, metrics.bootstrap_map(targets, list(scores.values()), groups, seed=seed), strict=True))
+    draws = dict(zip(scores, metrics.bootstrap_map(targets, list(scores.values()), groups, seed=seed), strict=True))
     for name, row in rows.items():
-        row.append("{:.3f} [{:.3f}, {:.3f}]".format(value[name], *metrics.interval(drawn[name])))
+        row.append("{:.3f} [{:.3f}, {:.3f}]".format(value[name], *metrics.interval(draws[name])))
         for other in ("best", "mean"):
-            ends, gain = metrics.interval(drawn[name] - drawn[other]), value[name] - value[other]
+            ends, gain = metrics.interval(draws[name] - draws[other]), value[name] - value[other]
             row.append("" if name == other else "{:+.3f} [{:+.3f}, {:+.3f}]".format(gain, *ends))
-    sweep = f"sweep {run.about['task_argument']} --data {Path(run.about['data']).name} --space {run.about['space']}"
-    head = f"{len(pool.trials)} members, of `{sweep} --trials {run.about['trials']}`; chosen on {len(pool.image_id):,} "
+    record = run.record
+    sweep = f"sweep {record.task_argument} --data {Path(record.data or '').name} --space {record.space}"
+    head = f"{len(pool.trials)} members, of `{sweep} --trials {record.trials}`; chosen on {len(pool.image_id):,} "
     head += "validation images, which epoch choice and search have seen; "
     head += f"judged on {len(targets):,} of {split}, with 95 % intervals by subject (paired)."
     heads = ["selector", "same images", "cross-fitted", split, "less best", "less mean"]
@@ -288,12 +295,12 @@ def main() -> None:
     else:
         os.environ |= dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         jobs = [(name, p, args.seed) for p in range(args.draws // DRAWS) for name in SCENARIOS]
-        found: dict[str, Found] = {name: [] for name in SCENARIOS}
+        results: dict[str, Results] = {name: [] for name in SCENARIOS}
         with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
             for (name, *_), result in zip(jobs, pool.map(simulate, *zip(*jobs, strict=True)), strict=True):
-                found[name].append(result)
-                print(f"\r{sum(map(len, found.values()))} of {len(jobs)} populations", end="", file=sys.stderr)
-        name, title, lines = "honesty", "Honesty of selection, simulated", simulation(found)
+                results[name].append(result)
+                print(f"\r{sum(map(len, results.values()))} of {len(jobs)} populations", end="", file=sys.stderr)
+        name, title, lines = "honesty", "Honesty of selection, simulated", simulation(results)
     publish(name, title, ".", lines, args.write)
 
 

@@ -42,10 +42,10 @@ def honest() -> Selector:
     def select(predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, rounds: int) -> np.ndarray:
         methods = Method("best"), Method("mean"), Method("greedy", {"rounds": rounds}, guard=AUTO)
         predictions = side_by_side(predictions)
-        found = [fit(method, predictions, targets, groups, folds=5) for method in methods]
-        systems = [each for f in found for each in (combine(predictions, f.weights), f.crossed[0])]
+        fitted = [fit(method, predictions, targets, groups, folds=5) for method in methods]
+        systems = [scores for f in fitted for scores in (combine(predictions, f.weights), f.crossed[0])]
         metrics.bootstrap_map(targets, systems, groups, rounds=1000)
-        return found[-1].weights
+        return fitted[-1].weights
 
     return select
 
@@ -57,9 +57,9 @@ def autogluon() -> Selector:
     class Counting(EnsembleSelection):
         evaluations = 0
 
-        def _calculate_regret(self, **given: object) -> float:
+        def _calculate_regret(self, **arguments: object) -> float:
             self.evaluations += 1
-            return super()._calculate_regret(**given)
+            return super()._calculate_regret(**arguments)
 
     def select(scores: np.ndarray, targets: np.ndarray, rounds: int) -> np.ndarray:
         ensemble = Counting(ensemble_size=rounds, problem_type="binary", metric=average_precision)
@@ -68,7 +68,7 @@ def autogluon() -> Selector:
             sys.exit(f"AutoGluon made {ensemble.evaluations} evaluations, not {len(scores)} members x {rounds} rounds.")
         return ensemble.weights_
 
-    return each_finding(select)
+    return for_each_finding(select)
 
 
 def scikit_learn() -> Selector:
@@ -84,7 +84,7 @@ def scikit_learn() -> Selector:
         best = np.flatnonzero(np.array(reached) >= max(reached) - EQUAL)[0] + 1
         return np.bincount(picked[:best], minlength=len(scores)) / best
 
-    return each_finding(select)
+    return for_each_finding(select)
 
 
 def auto_sklearn() -> Selector:
@@ -103,10 +103,10 @@ def auto_sklearn() -> Selector:
             counts[best] += 1
         return counts / rounds
 
-    return each_finding(select)
+    return for_each_finding(select)
 
 
-def each_finding(select: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> Selector:
+def for_each_finding(select: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> Selector:
     """Of a selector for one finding (scores [M, N], targets [N], rounds -> weights [M]), one for all in turn."""
 
     def select_all(predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, rounds: int) -> np.ndarray:
@@ -128,7 +128,8 @@ def peak_bytes() -> int:
 
 def main(name: str, path: str, rounds: str) -> None:
     began = time.perf_counter()
-    select = {each.__name__: each for each in (cxrlt_ray, honest, autogluon, scikit_learn, auto_sklearn)}[name]()
+    competitors = (cxrlt_ray, honest, autogluon, scikit_learn, auto_sklearn)
+    select = {competitor.__name__: competitor for competitor in competitors}[name]()
     imported = time.perf_counter()
     tiny = np.random.default_rng(0).random((2, 16, 2), np.float32)
     select(tiny, (np.arange(32).reshape(16, 2) % 3 == 0).astype(np.int8), np.arange(16), 2)
@@ -138,7 +139,7 @@ def main(name: str, path: str, rounds: str) -> None:
     before, start = peak_bytes(), time.perf_counter()
     weights = select(*inputs, int(rounds))
     seconds = time.perf_counter() - start
-    installed = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    installed = {package.metadata["Name"]: package.version for package in metadata.distributions()}
     result = {
         "seconds": seconds,
         "import": imported - began,  # beyond numpy

@@ -1,6 +1,6 @@
 """Search strategies on replayed learning curves: TPE + ASHA, as a sweep has it, against random search without pruning.
 
-benchmarks/curves.parquet holds real curves of a grid of small models (benchmarks/curves.py made it). A replay plays a
+benchmarks/curves.parquet holds real curves of a grid of small models (benchmarks/curves.py made it). A replay runs a
 search on them, four trials at a time, an epoch costing one: Optuna suggests (the sweep's own sampler settings), Ray's
 own ASHAScheduler or an Optuna pruner stops. Its quality is the best validation mAP reached so far, as a share of the
 way from the grid's median trial to its best. `--replays` searches of each kind and dataset.
@@ -47,7 +47,7 @@ class Curves:
 def asha(epochs: int, grace: int) -> Callable[[], Stop]:
     """Ray's asynchronous successive halving, as a sweep uses it."""
 
-    def make() -> Stop:
+    def scheduler_stop() -> Stop:
         from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
         scheduler = ASHAScheduler(
@@ -59,20 +59,20 @@ def asha(epochs: int, grace: int) -> Callable[[], Stop]:
             if trial.number not in known:
                 known[trial.number] = type("Trial", (), {"trial_id": str(trial.number)})()
                 scheduler.on_trial_add(None, known[trial.number])
-            told = scheduler.on_trial_result(None, known[trial.number], {"e": epoch, "m": value})
-            return told == TrialScheduler.STOP
+            decision = scheduler.on_trial_result(None, known[trial.number], {"e": epoch, "m": value})
+            return decision == TrialScheduler.STOP
 
         return stop
 
-    return make
+    return scheduler_stop
 
 
-def pruner(_: optuna.Trial, __: int, ___: float) -> bool:
-    """The study's own pruner, of what the trial has reported."""
-    return _.should_prune()
+def pruner(optuna_trial: optuna.Trial, _epoch: int, _value: float) -> bool:
+    """The Optuna study's own pruner, by the values that the trial has reported."""
+    return optuna_trial.should_prune()
 
 
-def never(_: optuna.Trial, __: int, ___: float) -> bool:
+def never(_trial: optuna.Trial, _epoch: int, _value: float) -> bool:
     """No pruning."""
     return False
 
@@ -83,7 +83,7 @@ def replay(
     seed: int,
     sampler: str,
     stopping: Callable[[], Stop],
-    study_pruner: optuna.pruners.BasePruner | None = None,
+    optuna_pruner: optuna.pruners.BasePruner | None = None,
     truth: bool = True,
 ) -> tuple[np.ndarray, dict[int, tuple[tuple, int]]]:
     """Quality after each epoch spent [budget], and each trial's point and epochs.
@@ -96,8 +96,8 @@ def replay(
             multivariate=True, group=True, constant_liar=True, n_startup_trials=4, seed=seed
         ),
     }
-    study = optuna.create_study(
-        direction="maximize", sampler=samplers[sampler](), pruner=study_pruner or optuna.pruners.NopPruner()
+    optuna_study = optuna.create_study(
+        direction="maximize", sampler=samplers[sampler](), pruner=optuna_pruner or optuna.pruners.NopPruner()
     )
     stop = stopping()
     order = itertools.count()
@@ -105,7 +105,7 @@ def replay(
     done: dict[int, tuple[tuple, int]] = {}
 
     def begin(moment: float) -> None:
-        trial = study.ask()
+        trial = optuna_study.ask()
         point = tuple(trial.suggest_categorical(name, curves.values[name]) for name in GRID)
         heapq.heappush(queue, (moment + 1, next(order), trial, point, 1))
 
@@ -122,9 +122,9 @@ def replay(
         ended = epoch == curves.epochs
         if ended or stop(trial, epoch, value):
             if ended or not truth:
-                study.tell(trial, value)
+                optuna_study.tell(trial, value)
             else:
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                optuna_study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             begin(moment)
         else:
             heapq.heappush(queue, (moment + 1, next(order), trial, point, epoch + 1))
@@ -135,42 +135,42 @@ def strategies(epochs: int) -> dict[str, dict]:
     """Every kind of search that is compared; the first is the reference, the second the sweep's own."""
     from cxrlt_ray.search.space import grace
 
-    here = grace(epochs)
-    halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=here, reduction_factor=3)
+    first = grace(epochs)
+    halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
     hyperband = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
     return {
         "random, no pruning": {"sampler": "random", "stopping": lambda: never},
-        "TPE + ASHA (a sweep's)": {"sampler": "TPE", "stopping": asha(epochs, here)},
+        "TPE + ASHA (a sweep's)": {"sampler": "TPE", "stopping": asha(epochs, first)},
         "TPE + ASHA from the first epoch": {"sampler": "TPE", "stopping": asha(epochs, 1)},
         "TPE + ASHA, pruned trials told as complete": {
             "sampler": "TPE",
-            "stopping": asha(epochs, here),
+            "stopping": asha(epochs, first),
             "truth": False,
         },
-        "random + ASHA": {"sampler": "random", "stopping": asha(epochs, here)},
+        "random + ASHA": {"sampler": "random", "stopping": asha(epochs, first)},
         "TPE, no pruning": {"sampler": "TPE", "stopping": lambda: never},
         "TPE + Optuna's MedianPruner": {
             "sampler": "TPE",
             "stopping": lambda: pruner,
-            "study_pruner": optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=here - 1),
+            "optuna_pruner": optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first - 1),
         },
-        "TPE + Optuna's successive halving": {"sampler": "TPE", "stopping": lambda: pruner, "study_pruner": halving},
-        "TPE + Optuna's Hyperband": {"sampler": "TPE", "stopping": lambda: pruner, "study_pruner": hyperband},
+        "TPE + Optuna's successive halving": {"sampler": "TPE", "stopping": lambda: pruner, "optuna_pruner": halving},
+        "TPE + Optuna's Hyperband": {"sampler": "TPE", "stopping": lambda: pruner, "optuna_pruner": hyperband},
     }
 
 
 def compare(name: str, curves: Curves, replays: int) -> tuple[list[str], list[tuple]]:
     """A table of qualities by epochs spent, and rows for the summary."""
     budget = FULL * curves.epochs
-    found: dict[str, np.ndarray] = {}
+    quality_of: dict[str, np.ndarray] = {}
     trials: dict[str, float] = {}
-    for kind, how in strategies(curves.epochs).items():
-        played = [replay(curves, budget, seed, **how) for seed in range(replays)]
-        found[kind] = np.array([qualities for qualities, _ in played])
-        trials[kind] = statistics.mean(len(done) for _, done in played)
-        print(f"{name}: {kind} {found[kind][:, -1].mean():.3f}", flush=True)
-    reference = found["random, no pruning"]
-    wanted = reference[:, -1].mean() - 1e-9  # its own mean reaches it
+    for kind, strategy in strategies(curves.epochs).items():
+        searches = [replay(curves, budget, seed, **strategy) for seed in range(replays)]
+        quality_of[kind] = np.array([qualities for qualities, _ in searches])
+        trials[kind] = statistics.mean(len(done) for _, done in searches)
+        print(f"{name}: {kind} {quality_of[kind][:, -1].mean():.3f}", flush=True)
+    reference = quality_of["random, no pruning"]
+    target = reference[:, -1].mean() - 1e-9  # its own mean reaches it
     lines = [
         f"| {name}: {len(curves.curve)} points, {curves.epochs} epochs | quality at a quarter ({budget // 4} epochs) | "
         f"at half | at all ({budget}) | epochs to the reference's quality | of the reference's | trials begun |",
@@ -178,24 +178,24 @@ def compare(name: str, curves: Curves, replays: int) -> tuple[list[str], list[tu
     ]
     table = pd.DataFrame(list(curves.curve.values()))
     ranks = table.corr("spearman").iloc[-1]
-    told = ", ".join(f"{ranks.iloc[epoch - 1]:.2f} after epoch {epoch}" for epoch in (1, 2, 3, 6))
+    correlations = ", ".join(f"{ranks.iloc[epoch - 1]:.2f} after epoch {epoch}" for epoch in (1, 2, 3, 6))
     after = [
         "",
-        f"Rank correlation of a trial's best mAP so far with its last: {told}. A quarter of the epochs pays for "
-        f"{budget // 4 // curves.epochs} whole trials, or {budget // 4 // 2} of two epochs.",
+        f"Rank correlation of a trial's best mAP so far with its last: {correlations}. A quarter of the epochs pays "
+        f"for {budget // 4 // curves.epochs} whole trials, or {budget // 4 // 2} of two epochs.",
     ]
     rows = []
-    for kind, qualities in found.items():
+    for kind, qualities in quality_of.items():
         means = qualities.mean(axis=0)
         error = qualities.std(axis=0) / np.sqrt(replays)
-        reached = int(np.argmax(means >= wanted)) + 1 if (means >= wanted).any() else None
+        reached = int(np.argmax(means >= target)) + 1 if (means >= target).any() else None
         share = f"{reached / budget:.2f}" if reached else "more than 1"
         at = [budget // 4 - 1, budget // 2 - 1, budget - 1]
         cells = [f"{means[k]:.3f} ± {error[k]:.3f}" for k in at]
         lines.append(f"| {kind} | {' | '.join(cells)} | {reached or '-'} | {share} | {trials[kind]:.0f} |")
         if kind == "TPE + ASHA (a sweep's)":
             less = qualities[:, at[0]] - reference[:, -1]
-            ratio = f"quality {cells[0]} against {wanted:.3f} ({less.mean():+.3f}); equal at {share} of the epochs"
+            ratio = f"quality {cells[0]} against {target:.3f} ({less.mean():+.3f}); equal at {share} of the epochs"
             rows.append(
                 (f"search at a quarter of the epochs, {name}", "random without pruning, all epochs", ratio, "equal")
             )
@@ -203,7 +203,7 @@ def compare(name: str, curves: Curves, replays: int) -> tuple[list[str], list[tu
 
 
 def pruned_for_selection(name: str, curves: Curves, replays: int) -> list[str]:
-    """What an ensemble gains by pruned trials: chosen on half of the validation subjects, scored on the other half."""
+    """The gain of an ensemble by pruned trials: chosen on half of the validation subjects, scored on the other half."""
     from cxrlt_ray.data.manifest import Manifest
     from cxrlt_ray.evaluation.metrics import macro, per_finding
     from cxrlt_ray.selection.honest import Method, fit
@@ -225,8 +225,8 @@ def pruned_for_selection(name: str, curves: Curves, replays: int) -> list[str]:
             frames = []
             for point in chosen:
                 rung = curves.epochs if key == "finished only" else rungs[point]
-                place = folder / "trials" / f"T{curves.number[point]:04d}" / f"rung-{rung}.parquet"
-                frames.append(pd.read_parquet(place).set_index("image_id"))
+                path = folder / "trials" / f"T{curves.number[point]:04d}" / f"rung-{rung}.parquet"
+                frames.append(pd.read_parquet(path).set_index("image_id"))
             ids = manifest.table["image_id"]
             scores = np.stack([frame.loc[ids].to_numpy(np.float32) for frame in frames])
             targets = manifest.targets(tuple(frames[0].columns))
@@ -256,7 +256,7 @@ def main() -> None:
         lines += ["", *own]
         rows += summary
         gains += pruned_for_selection(str(name), curves, args.replays)
-    told = (
+    conditions = (
         f": {args.replays} replays of each, {TOGETHER} trials at a time; quality 0 is the grid's median trial, 1 its "
         f"best; ± one standard error.\nGrid: `{json.dumps(GRID)}`."
     )
@@ -267,7 +267,7 @@ def main() -> None:
             "",
             *gains,
         ]
-    publish("search", "Search on replayed curves", told, lines[1:], args.write, rows)
+    publish("search", "Search on replayed curves", conditions, lines[1:], args.write, rows)
 
 
 if __name__ == "__main__":

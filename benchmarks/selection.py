@@ -37,7 +37,7 @@ NAMES = {
     "cxrlt_ray": "cxrlt_ray",
     "honest": "cxrlt_ray, all of it honest",
 }
-Run = dict[str, Any]  # what peers.py prints
+Run = dict[str, Any]  # the JSON that peers.py prints
 
 
 def reference(
@@ -107,7 +107,7 @@ def run(name: str, data: Path, rounds: int, threads: int = 1, python: Path | str
         check=False,
     )
     if done.returncode:
-        sys.exit(f"{NAMES[name]} failed; what it said stands above.")
+        sys.exit(f"{NAMES[name]} failed; its output stands above.")
     result: Run = json.loads(done.stdout.splitlines()[-1])
     print(f"  {NAMES[name]}, {threads} thread(s): {result['seconds']:.2f} s", file=sys.stderr)
     return result
@@ -138,7 +138,7 @@ def compare(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Row
 
     ours = runs["cxrlt_ray", 1] + runs["cxrlt_ray", 2]
     weights = {name: np.array(runs[name, 1][0]["weights"]) for name in peers}
-    if any((np.array(each["weights"])[:, measured] != weights["scikit_learn"]).any() for each in ours):
+    if any((np.array(one_run["weights"])[:, measured] != weights["scikit_learn"]).any() for one_run in ours):
         sys.exit("cxrlt_ray's weights are not the plain loop's: it is not exact, and its time counts for nothing.")
     reached = (f"{NAMES[name]} {mean_precision(predictions, targets, weights[name]):.7f}" for name in peers)
 
@@ -154,26 +154,28 @@ def compare(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Row
     work = f"greedy selection, {args.members} members, {args.images:,} images, {args.findings} findings, "
     work += f"{args.rounds} rounds"
     for (name, threads), own in runs.items():
-        seconds = [each["seconds"] for each in own]
+        seconds = [one_run["seconds"] for one_run in own]
         ratios = spread([slow["seconds"] / fast["seconds"] for slow, fast in zip(base, own, strict=True)], 1)
-        each = f"{median(seconds) / evaluations * 1e3:.3f}"
-        lines.append(f"| {NAMES[name]} | {threads} | {spread(seconds, 2)} | {each} | {ratios} |")
+        milliseconds = f"{median(seconds) / evaluations * 1e3:.3f}"
+        lines.append(f"| {NAMES[name]} | {threads} | {spread(seconds, 2)} | {milliseconds} | {ratios} |")
         if name == "cxrlt_ray":
             rows.append((f"{work}, {threads} thread(s)", f"{NAMES[peers[0]]}, 1 thread", ratios, "-"))
     rows.append(("selection with all of its honesty", "goal in s", f"{spread(honest, 1)} s", "60 s"))
-    ran = f"one finding (the median, {targets.sum()} positives), all members and rounds, multiplied by {times:.0f}"
+    part_work = (
+        f"one finding (the median, {targets.sum()} positives), all members and rounds, multiplied by {times:.0f}"
+    )
     environment = ", ".join(f"{package} {version}" for package, version in base[0]["versions"].items())
-    started, loaded = (spread([each[key] for each in ours], 2) for key in ("import", "warm_up"))
-    memory, before = (max(each[key] for each in ours) / 2**20 for key in ("memory", "memory_before"))
+    importing, loading = (spread([one_run[key] for one_run in ours], 2) for key in ("import", "warm_up"))
+    memory, before = (max(one_run[key] for one_run in ours) / 2**20 for key in ("memory", "memory_before"))
     return [
         *lines,
         "",
         f"- Median (least-most) of {args.repeats} turns, each of all in fresh processes; a ratio is within a turn.",
-        f"- Peers ran {'all findings' if args.whole else ran}. {NAMES[peers[0]]} ran on {environment}.",
+        f"- Peers ran {'all findings' if args.whole else part_work}. {NAMES[peers[0]]} ran on {environment}.",
         f"- cxrlt_ray's weights equal the plain loop's exactly, in every run. AP reached: {', '.join(reached)}. "
         "AutoGluon rounds to 6 decimals after its first round and draws among equals; auto-sklearn keeps all rounds.",
-        f"- Before that, cxrlt_ray takes {started} s to import (after numpy) and {loaded} s for a first call on tiny "
-        "arrays, which loads its compiled code.",
+        f"- Before that, cxrlt_ray takes {importing} s to import (after numpy) and {loading} s for a first call on "
+        "tiny arrays, which loads its compiled code.",
         f"- Honest: best, mean and greedy cross-fitted in 5 folds, the guard's strength chosen by cross-fitting inside "
         "them, 1,000 draws of subjects of six systems: "
         f"{spread(honest, 1)} s on two threads.",
@@ -221,7 +223,7 @@ def main() -> None:
         type=Path,
         default=HERE.parent / "build" / "peers-venv",
         metavar="DIR",
-        help="AutoGluon's environment, made where it is not there; build/peers-venv unless given",
+        help="AutoGluon's environment, made where it does not exist; build/peers-venv unless given",
     )
     args = parser.parse_args()
     if min(args.members // 2, args.images // 10, args.findings, args.rounds, args.repeats, args.seed + 1) < 1:
@@ -231,8 +233,8 @@ def main() -> None:
         lines += [] if args.no_growth else ["", *growth(args, Path(folder))]
     work = f"{args.members} members, {args.images:,} images, {args.findings} findings, {args.rounds} rounds"
     evaluations = f"{args.members * args.findings * args.rounds:,} evaluations of average precision"
-    told = f" on {machine()}; {software()}.\n{work} = {evaluations}; data from seed {args.seed}."
-    publish("selection", "Ensemble selection", told, lines, args.write, rows)
+    conditions = f" on {machine()}; {software()}.\n{work} = {evaluations}; data from seed {args.seed}."
+    publish("selection", "Ensemble selection", conditions, lines, args.write, rows)
 
 
 if __name__ == "__main__":
