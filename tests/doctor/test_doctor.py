@@ -136,11 +136,11 @@ def test_versions_that_differ_from_the_drivers_fail_with_the_machines_named():
     alike = judge([having("here"), having("a"), having("b", python="3.11.9")])
     assert [(each.name, each.state) for each in alike] == [("versions", OK)]
     assert "ray 2.60.0, torch 2.13.0" in alike[0].message
-    found = judge(
+    result = judge(
         [having("here"), having("a", torch="2.12.0"), having("b", torch="2.12.0", python="3.12.1"), having("c")]
     )
-    assert {each.state for each in found} == {FAIL}
-    assert [each.message for each in found] == [
+    assert {each.state for each in result} == {FAIL}
+    assert [each.message for each in result] == [
         "python is 3.11.7 here, 3.12.1 on b",
         "torch is 2.13.0 here, 2.12.0 on a, b",
     ]
@@ -154,8 +154,8 @@ def test_a_package_older_than_we_were_made_for_fails():
 
 def test_machines_with_the_same_fault_stand_together_and_of_those_that_are_well_the_worst():
     nodes = {f"w{k}": 1024 if k < 6 else 20_000 + k for k in range(9)}
-    found = judge([{"node": node, "errors": {}, "open files": limit} for node, limit in nodes.items()])
-    assert [(each.state, each.message) for each in found] == [
+    result = judge([{"node": node, "errors": {}, "open files": limit} for node, limit in nodes.items()])
+    assert [(each.state, each.message) for each in result] == [
         (WARN, "w0, w1, w2, w3 and 2 more: at most 1,024"),
         (OK, "w6, the worst of 3: at most 20,006"),
     ]
@@ -182,13 +182,13 @@ def test_a_reason_is_one_line_without_keys():
 
 
 def test_this_machine_reports_every_part_that_it_was_asked_for(tmp_path):
-    found = report(Ask(stored=str(tmp_path), thorough=False))
-    assert found["errors"] == {}
-    assert found["versions"]["unmet"] == []
-    assert found["versions"]["there"]["torch"].startswith("2.")
-    assert 0 < found["memory"]["available"] < found["memory"]["total"]
-    assert found["disk"][machine.STORED]["total"] == shutil.disk_usage(tmp_path).total
-    assert not {"images", "weights", "shared", "access"} & set(found)
+    result = report(Ask(stored=str(tmp_path), thorough=False))
+    assert result["errors"] == {}
+    assert result["versions"]["unmet"] == []
+    assert result["versions"]["there"]["torch"].startswith("2.")
+    assert 0 < result["memory"]["available"] < result["memory"]["total"]
+    assert result["disk"][machine.STORED]["total"] == shutil.disk_usage(tmp_path).total
+    assert not {"images", "weights", "shared", "access"} & set(result)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_nvidia_smi_is_asked(answer, cards, said, tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(machine, "_driver", lambda: 13000)
-    found = report(Ask(counted=1.0, thorough=False), ["gpu"])["gpu"]
-    assert found["cards"] == (None if cards is None else [dict(zip(CARD, each, strict=True)) for each in cards])
-    assert found["said"] == said
+    result = report(Ask(counted=1.0, thorough=False), ["gpu"])["gpu"]
+    assert result["cards"] == (None if cards is None else [dict(zip(CARD, each, strict=True)) for each in cards])
+    assert result["said"] == said
 
 
 def test_images_are_told_by_row_never_by_name(tmp_path):
@@ -216,9 +216,9 @@ def test_images_are_told_by_row_never_by_name(tmp_path):
     whole = (tmp_path / "images" / "007.jpg").read_bytes()
     (tmp_path / "images" / "007.jpg").write_bytes(whole[: len(whole) // 2])
     rows = tuple((row, path, False) for row, path in enumerate(manifest.table["path"]))
-    found = report(Ask(root=manifest.root, rows=rows, edge=32), ["images"])
-    assert (found["images"]["missing"], found["images"]["bad"]) == ([4], {7: "truncated"})
-    (check,) = of("images", [found])
+    result = report(Ask(root=manifest.root, rows=rows, edge=32), ["images"])
+    assert (result["images"]["missing"], result["images"]["bad"]) == ([4], {7: "truncated"})
+    (check,) = of("images", [result])
     assert check.state == WARN
     assert not any(word in str(check) for word in ("004", "007", ".jpg", "i004"))
 
@@ -253,17 +253,17 @@ def test_a_read_only_and_a_full_file_system_are_found(tmp_path):
         (check,) = store.write(Store(str(folder)) / ".doctor-x", "token", True)
         assert (check.state, "Read-only file system" in check.message) == (FAIL, True)
     with mounted(tmp_path / "small", "size=1m") as folder:
-        found = {each.name: each for each in store.write(Store(str(folder)) / ".doctor-x", "token", True)}
-        assert (found["storage"].state, found["speed"].state) == (OK, FAIL)
-        assert "cannot be written" in found["speed"].message
+        result = {each.name: each for each in store.write(Store(str(folder)) / ".doctor-x", "token", True)}
+        assert (result["storage"].state, result["speed"].state) == (OK, FAIL)
+        assert "cannot be written" in result["speed"].message
         disk = judge([report(Ask(stored=str(folder)), ["disk"])])[0]
         assert (disk.state, "storage" in disk.message) == (FAIL, True)
 
 
 def test_a_good_storage_is_written_locked_timed_and_left_as_it_was(tmp_path):
-    found = list(doctor._examine(str(tmp_path / "new" / "runs"), None, None, None, 512, [], True, True))
-    assert {each.state for each in found if each.name in doctor.GROUPS["Storage"]} == {OK}
-    assert any("MB/s written" in each.message for each in found)
+    result = list(doctor._examine(str(tmp_path / "new" / "runs"), None, None, None, 512, [], True, True))
+    assert {each.state for each in result if each.name in doctor.GROUPS["Storage"]} == {OK}
+    assert any("MB/s written" in each.message for each in result)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -337,7 +337,7 @@ def test_weights_are_looked_for_where_a_trial_will_read_them(tmp_path, monkeypat
     address = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     (tmp_path / "model.safetensors").write_text("")
-    wanted = {
+    sources = {
         "file": ("file", f"{tmp_path}/model.safetensors"),
         "no file": ("file", f"{tmp_path}/other.safetensors"),
         "package": ("package", "numpy"),
@@ -346,12 +346,12 @@ def test_weights_are_looked_for_where_a_trial_will_read_them(tmp_path, monkeypat
         "not of the hub": ("hub", "owner/nowhere a.safetensors b.bin"),
     }
     try:
-        found = weights.met([Asset(name, (way,)) for name, way in wanted.items()])
+        result = weights.met([Asset(name, (way,)) for name, way in sources.items()])
     finally:
         server.shutdown()
-    assert [(name, met) for name, met, _, _ in found] == [(name, not name.startswith("no")) for name in wanted]
-    assert found[4][2] == "from the hub, 3.2 MB at its first use"
-    assert weights.met([Asset("several", (wanted["no package"], wanted["file"]))])[0][1:3] == (True, "a file")
+    assert [(name, met) for name, met, _, _ in result] == [(name, not name.startswith("no")) for name in sources]
+    assert result[4][2] == "from the hub, 3.2 MB at its first use"
+    assert weights.met([Asset("several", (sources["no package"], sources["file"]))])[0][1:3] == (True, "a file")
 
 
 def test_a_space_wants_what_its_models_are_pretrained_on(tmp_path):
@@ -417,8 +417,8 @@ def test_images_need_not_be_there_once_their_shards_are(tmp_path):
 
 def test_the_command_tells_all_on_a_page_and_exits_with_1_only_for_a_failure(ray, tmp_path, capsys):
     table = write_images(tmp_path / "data" / "images", 40).table.assign(path=lambda table: "images/" + table["path"])
-    kept = ["image_id", "path", "subject_id", "split", "Mass", "Nodule"]
-    table[kept].to_csv(tmp_path / "data" / "labels.csv", index=False)
+    columns = ["image_id", "path", "subject_id", "split", "Mass", "Nodule"]
+    table[columns].to_csv(tmp_path / "data" / "labels.csv", index=False)
     doctor.main(data=str(tmp_path / "data"), storage=str(tmp_path / "runs"), address=None, space=None)
     shown = capsys.readouterr().out
     assert all(title in shown for title in doctor.GROUPS)
@@ -485,11 +485,9 @@ def test_a_machine_with_another_storage_no_images_and_little_of_all_is_found(tmp
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("no file systems of one's own here")
     command = [sys.executable, "-c", textwrap.dedent(TWO), str(tmp_path / "runs"), str(tmp_path / "images")]
-    there = {
-        key: value for key, value in os.environ.items() if not key.startswith("RAY_")
-    }  # the session's Ray sets some
-    there |= {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=there, check=True)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}  # the session's Ray sets some
+    env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=True)
     lines = done.stdout.splitlines()
 
     def line(state, name):
@@ -512,6 +510,6 @@ def test_a_machine_with_another_storage_no_images_and_little_of_all_is_found(tmp
 def test_torch_is_asked_to_work_on_each_gpu():
     import torch
 
-    found = machine._tried()
-    assert len(found) == torch.cuda.device_count()
-    assert all(each["error"] == "" for each in found)
+    result = machine._tried()
+    assert len(result) == torch.cuda.device_count()
+    assert all(each["error"] == "" for each in result)

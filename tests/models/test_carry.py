@@ -48,8 +48,8 @@ def test_convolutions_are_carried_to_another_resolution_as_they_are(backbone):
 def test_position_embeddings_are_resampled_as_timm_does_it():
     model = build(VIT, 3)
     larger = carry(model, VIT, dataclasses.replace(VIT, resolution=96), 3)
-    wanted = timm.layers.resample_abs_pos_embed(model.backbone.pos_embed, (6, 6), num_prefix_tokens=1)
-    torch.testing.assert_close(larger.backbone.pos_embed, wanted)
+    expected = timm.layers.resample_abs_pos_embed(model.backbone.pos_embed, (6, 6), num_prefix_tokens=1)
+    torch.testing.assert_close(larger.backbone.pos_embed, expected)
     assert same(larger.backbone.blocks, model.backbone.blocks)
     assert same(larger.head, model.head)
     assert scores(larger, torch.rand(1, 96, 96)).shape == (1, 3)
@@ -67,19 +67,21 @@ def test_position_embeddings_are_resampled_as_timm_does_it():
 )
 def test_windows_and_bias_tables_follow_the_resolution(backbone, small, large):
     """There and back a model says much the same: what has no place on the other grid is what interpolation loses."""
-    here, there = (ModelSpec(backbone, size, pretrained=False) for size in (small, large))
-    model, x = build(here, 3), torch.rand(2, small, small)
-    larger = carry(model, here, there, 3)
+    small_spec, large_spec = (ModelSpec(backbone, size, pretrained=False) for size in (small, large))
+    model, x = build(small_spec, 3), torch.rand(2, small, small)
+    larger = carry(model, small_spec, large_spec, 3)
     assert torch.isfinite(scores(larger, torch.rand(1, large, large))).all()
-    torch.testing.assert_close(scores(carry(larger, there, here, 3), x), scores(model, x), rtol=0.05, atol=0.01)
+    torch.testing.assert_close(
+        scores(carry(larger, large_spec, small_spec, 3), x), scores(model, x), rtol=0.05, atol=0.01
+    )
 
 
 def test_what_timm_cannot_resample_is_named():
-    here = ModelSpec("cait_xxs24_224", 64, pretrained=False)
+    spec = ModelSpec("cait_xxs24_224", 64, pretrained=False)
     with pytest.raises(
         CxrltError, match=r"cait_xxs24_224' cannot be carried to 96 px .*: pos_embed is \(1, 16, 192\), not"
     ):
-        carry(build(here, 2), here, dataclasses.replace(here, resolution=96), 2)
+        carry(build(spec, 2), spec, dataclasses.replace(spec, resolution=96), 2)
 
 
 def test_a_resolution_that_the_backbone_refuses_is_told():

@@ -55,18 +55,18 @@ def test_a_studys_result_does_not_depend_on_who_shares_its_batch(fusion, head):
     studies = [study_of(count, seed=count) for count in range(1, 12)]
     alone = [scored(model, [study])[0] for study in studies]
     for company in (studies, studies[::-1], studies[2:7], [studies[10], studies[0]]):
-        for study, found in zip(company, scored(model, company), strict=True):
+        for study, result in zip(company, scored(model, company), strict=True):
             mine = next(each for each, other in zip(alone, studies, strict=True) if other is study)
-            torch.testing.assert_close(found, mine, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result, mine, rtol=1e-4, atol=1e-5)
 
 
 @every_fusion
 def test_every_image_of_a_study_has_its_studys_logits(fusion):
-    found = scored(model_of(fusion), [study_of(count, seed) for seed, count in enumerate((3, 1, 3, 2))])
-    assert [len(each) for each in found] == [3, 1, 3, 2]
-    for each in found:
+    result = scored(model_of(fusion), [study_of(count, seed) for seed, count in enumerate((3, 1, 3, 2))])
+    assert [len(each) for each in result] == [3, 1, 3, 2]
+    for each in result:
         assert torch.equal(each, each[:1].expand_as(each))
-    assert not torch.allclose(found[0][0], found[2][0])
+    assert not torch.allclose(result[0][0], result[2][0])
 
 
 @every_fusion
@@ -89,10 +89,10 @@ def test_without_codes_each_image_is_a_study_and_each_view_unknown(fusion):
     model = model_of(fusion)
     images, _ = study_of(4, 3)
     with torch.inference_mode():
-        found = model(images)
-        told = model(images, torch.arange(4), torch.full((4,), UNKNOWN))
+        result = model(images)
+        explicit = model(images, torch.arange(4), torch.full((4,), UNKNOWN))
         fused = model(images, torch.zeros(4, dtype=torch.int64))
-    torch.testing.assert_close(found, told)
+    torch.testing.assert_close(result, explicit)
     assert torch.equal(fused, fused[:1].expand_as(fused))
 
 
@@ -108,12 +108,12 @@ def test_without_fusion_codes_are_ignored():
 def test_a_study_of_any_size_is_read_in_parts_of_sixteen(fusion, count):
     model = model_of(fusion)
     images, views = study_of(count, 5)
-    (found,) = scored(model, [(images, views)])
-    assert torch.isfinite(found).all()
+    (result,) = scored(model, [(images, views)])
+    assert torch.isfinite(result).all()
     for start in range(0, count, MAX_VIEWS):
         part = slice(start, start + MAX_VIEWS)
         (mine,) = scored(model, [(images[part], views[part])])
-        torch.testing.assert_close(found[part], mine, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result[part], mine, rtol=1e-4, atol=1e-5)
 
 
 def test_groups_hold_every_row_once_and_studies_whole():
@@ -133,10 +133,10 @@ def test_a_study_in_two_places_of_a_batch_is_refused():
 def test_order_of_images_is_of_no_matter_to_attention():
     model = model_of("attention")
     images, views = study_of(4, 6)
-    (wanted,) = scored(model, [(images, views)])
+    (expected,) = scored(model, [(images, views)])
     for order in itertools.islice(itertools.permutations(range(4)), 1, 24, 5):
-        (found,) = scored(model, [(images[list(order)], views[list(order)])])
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        (result,) = scored(model, [(images[list(order)], views[list(order)])])
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_transformer_knows_which_image_of_the_study_it_sees():
@@ -154,7 +154,7 @@ def test_attention_is_the_papers_formula_for_each_finding():
     h = torch.randn(1, 4, 1, 6).double()
     view = torch.tensor([[0, 1, 2, 4]])
     weight = {name: tensor.detach().numpy() for name, tensor in fusion.state_dict().items()}
-    wanted = np.zeros(3)
+    expected = np.zeros(3)
     for c in range(3):
         score = []
         for v in range(4):
@@ -164,9 +164,9 @@ def test_attention_is_the_papers_formula_for_each_finding():
             score.append(weight["weigh.weight"][c] @ (np.tanh(look) / (1 + np.exp(-gate))))
         share = np.exp(score) / np.exp(score).sum()
         z = sum(a * h[0, v, 0].numpy() for v, a in enumerate(share))
-        wanted[c] = head.linear.weight.detach().numpy()[c] @ z + head.linear.bias.detach().numpy()[c]
-    found = fusion(h, view, head)[0].detach().numpy()
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        expected[c] = head.linear.weight.detach().numpy()[c] @ z + head.linear.bias.detach().numpy()[c]
+    result = fusion(h, view, head)[0].detach().numpy()
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 def test_encoder_is_torchs_with_the_same_weights():
@@ -207,9 +207,9 @@ def test_a_view_at_first_says_as_much_as_any_other():
 def test_every_fusion_takes_every_head_and_trains_all_of_both(fusion, head):
     model = build(dataclasses.replace(ANY, fusion=fusion, head=head), 3)
     images, views = study_of(5, 8)
-    found = model(images, torch.tensor([0, 0, 0, 1, 1]), views)
-    found.square().mean().backward()
-    assert found.shape == (5, 3)
+    result = model(images, torch.tensor([0, 0, 0, 1, 1]), views)
+    result.square().mean().backward()
+    assert result.shape == (5, 3)
     named = [*model.head.named_parameters(), *model.fusion.named_parameters()]
     assert [name for name, p in named if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -240,10 +240,10 @@ def test_bfloat16_stays_finite_and_near(fusion):
     model = model_of(fusion, head="ml_decoder")
     study = study_of(5, 11)
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = scored(model, [study])
-    (wanted,) = scored(model, [study])
-    assert torch.isfinite(found).all()
-    torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.1)
+        (result,) = scored(model, [study])
+    (expected,) = scored(model, [study])
+    assert torch.isfinite(result).all()
+    torch.testing.assert_close(result.float(), expected, rtol=0.1, atol=0.1)
 
 
 @every_fusion
@@ -257,7 +257,7 @@ def test_images_added_for_a_gpus_sake_change_nothing(fusion, backbone, monkeypat
         model.backbone.eval()
         assert model._fills_batches(on_gpu)
     (images, views), study = study_of(5, 15), torch.tensor([0, 0, 1, 2, 2])
-    found, sizes = [], []
+    result, sizes = [], []
     forward = model.backbone.forward_features
     monkeypatch.setattr(model.backbone, "forward_features", lambda x: sizes.append(len(x)) or forward(x))
     for more in (False, True):
@@ -265,9 +265,9 @@ def test_images_added_for_a_gpus_sake_change_nothing(fusion, backbone, monkeypat
         model.zero_grad()
         logits = model(images.double(), study, views)
         logits.square().sum().backward()
-        found.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        result.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     assert sizes == [5, 8]
-    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(result[1], result[0])
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (16, 16), (17, 32), (33, 48)])
@@ -301,8 +301,8 @@ def test_fusion_costs_what_its_docstring_says(fusion, numbers):
 def test_cost_on_meta_of_a_study_is_counted_whole():
     with torch.device("meta"):
         model = build(dataclasses.replace(ANY, fusion="transformer"), 3)
-        found = model(torch.empty(4, 64, 64), torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
-    assert found.shape == (4, 3)
+        result = model(torch.empty(4, 64, 64), torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+    assert result.shape == (4, 3)
 
 
 @pytest.mark.parametrize(("fusion", "lr", "steps"), [("transformer", 3e-3, 60), ("attention", 1e-2, 200)])
@@ -319,8 +319,8 @@ def test_a_sign_in_any_one_view_is_learned(fusion, lr, steps):
         places = torch.randn(len(study), 4, 32) * 0.3
         signs = torch.rand(len(study)) < 0.25
         places[signs, :, 0] += 2
-        wanted = torch.zeros(len(sizes)).scatter_reduce_(0, study, signs.float(), "amax")[study]
-        loss = nn.functional.binary_cross_entropy_with_logits(by_study(kind, head, places, study, None)[:, 0], wanted)
+        expected = torch.zeros(len(sizes)).scatter_reduce_(0, study, signs.float(), "amax")[study]
+        loss = nn.functional.binary_cross_entropy_with_logits(by_study(kind, head, places, study, None)[:, 0], expected)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

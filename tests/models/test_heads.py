@@ -46,15 +46,15 @@ def test_csra_is_the_papers_formula(kind):
     x = rand(2, 5, 8).double()
     weights = head.linear.weight.detach().numpy().reshape(len(kind.TEMPERATURES), 3, 8)
     bias = head.linear.bias.detach().numpy().reshape(len(kind.TEMPERATURES), 3)
-    wanted = np.zeros((2, 3))
+    expected = np.zeros((2, 3))
     for t, temperature in enumerate(kind.TEMPERATURES):
         for b in range(2):
             for c in range(3):
                 scores = x[b].numpy() @ weights[t, c]
                 share = np.eye(5)[scores.argmax()] if np.isinf(temperature) else softmax(temperature * scores, 0)
                 feature = x[b].numpy().mean(0) + kind.LAM * (share @ x[b].numpy())
-                wanted[b, c] += feature @ weights[t, c] + (1 + kind.LAM) * bias[t, c]
-    np.testing.assert_allclose(head(x.float().double()).detach().numpy(), wanted, rtol=1e-5, atol=1e-6)
+                expected[b, c] += feature @ weights[t, c] + (1 + kind.LAM) * bias[t, c]
+    np.testing.assert_allclose(head(x.float().double()).detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_csras_heads_and_temperatures_are_the_papers():
@@ -68,8 +68,8 @@ def test_gem_is_the_papers_formula(p):
     pool = GeM()
     nn.init.constant_(pool.p, p)
     x = rand(2, 9, 4).abs() + 0.1
-    wanted = (x.numpy().astype(np.float64) ** p).mean(axis=1) ** (1 / p)
-    np.testing.assert_allclose(pool(x).detach().numpy(), wanted, rtol=1e-5)
+    expected = (x.numpy().astype(np.float64) ** p).mean(axis=1) ** (1 / p)
+    np.testing.assert_allclose(pool(x).detach().numpy(), expected, rtol=1e-5)
 
 
 def test_gem_lies_between_mean_and_largest_and_stays_finite_where_powers_underflow():
@@ -78,9 +78,9 @@ def test_gem_lies_between_mean_and_largest_and_stays_finite_where_powers_underfl
     assert (pool(x) <= x.amax(1) + 1e-5).all()
     nn.init.constant_(pool.p, 30.0)
     nothing = torch.zeros(1, 9, 4, requires_grad=True)
-    found = pool(nothing)
-    found.sum().backward()
-    assert torch.isfinite(found).all()
+    result = pool(nothing)
+    result.sum().backward()
+    assert torch.isfinite(result).all()
     assert torch.isfinite(pool.p.grad).all()
     torch.testing.assert_close(pool(x), x.amax(1), rtol=0.1, atol=0)
 
@@ -88,9 +88,9 @@ def test_gem_lies_between_mean_and_largest_and_stays_finite_where_powers_underfl
 @pytest.mark.parametrize("pool", sorted(POOLS))
 def test_every_pool_serves_the_linear_head(pool):
     model = build(dataclasses.replace(ANY, pool=pool), 3)
-    found = model(torch.rand(2, 64, 64))
-    found.square().sum().backward()
-    assert found.shape == (2, 3)
+    result = model(torch.rand(2, 64, 64))
+    result.square().sum().backward()
+    assert result.shape == (2, 3)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.head.parameters())
 
 
@@ -153,8 +153,8 @@ def test_attention_is_the_papers_formula():
         for h in range(ATTENTION_HEADS):
             part = slice(h * d, (h + 1) * d)
             mixed[b, :, part] = softmax(q[0, :, part] @ k[b, :, part].T / np.sqrt(d), 1) @ v[b, :, part]
-    wanted = ours.out(torch.from_numpy(mixed))
-    torch.testing.assert_close(ours(queries_, x), wanted)
+    expected = ours.out(torch.from_numpy(mixed))
+    torch.testing.assert_close(ours(queries_, x), expected)
 
 
 def test_ml_decoder_is_cheap_as_its_docstring_says():
@@ -171,23 +171,23 @@ def test_cost_of_ml_decoder_is_counted_as_worked_out_by_hand():
     one = size(dataclasses.replace(ANY, head="ml_decoder"), 40)[0]
     linear = size(ANY, 40)[0]
     d, n, q, inner = 96, 4, 40, 256  # test_resnet: 96 features on 2 x 2 places
-    wanted = 2 * (n * d * d + q * d * d + 2 * n * d * d + 2 * q * n * d + q * d * d + 2 * q * d * inner + q * d)
-    assert one - linear + 2 * d * 40 == wanted
+    expected = 2 * (n * d * d + q * d * d + 2 * n * d * d + 2 * q * n * d + q * d * d + 2 * q * d * inner + q * d)
+    assert one - linear + 2 * d * 40 == expected
 
 
 @pytest.mark.parametrize("form", ["map", "channels last", "tokens", "tokens and prefix"])
 def test_places_are_the_same_whatever_form_a_backbone_gives(form):
     grid = rand(2, 7, 3, 3)  # B, D, H, W
     tokens = torch.stack([grid[:, :, row, column] for row in range(3) for column in range(3)], dim=1)
-    given = {
+    values = {
         "map": grid,
         "channels last": grid.permute(0, 2, 3, 1),
         "tokens": tokens,
         "tokens and prefix": torch.cat([rand(2, 2, 7), tokens], dim=1),
     }[form]
-    about = {"channels last": {"output_fmt": "NHWC"}, "tokens and prefix": {"num_prefix_tokens": 2}}.get(form, {})
-    backbone = SimpleNamespace(forward_head=lambda x, pre_logits: x, **about)
-    assert torch.equal(to_tokens(backbone, given, "any"), tokens)
+    config = {"channels last": {"output_fmt": "NHWC"}, "tokens and prefix": {"num_prefix_tokens": 2}}.get(form, {})
+    backbone = SimpleNamespace(forward_head=lambda x, pre_logits: x, **config)
+    assert torch.equal(to_tokens(backbone, values, "any"), tokens)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_parts_that_do_not_fit_together_are_told(change, told):
 
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_drop_rate_acts_in_training_only(head, tmp_path: Path):
-    given = str(embeddings(tmp_path)) if head == "query_text" else None
-    model = build(dataclasses.replace(ANY, head=head, drop_rate=0.5, queries=given), NAMES)
+    queries = str(embeddings(tmp_path)) if head == "query_text" else None
+    model = build(dataclasses.replace(ANY, head=head, drop_rate=0.5, queries=queries), NAMES)
     x = rand(2, 4, 96)
     assert not torch.equal(model.head(x), model.head(x))
     model.eval()
@@ -236,20 +236,20 @@ def test_drop_rate_acts_in_training_only(head, tmp_path: Path):
 
 
 def test_query_text_is_a_decoder_asked_with_the_embeddings():
-    given = rand(3, 6)
-    head, x = QueryText(8, 3, ANY, given).eval(), rand(2, 5, 8)
-    asked = torch.relu(head.ask(given)).expand(2, -1, -1)
-    wanted = head.decoder(asked, torch.relu(head.embed(x))) @ head.read.weight[0] + head.read.bias
-    torch.testing.assert_close(head(x), wanted)
+    values = rand(3, 6)
+    head, x = QueryText(8, 3, ANY, values).eval(), rand(2, 5, 8)
+    asked = torch.relu(head.ask(values)).expand(2, -1, -1)
+    expected = head.decoder(asked, torch.relu(head.embed(x))) @ head.read.weight[0] + head.read.bias
+    torch.testing.assert_close(head(x), expected)
     assert "embeddings" not in dict(head.named_parameters())
 
 
 def test_query_text_scores_findings_by_their_embeddings_alone():
     """Other findings, in another order: what was learned goes with the embedding."""
-    given, x = rand(4, 6), rand(2, 5, 8)
-    head = QueryText(8, 4, ANY, given).eval()
-    other = QueryText(8, 2, ANY, given[[3, 1]]).eval()
-    other.load_state_dict({**head.state_dict(), "embeddings": given[[3, 1]]})
+    values, x = rand(4, 6), rand(2, 5, 8)
+    head = QueryText(8, 4, ANY, values).eval()
+    other = QueryText(8, 2, ANY, values[[3, 1]]).eval()
+    other.load_state_dict({**head.state_dict(), "embeddings": values[[3, 1]]})
     torch.testing.assert_close(other(x), head(x)[:, [3, 1]])
 
 
@@ -284,9 +284,9 @@ def test_every_format_of_label_embeddings_is_read(tmp_path: Path):
     np.savez(tmp_path / "a.npz", names=np.array(names), embeddings=rows)
     save_file(dict(zip(names, rows, strict=True)), tmp_path / "a.safetensors")
     for path in tmp_path.iterdir():
-        found = label_embeddings.read(str(path), ("C", "A"))
-        np.testing.assert_allclose(found, rows[[2, 0]], rtol=1e-6, err_msg=path.suffix)
-        assert found.dtype == np.float32
+        result = label_embeddings.read(str(path), ("C", "A"))
+        np.testing.assert_allclose(result, rows[[2, 0]], rtol=1e-6, err_msg=path.suffix)
+        assert result.dtype == np.float32
     np.savez(tmp_path / "unnamed.npz", embeddings=rows)
     save_file({"embeddings": rows}, tmp_path / "unnamed.safetensors")
     table.drop(columns="finding").to_csv(tmp_path / "unnamed.csv", index=False)
@@ -302,7 +302,7 @@ def test_label_embeddings_that_do_not_fit_are_told(tmp_path: Path):
         label_embeddings.read(named, ("A", "Edema", "Mass"))
     with pytest.raises(UsageError, match="has 3 label embeddings without names, the task has 2 findings"):
         label_embeddings.read(unnamed, ("A", "B"))
-    for name, arrays, told in (
+    for name, arrays, message in (
         ("flat", {"embeddings": rand(3).numpy()}, "not of shape"),
         ("nan", {"embeddings": np.full((3, 2), np.nan)}, "not finite"),
         ("twice", {"embeddings": rand(2, 3).numpy(), "names": np.array(["A", "A"])}, "two label embeddings for A"),
@@ -310,7 +310,7 @@ def test_label_embeddings_that_do_not_fit_are_told(tmp_path: Path):
         ("other", {"rows": rand(2, 3).numpy()}, "cannot be read as label embeddings"),
     ):
         np.savez(tmp_path / f"{name}.npz", **arrays)
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             label_embeddings.read(str(tmp_path / f"{name}.npz"), ("A",))
     with pytest.raises(UsageError, match=r"read from \.parquet, \.csv, \.npz, \.safetensors only"):
         label_embeddings.read("labels.txt", ("A",))

@@ -43,12 +43,12 @@ def published(tmp_path: Path) -> tuple[str, torch.nn.Module]:
     model = timm.create_model("test_vit", img_size=96, num_classes=5)
     with torch.no_grad():
         model.pos_embed.normal_()
-    about = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    save_for_hf(model, tmp_path / "published", model_config=about, model_args={"img_size": 96, "init_values": None})
+    config = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    save_for_hf(model, tmp_path / "published", model_config=config, model_args={"img_size": 96, "init_values": None})
     path = tmp_path / "published" / "config.json"
-    told = json.loads(path.read_text())
-    told["pretrained_cfg"].update(about)
-    path.write_text(json.dumps(told))
+    written = json.loads(path.read_text())
+    written["pretrained_cfg"].update(config)
+    path.write_text(json.dumps(written))
     return f"local-dir:{tmp_path / 'published'}", model
 
 
@@ -140,11 +140,11 @@ def densenet(xrv):
 
 def test_xrvs_pixels_are_those_of_its_own_normalize(xrv):
     model, gray = build(XRV, 2), np.random.default_rng(0).integers(0, 256, (5, 5)).astype(np.uint8)
-    wanted = xrv.utils.normalize(gray, 255)
-    found = (torch.from_numpy(gray).float() / 255 - model.mean) / model.std
-    np.testing.assert_allclose(found[0, 0].numpy(), wanted, atol=1e-3)
-    assert wanted.min() >= -1024
-    assert wanted.max() <= 1024
+    expected = xrv.utils.normalize(gray, 255)
+    result = (torch.from_numpy(gray).float() / 255 - model.mean) / model.std
+    np.testing.assert_allclose(result[0, 0].numpy(), expected, atol=1e-3)
+    assert expected.min() >= -1024
+    assert expected.max() <= 1024
 
 
 @pytest.mark.parametrize("in_chans", [1, 3])
@@ -159,12 +159,12 @@ def test_xrvs_weights_give_xrvs_features_through_one_channel_and_three(xrv, dens
     spec = dataclasses.replace(XRV, pretrained=True, in_chans=in_chans)
     model = build(spec, 2).eval()
     gray = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    given = torch.from_numpy(np.stack([xrv.utils.normalize(each, 255) for each in gray.numpy()])).unsqueeze(1)
+    values = torch.from_numpy(np.stack([xrv.utils.normalize(each, 255) for each in gray.numpy()])).unsqueeze(1)
     with torch.inference_mode():
-        wanted = densenet.features2(given)
+        expected = densenet.features2(values)
         pixels = (gray.float().unsqueeze(1) / 255 - model.mean) / model.std
-        found = model.backbone.forward_head(model.backbone.forward_features(pixels), pre_logits=True)
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+        result = model.backbone.forward_head(model.backbone.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     assert asked == ["densenet121-res224-all"]
     assert source(spec) == "torchxrayvision densenet121-res224-all"
 
@@ -201,11 +201,11 @@ def test_an_encoder_of_transformers_says_what_it_says_there(folder, resolution):
     spec = ModelSpec(f"transformers:{path}", resolution)
     model, gray = build(spec, 2).eval(), torch.rand(2, resolution, resolution)
     with torch.inference_mode():
-        wanted = theirs(((gray - 0.5307) / 0.2583).unsqueeze(1).expand(-1, 3, -1, -1)).last_hidden_state
-        torch.testing.assert_close(model(gray), model.head.linear(wanted[:, 0]), rtol=1e-4, atol=1e-5)
+        expected = theirs(((gray - 0.5307) / 0.2583).unsqueeze(1).expand(-1, 3, -1, -1)).last_hidden_state
+        torch.testing.assert_close(model(gray), model.head.linear(expected[:, 0]), rtol=1e-4, atol=1e-5)
         places = build(dataclasses.replace(spec, head="csra"), 2).eval()
         places.head.load_state_dict(model.head.state_dict())
-        torch.testing.assert_close(places(gray), places.head(wanted[:, 1:]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(places(gray), places.head(expected[:, 1:]), rtol=1e-4, atol=1e-5)
 
 
 def test_an_encoder_is_filled_from_a_file_gray_and_saved(folder, tmp_path: Path):
@@ -231,9 +231,9 @@ def test_an_encoders_missing_weights_are_told_and_never_made_up(folder, by):
     state = load_file(path / "model.safetensors")
     del state["layernorm.weight"]
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    given = str(path / "model.safetensors") if by == "file" else None
+    checkpoint = str(path / "model.safetensors") if by == "file" else None
     with pytest.raises(CxrltError, match=r"not hold the weights .*: it lacks model\.layernorm\.weight of 42"):
-        build(ModelSpec(f"transformers:{path}", 70, checkpoint=given), 2)
+        build(ModelSpec(f"transformers:{path}", 70, checkpoint=checkpoint), 2)
 
 
 def test_an_encoders_layers_are_told_apart_and_all_of_it_is_trained(folder):
@@ -267,8 +267,8 @@ def test_rad_dino_is_known_without_the_hub(transformers, offline):
     flops, numbers = size(RAD_DINO, 40)
     assert numbers == pytest.approx(86.6e6, rel=0.001)
     assert flops == pytest.approx(303e9, rel=0.01)
-    made = find_recipe(RAD_DINO.backbone)
-    assert (made.mean, made.std) == ((0.5307,) * 3, (0.2583,) * 3)
+    recipe = find_recipe(RAD_DINO.backbone)
+    assert (recipe.mean, recipe.std) == ((0.5307,) * 3, (0.2583,) * 3)
     check_weights([RAD_DINO])
     with pytest.raises(UsageError, match=r"has patches of 14 px, which do not fill 512 px: .* are 504 and 518"):
         check_weights([dataclasses.replace(RAD_DINO, resolution=512)])

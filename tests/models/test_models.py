@@ -95,10 +95,10 @@ def test_every_head_gives_a_logit_per_finding_and_a_gradient_on_every_kind_of_ba
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_every_head_stays_finite_and_near_in_bfloat16(head, tmp_path: Path):
     model = build(headed(CNN, head, tmp_path), "ABCDE").eval()
-    wanted = logits(model, CNN)
+    expected = logits(model, CNN)
     with torch.autocast("cpu", torch.bfloat16):
-        found = logits(model, CNN)
-    torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))
+        result = logits(model, CNN)
+    torch.testing.assert_close(result.float(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
@@ -135,12 +135,12 @@ def test_models_of_before_shift_and_fusion_are_loaded(tmp_path: Path):
 
     model = build(CNN, 2)
     save(model, CNN, ("A", "B"), tmp_path)
-    state, about = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "model.json").read_text())
+    state, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "model.json").read_text())
     del state["shift"]
     for name in ("pool", "fusion", "queries"):
-        del about["spec"][name]
+        del config["spec"][name]
     save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "model.json").write_text(json.dumps(about))
+    (tmp_path / "model.json").write_text(json.dumps(config))
     again, spec, _ = load(tmp_path)
     assert spec == CNN
     assert torch.equal(logits(again, CNN), logits(model, CNN))
@@ -374,10 +374,10 @@ def test_overlapping_patches_need_not_fill_the_image():
 
 
 def test_architecture_published_without_weights_is_told_with_its_family(offline):
-    told = r"timm has no pretrained weights for backbone 'convnextv2_small': .*convnextv2_tiny.*checkpoint: PATH"
-    with pytest.raises(CxrltError, match=told):
+    messages = r"timm has no pretrained weights for backbone 'convnextv2_small': .*convnextv2_tiny.*checkpoint: PATH"
+    with pytest.raises(CxrltError, match=messages):
         build(ModelSpec("convnextv2_small", 64), 2)
-    with pytest.raises(CxrltError, match=told):
+    with pytest.raises(CxrltError, match=messages):
         check_weights([ModelSpec("convnextv2_small", 64)])
 
 
@@ -387,8 +387,8 @@ def test_file_of_another_resolution_is_fitted(tmp_path: Path):
     path = write(tmp_path / "w.safetensors", original.state_dict())
     spec = ModelSpec("test_vit", 64, checkpoint=str(path))
     backbone = build(spec, 2).backbone
-    wanted = timm.layers.resample_abs_pos_embed(original.pos_embed, (4, 4), num_prefix_tokens=1)
-    torch.testing.assert_close(backbone.pos_embed, wanted)
+    expected = timm.layers.resample_abs_pos_embed(original.pos_embed, (4, 4), num_prefix_tokens=1)
+    torch.testing.assert_close(backbone.pos_embed, expected)
     assert torch.equal(backbone.blocks[1].mlp.fc1.weight, original.blocks[1].mlp.fc1.weight)
 
 
@@ -422,13 +422,13 @@ def test_a_model_made_without_random_weights_is_the_same_once_they_are_loaded(ba
     from cxrlt_ray import models
 
     spec = models.ModelSpec(backbone, 224 if "swin" in backbone else 64, pretrained=False)
-    made = models.build(spec, 3).eval()
-    models.save(made, spec, ("a", "b", "c"), tmp_path)
+    built = models.build(spec, 3).eval()
+    models.save(built, spec, ("a", "b", "c"), tmp_path)
     again = models.load(tmp_path)[0]
     images = torch.randint(0, 255, (2, spec.resolution, spec.resolution), dtype=torch.uint8)
     with torch.inference_mode():
-        assert torch.equal(made(images), again(images))
-    assert made.state_dict().keys() == again.state_dict().keys()
+        assert torch.equal(built(images), again(images))
+    assert built.state_dict().keys() == again.state_dict().keys()
 
 
 PARTS = {

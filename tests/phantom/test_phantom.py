@@ -256,8 +256,8 @@ HEDGED = re.compile(
 
 
 def sentences(report, word):
-    found = re.split(r"(?<=[.:])\s+", report)
-    return [sentence for sentence in found if re.search(word, sentence, re.IGNORECASE)]
+    result = re.split(r"(?<=[.:])\s+", report)
+    return [sentence for sentence in result if re.search(word, sentence, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("finding", NAMED)
@@ -267,23 +267,23 @@ def test_reports_agree_with_what_is_mentioned(cohort, finding):
         says = cohort.mention[k, column]
         seen.add(int(says))
         report = write_report(cohort.mention[k], cohort.strength[k], cohort.side[k], k, SEED)
-        found = sentences(report, NAMED[finding])
-        assert bool(found) == (says != SILENT), report
-        assert all(bool(DENIED.search(s)) == (says == NEGATED) for s in found), report
-        assert all(bool(HEDGED.search(s)) == (says == UNCERTAIN) for s in found), report
+        result = sentences(report, NAMED[finding])
+        assert bool(result) == (says != SILENT), report
+        assert all(bool(DENIED.search(s)) == (says == NEGATED) for s in result), report
+        assert all(bool(HEDGED.search(s)) == (says == UNCERTAIN) for s in result), report
     assert seen >= {POSITIVE, NEGATED, SILENT}
 
 
 @pytest.mark.parametrize("finding", DRAWN)
 def test_every_finding_can_be_affirmed_hedged_and_denied(finding):
-    said = {}
+    reports = {}
     for says in (POSITIVE, UNCERTAIN, NEGATED, SILENT):
         mention = [says if name == finding else SILENT for name in ALL_FINDINGS]
-        said[says] = write_report(mention, [0.6] * 45, [0] * 45, 1, SEED)
-    assert len(set(said.values())) == 4
-    assert DENIED.search(said[NEGATED])
-    assert HEDGED.search(said[UNCERTAIN])
-    assert not HEDGED.search(said[POSITIVE])
+        reports[says] = write_report(mention, [0.6] * 45, [0] * 45, 1, SEED)
+    assert len(set(reports.values())) == 4
+    assert DENIED.search(reports[NEGATED])
+    assert HEDGED.search(reports[UNCERTAIN])
+    assert not HEDGED.search(reports[POSITIVE])
 
 
 def test_a_written_report_is_that_of_its_study(tree):

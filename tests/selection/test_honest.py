@@ -75,25 +75,25 @@ def test_no_choice_has_seen_the_subjects_it_is_scored_on(monkeypatch, methods, p
 
 def test_each_fold_is_scored_by_the_weights_of_the_others():
     scores, targets, groups = cohort(EACH_ITS_OWN)
-    found = fit(Method("greedy", {"rounds": 10}), scores, targets, groups, folds=4, seed=3)
+    result = fit(Method("greedy", {"rounds": 10}), scores, targets, groups, folds=4, seed=3)
     fold = honest.assign_folds(targets, groups, 4, 3)
     for k in range(4):
         out = fold == k
         weights = honest.choose(Method("greedy", {"rounds": 10}), scores[:, ~out], targets[~out], groups[~out])
-        assert np.array_equal(found.crossed[0, out], combine(scores[:, out], weights))
+        assert np.array_equal(result.crossed[0, out], combine(scores[:, out], weights))
 
 
 def test_repeats_are_other_folds():
-    found = fit(Method("greedy", {"rounds": 5}), *cohort(ONE_FOR_ALL), repeats=3)
-    assert found.crossed.shape == (3, 400, 4)
-    assert not np.array_equal(found.crossed[0], found.crossed[1])
+    result = fit(Method("greedy", {"rounds": 5}), *cohort(ONE_FOR_ALL), repeats=3)
+    assert result.crossed.shape == (3, 400, 4)
+    assert not np.array_equal(result.crossed[0], result.crossed[1])
     again = fit(Method("greedy", {"rounds": 5}), *cohort(ONE_FOR_ALL), repeats=3)
-    assert np.array_equal(found.crossed, again.crossed)
+    assert np.array_equal(result.crossed, again.crossed)
 
 
 def test_what_scored_each_fold_is_told():
     scores, targets, groups = cohort(EACH_ITS_OWN)
-    found = fit([Method("greedy", guard=5.0), Method("best")], scores, targets, groups, folds=3)
+    result = fit([Method("greedy", guard=5.0), Method("best")], scores, targets, groups, folds=3)
     for k in range(3):
-        out = found.fold == k
-        assert np.allclose(found.crossed[0, out], combine(scores[:, out], found.fold_weights[k]), atol=1e-12)
+        out = result.fold == k
+        assert np.allclose(result.crossed[0, out], combine(scores[:, out], result.fold_weights[k]), atol=1e-12)

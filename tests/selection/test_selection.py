@@ -161,10 +161,10 @@ def test_averaging_logits_of_one_member_gives_its_probabilities():
 def test_a_study_speaks_with_one_voice():
     values = np.array([[[0.2], [0.8], [0.5], [np.nan], [0.4]]], np.float32)
     study, voice = np.array(["a", "a", "b", "b", "c"]), np.array([3.0, 1, 1, 1, 0])
-    said = views.by_study(values, study, voice)
-    assert said[0, :, 0] == pytest.approx([0.35, 0.35, 0.5, 0.5, 0.4])  # 3 : 1; the sibling's; its own
+    joined = views.by_study(values, study, voice)
+    assert joined[0, :, 0] == pytest.approx([0.35, 0.35, 0.5, 0.5, 0.4])  # 3 : 1; the sibling's; its own
     order = [4, 2, 0, 3, 1]
-    assert np.allclose(views.by_study(values[:, order], study[order], voice[order]), said[:, order])
+    assert np.allclose(views.by_study(values[:, order], study[order], voice[order]), joined[:, order])
 
 
 def test_selection_stands_alone():

@@ -276,8 +276,8 @@ def test_long_lists_in_a_warning_are_cut_short():
 
 def test_float32_predictions_are_not_copied():
     scores, targets, groups = cohort()
-    given, labels, _ = check(scores, targets, groups)
-    assert given is scores
+    values, labels, _ = check(scores, targets, groups)
+    assert values is scores
     assert labels is targets
 
 
@@ -408,11 +408,11 @@ def test_topk_of_more_than_there_are_is_the_mean_and_ranks_forget_a_members_scal
     scores, targets, groups = cohort()
     assert np.allclose(SELECTORS["topk_mean"](scores, targets, groups, k=99), 1 / 5)
     bent = scores ** np.array([1, 2, 3, 1, 2])[:, None, None]
-    said = [
+    combined = [
         combine(spaces.into("rank", each, each), SELECTORS["rank_mean"](each, targets, groups))
         for each in (scores, bent)
     ]
-    assert np.allclose(*said, atol=1e-6)
+    assert np.allclose(*combined, atol=1e-6)
     ordinary = [combine(each, SELECTORS["mean"](each, targets, groups)) for each in (scores, bent)]
     assert not np.allclose(*ordinary, atol=1e-2)
 
@@ -453,8 +453,8 @@ def nnls_of_all_images(scores, targets, columns):
         x, y = scores[:, known, c].T.astype(float), targets[known, c].astype(float)
         rows.append(x - x.mean(axis=0))
         aims.append(y - y.mean())
-    found = scipy_nnls(np.concatenate(rows), np.concatenate(aims))[0]
-    return found / found.sum()
+    result = scipy_nnls(np.concatenate(rows), np.concatenate(aims))[0]
+    return result / result.sum()
 
 
 @settings(max_examples=40, deadline=None)
@@ -470,8 +470,8 @@ def test_nnls_is_scipys_on_all_images(seed, members, grain, scale, together):
     scores = (scores * scale).astype(np.float32)
     weights = SELECTORS["nnls"](scores, targets, groups, together=together)
     for c in range(2):
-        wanted = nnls_of_all_images(scores / scale, targets, range(2) if together else [c])
-        assert np.allclose(weights[:, c], wanted, atol=1e-6)
+        expected = nnls_of_all_images(scores / scale, targets, range(2) if together else [c])
+        assert np.allclose(weights[:, c], expected, atol=1e-6)
 
 
 def test_members_that_only_mislead_are_weighed_alike():
@@ -502,9 +502,9 @@ def test_logistic_for_all_findings_is_scikit_learns_with_an_intercept_each():
     image, finding = np.nonzero(targets >= 0)
     columns = np.concatenate([logits[:, image, finding].T, np.eye(4)[finding]], axis=1)
     model = LogisticRegression(C=1e8, tol=1e-10, max_iter=10_000, fit_intercept=False)
-    found = model.fit(columns, targets[image, finding]).coef_[0, :4]
-    assert (found > 0).all()
-    assert np.allclose(weights[:, 0], found / found.sum(), atol=1e-4)
+    result = model.fit(columns, targets[image, finding]).coef_[0, :4]
+    assert (result > 0).all()
+    assert np.allclose(weights[:, 0], result / result.sum(), atol=1e-4)
 
 
 @pytest.mark.parametrize("l2", [0.01, 1.0, 30.0])
@@ -620,8 +620,8 @@ def test_the_slope_is_that_of_the_smooth_ap_of_the_paper():
         return total / positives
 
     weights = np.array([0.5, 0.2, 0.3])
-    wanted = [(value(weights + step) - value(weights - step)) / 2e-6 for step in np.eye(3) * 1e-6]
-    assert np.allclose(smooth_ap._slope(weights, sample, shares, positives, width), wanted, atol=1e-6)
+    expected = [(value(weights + step) - value(weights - step)) / 2e-6 for step in np.eye(3) * 1e-6]
+    assert np.allclose(smooth_ap._slope(weights, sample, shares, positives, width), expected, atol=1e-6)
 
 
 # ---------------------------------------------------------------- frontier

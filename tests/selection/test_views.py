@@ -27,18 +27,18 @@ every_how = pytest.mark.parametrize("how", HOW)
 
 def plainly(values, study, voice, how):
     """By a loop over images; each finding's own."""
-    said = values.astype(float).copy()
+    joined = values.astype(float).copy()
     for m, n in np.ndindex(values.shape[:2]):
         siblings = [k for k in range(len(study)) if study[k] == study[n] and voice[k] > 0]
         siblings = [k for k in siblings if not np.isnan(values[m, k]).any()]
         if siblings:
             given, weight = values[m, siblings].astype(float), voice[siblings][:, None]
-            said[m, n] = {
+            joined[m, n] = {
                 "mean": lambda g, w: (g * w).sum(axis=0) / w.sum(),
                 "max": lambda g, w: g.max(axis=0),
                 "noisy_or": lambda g, w: 1 - np.prod((1 - g) ** w, axis=0),
             }[how](given, weight)
-    return said
+    return joined
 
 
 @every_how
@@ -57,9 +57,9 @@ def test_a_study_speaks_as_a_plain_loop_says(how, seed, images, studies, missing
     values = np.round(values * grain) / grain if grain else values  # certain ones, and ties
     values[rng.random((2, images, 3)) < missing / 3] = np.nan
     study, voice = rng.integers(0, studies, images), rng.choice([0, 0.5, 1, 4], images)
-    said = by_study(side_by_side(values) if laid else values, study, voice, how)
-    assert said.dtype == np.float32
-    np.testing.assert_allclose(said, plainly(values, study, voice, how), atol=1e-6)
+    joined = by_study(side_by_side(values) if laid else values, study, voice, how)
+    assert joined.dtype == np.float32
+    np.testing.assert_allclose(joined, plainly(values, study, voice, how), atol=1e-6)
 
 
 @every_how
@@ -67,12 +67,12 @@ def test_a_study_of_one_image_and_of_forty_keep_their_bounds(how):
     rng = np.random.default_rng(0)
     values = rng.random((3, 41, 2)).astype(np.float32)
     study = np.array(["alone", *["crowd"] * 40])
-    said = by_study(values, study, np.ones(41), how)
-    np.testing.assert_allclose(said[:, 0], values[:, 0], rtol=1e-6)
-    assert (said[:, 1:] == said[:, 1:2]).all()
-    assert ((said >= 0) & (said <= 1)).all()
+    joined = by_study(values, study, np.ones(41), how)
+    np.testing.assert_allclose(joined[:, 0], values[:, 0], rtol=1e-6)
+    assert (joined[:, 1:] == joined[:, 1:2]).all()
+    assert ((joined >= 0) & (joined <= 1)).all()
     least = {"mean": values[:, 1:].min(axis=1), "max": values[:, 1:].max(axis=1), "noisy_or": values[:, 1:].max(axis=1)}
-    assert (said[:, 1] >= least[how] - 1e-6).all()
+    assert (joined[:, 1] >= least[how] - 1e-6).all()
 
 
 @every_how
@@ -171,23 +171,23 @@ def fitted(pool, methods, given, space="probability", **more):
     ("kind", "taken"), [("twice", ["mean", "noisy_or"]), ("one", ["max", "noisy_or"]), ("apart", ["none"])]
 )
 def test_images_are_joined_as_it_helps_and_not_where_it_does_not(kind, taken):
-    given = options("auto", None)
-    found = fitted(cohort(kind), Method("mean"), given, space="logit")
-    assert given[found.rule].how in taken
+    rules = options("auto", None)
+    result = fitted(cohort(kind), Method("mean"), rules, space="logit")
+    assert rules[result.rule].how in taken
 
 
 def test_weights_of_views_are_learned_where_laterals_tell_nothing():
-    given = options("mean", "learned")
-    found = fitted(cohort("frontal"), Method("mean"), given)
-    assert given[found.rule].views in ({"PA": 4, "AP": 4, "LATERAL": 1}, {"PA": 1, "AP": 1, "LATERAL": 0})
-    assert fitted(cohort("twice"), Method("mean"), given).rule == 0  # equal weights, unless others are surely better
+    rules = options("mean", "learned")
+    result = fitted(cohort("frontal"), Method("mean"), rules)
+    assert rules[result.rule].views in ({"PA": 4, "AP": 4, "LATERAL": 1}, {"PA": 1, "AP": 1, "LATERAL": 0})
+    assert fitted(cohort("twice"), Method("mean"), rules).rule == 0  # equal weights, unless others are surely better
 
 
 def test_another_rule_is_taken_only_by_more_than_one_standard_error(monkeypatch):
-    pool, given = cohort("twice"), [StudyRule(), StudyRule("mean")]
-    assert fitted(pool, Method("mean"), given).rule == 1
+    pool, rules = cohort("twice"), [StudyRule(), StudyRule("mean")]
+    assert fitted(pool, Method("mean"), rules).rule == 1
     monkeypatch.setattr(honest, "BETTER", 1000.0)
-    assert fitted(pool, Method("mean"), given).rule == 0
+    assert fitted(pool, Method("mean"), rules).rule == 0
     monkeypatch.setattr(honest, "BETTER", 0.0)
     assert fitted(pool, Method("mean"), [StudyRule(), StudyRule()]).rule == 0  # of equals the first
 
@@ -201,9 +201,9 @@ def test_the_margin_of_rules_is_not_that_of_methods(monkeypatch):
 
 def test_rules_that_are_not_taken_change_nothing():
     pool, methods = cohort("one"), [Method("mean"), Method("greedy", {"rounds": 5}, guard=5.0)]
-    given = options("auto", None)
-    among = fitted(pool, methods, given)
-    alone = fit(methods, rules_of(pool, given)[among.rule](pool.predictions), pool.targets, pool.groups)
+    rules = options("auto", None)
+    among = fitted(pool, methods, rules)
+    alone = fit(methods, rules_of(pool, rules)[among.rule](pool.predictions), pool.targets, pool.groups)
     assert among.method == alone.method
     assert np.array_equal(among.weights, alone.weights)
     assert np.array_equal(among.fold_weights, alone.fold_weights)
@@ -214,20 +214,20 @@ def test_rules_that_are_not_taken_change_nothing():
 
 def test_without_folds_the_first_rule_is_taken():
     pool = cohort("one")
-    found = fitted(pool, Method("mean"), [StudyRule("max"), StudyRule()], folds=0)
+    result = fitted(pool, Method("mean"), [StudyRule("max"), StudyRule()], folds=0)
     joined = StudyRule("max").values("probability", pool.predictions, pool.predictions, pool.study, pool.view)
-    assert found.rule == 0
-    assert np.array_equal(found.crossed[0], combine(joined, found.weights))
+    assert result.rule == 0
+    assert np.array_equal(result.crossed[0], combine(joined, result.weights))
 
 
 @pytest.mark.parametrize("methods", [[Method("best")], [Method("mean"), Method("greedy", {"rounds": 5}, guard=5.0)]])
 @pytest.mark.parametrize("plenty", [100, 100_000])
 def test_no_choice_of_a_rule_has_seen_the_subjects_it_is_scored_on(monkeypatch, methods, plenty):
     monkeypatch.setattr(honest, "PLENTY", plenty)
-    pool, given = cohort("one", studies=120), options("auto", "learned")
+    pool, offered = cohort("one", studies=120), options("auto", "learned")
     fold = pool.groups % 4
     monkeypatch.setattr(honest, "assign_folds", lambda *_: fold)
-    out, rules = fold == 2, rules_of(pool, given)
+    out, rules = fold == 2, rules_of(pool, offered)
     flipped = np.where(out[:, None], 1 - pool.targets, pool.targets)
     before, after = (
         fit(methods, pool.predictions, targets, pool.groups, folds=4, rules=rules)
@@ -245,8 +245,8 @@ def test_where_rules_do_nothing_the_cross_fitted_score_is_no_better_than_chance(
     scores = rng.random((3, 600, 6)).astype(np.float32)
     study = np.arange(600) // 2
     pool = Pool(["a", "b", "c"], study, scores, targets, study, [], study=study, view=np.full(600, "PA"))
-    found = fitted(pool, [Method("mean"), Method("greedy")], options("auto", "learned"))
-    assert np.nanmean([honest.metrics.macro(a) for a in _ap(found.crossed, targets)]) == pytest.approx(0.1, abs=0.03)
+    result = fitted(pool, [Method("mean"), Method("greedy")], options("auto", "learned"))
+    assert np.nanmean([honest.metrics.macro(a) for a in _ap(result.crossed, targets)]) == pytest.approx(0.1, abs=0.03)
 
 
 def _ap(systems, targets):
@@ -259,7 +259,7 @@ def test_one_version_of_the_predictions_is_held_at_a_time():
     pool, alive = cohort("twice", studies=60), []
 
     def version(predictions):
-        assert sum(made() is not None for made in alive) == 0
+        assert sum(reference() is not None for reference in alive) == 0
         values = predictions * 1
         alive.append(weakref.ref(values))
         return values
@@ -288,15 +288,17 @@ def test_an_ensemble_tells_its_rule_keeps_it_and_applies_it(capsys):
     pool = cohort("frontal")
     file = EnsembleFile(selector="mean", aggregation="mean", views="learned", space="logit")
     best, mean, row = compare(file, "mine", pool, seed=0)
-    told = capsys.readouterr().out
-    assert f"Chosen by cross-fitting: {row.rule} (so do " in told
+    printed = capsys.readouterr().out
+    assert f"Chosen by cross-fitting: {row.rule} (so do " in printed
     assert (best.rule, mean.rule) == (StudyRule(), StudyRule())
-    about = as_applied(file, row)
-    assert about["aggregation"] == "mean"
-    assert about["views"]["PA"] > about["views"]["LATERAL"]
+    applied_file = as_applied(file, row)
+    assert applied_file["aggregation"] == "mean"
+    assert applied_file["views"]["PA"] > applied_file["views"]["LATERAL"]
     again = applied("logit", row.rule, pool.predictions, pool.predictions, row.weights, pool.study, pool.view)
     np.testing.assert_allclose(again, row.optimistic, atol=1e-6)
-    assert EnsembleFile(**{**file.model_dump(), "aggregation": about["aggregation"], "views": about["views"]})
+    assert EnsembleFile(
+        **{**file.model_dump(), "aggregation": applied_file["aggregation"], "views": applied_file["views"]}
+    )
 
 
 def test_without_studies_of_several_images_nothing_is_learned(capsys):
