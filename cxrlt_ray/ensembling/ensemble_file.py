@@ -85,7 +85,7 @@ class EnsembleFile(Config):
 
     def rules(self) -> list[StudyRule]:
         """How the images of a study may be joined, in order of preference."""
-        return options(self.used_aggregation(), self.views)  # type: ignore[arg-type]
+        return options(self.used_aggregation(), self.views)
 
     def used_space(self) -> str:
         """The space in which predictions are combined: the key `space`, or the selector's own."""

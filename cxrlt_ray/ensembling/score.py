@@ -126,7 +126,7 @@ def _pass(work: Store, shards: Shards, members: list[StoredMember], images: pd.D
         actors = gpus or sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
         data_context()
         dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
-            Scorer,  # type: ignore[arg-type]
+            Scorer,
             fn_constructor_kwargs={"shards": shards, "members": members},
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=max(1, min(actors, len(todo)))),
@@ -151,19 +151,19 @@ def _items(shards: Shards, images: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """For each shard the images to score with it: those of the studies whose first image lies there, study by study."""
     index = shards.index()
     images = images[images["image_id"].isin(index.index)]
-    at = index.index.get_indexer(images["image_id"])
+    rows = index.index.get_indexer(images["image_id"])
     study, view = codes(images)
     first = np.full(study.max(initial=-1) + 1, len(index))
-    np.minimum.at(first, study, at)
-    order = np.lexsort([at, first[study]])  # studies as they lie, and their images as they lie
+    np.minimum.at(first, study, rows)
+    order = np.lexsort([rows, first[study]])  # studies as they lie, and their images as they lie
     files = index["file"].astype(str).to_numpy()[first[study[order]]]
     ids = images["image_id"].to_numpy()[order]
     for name in np.unique(files):
-        mine = files == name
-        chosen = order[mine]
+        in_file = files == name
+        chosen = order[in_file]
         yield {
             "file": name,
-            "image_id": ids[mine].tolist(),
+            "image_id": ids[in_file].tolist(),
             "study": study[chosen].tolist(),
             "view": view[chosen].tolist(),
         }

@@ -12,7 +12,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
@@ -108,9 +108,9 @@ class Objective(ABC):
         """
         return model
 
-    def classifier(self, network: torch.nn.Module) -> torch.nn.Module:
+    def classifier(self, network: torch.nn.Module) -> Classifier:
         """The classifier in what `network` returned, or in an average of its weights."""
-        return network
+        return cast("Classifier", network)
 
     def after_step(self, network: torch.nn.Module) -> None:  # noqa: B027  most objectives have nothing to do here
         """Called after each step of the optimizer: a teacher may follow its student here."""

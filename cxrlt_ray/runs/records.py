@@ -7,7 +7,7 @@ a later version, or one that is damaged, is refused with a sentence that names t
 from __future__ import annotations
 
 import datetime
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,10 @@ from cxrlt_ray.objectives.metric import VAL_MAP, Metric
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 
-RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+RUNNING: Final = "running"
+FINISHED: Final = "finished"
+PRUNED: Final = "pruned"
+FAILED: Final = "failed"
 State = Literal["running", "finished", "pruned", "failed"]
 Value = bool | int | float | str | None  # of a search parameter
 

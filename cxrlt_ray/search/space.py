@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Domain(Config):
             for name, values in self.when.items()
         )
 
-    def capped(self, limit: int) -> Domain:
+    def capped(self, limit: builtins.int) -> Domain:
         """The domain with searched numbers up to `limit`; the smallest at least."""
         if self.choices is not None:
             choices = [choice for choice in self.choices if isinstance(choice, (int, float))]

@@ -29,7 +29,7 @@ it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -239,8 +239,13 @@ def _value_mistake(name: str, value: Any) -> str:
             return ""
         return f"timm has no such backbone; near it are {', '.join(backbones.suggestions(str(value))) or 'none'}"
     objectives = registry.all_objectives()
-    registries = {"loss": losses.LOSSES, "head": heads.HEADS, "fusion": ("none", *fusion.FUSIONS)}
-    names = {**registries, "objective": objectives}.get(name)
+    registries: dict[str, Iterable[str]] = {
+        "loss": losses.LOSSES,
+        "head": heads.HEADS,
+        "fusion": ("none", *fusion.FUSIONS),
+    }
+    registries["objective"] = objectives
+    names = registries.get(name)
     if names is not None:
         return "" if value in names else f"there is no such {name}; there are {', '.join(names)}"
     field = TrialConfig.model_fields.get(name)

@@ -346,7 +346,7 @@ def select(finding, bags, rounds):  # type: ignore[no-untyped-def]
                 value[m] = np.inf if bags[bag, m] > 0 else -np.inf
             best = -np.inf
             while True:
-                m = np.argmax(value)
+                m = np.argmax(value)  # type: ignore[assignment]
                 if value[m] == -np.inf or value[m] < best - SLACK:
                     break
                 judged = judge(finding, m, stage[m])

@@ -12,7 +12,7 @@ from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.predictions import Predictions
-from cxrlt_ray.runs.records import FINISHED, RUNNING, TrialRecord
+from cxrlt_ray.runs.records import FINISHED, RUNNING, State, TrialRecord
 from cxrlt_ray.runs.store import RECORD
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
@@ -70,9 +70,9 @@ class TrialContext:
         if TrialRecord.read(self.store, RECORD).state == RUNNING:
             self.write()
 
-    def end(self, state: str) -> None:
+    def end(self, state: State) -> None:
         """The trial is done: write its last record, and remove its resume states."""
-        self.record.state = state  # type: ignore[assignment]  # validated
+        self.record.state = state
         if state == FINISHED:
             self.record.ended = time.time()
         self.update()
