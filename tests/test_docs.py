@@ -27,6 +27,13 @@ def test_modules_that_the_documents_name_exist(name):
     assert [path for path in paths if not ((ROOT / "cxrlt_ray" / path).exists() or (ROOT / path).exists())] == []
 
 
+def test_the_readme_shows_what_make_demo_runs():
+    lines = re.findall(r"^\t\$\(PY\) (-m cxrlt_ray\.\S+ .*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert len(lines) == 2
+    shown = (ROOT / "README.md").read_text().splitlines()
+    assert [line for line in lines if f"    python {line}" not in shown] == []
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
