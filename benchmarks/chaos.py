@@ -3,12 +3,13 @@
     python benchmarks/chaos.py --faults 30 --seed 0
     python benchmarks/chaos.py --faults 30 --seed 0 --s3
 
-The same small sweep on the phantom runs twice with the same seed: in calm, and under faults, where every command that
-ended is started again (`--resume`) until it succeeds. The result: trials expected, lost (missing, or failed by
-no fault of their own), doubled; whether all predictions, the weights and the submission are the same to the bit; how
-much longer it took. Faults come from outside, as they would: signals, limits, mounts, files; nothing in the package
-knows of them. Faults that need a mount are left out, with a line that says so, where this user may not mount. With --s3
-everything lies in a bucket of a server in this process (moto), which now and then refuses, breaks off or is slow.
+The same small sweep on the phantom runs twice with the same seed: without faults, and under faults, where every
+command that ended is started again (`--resume`) until it succeeds. The result: trials expected, lost (missing, or
+failed by no fault of their own), doubled; whether all predictions, the weights and the submission are the same to the
+bit; how much longer it took. Faults come from outside, as they would: signals, limits, mounts, files; nothing in the
+package knows of them. Faults that need a mount are left out, with a line that says so, where this user may not mount.
+With --s3 everything lies in a bucket of a server in this process (moto), which now and then refuses, breaks off or is
+slow.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ _time.time = _moved
 
 
 @dataclass
-class Storm:
+class ChaosRun:
     """A run under faults: its storage (a directory, or a URI with the server behind it), and the faults so far.
 
     seen: the processes of killed drivers, with their titles.
@@ -115,34 +116,34 @@ class Storm:
         return self.random.choice(pids) if pids else None
 
 
-def kill(storm: Storm, pids: list[int]) -> bool:
+def kill(run: ChaosRun, pids: list[int]) -> bool:
     """Kill -9 one of them."""
     if not pids:
         return False
     with contextlib.suppress(ProcessLookupError):
-        os.kill(storm.random.choice(pids), signal.SIGKILL)
+        os.kill(run.random.choice(pids), signal.SIGKILL)
     return True
 
 
-def kill_driver(storm: Storm) -> bool:
+def kill_driver(run: ChaosRun) -> bool:
     """Kill -9 the command itself; the processes that it started should end by themselves."""
-    storm.note()
-    os.kill(storm.driver.pid, signal.SIGKILL)
-    storm.driver.wait()
+    run.note()
+    os.kill(run.driver.pid, signal.SIGKILL)
+    run.driver.wait()
     return True
 
 
-def hang(storm: Storm) -> bool:
+def hang(run: ChaosRun) -> bool:
     """Stop a trial's process."""
-    if (pid := storm.trial()) is None:
+    if (pid := run.trial()) is None:
         return False
     os.kill(pid, signal.SIGSTOP)
     return True
 
 
-def exhaust(storm: Storm) -> bool:
+def exhaust(run: ChaosRun) -> bool:
     """Limit the memory of a trial's process to what it has."""
-    if (pid := storm.trial()) is None:
+    if (pid := run.trial()) is None:
         return False
     with contextlib.suppress(ProcessLookupError, OSError):
         used = int(Path("/proc", str(pid), "statm").read_text().split()[0]) * resource.getpagesize()
@@ -150,9 +151,9 @@ def exhaust(storm: Storm) -> bool:
     return True
 
 
-def fill_disk(storm: Storm) -> bool:
+def fill_disk(run: ChaosRun) -> bool:
     """Fill the disk, for a while."""
-    filler = storm.storage / "filler"
+    filler = run.storage / "filler"
     with contextlib.suppress(OSError), open(filler, "wb") as file:
         while True:
             file.write(b"\1" * (1 << 20))
@@ -162,36 +163,36 @@ def fill_disk(storm: Storm) -> bool:
     return True
 
 
-def read_only(storm: Storm) -> bool:
+def read_only(run: ChaosRun) -> bool:
     """Put an empty storage that cannot be written to in the place of ours, for a while."""
-    mount("-t", "tmpfs", "-o", "ro", "none", str(storm.storage))
+    mount("-t", "tmpfs", "-o", "ro", "none", str(run.storage))
     time.sleep(FAILING)
-    subprocess.run(["umount", "-l", str(storm.storage)], check=True)
+    subprocess.run(["umount", "-l", str(run.storage)], check=True)
     return True
 
 
-def failing(storm: Storm, fault: Callable[[str, str], int | float | None]) -> bool:
+def failing(run: ChaosRun, fault: Callable[[str, str], int | float | None]) -> bool:
     """Let requests to the server fail for a while: an HTTP status, or seconds to wait."""
-    with storm.s3.failing(fault):
+    with run.s3.failing(fault):
         time.sleep(FAILING)
     return True
 
 
-def move_clock(storm: Storm) -> bool:
+def move_clock(run: ChaosRun) -> bool:
     """Let the clock of all processes jump by up to a day, forward or back."""
-    storm.clock.write_text(str(storm.random.uniform(-86400, 86400)))
+    run.clock.write_text(str(run.random.uniform(-86400, 86400)))
     return True
 
 
-def damage(storm: Storm, pattern: str, how: Callable[[Path], None]) -> bool:
+def damage(run: ChaosRun, pattern: str, how: Callable[[Path], None]) -> bool:
     """Kill the driver, and damage one of the files of that pattern before it is started again."""
-    paths = sorted(storm.storage.glob(pattern))
+    paths = sorted(run.storage.glob(pattern))
     if not paths:
         return False
-    kill_driver(storm)
+    kill_driver(run)
     paths = [path for path in paths if path.exists()]
     if paths:
-        how(storm.random.choice(paths))
+        how(run.random.choice(paths))
     return True
 
 
@@ -207,8 +208,8 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-TRIAL = "storm/trials/*"
-FAULTS: dict[str, Callable[[Storm], bool]] = {
+TRIAL = "chaos/trials/*"
+FAULTS: dict[str, Callable[[ChaosRun], bool]] = {
     "driver killed": kill_driver,
     "trial killed": lambda s: kill(s, [pid for pid in [s.trial()] if pid]),
     "raylet killed": lambda s: kill(s, s.named("/raylet")),
@@ -223,7 +224,7 @@ FAULTS: dict[str, Callable[[Storm], bool]] = {
     "state truncated": lambda s: damage(s, f"{TRIAL}/{resume.PREFIX}*{resume.SUFFIX}", truncate),
     "predictions corrupt": lambda s: damage(s, f"{TRIAL}/predictions/val.parquet", flip),
     "shard deleted": lambda s: damage(s, "shards/*/*-*.parquet", Path.unlink),
-    "search's database lost": lambda s: damage(s, "storm/optuna.db", truncate),
+    "search's database lost": lambda s: damage(s, "chaos/optuna.db", truncate),
 }
 # in a bucket: no mounts, and no file that could be cut in two
 KILLS = [name for name in FAULTS if "killed" in name]
@@ -242,60 +243,60 @@ def mount(*arguments: str) -> bool:
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
-def command(storm: Storm, module: str, *arguments: str) -> list[str]:
+def command(run: ChaosRun, module: str, *arguments: str) -> list[str]:
     """One of our commands, in this storage."""
-    return [sys.executable, "-m", f"cxrlt_ray.{module}", *arguments, "--storage", str(storm.storage)]
+    return [sys.executable, "-m", f"cxrlt_ray.{module}", *arguments, "--storage", str(run.storage)]
 
 
-def sweep_command(storm: Storm, data: Path, space: Path) -> list[str]:
+def sweep_command(run: ChaosRun, data: Path, space: Path) -> list[str]:
     """The command that begins the sweep, or continues it."""
     settings = ["--hung-after", f"{HUNG}s", "--retries", "9", "--max-concurrent", "1", "--cache-gb", "0.1"]
-    if Store(str(storm.storage)).exists("storm/run.json"):
-        return command(storm, "sweep", "task1", "--resume", "--name", "storm", *settings)
-    return command(storm, "sweep", "task1", "--data", str(data), "--space", str(space), "--name", "storm", *settings)
+    if Store(str(run.storage)).exists("chaos/run.json"):
+        return command(run, "sweep", "task1", "--resume", "--name", "chaos", *settings)
+    return command(run, "sweep", "task1", "--data", str(data), "--space", str(space), "--name", "chaos", *settings)
 
 
-def start(storm: Storm, arguments: list[str]) -> None:
+def start(run: ChaosRun, arguments: list[str]) -> None:
     """Start a command below this process."""
-    storm.log.write(f"\n$ {' '.join(arguments[2:])}\n")
-    storm.log.flush()
+    run.log.write(f"\n$ {' '.join(arguments[2:])}\n")
+    run.log.flush()
     # its own group, and it ends with us
     death = lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # noqa: E731
-    storm.driver = subprocess.Popen(arguments, env=storm.env, stdout=storm.log, stderr=storm.log, preexec_fn=death)
+    run.driver = subprocess.Popen(arguments, env=run.env, stdout=run.log, stderr=run.log, preexec_fn=death)
 
 
 def run_under_faults(
-    storm: Storm, arguments: Callable[[], list[str]], plan: list[str], pause: tuple[float, float]
+    run: ChaosRun, arguments: Callable[[], list[str]], plan: list[str], pause: tuple[float, float]
 ) -> None:
     """Run a command until it succeeds; a fault of `plan` after each `pause`, of so many seconds at random."""
-    start(storm, arguments())
-    due = time.monotonic() + storm.random.uniform(*pause)
+    start(run, arguments())
+    due = time.monotonic() + run.random.uniform(*pause)
     tries = 0
     while True:
-        if storm.driver.poll() is not None:
-            if storm.driver.returncode == 0:
+        if run.driver.poll() is not None:
+            if run.driver.returncode == 0:
                 return
             tries += 1
-            if tries > 8 + 2 * sum(storm.happened.values()):
+            if tries > 8 + 2 * sum(run.happened.values()):
                 raise SystemExit("chaos: the command does not succeed any more; see the log")
-            start(storm, arguments())
-            due = time.monotonic() + storm.random.uniform(*pause)
+            start(run, arguments())
+            due = time.monotonic() + run.random.uniform(*pause)
         if plan and time.monotonic() > due:
             fault = plan[0]
-            if FAULTS[fault](storm):
-                storm.happened[plan.pop(0)] += 1
-                storm.log.write(f"### {fault}\n")
-                storm.log.flush()
+            if FAULTS[fault](run):
+                run.happened[plan.pop(0)] += 1
+                run.log.write(f"### {fault}\n")
+                run.log.flush()
             else:  # not now: another first
                 plan.append(plan.pop(0))
-            due = time.monotonic() + storm.random.uniform(*pause)
+            due = time.monotonic() + run.random.uniform(*pause)
         time.sleep(0.1)
 
 
-def finished_storm(
+def run_to_end(
     name: str, root: Path, data: Path, space: Path, plan: list[str], seed: int, mounted: bool = False, s3: Any = None
-) -> Any:
-    """Sweep and ensemble in a storage of their own, under the faults of `plan`; the storm, and its seconds."""
+) -> tuple[ChaosRun, float]:
+    """Sweep and ensemble in a storage of their own, under the faults of `plan`: the run, and its seconds."""
     storage = root / name
     storage.mkdir()
     if mounted:
@@ -307,27 +308,27 @@ def finished_storm(
     (site / "sitecustomize.py").write_text(CLOCK.format(file=str(clock)))
     env = {**os.environ, "PYTHONPATH": str(site), "RAY_worker_niceness": "0", "CUDA_VISIBLE_DEVICES": ""}
     with open(root / f"{name}.log", "w") as log:
-        storm = Storm(f"s3://bucket/{name}" if s3 else storage, env, random.Random(seed), clock, log, s3)
+        run = ChaosRun(f"s3://bucket/{name}" if s3 else storage, env, random.Random(seed), clock, log, s3)
         began = time.monotonic()
         late = plan[-2:]
         early = plan[: len(plan) - len(late)]
-        run_under_faults(storm, lambda: sweep_command(storm, data, space), early, PAUSE)
-        ensemble = command(storm, "ensemble", "--run", "storm", "--score-all", "--rounds", "50")
-        run_under_faults(storm, lambda: ensemble, late, (9.0, 14.0))
+        run_under_faults(run, lambda: sweep_command(run, data, space), early, PAUSE)
+        ensemble = command(run, "ensemble", "--run", "chaos", "--score-all", "--rounds", "50")
+        run_under_faults(run, lambda: ensemble, late, (9.0, 14.0))
         seconds = time.monotonic() - began
     if s3:  # to be read as a directory
         from pyarrow import fs
 
         fs.copy_files(f"bucket/{name}", str(storage), fs.S3FileSystem(endpoint_override=s3.url), fs.LocalFileSystem())
-    return storm, seconds
+    return run, seconds
 
 
 def read(storage: Path) -> dict[str, Any]:
-    """What a run left that must be the same in calm and under faults."""
+    """What a run left that must be the same with and without faults."""
     import pandas as pd
 
     trials = {}
-    for trial in read_trials(Store(str(storage)) / "storm" / "trials"):
+    for trial in read_trials(Store(str(storage)) / "chaos" / "trials"):
         record = trial.record
         trials[trial.name] = {
             "state": record.state,
@@ -338,7 +339,7 @@ def read(storage: Path) -> dict[str, Any]:
             "scores": {split: trial.predictions(split) for split in ("val", "test") if trial.has_predictions(split)},
             "retries": len(record.retries),
         }
-    ensemble = storage / "storm" / "ensembles" / "greedy"
+    ensemble = storage / "chaos" / "ensembles" / "greedy"
     return {
         "trials": trials,
         "weights": pd.read_csv(ensemble / "weights.csv") if (ensemble / "weights.csv").exists() else None,
@@ -346,9 +347,9 @@ def read(storage: Path) -> dict[str, Any]:
     }
 
 
-def compared(calm: dict[str, Any], storm: dict[str, Any]) -> dict[str, Any]:
+def compared(reference: dict[str, Any], faulty: dict[str, Any]) -> dict[str, Any]:
     """Counts of trials, and what is the same."""
-    expected, trials = calm["trials"], storm["trials"]
+    expected, trials = reference["trials"], faulty["trials"]
     lost = [name for name in expected if name not in trials or trials[name]["state"] == RUNNING]
     others = [name for name in expected if name not in lost]
     lost += [name for name in others if trials[name]["state"] == FAILED and expected[name]["state"] != FAILED]
@@ -370,7 +371,7 @@ def compared(calm: dict[str, Any], storm: dict[str, Any]) -> dict[str, Any]:
         "same": len(same),
         "differ": sorted(set(others) - set(same)),
         "retries": sum(trial["retries"] for trial in trials.values()),
-        "submission": calm["submission"] == storm["submission"],
+        "submission": reference["submission"] == faulty["submission"],
     }
 
 
@@ -411,23 +412,24 @@ def main() -> None:
 
             s3 = stack.enter_context(served("bucket"))
         print(f"In {root}: first without faults", flush=True)
-        _, quiet = finished_storm("calm", root, data, space, [], args.seed, s3=s3)
-        print(f"  {quiet:.0f} s; now with {len(plan)} faults", flush=True)
+        _, reference_seconds = run_to_end("reference", root, data, space, [], args.seed, s3=s3)
+        print(f"  {reference_seconds:.0f} s; now with {len(plan)} faults", flush=True)
         if able:
-            unmount = ["umount", "-l", str(root / "storm")]
+            unmount = ["umount", "-l", str(root / "faulty")]
             stack.callback(subprocess.run, unmount, check=False, stderr=subprocess.DEVNULL)
-        storm, loud = finished_storm("storm", root, data, space, plan, args.seed, mounted=able, s3=s3)
-        left = storm.left_behind()
-        result = compared(read(root / "calm"), read(root / "storm"))
-    happened = sum(storm.happened.values())
-    diverged = sum(trial["state"] == FAILED for trial in read(root / "calm")["trials"].values())
-    counts = ", ".join(f"{count} x {name}" for name, count in sorted(storm.happened.items()))
+        faulty, faulty_seconds = run_to_end("faulty", root, data, space, plan, args.seed, mounted=able, s3=s3)
+        left = faulty.left_behind()
+        result = compared(read(root / "reference"), read(root / "faulty"))
+    slower = faulty_seconds / reference_seconds
+    happened = sum(faulty.happened.values())
+    diverged = sum(trial["state"] == FAILED for trial in read(root / "reference")["trials"].values())
+    counts = ", ".join(f"{count} x {name}" for name, count in sorted(faulty.happened.items()))
     lines = [
         "| faults | trials | lost | doubled | the same to the bit | retries | submission | time | processes left |",
         "|---|---|---|---|---|---|---|---|---|",
         f"| {happened} | {result['expected']} | {len(result['lost'])} | {len(result['doubled'])} | {result['same']} | "
         f"{result['retries']} | {'identical' if result['submission'] else 'differs'} | "
-        f"{loud:.0f} s, {loud / quiet:.1f} times {quiet:.0f} s | {len(left)} |",
+        f"{faulty_seconds:.0f} s, {slower:.1f} times {reference_seconds:.0f} s | {len(left)} |",
         "",
         f"{diverged} trial(s) diverge by their own fault, with and without the others.",
         f"Seed {args.seed}, a fault every {PAUSE[0]:.0f} to {PAUSE[1]:.0f} s: {counts}.",

@@ -82,7 +82,7 @@ class Bench:
         with self.amp():
             logits = self.forward(images)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), self.targets[: len(images)])
-        float(loss.detach())  # a trial looks at every loss
+        float(loss.detach())  # a trial checks every loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
