@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import UsageError
@@ -13,6 +13,9 @@ from cxrlt_ray.training.resume import ResumeState
 
 if TYPE_CHECKING:
     import torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+    from torch.optim.swa_utils import AveragedModel
 
 NORM_BATCHES = 50  # from which batch norm's statistics of averaged weights are taken anew
 Inputs = tuple["torch.Tensor", ...]  # images, and where views are fused each one's study and view
@@ -20,7 +23,7 @@ Inputs = tuple["torch.Tensor", ...]  # images, and where views are fused each on
 
 def optimizer_of(
     network: torch.nn.Module, config: TrialConfig, steps: int, backbone: torch.nn.Module | None = None
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+) -> tuple[Optimizer, LambdaLR]:
     """AdamW over what is trained of `network`, and its schedule over `steps` steps.
 
     backbone: whose layers have rates of their own, if the network is no classifier with a backbone. Raises UsageError
@@ -31,9 +34,9 @@ def optimizer_of(
     groups: list[dict[str, Any]] = []
     others = list(network.named_parameters())
     if config.layer_decay < 1 and not config.frozen_backbone:
-        backbone = backbone if backbone is not None else network.backbone  # type: ignore[assignment]
-        groups = _layers(backbone, config)
-        layered = {id(p) for p in backbone.parameters()}  # type: ignore[union-attr]
+        with_layers = network.get_submodule("backbone") if backbone is None else backbone
+        groups = _layers(with_layers, config)
+        layered = {id(p) for p in with_layers.parameters()}
         others = [(name, p) for name, p in others if id(p) not in layered]
     groups += _groups(others, config)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
@@ -49,7 +52,7 @@ def optimizer_of(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _groups(named: Any, config: TrialConfig) -> Iterator[dict[str, Any]]:
+def _groups(named: Iterable[tuple[str, torch.nn.Parameter]], config: TrialConfig) -> Iterator[dict[str, Any]]:
     """Parameters with weight decay, and norms and biases without."""
     trained = [p for _, p in named if p.requires_grad]
     for decays, rate in ((True, config.weight_decay), (False, 0.0)):
@@ -57,7 +60,7 @@ def _groups(named: Any, config: TrialConfig) -> Iterator[dict[str, Any]]:
             yield {"params": chosen, "weight_decay": rate}
 
 
-def _layers(backbone: Any, config: TrialConfig) -> list[dict[str, Any]]:
+def _layers(backbone: torch.nn.Module, config: TrialConfig) -> list[dict[str, Any]]:
     """The backbone's parameters by layer: a layer's rate is layer_decay times the next one's (Bao et al. 2021)."""
     from timm.optim import param_groups_layer_decay
 
@@ -70,16 +73,18 @@ def _layers(backbone: Any, config: TrialConfig) -> list[dict[str, Any]]:
     ]
 
 
-def take_step(model: torch.nn.Module, optimizer: Any, schedule: Any, config: TrialConfig, average: Average) -> None:
+def take_step(
+    network: torch.nn.Module, optimizer: Optimizer, schedule: LambdaLR, config: TrialConfig, average: Average
+) -> None:
     """Clip, step, and let the average follow."""
     import torch
 
     if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     optimizer.step()
     schedule.step()
     optimizer.zero_grad(set_to_none=True)
-    average.step(model, schedule.last_epoch)
+    average.step(network, schedule.last_epoch)
 
 
 class Average:
@@ -88,97 +93,103 @@ class Average:
     SWA: Izmailov et al. 2018; its batch norm's statistics are taken anew from training images.
     """
 
-    def __init__(self, model: Any, config: TrialConfig) -> None:
+    def __init__(self, network: torch.nn.Module, config: TrialConfig) -> None:
         self.ema: Any = None
-        self.swa: Any = None
-        self.renormed: Any = None  # what SWA had judged last
+        self.swa: AveragedModel | None = None
+        self.renormed: torch.nn.Module | None = None  # what SWA had judged last
         self.first = math.floor(config.swa_start * config.epochs)
         if config.ema_decay:
             from timm.utils import ModelEmaV3
 
             # warm-up of the decay: short runs would otherwise keep their random start
-            self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
+            self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
 
-    def step(self, model: Any, number: int) -> None:
+    def step(self, network: torch.nn.Module, number: int) -> None:
         """An optimizer's step is done."""
         if self.ema is not None:
-            self.ema.update(model, step=number)  # the step's number: without it there is no warm-up
+            self.ema.update(network, step=number)  # the step's number: without it there is no warm-up
 
-    def judged(self, model: Any, epoch: int, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> Any:
-        """The model to be judged after `epoch`. inputs: of training, for batch norm."""
+    def judged(
+        self, network: torch.nn.Module, epoch: int, inputs: Iterator[Inputs], amp: Callable[[], Any]
+    ) -> torch.nn.Module:
+        """The network to be judged after `epoch`. inputs: of training, for batch norm."""
         if self.ema is not None:
             return self.ema.module
         if epoch < self.first:
-            return model
+            return network
         from torch.optim.swa_utils import AveragedModel
 
         if self.swa is None:
-            self.swa = AveragedModel(model)
-        self.swa.update_parameters(model)
+            self.swa = AveragedModel(network)
+        self.swa.update_parameters(network)
         self.renormed = copy.deepcopy(self.swa.module)
         _renormalise(self.renormed, inputs, amp)
         return self.renormed
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, torch.nn.Module]:
         """The modules whose tensors make the average, by name."""
         modules = {"ema": self.ema and self.ema.module, "swa": self.swa, "renormed": self.renormed}
         return {name: module for name, module in modules.items() if module is not None}
 
-    def restore(self, model: Any, state: ResumeState) -> Any:
-        """Be as `parts` were when they were kept; the model that was judged then. model: with its own weights."""
+    def restore(self, network: torch.nn.Module, state: ResumeState) -> torch.nn.Module:
+        """Be as `parts` were when they were kept; the network that was judged then. network: with its own weights."""
         if self.ema is None and state.of("swa"):
             from torch.optim.swa_utils import AveragedModel
 
-            self.swa, self.renormed = AveragedModel(model), copy.deepcopy(model)
+            self.swa, self.renormed = AveragedModel(network), copy.deepcopy(network)
         for name, module in self.parts().items():
             module.load_state_dict(state.of(name))
         if self.ema is not None:
             return self.ema.module
-        return model if self.renormed is None else self.renormed
+        return network if self.renormed is None else self.renormed
 
 
-def state_of(model: Any, optimizer: Any, schedule: Any, average: Average) -> dict[str, Any]:
+def state_of(
+    network: torch.nn.Module, optimizer: Optimizer, schedule: LambdaLR, average: Average
+) -> dict[str, torch.Tensor]:
     """All tensors with which training can go on, as resume.ResumeState names them; not copied."""
     import torch
 
-    modules = {"model": model, **average.parts()}
+    modules = {"model": network, **average.parts()}
     tensors = {f"{part}/{k}": t for part, module in modules.items() for k, t in module.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
     return tensors | {"schedule/step": torch.tensor(schedule.last_epoch)}
 
 
-def restore(state: ResumeState, model: Any, optimizer: Any, schedule: Any, average: Average) -> Any:
-    """Put back what `state_of` gave; the model that was judged then."""
-    model.load_state_dict(state.of("model"))
+def restore(
+    state: ResumeState, network: torch.nn.Module, optimizer: Optimizer, schedule: LambdaLR, average: Average
+) -> torch.nn.Module:
+    """Put back what `state_of` gave; the network that was judged then."""
+    network.load_state_dict(state.of("model"))
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Any]] = {}
     for key, tensor in state.of("optimizer").items():
         number, name = int(key.split("/")[0]), key.split("/")[1]
-        # laid out as its parameter (channels last): the fused step takes them for alike without checking
-        alike = trained[number].detach().clone().copy_(tensor) if tensor.shape == trained[number].shape else tensor
-        moments.setdefault(number, {})[name] = alike
+        # laid out as its parameter (channels last): the fused step takes their layouts for equal without checking
+        moment = trained[number].detach().clone().copy_(tensor) if tensor.shape == trained[number].shape else tensor
+        moments.setdefault(number, {})[name] = moment
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     schedule.last_epoch = int(state.tensors["schedule/step"])
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = rate * factor(schedule.last_epoch)
-    return average.restore(model, state)
+    return average.restore(network, state)
 
 
-def _renormalise(model: Any, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> None:
+def _renormalise(network: torch.nn.Module, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> None:
     """Take batch norm's statistics from NORM_BATCHES batches."""
     import torch
 
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean of batches
-    model.train()
+    network.train()
     with torch.no_grad(), amp():
         for _, batch in zip(range(NORM_BATCHES), inputs, strict=False):
-            model(*batch)
+            network(*batch)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
