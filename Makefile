@@ -14,7 +14,7 @@ PY := .venv/bin/python
 	@touch $@
 
 demo: .venv/.ready
-	$(PY) -m cxrlt_ray.sweep task1
+	$(PY) -m cxrlt_ray.sweep task1 --time-budget 270s
 	$(PY) -m cxrlt_ray.ensemble --select greedy
 	@echo
 	@echo "That was a sweep on drawn chest X-rays and the ensemble of its best trials. All of it is in runs/:"

@@ -95,7 +95,7 @@ def test_a_trial_that_is_killed_and_then_hangs_ends_as_one_that_was_left_alone(r
     assert hung.startswith("hung: no batch was done in 6 s")
     told = capsys.readouterr().out
     assert "T0000 is begun anew: its process ended" in told
-    assert not list((record.parent).glob("midway-*"))
+    assert not list((record.parent).glob("resume-*"))
 
 
 def test_a_trial_whose_images_are_gone_says_so_and_nothing_else(ray, table, tmp_path):

@@ -103,18 +103,20 @@ def test_stored_predictions_are_readable_with_pandas_and_score_what_the_trial_sa
 
 
 def test_the_kept_checkpoint_is_the_one_that_made_the_predictions(storage):
-    import torch
-
     from cxrlt_ray import models
-    from cxrlt_ray.training.trial import predict_part
+    from cxrlt_ray.training.job import Job, images_of
+    from cxrlt_ray.training.validation import predict_images
 
     run = run_of(storage)
     trial = run.trials()[0]
     frame = trial.predictions()
-    model, spec, findings = models.load(Path(trial.store.uri) / "fold-0")
+    model, _, findings = models.load(Path(trial.store.uri) / "fold-0")
     config = trial.record.config
     assert findings == TASK1
-    again = predict_part(model, run.shards()[-1], frame.index.to_numpy(), spec.resolution, config, torch.no_grad)
+    images = images_of(run.manifest().of_split("val"), TASK1)
+    job = Job(run.store, run.shards()[-1:], TASK1, run.record.fingerprint, gpu=False)
+    again = predict_images(job, config, model.eval(), images)
+    assert list(images.image_id) == list(frame.index)
     assert np.abs(again - frame.to_numpy()).max() < 1e-4
 
 

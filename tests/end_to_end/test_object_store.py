@@ -18,7 +18,7 @@ from cxrlt_ray.runs.ensemble_record import weights_fingerprint
 from cxrlt_ray.runs.records import FINISHED, RUNNING
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training.stage import Job
+from cxrlt_ray.training.job import Job
 from cxrlt_ray.training.trial import train
 
 COLUMNS = ["image_id", "path", "subject_id", "study_id", "view", "split", "Mass", "Nodule"]
