@@ -82,8 +82,8 @@ def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: 
         space, record.trials, record.folds, record.seed, resources, storage, request.address, request.gpu
     )
     if request.probe:
-        kinds = len(planner.rates_on(planner.here))
-        print(f"Probing {kinds} kinds of models for {plan.PROBE_SECONDS:.0f} s on {planner.here}", flush=True)
+        kinds = len(planner.rates_on(planner.device))
+        print(f"Probing {kinds} kinds of models for {plan.PROBE_SECONDS:.0f} s on {planner.device}", flush=True)
         planner.probe()
     return planner
 
@@ -164,8 +164,8 @@ def _search(
     record, ingest = run.record, ingest_of(engine, resources, request.cache_gb)
     print_ingest(ingest)
     running, done = trial_bytes
-    kept = min(record.trials, request.keep_checkpoints or record.trials)
-    print_disk(run.store, running * resources.max_concurrent + done * kept)
+    checkpoints = min(record.trials, request.keep_checkpoints or record.trials)
+    print_disk(run.store, running * resources.max_concurrent + done * checkpoints)
     job = Job(
         run.store.absolute(),
         shards,

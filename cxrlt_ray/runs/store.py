@@ -293,12 +293,12 @@ def weights_of(storage: str, source: str, backbone: str) -> str:
 
     Raises UsageError where there is no such trial, or none of that backbone.
     """
-    name, _, wanted = source.partition("/")
+    name, _, trial_name = source.partition("/")
     trials = load_run(storage, name).trials()
-    named = [trial for trial in trials if wanted in ("", trial.name)]
+    named = [trial for trial in trials if trial_name in ("", trial.name)]
     if not named:
         raise UsageError(
-            f"init_from '{source}': run {name} has no trial {wanted}; it has {', '.join(t.name for t in trials)}."
+            f"init_from '{source}': run {name} has no trial {trial_name}; it has {', '.join(t.name for t in trials)}."
         )
     with_weights = [trial for trial in named if trial.record.config is not None and trial.checkpoints]
     able = [trial for trial in with_weights if trial.config.backbone == backbone]

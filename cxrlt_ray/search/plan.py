@@ -80,7 +80,7 @@ def draw_trials(space: Space, trials: int, seed: int = 0) -> list[TrialConfig]:
 class Planner:
     """What a sweep will cost by what is known of rates, and how that compares with what it took.
 
-    here: the device that trials run on; gpu: that the plan is for.
+    device: that trials run on, by name; gpu: that the plan is for.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Planner:
     ) -> None:
         self.space, self.folds, self.seed, self.resources = space, max(folds, 1), seed, resources
         self.configs, self.rates = draw_trials(space, trials, seed), Rates(storage)
-        self.address, self.here = address, device_name(address, resources)
-        self.gpu = gpu or (self.here if resources.gpus else "H100")
+        self.address, self.device = address, device_name(address, resources)
+        self.gpu = gpu or (self.device if resources.gpus else "H100")
 
     def probe(self, configs: Iterable[TrialConfig] = (), seconds: float | None = None) -> Probe:
         """Measure every kind of model of `configs` (all trials') where trials will run, and keep the rates.
@@ -138,17 +138,17 @@ class Planner:
     def forecast(self, images: int | Manifest) -> Forecast:
         """The sweep on this machine."""
         concurrent = [self.resources.max_concurrent]
-        return self._forecasts(self.here, self.rates_on(self.here), self.workload(images), concurrent)[0]
+        return self._forecasts(self.device, self.rates_on(self.device), self.workload(images), concurrent)[0]
 
     def plan(self, images: int | Manifest, others: Iterable[str] = ()) -> SweepPlan:
         """The plan for this machine and for 1, 8 and 32 GPUs; for a number of images, with `others` beside."""
-        workload, there = self.workload(images, others), self.rates_on(self.gpu)
-        devices = [Device(self.gpu, tuple(there.values()))]
-        forecasts = self._forecasts(self.gpu, there, workload, DEVICES)
-        if self.here != self.gpu:
-            here = self.rates_on(self.here)
-            devices.insert(0, Device(self.here, tuple(here.values())))
-            alone = self._forecasts(self.here, here, workload, [self.resources.max_concurrent])
+        workload, gpu_rates = self.workload(images, others), self.rates_on(self.gpu)
+        devices = [Device(self.gpu, tuple(gpu_rates.values()))]
+        forecasts = self._forecasts(self.gpu, gpu_rates, workload, DEVICES)
+        if self.device != self.gpu:
+            rates = self.rates_on(self.device)
+            devices.insert(0, Device(self.device, tuple(rates.values())))
+            alone = self._forecasts(self.device, rates, workload, [self.resources.max_concurrent])
             forecasts = [*alone, *forecasts]
         known = bool(self.rates.known)
         return SweepPlan(workload, tuple(devices), tuple(forecasts), len(self.configs), self.resources.cpus, known)
@@ -161,7 +161,7 @@ class Planner:
         epochs, prune, first = self.space.epochs, self.space.prune, self.space.grace(self.space.epochs)
         return [
             Forecast(
-                device if device == self.here and self.here != self.gpu else f"{count} x {device}",
+                device if device == self.device and self.device != self.gpu else f"{count} x {device}",
                 count,
                 simulate(seconds, epochs, count, prune, first_rung=first),
                 simulate(seconds, epochs, count, prune=False),
@@ -189,7 +189,7 @@ class Planner:
         for stage in (stage for config in self.space.kinds() for stage in config.staged()):
             if stage.backbone not in smallest or stage.resolution < smallest[stage.backbone].resolution:
                 smallest[stage.backbone] = stage
-        unknown = [stage for name, stage in smallest.items() if not self.rates.measured(self.here, name)]
+        unknown = [stage for name, stage in smallest.items() if not self.rates.measured(self.device, name)]
         if unknown:
             with suppress(MemoryError, RuntimeError):  # a batch does not fit: training takes it in pieces
                 self.probe(unknown, seconds)
@@ -197,11 +197,11 @@ class Planner:
     def first_rate(self) -> ModelRate:
         """The rate here of the model of the search's first trial."""
         first = self.configs[0].staged()[0]
-        return self.rates_of([first], self.here)[first.backbone, first.resolution]
+        return self.rates_of([first], self.device)[first.backbone, first.resolution]
 
     def trial_bytes(self, images: int | Manifest) -> tuple[float, float]:
         """Bytes on the storage of the largest trial: while it runs, its last state included, and when it is done."""
-        rates, workload, done = self.rates_on(self.here), self.workload(images), 0.0
+        rates, workload, done = self.rates_on(self.device), self.workload(images), 0.0
         for config in self.configs:
             last = config.staged()[-1]
             checkpoints = rates[last.backbone, last.resolution].checkpoint * (workload.folds + config.refit)
@@ -246,7 +246,7 @@ class _Pricer:
         configs = self._draws[size.pixels][: size.trials]
         if not self.space.staged:
             configs = [config.model_copy(update={"epochs": size.epochs}) for config in configs]
-        rates = self.planner.rates_of(configs, self.planner.here)
+        rates = self.planner.rates_of(configs, self.planner.device)
         return [trial_seconds(config, rates, self.workload) for config in configs]
 
 

@@ -106,12 +106,12 @@ def phantom(storage: str, seed: int, images: int, what: str = "No --data: the bu
     return folder
 
 
-def others_of(space: Space, given: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
+def others_of(space: Space, known: dict[str, str], storage: str | None, seed: int, images: int) -> dict[str, str]:
     """The other cohorts that the space's stages train on; in smoke (`storage` given) phantoms stand in for them."""
     named = sorted(space.cohorts())
     others = [name for cohorts in named if cohorts not in (MAIN, OUTSIDE, ALL) for name in cohorts.split("+")]
-    missing = [name for name in dict.fromkeys(others) if name not in given and name != MAIN]
-    if not given and not missing and (OUTSIDE in named or (ALL in named and storage is not None)):
+    missing = [name for name in dict.fromkeys(others) if name not in known and name != MAIN]
+    if not known and not missing and (OUTSIDE in named or (ALL in named and storage is not None)):
         missing = ["nih"]
     if missing and storage is None:
         raise UsageError(
@@ -119,13 +119,13 @@ def others_of(space: Space, given: dict[str, str], storage: str | None, seed: in
             f"{' '.join(f'--cohort {name}=DIRECTORY' for name in missing)}, or copy the space and leave these stages "
             "out."
         )
-    if ALL in named and not given and not missing:
+    if ALL in named and not known and not missing:
         print(f"Search space {space.name} trains on all cohorts; there is the main one only (--cohort NAME=DIRECTORY).")
     stand_ins = {
         name: f"phantom:{phantom(str(storage), seed + 1 + k, images, f'In the place of {name}: another phantom')}"
         for k, name in enumerate(missing)
     }
-    return {**given, **stand_ins}
+    return {**known, **stand_ins}
 
 
 def few(manifest: Manifest, images: int, seed: int) -> Manifest:
@@ -137,8 +137,8 @@ def few(manifest: Manifest, images: int, seed: int) -> Manifest:
     subjects = subjects.sample(frac=1, random_state=seed)
     so_far = subjects.groupby("split", dropna=False)["size"].cumsum()
     share = subjects["split"].map(table["split"].value_counts()) * images / len(table)
-    kept = subjects.index[(so_far <= share.clip(lower=30)).to_numpy()]
-    return manifest.where(table["subject_id"].isin(kept))
+    drawn = subjects.index[(so_far <= share.clip(lower=30)).to_numpy()]
+    return manifest.where(table["subject_id"].isin(drawn))
 
 
 def _with_holdout(manifest: Manifest, findings: tuple[str, ...], share: float, seed: int, folds: int) -> Manifest:
@@ -150,8 +150,8 @@ def _with_holdout(manifest: Manifest, findings: tuple[str, ...], share: float, s
     table = manifest.table.copy()
     main = table["cohort"] == MAIN
     rows = np.flatnonzero((main & (table["split"] == ("train" if folds else "val"))).to_numpy())
-    kept = holdout(manifest.targets(findings)[rows], table["subject_id"].to_numpy()[rows], share, seed)
-    table.loc[rows[kept], "split"] = "holdout"
+    held = holdout(manifest.targets(findings)[rows], table["subject_id"].to_numpy()[rows], share, seed)
+    table.loc[rows[held], "split"] = "holdout"
     return dataclasses.replace(manifest, table=table)
 
 

@@ -229,7 +229,7 @@ def planner(tmp_path, slowness=None, concurrent=1):
     made = plan.Planner(space, space.trials, 0, 0, resources, storage)
     if slowness:
         for backbone, rate in (("tf_efficientnet_lite0", 142), ("test_resnet", 815), ("test_convnext", 900)):
-            made.rates.note(made.here, backbone, 96, rate / slowness, "probe")
+            made.rates.note(made.device, backbone, 96, rate / slowness, "probe")
     return made
 
 
