@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test slow bench lint clean
+.PHONY: check demo test slow bench lint clean
 
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"cxrlt_ray needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}. Give another: make PYTHON=python3.11 ...")'
@@ -22,6 +22,8 @@ demo: .venv/.ready
 	@echo "  .venv/bin/python -m cxrlt_ray.cohort DIR          what your own data holds"
 	@echo "  .venv/bin/python -m cxrlt_ray.sweep task1 --data DIR    the same on it (docs/data.md)"
 
+check: lint test
+
 test: .venv/.ready
 	$(PY) -m pytest
 
@@ -38,6 +40,7 @@ bench: .venv/.ready
 	$(PY) benchmarks/search.py --write
 	$(PY) benchmarks/gpu.py --write
 	$(PY) benchmarks/honesty.py --write
+	$(PY) benchmarks/contention.py --write
 
 lint: .venv/.ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy cxrlt_ray
