@@ -77,5 +77,5 @@ def test_a_later_version_and_a_damaged_file_are_told_apart():
         EnsembleRecord.parse({**content, "version": 3}, "ensemble.json")
     with pytest.raises(CxrltError, match=r"cannot be read as a EnsembleRecord: space"):
         EnsembleRecord.parse({**content, "space": "log"}, "ensemble.json")
-    with pytest.raises(CxrltError, match="members.0.weights"):
+    with pytest.raises(CxrltError, match=r"members\.0\.weights"):
         EnsembleRecord.parse({**content, "members": [MEMBER]}, "ensemble.json")
