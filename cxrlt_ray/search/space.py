@@ -203,7 +203,7 @@ class Space:
         """What judges trials. Raises UsageError where their objectives are judged by different metrics."""
         metrics = list(dict.fromkeys(config.metric for config in self.kinds()))
         if len(metrics) > 1:
-            titles = " and ".join(metric.title for metric in metrics)
+            titles = " and ".join(sorted(metric.title for metric in metrics))
             raise UsageError(f"search space {self.name}: its trials are judged by {titles}, which do not compare.")
         return metrics[0]
 

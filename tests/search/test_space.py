@@ -256,3 +256,45 @@ def test_choices_that_lengthen_a_trial_are_seen_before_it_is_run(tmp_path):
 
 
 REFIT = "loss: asl\n  refit: {choices: [false, true]}"
+
+
+DISTILLED = MINE.replace(
+    "  pretrained: false\n", "  pretrained: false\n  objective: {choices: [multilabel, distill]}\n"
+)
+
+
+def test_an_objective_and_its_settings_are_searched_like_a_loss_and_its(space):
+    content = DISTILLED.replace(
+        "start:", "  distill_share: {when: {objective: distill}, low: 0.2, high: 0.8}\nstart:", 1
+    )
+    loaded = load_space(space(content))
+    for trial in sampled(loaded):
+        expected = {"distill_temperature", "distill_share"} if trial.objective == "distill" else set()
+        assert set(trial.objective_settings) == expected
+        if expected:
+            assert 0.2 <= trial.objective_settings["distill_share"] <= 0.8
+            assert trial.objective_settings["distill_temperature"] == 2.0
+    assert loaded.learns_soft_targets() == "distill"
+    assert loaded.metric.name == "val_map"
+    assert load_space(space()).learns_soft_targets() == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("  objective: nothing", "there is no such objective; there are .*multilabel"),
+        ("  distill_share: 2.0", "distill_share is 2, but must be from 0 to 1"),
+    ],
+)
+def test_an_objective_or_setting_that_cannot_be_is_refused(space, line, message):
+    with pytest.raises(UsageError, match=message):
+        load_space(space(MINE.replace("start:", f"{line}\nstart:")))
+
+
+def test_trials_that_are_judged_by_different_metrics_are_refused(space, monkeypatch):
+    from cxrlt_ray.objectives.distill import Distill
+    from cxrlt_ray.objectives.metric import Metric
+
+    monkeypatch.setattr(Distill, "metric", Metric("val_loss", "min", "val loss"))
+    with pytest.raises(UsageError, match="its trials are judged by val loss and val mAP, which do not compare"):
+        _ = load_space(space(DISTILLED)).metric
