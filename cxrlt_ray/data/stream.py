@@ -236,13 +236,15 @@ def _through_ray(shards: Shards, transform: ImageTransform, work: list[_Work], i
         return
     import ray
 
-    context = data_context()
-    context.execution_options.preserve_order = True  # batches are needed in their order
+    data_context()
     largest = max(len(item.images.file) for item in work)
-    context.target_max_block_size = max(1, largest * transform.resolution**2)
     together = max(1, TASK_IMAGES // largest)
     items = [{"work": pickle.dumps(work[k : k + together])} for k in range(0, len(work), together)]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    source = ray.data.from_items(items, override_num_blocks=len(items))
+    # of this data set alone: the process's own settings serve whatever else it does with Ray Data
+    source.context.execution_options.preserve_order = True  # batches are needed in their order
+    source.context.target_max_block_size = max(1, largest * transform.resolution**2)
+    dataset = source.map_batches(
         _make_some,  # type: ignore[arg-type]
         batch_size=1,
         num_cpus=DATA_CPUS,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,18 +133,32 @@ def _pass(work: Store, shards: Shards, members: list[StoredMember], images: pd.D
             num_gpus=1 if gpus else 0,
             num_cpus=DATA_CPUS,
         )
-        for block in dataset.iter_batches(batch_size=None):
-            for name in np.unique(block["file"]):
-                rows = block["file"] == name
-                frame = pd.DataFrame({key: block[key][rows] for key in ("image_id", "precision")})
-                frame["scores"] = list(block["scores"][rows].reshape(rows.sum(), -1))
-                with work.place(str(name)) as path:
-                    frame.to_parquet(path, index=False)
+        counts = {name: len(item["image_id"]) for name, item in items.items()}
+        _write_shards(dataset.iter_batches(batch_size=None), counts, work)
     frames = [pd.read_parquet(io.BytesIO(work.read(name))) for name in items]
     table = pd.concat(frames, ignore_index=True).set_index("image_id")
     ids = np.array([i for i in images["image_id"] if i in table.index], object)
     scores = np.stack(table.loc[ids, "scores"].to_list()).astype(np.float32)
     return Pass(ids, scores.reshape(len(ids), len(members), -1), str(table["precision"].iloc[0]).split())
+
+
+def _write_shards(blocks: Iterable[dict[str, np.ndarray]], counts: dict[str, int], work: Store) -> None:
+    """Write the scores of each shard as soon as all its images have come: Ray Data may cut a shard into blocks.
+
+    counts: how many images each shard has, by its file's name.
+    """
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for block in blocks:
+        for name in map(str, np.unique(block["file"])):
+            rows = block["file"] == name
+            part = pd.DataFrame({key: block[key][rows] for key in ("image_id", "precision")})
+            part["scores"] = list(block["scores"][rows].reshape(rows.sum(), -1))
+            parts.setdefault(name, []).append(part)
+            if sum(map(len, parts[name])) < counts[name]:
+                continue
+            frame = pd.concat(parts.pop(name), ignore_index=True)
+            with work.place(name) as path:
+                frame.to_parquet(path, index=False)
 
 
 def _items(shards: Shards, images: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,8 @@ from conftest import write_images
 from cxrlt_ray import models
 from cxrlt_ray.data.manifest import codes
 from cxrlt_ray.data.prepare import prepare
-from cxrlt_ray.ensembling.score import Scorer, member
+from cxrlt_ray.data.stream import Ingest
+from cxrlt_ray.ensembling.score import Scorer, member, score
 from cxrlt_ray.errors import Diverged
 from cxrlt_ray.runs.predictions import read_predictions
 from cxrlt_ray.runs.store import read_trial
@@ -161,3 +162,25 @@ def test_folds_and_views_are_averaged_alike(cohort, images):
     )[:, 0]
     alone = [scored([model], (view,)) for model in (one, two) for view in views]
     np.testing.assert_allclose(scored([one, two], views), np.mean(alone, axis=0), atol=1e-6)
+
+
+def test_a_shard_that_ray_data_cuts_into_blocks_loses_no_image(ray, cohort, tmp_path, monkeypatch):
+    """Its first blocks were written over by its last."""
+    job = job_in(tmp_path, cohort)
+    config = TrialConfig(backbone="test_convnext", pretrained=False, resolution=32, epochs=1)
+    trial_module.train(job, "T0000", config, {}, lambda report: None)
+    trial = read_trial(job.run / "trials" / "T0000")
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "target_max_block_size", 64)
+    frame = score(Store(str(tmp_path / "work")), cohort[1], [member(trial)], cohort[0].table)
+    assert sorted(frame.index) == sorted(cohort[0].table["image_id"])
+    kept = trial.predictions()
+    np.testing.assert_allclose(np.stack(frame.loc[kept.index, "scores"].to_list())[:, 0], kept.to_numpy(), atol=1e-6)
+
+
+def test_streaming_through_ray_data_leaves_the_processs_own_settings(ray, cohort, images):
+    context = ray.data.DataContext.get_current()
+    before = (context.target_max_block_size, context.execution_options.preserve_order)
+    view = augmented_views(32, 1.0)[0]
+    list(plain_batches(cohort[1][0], images, view, 8, CPU, Ingest("ray")))
+    assert (context.target_max_block_size, context.execution_options.preserve_order) == before
