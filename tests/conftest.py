@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import warm_workers
 
 from cxrlt_ray.data.manifest import META, Manifest
 
@@ -18,16 +15,12 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def ray():
-    """The Ray of the whole test session, with the machine's CPUs; its workers are warm (warm_workers.py)."""
+    """The Ray of the whole test session, with the machine's CPUs."""
     from cxrlt_ray.cluster.start import start_ray
 
-    with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_register_timeout_seconds", "600")  # the first ones wait for the imports
-        patch.setattr(sys, "executable", warm_workers.launcher(folder))
-        started = start_ray()
-        patch.undo()
-        yield started
-        started.shutdown()
+    started = start_ray()
+    yield started
+    started.shutdown()
 
 
 @pytest.fixture(scope="session")
