@@ -9,7 +9,7 @@ RUN/trials/T0001/trial.json      TrialRecord: state, parameters, metrics by epoc
 /fold-0/         the kept checkpoint: model.safetensors, model.json; refit/ beside it, if asked for
 /predictions/val.parquet    image_id, then one float32 probability per finding
 val-tta.parquet        the same, under test-time augmentation
-/midway-000003.safetensors  while it runs: all it needs to go on after an epoch
+/resume-000003.safetensors  while it runs: all it needs to go on after an epoch
 /retries.json    why it was begun anew, where a fault ended it
 RUN/stages/KEY/                  weights of stages on other cohorts, for all trials that share them
 """
