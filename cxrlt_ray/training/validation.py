@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cxrlt_ray.data.shards import nearest
+from cxrlt_ray.errors import Diverged
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.records import Augmented
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training.context import TrialContext
-from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, check_any, infer, plain_batches
+from cxrlt_ray.training.inference import (
+    Member,
+    PixelBatch,
+    augmented_batches,
+    augmented_views,
+    check_any,
+    infer,
+    plain_batches,
+)
 from cxrlt_ray.training.job import Images, Job
-from cxrlt_ray.training.workers import agree, joined, worker_of
+from cxrlt_ray.training.workers import Worker, agree, joined, worker_of
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +50,23 @@ def predict_images(job: Job, config: TrialConfig, model: torch.nn.Module, images
         worker.rank,
         worker.world,
     )
-    scores = infer([member], stream, (len(images), len(job.findings)), worker.device)[:, 0]
-    return check_any(joined(scores, worker))
+    return check_any(joined(_own_share(member, stream, (len(images), len(job.findings)), worker), worker))
+
+
+def _own_share(member: Member, stream: Iterator[PixelBatch], shape: tuple[int, int], worker: Worker) -> np.ndarray:
+    """Probabilities float32 [N, C] of this worker's images, nan for the others'.
+
+    Raises Diverged on all workers where it is raised on one: the others would wait for its scores for ever.
+    """
+    diverged: Diverged | None = None
+    scores = np.full((shape[0], 1, shape[1]), np.nan, np.float32)
+    try:
+        scores = infer([member], stream, shape, worker.device)
+    except Diverged as error:
+        diverged = error
+    if not agree(diverged is None, worker):
+        raise diverged or Diverged("diverged: the model's predictions are not finite on another worker; lower lr")
+    return scores[:, 0]
 
 
 def score_augmented(trial: TrialContext) -> None:
@@ -57,7 +82,7 @@ def score_augmented(trial: TrialContext) -> None:
     for fold, (images, _) in enumerate(trial.scored):
         with (job.run / "trials" / trial.record.name).fetched(f"fold-{fold}") as folder:
             model = models.load(folder)[0].to(worker.device).eval()
-        scores = np.empty((0, 0, 0), np.float32)
+        scores = np.empty((0, 0), np.float32)
         for count in seconds:
             started = time.monotonic()
             member = Member([model], views[:count], stage.precision, job.outputs)
@@ -70,9 +95,9 @@ def score_augmented(trial: TrialContext) -> None:
                 rank=worker.rank,
                 world=worker.world,
             )
-            scores = infer([member], stream, (len(images), len(job.findings)), worker.device)
+            scores = _own_share(member, stream, (len(images), len(job.findings)), worker)
             seconds[count] += time.monotonic() - started
-        scored.append((images, check_any(joined(scores[:, 0], worker))))
+        scored.append((images, check_any(joined(scores, worker))))
     score = trial.keep_predictions(scored, augmented_name("val", True))
     price = round(seconds[len(views)] / seconds[1], 2)
     trial.record.tta = Augmented(augmentations=len(views), score=score, price=price)

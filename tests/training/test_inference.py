@@ -17,7 +17,7 @@ from cxrlt_ray.runs.predictions import read_predictions
 from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training import heartbeat, workers
+from cxrlt_ray.training import heartbeat, validation, workers
 from cxrlt_ray.training import trial as trial_module
 from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, infer, plain_batches
 from cxrlt_ray.training.job import Job, images_of
@@ -184,3 +184,12 @@ def test_streaming_through_ray_data_leaves_the_processs_own_settings(ray, cohort
     view = augmented_views(32, 1.0)[0]
     list(plain_batches(cohort[1][0], images, view, 8, CPU, Ingest("ray")))
     assert (context.target_max_block_size, context.execution_options.preserve_order) == before
+
+
+def test_a_model_that_diverges_on_one_worker_ends_all(cohort, images, tmp_path, monkeypatch):
+    """The others would wait for its scores for ever, and the trial would be taken for hung."""
+    config = TrialConfig(backbone="test_convnext", pretrained=False, resolution=32, epochs=1)
+    monkeypatch.setattr(validation, "worker_of", lambda job: Worker(0, 2, CPU))
+    monkeypatch.setattr(validation, "agree", lambda value, worker: False)  # as where the other one diverged
+    with pytest.raises(Diverged, match="on another worker"):
+        validation.predict_images(job_in(tmp_path, cohort), config, classifier(), images)
