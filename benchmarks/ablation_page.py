@@ -43,7 +43,9 @@ def printed(text: str, dataset: str, baseline: str) -> list[Lines]:
 
 def lines_of(systems: list[System], images: Images, subject: np.ndarray, tail: np.ndarray) -> Lines:
     """A line a system, the baseline first. subject: [N]. tail: bool [C], which findings are rare."""
+    from cxrlt_ray import cli
     from cxrlt_ray.evaluation import metrics
+    from cxrlt_ray.evaluation.estimate import Estimate, Sample
 
     seeds = len(systems[0].scores)
     scores = [by_seed for system in systems for by_seed in system.scores]
@@ -53,6 +55,7 @@ def lines_of(systems: list[System], images: Images, subject: np.ndarray, tail: n
         np.array([metrics.per_finding(images.targets, by_seed, which=("ap",))["ap"] for by_seed in system.scores])
         for system in systems
     ]
+    sample = Sample.of(images.targets, subject)
     lines: Lines = {}
     for k, system in enumerate(systems):
         values = [metrics.macro(ap) for ap in aps[k]]
@@ -61,11 +64,11 @@ def lines_of(systems: list[System], images: Images, subject: np.ndarray, tail: n
             lines[system.name] = f"| {' | '.join([*cells, '', '', ''])} |"
             continue
         differences = [metrics.means(draws[k, s]) - metrics.means(draws[0, s]) for s in range(seeds)]
-        low, high = metrics.interval(np.mean(differences, axis=0))
-        gain = np.mean(values) - np.mean([metrics.macro(ap) for ap in aps[0]])
+        difference = np.mean(values) - np.mean([metrics.macro(ap) for ap in aps[0]])
+        gain = Estimate.of_difference(float(difference), np.mean(differences, axis=0), sample)
         tail_gain = np.nanmean(aps[k][:, tail]) - np.nanmean(aps[0][:, tail]) if tail.any() else np.nan
-        verdict = "helps" if low > 0 else "hurts" if high < 0 else "within chance"
-        cells += [f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{tail_gain:+.3f}" if tail.any() else "-", verdict]
+        verdict = "within chance" if not gain.excludes_zero else "helps" if gain.value > 0 else "hurts"
+        cells += [cli.gained(gain.value, gain.low, gain.high), f"{tail_gain:+.3f}" if tail.any() else "-", verdict]
         lines[system.name] = f"| {' | '.join(cells)} |"
     return lines
 

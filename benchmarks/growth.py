@@ -141,7 +141,8 @@ def prepared(name: str, count: int, manifest: Manifest) -> Callable[[], object]:
     rng = np.random.default_rng(0)
     if name == "select":
         from cxrlt_ray.selection import greedy
-        from cxrlt_ray.selection.honest import Method, fit
+        from cxrlt_ray.selection.honest import fit
+        from cxrlt_ray.selection.method import Method
 
         shape = (MEMBERS, *targets.shape)
         scores = (0.3 * rng.random(shape) + 0.2 * targets + 0.2 * rng.random(shape) ** 2).astype(np.float32)

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -26,12 +26,15 @@ from typing import Any
 import numpy as np
 from report import options, publish
 
+from cxrlt_ray import cli
 from cxrlt_ray.ensembling.ensemble_file import load_ensemble
 from cxrlt_ray.ensembling.pool import candidates, gather
 from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.runs.store import load_run
 from cxrlt_ray.selection import SPACES_OF, average_precision, spaces
-from cxrlt_ray.selection.honest import Method, combine, fit
+from cxrlt_ray.selection.honest import combine, fit
+from cxrlt_ray.selection.method import Method
 
 POSITIVES = np.array([5, 8, 12, 20, 30, 50, 90, 150]) / 600  # of each finding, as a share of the images
 MEMBERS, FAMILIES = 8, np.array([0, 0, 0, 0, 1, 1, 2, 3])  # members of a family share errors
@@ -163,16 +166,17 @@ def simulate(name: str, population: int, seed: int) -> dict[str, Any]:
 
 
 def covers(judged: list[Any]) -> np.ndarray:
-    """Whether intervals hold a truth, a mean over draws: [D, JUDGED, PARTS, expected or population's, kind] or nan."""
+    """Whether intervals hold a truth, [D, JUDGED, PARTS, expected or population's, percentile or taken]; nan: none."""
     sized, counts = np.concatenate([j[3] for j in judged], axis=1), np.concatenate([j[5] for j in judged])
     population = np.mean([j[4] for j in judged], axis=0)
-    held = np.full((len(judged), len(JUDGED), len(PARTS), 2, 3), np.nan)
+    held = np.full((len(judged), len(JUDGED), len(PARTS), 2, 2), np.nan)
     for d, (targets, groups, scores, *_) in enumerate(judged):
         expected = np.full(population.shape, np.nan)  # of sets of this size that hold as many positives
         for c, positives in enumerate((targets == 1).sum(axis=0)):
             distance = np.where(counts[:, c] > 0, abs(counts[:, c] - positives), np.inf)
             expected[:, c] = sized[:, distance <= np.sort(distance)[NEAR], c].mean(axis=1)
         truth = np.stack([expected, population], axis=1)  # [system, expected or population's, C]
+        sample = Sample.of(targets, groups)
         for part, columns in enumerate(PARTS.values()):
             present = [c for c in columns if (targets[:, c] == 1).any()]
             if not present:
@@ -181,11 +185,12 @@ def covers(judged: list[Any]) -> np.ndarray:
             draws = metrics.bootstrap_map(targets[:, present], subset, groups, rounds=ROUNDS, seed=d)
             ap, goal = precisions(subset, targets[:, present]).mean(axis=1), truth[:, :, present].mean(axis=2)
             draws, ap, goal = (np.insert(values, 3, values[2] - values[1], axis=0) for values in (draws, ap, goal))
-            low, high = np.nanquantile(draws, [0.025, 0.975], axis=1)
-            lift = np.nanmean(draws, axis=1) - ap  # centred: the percentile interval without it
-            ends = ((2 * ap - high, 2 * ap - low), (low, high), (low - lift, high - lift))
-            for k, (least, most) in enumerate(ends):
-                held[d, :, part, :, k] = (least[:, None] <= goal) & (goal <= most[:, None])
+            makers = [Estimate.of_difference if "less" in name else Estimate.of_score for name in JUDGED]
+            rows = zip(makers, ap, draws, strict=True)
+            taken = np.array([astuple(make(*row, sample.part(present)))[1:] for make, *row in rows]).T
+            for k, (least, most) in enumerate((np.nanquantile(draws, [0.025, 0.975], axis=1), taken)):
+                inside = (least[:, None] <= goal) & (goal <= most[:, None])
+                held[d, :, part, :, k] = np.where(np.isnan(least)[:, None], np.nan, inside)
     return held
 
 
@@ -213,9 +218,11 @@ def simulation(by_scenario: dict[str, Results]) -> list[str]:
             for system in CROSSED
         ]
         covered = np.concatenate([population["covered"] for population in results])
-        held = 100 * np.nanmean(covered, axis=0).reshape(len(JUDGED), -1, 3)
+        held = 100 * np.nanmean(covered, axis=0).reshape(len(JUDGED), -1, 2)
         for s, cells in zip(JUDGED, held, strict=True):
-            coverage.append([name, s, *(", ".join(f"{kind:.0f}" for kind in cell) for cell in cells)])
+            coverage.append(
+                [name, s, *(", ".join("-" if np.isnan(kind) else f"{kind:.0f}" for kind in cell) for cell in cells)]
+            )
         best = "best" if less(results, "best", "mean", digits=9).startswith("+") else "mean"
         better.append([name, best, *(less(results, system, best, digits=4) for system in guarded)])
         cells = zip(guarded, (cell.split(" ± ") for cell in better[-1][2:]), strict=True)
@@ -230,7 +237,7 @@ def simulation(by_scenario: dict[str, Results]) -> list[str]:
     lines += [f"{FOLDS} folds, greedy with 20 rounds. 95 % are known to ± {(475 / draws) ** 0.5:.1f}.", ""]
     lines += ["### Optimism", "", "Validation mAP less the mAP to expect at that size, ± 1 standard error.", ""]
     lines += table(["scenario", "selector", "chosen and scored on the same images", "cross-fitted"], optimism)
-    lines += ["### Coverage of 95 % intervals: basic, percentile, centred (percentile less the bootstrap's lift)", ""]
+    lines += ["### Coverage of 95 % intervals: percentile, the one taken (benchmarks/intervals.py)", ""]
     lines += ["Per cent of draws that hold the AP to expect of so many images and positives, or the population's.", ""]
     heads = [f"{part}, {truth}" for part in PARTS for truth in ("expected", "population")]
     lines += table(["scenario", "system", *heads], coverage)
@@ -270,11 +277,12 @@ def real(path: Path, seed: int) -> list[str]:
         scores[name] = combine(spaces.into(space, test, pool.predictions), fitted.weights)
     value = dict(zip(scores, map(metrics.macro, precisions(list(scores.values()), targets)), strict=True))
     draws = dict(zip(scores, metrics.bootstrap_map(targets, list(scores.values()), groups, seed=seed), strict=True))
+    sample = Sample.of(targets, groups)
     for name, row in rows.items():
-        row.append("{:.3f} [{:.3f}, {:.3f}]".format(value[name], *metrics.interval(draws[name])))
+        row.append(cli.ranged(*astuple(Estimate.of_score(value[name], draws[name], sample))))
         for other in ("best", "mean"):
-            ends, gain = metrics.interval(draws[name] - draws[other]), value[name] - value[other]
-            row.append("" if name == other else "{:+.3f} [{:+.3f}, {:+.3f}]".format(gain, *ends))
+            gain = Estimate.of_difference(value[name] - value[other], draws[name] - draws[other], sample)
+            row.append("" if name == other else cli.gained(*astuple(gain)))
     record = run.record
     sweep = f"sweep {record.task_argument} --data {Path(record.data or '').name} --space {record.space}"
     head = f"{len(pool.trials)} members, of `{sweep} --trials {record.trials}`; chosen on {len(pool.image_id):,} "

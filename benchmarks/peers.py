@@ -37,7 +37,8 @@ def cxrlt_ray() -> Selector:
 def honest() -> Selector:
     """Best, mean and greedy with a guard of cross-fitted strength, all cross-fitted; and 1,000 draws of subjects."""
     from cxrlt_ray.evaluation import metrics
-    from cxrlt_ray.selection.honest import AUTO, Method, combine, fit, side_by_side
+    from cxrlt_ray.selection.honest import combine, fit, side_by_side
+    from cxrlt_ray.selection.method import AUTO, Method
 
     def select(predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, rounds: int) -> np.ndarray:
         methods = Method("best"), Method("mean"), Method("greedy", {"rounds": rounds}, guard=AUTO)

@@ -78,6 +78,9 @@ def main() -> None:
         progress = [line for line in output.getvalue().splitlines() if line[:1] == "[" and "/" in line[:6]]
         print("\n".join(progress), flush=True)
 
+    from cxrlt_ray import cli
+    from cxrlt_ray.evaluation.estimate import Estimate, Sample
+
     runs = [load_run(str(BUILD), f"{name}-{args.images}-{args.epochs}") for name in names]
     manifest, findings = runs[0].manifest().of_cohort(MAIN), runs[0].task.findings
     val, test = (manifest.of_split(split) for split in ("val", "test"))
@@ -112,14 +115,15 @@ def main() -> None:
     lines = [f"| system | trials | test mAP | {heads} |", "|---|---|---|---|---|"]
     for name, count, score, rule in zip(MIXED, members, scores, rule_names, strict=False):
         lines.append(f"| {name} over all ({rule}) | {count} of {len(trials)} | {score:.3f} | | |")
+    sample = Sample.of(targets, groups)
     above, below = [0] * len(MIXED), [0] * len(MIXED)
     for name, run, score, draws in zip(names, runs, scores[len(MIXED) :], bootstrap[len(MIXED) :], strict=True):
         cells = []
         for m in range(len(MIXED)):
-            low, high = metrics.interval(bootstrap[m] - draws)
-            above[m] += low > 0
-            below[m] += high < 0
-            cells.append(f"{scores[m] - score:+.3f} [{low:+.3f}, {high:+.3f}]")
+            gain = Estimate.of_difference(scores[m] - score, bootstrap[m] - draws, sample)
+            above[m] += gain.low > 0
+            below[m] += gain.high < 0
+            cells.append(cli.gained(gain.value, gain.low, gain.high))
         lines.append(f"| {name} | {len(run.trials())} | {score:.3f} | {' | '.join(cells)} |")
     shares = (targets == 1).mean(axis=0)
     chance = shares[shares > 0].mean()

@@ -206,7 +206,8 @@ def pruned_for_selection(name: str, curves: Curves, replays: int) -> list[str]:
     """The gain of an ensemble by pruned trials: chosen on half of the validation subjects, scored on the other half."""
     from cxrlt_ray.data.manifest import Manifest
     from cxrlt_ray.evaluation.metrics import macro, per_finding
-    from cxrlt_ray.selection.honest import Method, fit
+    from cxrlt_ray.selection.honest import fit
+    from cxrlt_ray.selection.method import Method
 
     folder = BUILD / name
     if not (folder / "manifest.parquet").exists():

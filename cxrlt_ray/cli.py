@@ -109,14 +109,24 @@ def size(count: float) -> str:
     return f"{count / 1e12:,.1f} TB"
 
 
+TOO_FEW = "(too few)"  # positive subjects, to give an interval
+
+
 def short(score: float) -> str:
     """A score in three digits, without the 0 before the point; "-" for nan."""
     return "-" if score != score else f"{score:.3f}".removeprefix("0")
 
 
 def ranged(score: float, low: float, high: float) -> str:
-    """A score with its interval."""
-    return "-" if score != score else f"{short(score)} [{short(low)}, {short(high)}]"
+    """A score with its interval, or TOO_FEW where there is none."""
+    if score != score:
+        return "-"
+    return short(score) + (f" [{short(low)}, {short(high)}]" if low == low else f" {TOO_FEW}")
+
+
+def gained(difference: float, low: float, high: float) -> str:
+    """A difference of scores with its interval, or TOO_FEW where there is none."""
+    return f"{difference:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low == low else f" {TOO_FEW}")
 
 
 def shortened(value: object) -> str:

@@ -21,9 +21,10 @@ from cxrlt_ray.data.tasks import GROUPS
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool, Say
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.evaluation.estimate import Estimate
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.selection import spaces
-from cxrlt_ray.selection.honest import AUTO, Fitted, as_given, combine, fit
+from cxrlt_ray.selection.honest import Fitted, as_given, combine, fit
+from cxrlt_ray.selection.method import AUTO
 from cxrlt_ray.selection.views import StudyRule
 
 OPTIMISTIC, CROSS_FITTED = "optimistic", "cross_fitted"  # the two ways of scoring validation images
@@ -66,11 +67,15 @@ class ScoredSplit:
 
 @dataclass(frozen=True)
 class SystemScore:
-    """A system's macro mAP, that of head, medium and tail, and each finding's AP, over repeats of cross-fitting."""
+    """A system's macro mAP, that of head, medium and tail, and each finding's AP, over repeats of cross-fitting.
+
+    many_images: the mAP that many images would give (metrics.population_ap), by which sets of different size compare.
+    """
 
     map: Estimate
     groups: dict[str, Estimate]
     ap: dict[str, float]
+    many_images: float
 
 
 @dataclass(frozen=True)
@@ -146,13 +151,14 @@ def judge(
 def as_json(comparison: Comparison) -> dict[str, JsonValue]:
     """The comparison as JSON can hold it, but for nan.
 
-    systems: {title: {set: {map, low, high, head, medium, tail, intervals, ap}}}. gains: {set: {title: {map, low,
-    high}}}. prevalence, images: {set: number}. groups: {head, medium, tail: number of findings}.
+    systems: {title: {set: {map, low, high, many_images, head, medium, tail, intervals, ap}}}. gains: {set: {title:
+    {map, low, high}}}. prevalence, images: {set: number}. groups: {head, medium, tail: number of findings}.
     """
 
     def score(system: SystemScore) -> dict[str, JsonValue]:
         return {
             **estimate(system.map),
+            "many_images": system.many_images,
             **{group: value.value for group, value in system.groups.items()},
             "intervals": {group: [value.low, value.high] for group, value in system.groups.items()},
             "ap": dict(system.ap),
@@ -195,15 +201,15 @@ def _judged(
     every = [values for repeats in by_system for values in repeats]
     draws = metrics.bootstrap_ap(targets, every, groups, rounds=rounds, seed=seed)
     draws = draws.reshape(len(by_system), -1, *draws.shape[1:]).mean(axis=1)  # [system, C, rounds], over repeats
-    samples = metrics.means(draws)
+    macro, sample = metrics.means(draws), Sample.of(targets, groups)
     systems = {
-        titles[k]: _system_score(targets, repeats, of_system, sample, findings, kinds)
-        for k, repeats, of_system, sample in zip(scored, by_system, draws, samples, strict=True)
+        titles[k]: _system_score(targets, groups, repeats, of_system, sample, findings, kinds)
+        for k, repeats, of_system in zip(scored, by_system, draws, strict=True)
     }
     last = systems[titles[scored[-1]]].map.value
     gains = {
-        titles[k]: Estimate.of(last - systems[titles[k]].map.value, samples[-1] - sample)
-        for k, sample in zip(scored[:-1], samples[:-1], strict=True)
+        titles[k]: Estimate.of_difference(last - systems[titles[k]].map.value, macro[-1] - other, sample)
+        for k, other in zip(scored[:-1], macro[:-1], strict=True)
     }
     labelled = np.maximum((targets >= 0).sum(axis=0), 1)
     positive = (targets == 1).any(axis=0)
@@ -213,19 +219,26 @@ def _judged(
 
 def _system_score(
     targets: np.ndarray,
+    subjects: np.ndarray,
     repeats: Sequence[np.ndarray],
     draws: np.ndarray,
-    sample: np.ndarray,
+    sample: Sample,
     findings: Sequence[str],
     kinds: Sequence[str],
 ) -> SystemScore:
-    """A system's score from its repeats [N, C], the bootstrapped AP [C, rounds] and macro mAP [rounds]."""
+    """A system's score from its repeats [N, C] and the bootstrapped AP [C, rounds]."""
     ap = np.mean([metrics.per_finding(targets, values, which=("ap",))["ap"] for values in repeats], axis=0)
-    groups = {
-        group: Estimate.of(value, metrics.means(draws[np.array(kinds) == group]))
-        for group, value in metrics.by_rarity(ap, kinds).items()
-    }
-    return SystemScore(Estimate.of(metrics.macro(ap), sample), groups, dict(zip(findings, ap.tolist(), strict=True)))
+    groups = {}
+    for group, value in metrics.by_rarity(ap, kinds).items():
+        part = np.array(kinds) == group
+        groups[group] = Estimate.of_score(value, metrics.means(draws[part]), sample.part(part))
+    many = [metrics.population_map(targets, values, subjects) for values in repeats]
+    return SystemScore(
+        Estimate.of_score(metrics.macro(ap), metrics.means(draws), sample),
+        groups,
+        dict(zip(findings, ap.tolist(), strict=True)),
+        float(np.mean(many)),
+    )
 
 
 def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, say: Say | None = None) -> System:

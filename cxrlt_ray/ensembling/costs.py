@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.evaluation.estimate import Estimate
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.selection import curve, takes_costs
 from cxrlt_ray.selection.honest import combine
 from cxrlt_ray.storage import Store
@@ -55,7 +56,12 @@ def frontier(pool: Pool, file: EnsembleFile, values: np.ndarray, rounds: int, se
         points = curve(values, pool.targets, pool.groups, pool.costs, **options)
     systems = [combine(values, point.weights) for point in points]
     draws = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=rounds, seed=seed)
+    sample = Sample.of(pool.targets, pool.groups)
     return [
-        FrontierPoint(point.cost, Estimate.of(point.score, sample), tuple(pool.names[m] for m in point.members))
-        for point, sample in zip(points, draws, strict=True)
+        FrontierPoint(point.cost, Estimate.of_score(point.score, of_point, sample), _names(pool, point.members))
+        for point, of_point in zip(points, draws, strict=True)
     ]
+
+
+def _names(pool: Pool, members: Iterable[int]) -> tuple[str, ...]:
+    return tuple(pool.names[m] for m in members)

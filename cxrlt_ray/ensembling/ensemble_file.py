@@ -13,7 +13,7 @@ from cxrlt_ray.data.manifest import VIEWS
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import SELECTORS, SPACES_OF
 from cxrlt_ray.selection import settings as settings_of
-from cxrlt_ray.selection.honest import AUTO, Method
+from cxrlt_ray.selection.method import AUTO, Method
 from cxrlt_ray.selection.views import LEARNED, StudyRule, options
 
 CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
@@ -38,6 +38,8 @@ class EnsembleFile(Config):
     views: dict[str, float] | Literal["learned"] | None = None
     tta: Literal["auto", "on", "off"] = "auto"
     guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    lean: Literal["global", "mean", "merit"] = "global"
+    blend: list[str] = Field(default=[])  # selectors whose weights are averaged with the selector's
     members: Annotated[int, Field(ge=1)] | None = None
     folds: Annotated[int, Field(ge=2)] = 5
     repeats: Annotated[int, Field(ge=1)] = 1
@@ -69,9 +71,10 @@ class EnsembleFile(Config):
     def methods(self) -> list[Method]:
         """What selection.honest chooses among, in order of preference."""
         if self.selector == AUTO:
-            return [Method(name, {}, self.guard, self.members) for name in self.choices]
+            return [Method(name, {}, self.guard, self.members, self.lean) for name in self.choices]
         fallbacks = [Method(name, {}, 0.0, self.members) for name in self.fallback]
-        return [Method(self.selector, dict(self.settings), self.guard, self.members), *fallbacks]
+        chosen = Method(self.selector, dict(self.settings), self.guard, self.members, self.lean, tuple(self.blend))
+        return [chosen, *fallbacks]
 
     def margin(self) -> float:
         """By how many standard errors a method must be better than those before it: of auto's, by any."""
@@ -113,13 +116,15 @@ def load_ensemble(name: str) -> tuple[str, EnsembleFile]:
 
 
 def _check_selectors(path: Path, content: EnsembleFile) -> None:
-    others = [(key, name) for key in ("fallback", "choices") for name in getattr(content, key)]
+    others = [(key, name) for key in ("fallback", "choices", "blend") for name in getattr(content, key)]
     for key, name in [("selector", content.selector), *others]:
         if name not in SELECTORS and not (key == "selector" and name == AUTO):
             raise UsageError(
                 f"{path}: key '{key}': given '{name}': there is no such selector; there are {', '.join(SELECTORS)}"
                 + (f" and {AUTO}." if key == "selector" else ".")
             )
+    if content.selector == AUTO and content.blend:
+        raise UsageError(f"{path}: key 'blend' means nothing to selector {AUTO}, which takes 'choices'.")
     unused = "fallback" if content.selector == AUTO else "choices"
     if unused in content.model_fields_set:
         uses = "which takes 'choices'" if content.selector == AUTO else f"only to selector {AUTO}; 'fallback' does"

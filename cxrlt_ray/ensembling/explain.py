@@ -105,7 +105,7 @@ def examine(
 
 def change(figure: np.ndarray) -> str:
     """A difference (value, low, high) for a table."""
-    return f"{figure[0]:+.3f} [{figure[1]:+.3f}, {figure[2]:+.3f}]"
+    return cli.gained(*figure)
 
 
 def loss(figure: np.ndarray) -> str:
@@ -204,8 +204,7 @@ def _worth(explanation: Explanation) -> str:
     ahead = growth.ahead.tolist()
     parts = []
     for more in (1, members):
-        gain, low, high = growth.gains[ahead.index(members + more)]
-        parts.append(f"{more} more {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+        parts.append(f"{more} more {change(growth.gains[ahead.index(members + more)])}")
     return f"What more like these are worth in mAP, by the power law through the curve: {'; '.join(parts)}."
 
 

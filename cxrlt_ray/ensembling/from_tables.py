@@ -1,6 +1,6 @@
 """Predictions of any origin, stacked: what `ensemble --from` starts from, and what it leaves.
 
-OUT/weights.csv      a row a member, a column a finding
+OUT/weights.csv      a row a member, a column a finding, and a column for the part that the finding chose itself
     validation.csv   the ensemble's scores of the labelled images
     predictions.csv  with --apply: its scores of other images, an image a row
     report.json      the ensembles/ file as it was applied, the members, the comparison
@@ -20,7 +20,7 @@ from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.members import Members, read_apply, read_members, read_npz
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.request import EnsembleRequest
-from cxrlt_ray.ensembling.stored import as_applied
+from cxrlt_ray.ensembling.stored import as_applied, own_columns
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.selection.honest import side_by_side
@@ -90,7 +90,9 @@ def write(
 ) -> list[str]:
     """Leave the ensemble's files, report.json last, and return their names."""
     members, weights = tables.members, system.weights
-    table = pd.DataFrame(weights.round(6), pd.Index(members.names, name="member"), members.findings)
+    columns = [*members.findings, *own_columns(members.findings)]
+    both = np.hstack([weights, system.fitted.own]).round(6)
+    table = pd.DataFrame(both, pd.Index(members.names, name="member"), columns)
     store.write("weights.csv", table.to_csv().encode())
     store.write("validation.csv", _csv(members.image_id, system.optimistic, members.findings))
     files = ["weights.csv", "validation.csv", "report.json"]

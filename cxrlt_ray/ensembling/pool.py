@@ -14,7 +14,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.records import FINISHED, PRUNED
 from cxrlt_ray.runs.store import Run, Trial
-from cxrlt_ray.selection.inputs import FEW
+from cxrlt_ray.selection.registry import FEW
 
 Say = Callable[[str], None]  # takes a line for the user
 ENOUGH = 2  # finished trials, without which pruned ones are chosen among

@@ -1,6 +1,6 @@
 """An ensemble on disk: written with all that belongs to it, and loaded with its members as they were.
 
-weights.csv            a row a member, a column a finding
+weights.csv            a row a member, a column a finding, and a column for the part that the finding chose itself
 predictions.parquet    image_id, one float32 score per finding
 submission.csv         as the challenge wants it (and .zip)
 ensemble.json          EnsembleRecord; written last: the rest is whole
@@ -8,6 +8,7 @@ ensemble.json          EnsembleRecord; written last: the rest is whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def write_ensemble(
     """Leave the ensemble's files; each is whole or not there. scored: the split to submit, if it has images."""
     findings = run.task.findings
     with store.place("weights.csv") as path:
-        weights_table(pool, system.weights, findings).to_csv(path, index=False)
+        weights_table(pool, system.weights, system.fitted.own, findings).to_csv(path, index=False)
     if scored is not None:
         write_scores(store, run, scored, zip)
     record = EnsembleRecord.model_validate(
@@ -86,23 +87,32 @@ def as_applied(file: EnsembleFile, system: System) -> dict[str, JsonValue]:
     }
 
 
-def weights_table(pool: Pool, weights: np.ndarray, findings: tuple[str, ...]) -> pd.DataFrame:
-    """A row a member, heaviest first: what it is, val mAP, its mean weight, then its weight per finding."""
+def weights_table(pool: Pool, weights: np.ndarray, own: np.ndarray, findings: tuple[str, ...]) -> pd.DataFrame:
+    """A row a member, heaviest first: what it is, val mAP, its mean weight, its weight for every finding, and the own.
+
+    weights, own: [M, C]; own is the part that the finding chose for itself, the rest is what it leans on.
+    """
     rows = [
         {
             "trial": trial.name,
             "backbone": trial.config.backbone,
             "resolution": trial.config.resolution,
             "loss": trial.config.loss,
-            "looks": pool.passes(m),
+            "augmentations": pool.passes(m),
             "val_map": round(trial.score, 4),
             "mean_weight": round(float(weight.mean()), 4),
             **dict(zip(findings, weight.round(4).tolist(), strict=True)),
+            **dict(zip(own_columns(findings), own[m].round(4).tolist(), strict=True)),
         }
         for m, (trial, weight) in enumerate(zip(pool.trials, weights, strict=True))
         if weight.sum() > 0
     ]
     return pd.DataFrame(rows).sort_values("mean_weight", ascending=False, kind="stable")
+
+
+def own_columns(findings: Sequence[str]) -> list[str]:
+    """The columns of weights.csv that hold the part of its weights that a finding chose for itself."""
+    return [f"{finding} (own)" for finding in findings]
 
 
 def load(uri: str) -> Ensemble:

@@ -10,7 +10,7 @@ import numpy as np
 from cxrlt_ray.ensembling.pool import Pool, Say
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.evaluation.estimate import Estimate
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.runs.predictions import augmented_name
 
 AUGMENTED = augmented_name("val", True)
@@ -43,7 +43,7 @@ def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say
             )
         plain = [name for m, name in enumerate(pool.names) if m not in taken]
         say(
-            f"Test-time augmentation: {len(taken)} of {len(pool.names)} trials look at an image several times"
+            f"Test-time augmentation: {len(taken)} of {len(pool.names)} trials score an image several times"
             + (f"; {', '.join(plain)} cannot" if plain else "")
         )
     return replace(pool, predictions=predictions, tta=tuple(m in taken for m in range(len(pool.names))))
@@ -55,16 +55,16 @@ def _augmented(pool: Pool, split: str | None, say: Say) -> Iterator[tuple[int, n
         if not trial.has_predictions(AUGMENTED):
             continue
         if split is not None and not trial.checkpoints and not trial.has_predictions(augmented_name(split, True)):
-            say(f"{trial.name} looks plainly: its checkpoint was dropped, {split} images cannot be scored otherwise")
+            say(f"{trial.name} scores plainly: its checkpoint was dropped, {split} images cannot be scored otherwise")
             continue
         try:
             frame = trial.predictions(AUGMENTED)
         except CxrltError as error:
-            say(f"{trial.name} looks plainly: {error}")
+            say(f"{trial.name} scores plainly: {error}")
             continue
         values = frame.reindex(pool.image_id)[list(trial.record.findings)].to_numpy(np.float32)
         if np.isnan(values).any():
-            say(f"{trial.name} looks plainly: its predictions under test-time augmentation lack images")
+            say(f"{trial.name} scores plainly: its predictions under test-time augmentation lack images")
             continue
         yield m, values
 
@@ -77,12 +77,12 @@ def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Say) -> bool:
     plain, augmented = (metrics.macro(ap) for ap in precisions(np.stack(systems), pool.targets))
     draws = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=DRAWS, seed=seed)
     difference = draws[1] - draws[0]
-    gain = Estimate.of(augmented - plain, difference)
+    gain = Estimate.of_difference(augmented - plain, difference, Sample.of(pool.targets, pool.groups))
     taken = bool(gain.value > np.nanstd(difference))
     record = pool.trials[m].record.tta
     passes, price = (record.augmentations, record.price) if record else (1, 1.0)
     say(
-        f"{pool.names[m]} TTA of {passes} looks: {_signed(gain.value)} [{_signed(gain.low)}, {_signed(gain.high)}] at "
+        f"{pool.names[m]} TTA of {passes} passes: {_signed(gain.value)} [{_signed(gain.low)}, {_signed(gain.high)}] at "
         f"{price:.1f} times the price: {'taken' if taken else 'refused'}"
     )
     return taken

@@ -1,4 +1,10 @@
-"""A score with the interval that its bootstrap gave."""
+"""A score with its 95 % interval, from bootstrap draws by subject.
+
+The interval is for the score to expect of another sample of so many images from the same population. For average
+precision that is more than many images would give (`metrics.population_ap` estimates that). The draws' own quantiles
+are not used: average precision rises under drawing with replacement, as copies of a positive lift each other. What the
+draws do tell is the standard error. benchmarks/intervals.py compares nine methods.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxrlt_ray.evaluation import metrics
+
+LEVEL = 0.95
+LEAST = 4  # degrees of freedom below which so few positives tell nothing: the interval would be nearly [0, 1]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What an interval rests on: positive subjects of each finding, int [C], and subjects in all."""
+
+    positives: np.ndarray
+    subjects: int
+
+    @classmethod
+    def of(cls, targets: np.ndarray, groups: np.ndarray) -> Sample:
+        """The sample of images with targets [N, C] and subjects [N]."""
+        return cls(metrics.positive_subjects(targets, groups), len(np.unique(np.asarray(groups).astype(str))))
+
+    def part(self, findings: np.ndarray | list[int]) -> Sample:
+        """The same of some of the findings, by a mask or indices."""
+        return Sample(self.positives[findings], self.subjects)
+
+    @property
+    def degrees(self) -> int:
+        """Degrees of freedom of the findings' mean: positive subjects less findings; at most all subjects less one."""
+        return int(min(self.positives.sum() - (self.positives > 0).sum(), self.subjects - 1))
 
 
 @dataclass(frozen=True)
@@ -18,11 +49,45 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, value: float, draws: np.ndarray) -> Estimate:
-        """`value` with the interval of its bootstrap `draws` [R]."""
-        return cls(value, *metrics.interval(draws))
+    def of_score(cls, value: float, draws: np.ndarray, sample: Sample) -> Estimate:
+        """A score in [0, 1], or a mean of findings' scores, with its interval; nan below LEAST degrees of freedom.
+
+        draws [R]: its bootstrap values, nan left out. sample: of the findings that it is a mean of. The interval is
+        value ± t standard errors on the logit scale (Boyd, Eng & Page 2013, for AP), with Student's t; at a value of 0
+        or 1 the exact binomial bound of so many positive subjects.
+        """
+        if np.isnan(value) or sample.degrees < LEAST:
+            return cls(value, float("nan"), float("nan"))
+        if not 0 < value < 1:
+            bound = ((1 - LEVEL) / 2) ** (1 / float(sample.positives.sum()))
+            return cls(value, *((0.0, 1 - bound) if value <= 0 else (bound, 1.0)))
+        centre, half = np.log(value / (1 - value)), _half(draws, sample) / (value * (1 - value))
+        low, high = 1 / (1 + np.exp(-(centre + np.array([-half, half]))))
+        return cls(value, float(low), float(high))
+
+    @classmethod
+    def of_difference(cls, value: float, draws: np.ndarray, sample: Sample) -> Estimate:
+        """A paired difference of scores with its interval: value ± t standard errors. draws, sample: as above."""
+        if np.isnan(value) or sample.degrees < LEAST:
+            return cls(value, float("nan"), float("nan"))
+        half = _half(draws, sample)
+        return cls(value, value - half, value + half)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval: not where there are too few positive subjects."""
+        return not np.isnan(self.low)
 
     @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero."""
         return self.low > 0 or self.high < 0
+
+
+def _half(draws: np.ndarray, sample: Sample) -> float:
+    """Half the width of an interval on the draws' own scale; 0 where no draw has a value."""
+    from scipy.special import stdtrit
+
+    known = draws[~np.isnan(draws)]
+    error = float(known.std()) if known.size else 0.0
+    return float(stdtrit(sample.degrees, (1 + LEVEL) / 2)) * error

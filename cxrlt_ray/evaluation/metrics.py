@@ -148,6 +148,35 @@ def bootstrap(
     return dict(zip(("ap", "auroc"), result, strict=True))
 
 
+def bootstrap_scores(
+    targets: np.ndarray, scores: np.ndarray, groups: np.ndarray, rounds: int = 1000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Every score of one system in the draws of `bootstrap_map`.
+
+    ap, auroc, f1, fnr: [C, rounds]; micro_f1, micro_fnr: [rounds]; nan in a draw where there is no such score.
+    """
+    ap, auroc = next(_resampled(targets, [scores], groups, rounds, seed))
+    positive, predicted, known = targets == 1, scores >= 0.5, targets >= 0
+    names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    kinds = (positive & predicted, positive & ~predicted, known & ~positive & predicted)
+    by_subject = np.zeros((len(kinds), len(names), targets.shape[1]))
+    for kind, counts in zip(kinds, by_subject, strict=True):
+        np.add.at(counts, group, kind)
+    blocks = [drawn.T @ by_subject for drawn in _draws(len(names), rounds, seed)]  # each [3, LANES, C]
+    hit, missed, false = np.concatenate(blocks, axis=1)[:, :rounds].transpose(0, 2, 1)
+    rates = {"ap": ap, "auroc": auroc, "f1": _f1_of(hit, missed, false), "fnr": _fnr_of(hit, missed)}
+    hit, missed, false = (counts.sum(axis=0) for counts in (hit, missed, false))
+    return {**rates, "micro_f1": _f1_of(hit, missed, false), "micro_fnr": _fnr_of(hit, missed)}
+
+
+def _f1_of(hit: np.ndarray, missed: np.ndarray, false: np.ndarray) -> np.ndarray:
+    return np.where(hit + missed > 0, 2 * hit / np.maximum(2 * hit + missed + false, 1), np.nan)
+
+
+def _fnr_of(hit: np.ndarray, missed: np.ndarray) -> np.ndarray:
+    return np.where(hit + missed > 0, missed / np.maximum(hit + missed, 1), np.nan)
+
+
 def bootstrap_ap(
     targets: np.ndarray,
     systems: Sequence[np.ndarray] | np.ndarray,
@@ -159,18 +188,46 @@ def bootstrap_ap(
     return np.array([values[0] for values in _resampled(targets, systems, groups, rounds, seed)])
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The central `level` of bootstrap values (the percentile interval; Efron & Tibshirani 1993, ch. 13), nan left out.
+def positive_subjects(targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """How many subjects have a positive image, int64 [C]; targets [N, C], groups [N]."""
+    subject = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
+    return np.array([len(np.unique(subject[column == 1])) for column in np.asarray(targets).T], np.int64)
 
-    What it holds is the score to expect of a sample of this size, whose AP of a rare finding is above the population's.
-    In simulations it held a member's macro mAP in 92 to 97 % of samples, where the basic interval did in 78 to 89 %; of
-    a finding of 20 positives 87 to 96 %, of one of 5 only 64 to 84 % (benchmarks/RESULTS.md, coverage).
+
+def population_ap(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+    """AP of one finding that many images would give, estimated from few: targets, scores and subjects [N].
+
+    A positive counts itself in the precision at its own score, which lifts the AP of few positives. Here precision at a
+    positive is counted over the other subjects' images, with prevalence kept: without itself it is an unbiased estimate
+    for all positives but the first, above whom there is nobody. That one gets the mean of 1 and the precision at
+    the next image. nan below 2 positive subjects. benchmarks/intervals.py measures what bias is left.
     """
-    known = values[~np.isnan(values)]
-    if not known.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    positive, scores = _known(targets, scores)
+    subject = np.unique(np.asarray(groups)[np.asarray(targets) >= 0].astype(str), return_inverse=True)[1]
+    if len(np.unique(subject[positive])) < 2:
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    positive, scores, subject = positive[order], scores[order], subject[order]
+    ends = _tie_ends(np.diff(scores) != 0)
+    own_true, own_seen = _own_counts(positive, scores, subject)
+    true, seen = np.cumsum(positive)[ends] - own_true, ends + 1 - own_seen
+    first = positive & (seen == 0)
+    if first.any():
+        top = subject[0]
+        after = ends[np.argmax(subject != top)]  # the first threshold that another subject reaches
+        others = subject[: after + 1] != top
+        true[first], seen[first] = positive[: after + 1][others].sum(), others.sum()
+    positives, size = np.bincount(subject, positive)[subject], np.bincount(subject)[subject]
+    total, all_images = positive.sum(), len(positive)
+    odds = total / (total - positives) * (all_images - total - (size - positives)) / max(all_images - total, 1)
+    precision = (true * odds / np.maximum(true * odds + seen - true, 1e-300))[positive]
+    return float(np.where(first[positive], (precision + 1) / 2, precision).mean())
+
+
+def population_map(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+    """The macro mean of `population_ap` over findings with 2 positive subjects or more; targets, scores [N, C]."""
+    columns = zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
+    return macro(np.array([population_ap(*column, groups) for column in columns]))
 
 
 def _known(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,6 +245,24 @@ def _counts(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
     return true, ends + 1 - true
 
 
+def _tie_ends(apart: np.ndarray) -> np.ndarray:
+    """For each of N sorted values the index of the last one equal to it; apart [N - 1]: whether neighbours differ."""
+    last = np.flatnonzero(np.r_[apart, True])
+    return np.repeat(last, np.diff(last, prepend=-1))
+
+
+def _own_counts(positive: np.ndarray, scores: np.ndarray, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each image its subject's positives and images of at least its score; sorted by score, the highest first."""
+    order = np.argsort(subject, kind="stable")
+    s, true = subject[order], np.cumsum(positive[order])
+    starts = np.r_[0, np.flatnonzero(np.diff(s)) + 1]
+    start = np.repeat(starts, np.diff(starts, append=len(s)))
+    ends = _tie_ends((np.diff(s) != 0) | (np.diff(scores[order]) != 0))
+    own = np.empty((2, len(s)), np.int64)
+    own[:, order] = true[ends] - true[start] + positive[order][start], ends - start + 1
+    return own[0], own[1]
+
+
 def _binned(scores: np.ndarray, outcome: np.ndarray) -> float:
     if not len(scores):
         return float("nan")
@@ -201,7 +276,32 @@ def _resampled(
 ) -> Iterator[np.ndarray]:
     """Of each system AP and AUROC [2, C, rounds] of every finding in every draw."""
     names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    blocks = _draws(len(names), rounds, seed)
+    return _weighted(targets, systems, group, _draws(len(names), rounds, seed), rounds)
+
+
+def reweighted(
+    targets: np.ndarray, systems: Sequence[np.ndarray] | np.ndarray, groups: np.ndarray, weights: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Of each system AP and AUROC [2, C, R] of every finding where subjects count by `weights`.
+
+    weights: whole numbers up to 65,535, [R, subjects], the subjects in the order of np.unique; those of all images
+    together below 2 ** 31.
+    """
+    group = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
+    padded = np.zeros((-(-len(weights) // LANES) * LANES, weights.shape[1]), np.uint16)
+    padded[: len(weights)] = weights
+    blocks = [np.ascontiguousarray(block.T) for block in np.split(padded, len(padded) // LANES)]
+    return _weighted(targets, systems, group, blocks, len(weights))
+
+
+def _weighted(
+    targets: np.ndarray,
+    systems: Sequence[np.ndarray] | np.ndarray,
+    group: np.ndarray,
+    blocks: list[np.ndarray],
+    rounds: int,
+) -> Iterator[np.ndarray]:
+    """The same by blocks of weights, each uint16 [groups, LANES]; group: [N] indices."""
     count = _compiled()
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # the loop is compiled and frees the interpreter's lock
         for scores in systems:

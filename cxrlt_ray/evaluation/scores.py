@@ -1,6 +1,6 @@
 """What a submission is worth: the challenge's scores, per finding and for head, medium and tail, with intervals.
 
-mAP and AUROC have 95 % intervals, resampled by subject. A finding without positives has no AP: it stands in no mean.
+Scores have 95 % intervals, resampled by subject (estimate.py). A finding without positives stands in no mean of AP.
 78,946 images of 40 findings take about 10 s on 2 cores.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ SUMMARY = {
     "ece": "ECE",
     "ece_challenge": "ECE, challenge variant",
 }
+METRICS = ("ap", "auroc", "f1", "fnr")  # those that have intervals
 UNSEEN = ""  # the group of a finding that is not labelled in training
 
 
@@ -36,8 +38,9 @@ class Scores:
     """Scores of N images, `subjects` patients.
 
     groups: [C] head, medium, tail or UNSEEN. scores: SUMMARY's names and the groups (their mAP) -> value, nan where
-    it is not known. intervals: map, mauroc -> 95 % bounds. per_finding: metrics.per_finding's [C] arrays, and
-    labelled (a count) and prevalence (a share of it).
+    it is not known. intervals: the same names, but for ECE's -> 95 % bounds; nan where too few positive subjects tell.
+    per_finding: metrics.per_finding's [C] arrays; labelled (a count) and prevalence (a share of it); `ap_low`,
+    `ap_high` and the like of auroc, f1 and fnr. many_images: the mAP that many images would give.
     """
 
     findings: tuple[str, ...]
@@ -47,6 +50,7 @@ class Scores:
     scores: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     per_finding: dict[str, np.ndarray]
+    many_images: float
 
     @property
     def without_positives(self) -> list[str]:
@@ -95,10 +99,37 @@ def evaluate(
         "ece_challenge": metrics.macro(values["ece_challenge"]),
         **metrics.by_rarity(values["ap"], rarity),
     }
-    resampled = metrics.bootstrap(targets, [probabilities], groups, rounds, seed)
-    intervals = {
-        "map": metrics.interval(resampled["ap"][0]),
-        "mauroc": metrics.interval(resampled["auroc"][0]),
-    }
+    intervals, bounds = _intervals(targets, probabilities, groups, rarity, summary, values, rounds, seed)
     subjects = len(np.unique(np.asarray(groups).astype(str)))
-    return Scores(tuple(findings), tuple(rarity), len(targets), subjects, summary, intervals, values)
+    many = metrics.population_map(targets, probabilities, groups)
+    return Scores(tuple(findings), tuple(rarity), len(targets), subjects, summary, intervals, values | bounds, many)
+
+
+def _intervals(
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    groups: np.ndarray,
+    rarity: Sequence[str],
+    summary: dict[str, float],
+    values: dict[str, np.ndarray],
+    rounds: int,
+    seed: int,
+) -> tuple[dict[str, tuple[float, float]], dict[str, np.ndarray]]:
+    """The bounds of the summary's scores and, as `ap_low` and so on, of each finding's."""
+    draws = metrics.bootstrap_scores(targets, probabilities, groups, rounds, seed)
+    sample = Sample.of(targets, groups)
+    healthy = metrics.positive_subjects(np.where(targets == 0, 1, 0), groups)
+    both = Sample(np.minimum(sample.positives, healthy), sample.subjects)  # AUROC needs both
+    samples = {name: both if name == "auroc" else sample for name in METRICS}
+    estimates = {key: Estimate.of_score(summary[key], draws[key], sample) for key in ("micro_f1", "micro_fnr")}
+    for key, name in {"map": "ap", "mauroc": "auroc", "macro_f1": "f1", "fnr": "fnr"}.items():
+        estimates[key] = Estimate.of_score(summary[key], metrics.means(draws[name]), samples[name])
+    for group in set(rarity) & set(summary):
+        part = np.array(rarity) == group
+        estimates[group] = Estimate.of_score(summary[group], metrics.means(draws["ap"][part]), sample.part(part))
+    bounds: dict[str, np.ndarray] = {}
+    for name in METRICS:
+        columns = zip(values[name], draws[name], strict=True)
+        ends = [Estimate.of_score(*column, samples[name].part([c])) for c, column in enumerate(columns)]
+        bounds |= {f"{name}_low": np.array([e.low for e in ends]), f"{name}_high": np.array([e.high for e in ends])}
+    return {key: (estimate.low, estimate.high) for key, estimate in estimates.items()}, bounds

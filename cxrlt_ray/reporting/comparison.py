@@ -26,15 +26,14 @@ def show(comparison: Comparison, name: str, swept: bool = True) -> None:
     console.print(_groups_table(comparison))
     for where, scores in _honest(comparison):
         for title, gain in scores.gains.items():
-            console.print(
-                f"{name} ensemble less {title}, {_line(where)}: {gain.value:+.3f} "
-                f"[{gain.low:+.3f}, {gain.high:+.3f}]"
-                + (": a real difference" if gain.excludes_zero else ": within chance")
+            verdict = ": a real difference" if gain.excludes_zero else ": within chance" if gain.known else ""
+            line = (
+                f"{name} ensemble less {title}, {_line(where)}: {cli.gained(gain.value, gain.low, gain.high)}{verdict}"
             )
-    print(
-        "[ , ] are 95 % intervals, bootstrapped by subject, of what so many images give: of rare findings that is more"
-    )
-    print("than many images would. Optimistic: chosen and scored on the same images.")
+            console.print(line, markup=False)
+    print("[ , ] hold, in 95 of 100 such samples, the score to expect of so many images (subjects resampled).")
+    print(_many_images(comparison, name))
+    print("Optimistic: chosen and scored on the same images.")
     if swept:
         print("Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice,")
         print("ASHA and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")
@@ -54,6 +53,14 @@ def show_frontier(points: Sequence[FrontierPoint], unit: str) -> None:
     for point in points:
         table.add_row(f"{point.cost:.4g}", _cell(point.score), ", ".join(point.members))
     cli.console().print(table)
+
+
+def _many_images(comparison: Comparison, name: str) -> str:
+    """The sentence by which sets of different size compare: what the ensemble would score on many images."""
+    last = comparison.systems[-1]
+    known = [(where, scores.systems[last]) for where, scores in _honest(comparison) if last in scores.systems]
+    values = ", ".join(f"{cli.short(score.many_images)} ({_line(where)})" for where, score in known)
+    return f"AP of few images is lifted, the rarer a finding the more; on many images the {name} ensemble: {values}."
 
 
 def _scores_table(comparison: Comparison) -> Table:

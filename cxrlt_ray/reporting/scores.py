@@ -19,12 +19,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+FEW = "*"  # beside a score
+
+
 def render(scores: Scores, teams: Published | None = None, name: str = "ours") -> list[Table | str]:
     """The scores beside the teams', those of each finding, and each finding's AP beside the teams'."""
     parts: list[Table | str] = [_summary_table(scores, teams, name), _findings_table(scores)]
     if teams:
         parts.append(_teams_table(scores, teams, name))
         parts.append("Teams: Lin et al. 2025, arXiv:2506.07984; '- best': ours less the best of theirs.")
+    if np.isnan(scores.per_finding["ap_low"][scores.per_finding["positives"] > 0]).any():
+        parts.append(
+            f"{FEW} too few positive subjects to give an interval. Those of the other findings: --out FILE.csv"
+        )
     if scores.without_positives:
         parts.append(f"Without positives here, and so in no mean: {', '.join(scores.without_positives)}")
     return parts
@@ -44,6 +51,7 @@ def as_json(scores: Scores, teams: Published | None = None) -> dict[str, JsonVal
             "subjects": scores.subjects,
             "scores": scores.scores,
             "intervals": {key: list(bounds) for key, bounds in scores.intervals.items()},
+            "many_images": scores.many_images,
             "without_positives": scores.without_positives,
             "findings": scores.frame().set_index("finding").to_dict("index"),
             "teams": teams.scores if teams else None,
@@ -77,6 +85,7 @@ def _summary_table(scores: Scores, teams: Published | None, name: str) -> Table:
         published = [_number(teams.scores.get(key, {}).get(team)) for team in teams.teams] if teams else []
         table.add_row(label, _number(scores.scores[key]), bounds, *published)
         if key == "map":
+            table.add_row("  (on many images, about)", _number(scores.many_images))
             table.add_row("  (chance: prevalence)", _number(scores.chance))
     return table
 
@@ -91,7 +100,9 @@ def _findings_table(scores: Scores) -> Table:
     values = scores.per_finding
     for c, (finding, group) in enumerate(zip(scores.findings, scores.groups, strict=True)):
         share = f"{100 * values['prevalence'][c]:.2f}" if values["labelled"][c] else "-"
-        cells = [f"{int(values['positives'][c]):,}", share, *(_number(values[name][c]) for name in names)]
+        ap, *others = (_number(values[name][c]) for name in names)
+        mark = FEW if ap != "-" and np.isnan(values["ap_low"][c]) else ""
+        cells = [f"{int(values['positives'][c]):,}", share, ap + mark, *others]
         table.add_row(finding, group or "-", *cells)
     return table
 

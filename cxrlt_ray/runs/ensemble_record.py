@@ -66,6 +66,8 @@ class EnsembleRecord(Record):
     views: dict[str, float] | None = None
     tta: Literal["auto", "on", "off"] = "auto"
     guard: float | Literal["auto"] | None = 0.0
+    lean: Literal["global", "mean", "merit"] = "global"
+    blend: list[str] = Field(default_factory=list)
     members: list[MemberRecord]
     folds: int = 5
     repeats: int = 1

@@ -1,6 +1,6 @@
 """Selection: predictions of M members in, weights of every member for every finding out. Arrays only.
 
-    inputs.py             the registry of selectors, the arrays they take and the checks on them
+    registry.py           the registry of selectors, the arrays they take and the checks on them
     kernels.py            compiled: average precision as scikit-learn defines it, its bounds, greedy selection
     finding.py            one finding's scores as the kernels need them
     threads.py            findings shared among threads
@@ -43,10 +43,10 @@ from cxrlt_ray.selection.bagged import greedy_bagged, greedy_global
 from cxrlt_ray.selection.best import best
 from cxrlt_ray.selection.frontier import Point, curve, frontier
 from cxrlt_ray.selection.greedy import greedy
-from cxrlt_ray.selection.inputs import SELECTORS, SPACES_OF, register_selector, settings, takes_costs
 from cxrlt_ray.selection.least_squares import nnls
 from cxrlt_ray.selection.logistic import logistic
 from cxrlt_ray.selection.mean import mean, rank_mean
+from cxrlt_ray.selection.registry import SELECTORS, SPACES_OF, register_selector, settings, takes_costs
 from cxrlt_ray.selection.simplex import simplex
 from cxrlt_ray.selection.topk import topk_mean
 

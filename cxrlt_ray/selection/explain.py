@@ -10,14 +10,16 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.selection.honest import Fitted, Method, fit
-from cxrlt_ray.selection.inputs import takes_costs
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
+from cxrlt_ray.selection.honest import Fitted, fit
+from cxrlt_ray.selection.method import Method
+from cxrlt_ray.selection.registry import takes_costs
 
 ORDERS = 16  # in which members are added, each also backwards, for their marginal contributions
 DRAWS = 200  # of subjects, for the intervals
@@ -27,20 +29,14 @@ SUBSETS = 8  # of each size
 POWERS = np.geomspace(0.2, 3, 40)  # of the power law: from barely levelling off to flat after a few trials
 
 
-class Figure(NamedTuple):
-    """A value with the ends of its 95 % interval; nan where it is not known."""
-
-    value: float
-    low: float
-    high: float
-
-
 @dataclass(frozen=True)
 class Contributions:
-    """What members add: `alone`, `marginal` and `without` [M, C + 1] Figures, the last of macro mAP.
+    """What members add: `alone`, `marginal` and `without` [M, C + 1, 3], the last finding's place for macro mAP.
+
+    The 3 are a value and the ends of its 95 % interval: nan where it is not known (Estimate).
 
     alone: the member's AP.  marginal: its mean gain when members are added in random order (Shapley 1953); over the
-    members they sum to the ensemble's score less that of constant predictions (`whole` less `chance`, [C + 1]).
+    members they sum to the ensemble's score less that of constant predictions (`whole` less `chance`, [C + 1, 3]).
     without: what the ensemble loses without it, the others' weights scaled up (negative: it gains).
     """
 
@@ -91,13 +87,13 @@ def contributions(
     judge([[], every, *([m] for m in shown), *(every - {m} for m in used)])
     for path in paths:  # one by one: the scores of all sets would not fit into memory
         judge(path[:k] for k in range(len(path)))
-    whole = known[every]
+    whole, sample = known[every], Sample.of(targets, groups)
     alone, marginal, without = np.zeros((3, members, findings + 1, 3))
     drawn = np.tile(np.arange(len(paths)), (rounds, 1))
     if not all_orders:  # the paths are a sample too
         drawn = rng.integers(0, len(paths), drawn.shape)
     for m in shown:
-        alone[m] = [_figure(value) for value in known[frozenset([m])]]
+        alone[m] = _scores(known[frozenset([m])], sample)
     for m in used:
         gains = np.empty((len(paths), *whole.shape))
         for p, path in enumerate(paths):
@@ -108,8 +104,8 @@ def contributions(
         for r in range(rounds):
             mean[:, r + 1] = gains[drawn[r], :, r + 1].mean(axis=0)
         for figures, values in ((marginal, mean), (without, whole - known[every - {m}])):
-            figures[m] = [_figure(value) for value in values]
-    ends = [np.array([_figure(value) for value in known[some]]) for some in (every, frozenset())]
+            figures[m] = _differences(values, sample)
+    ends = [_scores(known[some], sample) for some in (every, frozenset())]
     return Contributions(alone, marginal, without, *ends)
 
 
@@ -156,8 +152,8 @@ def stability(
 class Growth:
     """Cross-fitted macro mAP of ensembles of fewer trials, and its extrapolation.
 
-    sizes int [S]; scores: Figures [S, 3], over random subsets and subjects; curve: the law a - b n^-c at `ahead`
-    int [A] trials, Figures [A, 3]; gains: its prediction beyond the present number of trials, Figures [A, 3].
+    sizes int [S]; scores: value, low, high [S, 3], over random subsets and subjects; curve: the law a - b n^-c at
+    `ahead` int [A] trials, [A, 3]; gains: its prediction beyond the present number of trials, [A, 3].
     """
 
     sizes: np.ndarray
@@ -199,15 +195,17 @@ def growth(
         values[s] = judged[:, 0].mean()
         again = rng.integers(0, len(judged), (rounds, len(judged)))
         drawn[:, s] = [judged[again[r], r + 1].mean() for r in range(rounds)]
-    scores = np.array([_figure(np.append(values[s], drawn[:, s])) for s in range(len(sizes))])
+    sample = Sample.of(targets, groups)
+    scores = np.array([astuple(Estimate.of_score(values[s], drawn[:, s], sample)) for s in range(len(sizes))])
     ahead = np.unique(np.append(sizes, [members + 1, members + 2, members + 5, 2 * members, 4 * members]))
     counts = np.array([len(judged) for judged in by_size])
     if members < 4:
         unknown = np.full((len(ahead), 3), np.nan)
         return Growth(sizes, scores, ahead, unknown, unknown)
     laws = np.array([power_law(sizes, observed, counts, np.append(ahead, members)) for observed in (values, *drawn)])
-    curve = np.array([_figure(laws[:, a]) for a in range(len(ahead))])
-    gains = np.array([_figure(laws[:, a] - laws[:, -1]) for a in range(len(ahead))])
+    curve = np.array([astuple(Estimate.of_score(law[0], law[1:], sample)) for law in laws.T[:-1]])
+    beyond = (laws[:, :-1] - laws[:, -1:]).T
+    gains = np.array([astuple(Estimate.of_difference(gain[0], gain[1:], sample)) for gain in beyond])
     return Growth(sizes, scores, ahead, curve, gains)
 
 
@@ -254,9 +252,19 @@ def _judged(targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarr
     return np.concatenate([values, metrics.means(values)[:, None]], axis=1)
 
 
-def _figure(values: np.ndarray) -> Figure:
-    """The first of the values with the interval of the others."""
-    return Figure(float(values[0]), *metrics.interval(values[1:]))
+def _scores(values: np.ndarray, sample: Sample) -> np.ndarray:
+    """Of `_judged` values [C + 1, 1 + rounds] the first with the interval that the others give, [C + 1, 3]."""
+    return np.array([astuple(Estimate.of_score(row[0], row[1:], part)) for row, part in _parts(values, sample)])
+
+
+def _differences(values: np.ndarray, sample: Sample) -> np.ndarray:
+    """The same of differences."""
+    return np.array([astuple(Estimate.of_difference(row[0], row[1:], part)) for row, part in _parts(values, sample)])
+
+
+def _parts(values: np.ndarray, sample: Sample) -> Iterable[tuple[np.ndarray, Sample]]:
+    """Of every finding, and last of all of them, the values and what they rest on."""
+    return zip(values, [*(sample.part([c]) for c in range(len(values) - 1)), sample], strict=True)
 
 
 def _quietly(method: Method, *inputs: Any, costs: np.ndarray | None, **options: Any) -> Fitted:

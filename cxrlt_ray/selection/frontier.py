@@ -13,7 +13,7 @@ import numpy as np
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.greedy import greedy
-from cxrlt_ray.selection.inputs import checked, choose_by, register_selector, within
+from cxrlt_ray.selection.registry import checked, choose_by, register_selector, within
 
 CEILINGS = 4  # lower budgets that are searched too
 ROUNDING = 1e-9  # so that costs which add up to the budget are within it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cxrlt_ray.selection.inputs import register_selector, within
+from cxrlt_ray.selection.registry import register_selector, within
 
 
 @register_selector("greedy")

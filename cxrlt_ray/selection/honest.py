@@ -16,18 +16,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from cxrlt_ray.data.splits import assign_folds
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.best import merits
-from cxrlt_ray.selection.inputs import FEW, SELECTORS, check, takes_costs
+from cxrlt_ray.selection.method import AUTO, STRENGTHS, Method, own_share
+from cxrlt_ray.selection.registry import SELECTORS, check, takes_costs
 
-AUTO: Literal["auto"] = "auto"
-STRENGTHS = (20.0, 100.0, 5.0, np.inf, 0.0)  # of the guard, the best on average (benchmarks/honesty.py) first
 PLENTY = 20_000  # images from which on a choice within folds uses two of them, not all: the others cost the most
 DRAWS = 64  # of subjects, to tell a better choice from chance
 BETTER = 1.0  # standard errors by which a rule must be better than those before it
@@ -37,30 +36,17 @@ Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Method:
-    """How a selection is made.
-
-    selector, settings: from the registry.  guard: positive subjects at which a finding's own weights count
-    as much as those chosen for all findings together; 0 for no guard, "auto" to choose among STRENGTHS.
-    members: at most so many, those of the greatest total weight, then the best; the selection is repeated among them.
-    """
-
-    selector: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    guard: float | Literal["auto"] = 0.0
-    members: int | None = None
-
-
-@dataclass(frozen=True)
 class Fitted:
     """Weights [M, C] chosen on all images, the method they were chosen by, and cross-fitted scores [R, N, C].
 
+    own: the part [M, C] of the weights that each finding chose for itself; the rest is what it leans on.
     fold, fold_weights: of the first repeat each image's fold [N] and the weights [K, M, C] chosen without each fold;
     None without folds. rule: the index of the rule chosen, to which method and weights belong. rules: the indices of
     the rules chosen without each fold, which scored it; where all are equal, `crossed` follows from fold_weights.
     """
 
     weights: np.ndarray
+    own: np.ndarray
     method: Method
     crossed: np.ndarray
     fold: np.ndarray | None = None
@@ -107,8 +93,8 @@ def fit(
 
     if folds < 2:
         unfolded = chooser(0, None)
-        weights = unfolded.weights(0, NO_FOLD)
-        return Fitted(weights, options[0], combine(unfolded.predictions, weights)[None])
+        weights, own = unfolded.weights(0, NO_FOLD), unfolded.parts(0, NO_FOLD)[0]
+        return Fitted(weights, own, options[0], combine(unfolded.predictions, weights)[None])
     crossed = np.empty((repeats, *targets.shape))
     first: dict[str, Any] = {}
     for r in range(repeats):
@@ -119,7 +105,9 @@ def fit(
             crossed[r, fold == k] = results[rule].scores[fold == k]
         if not first:
             option = results[chosen].choices[-1].option
-            first = {"weights": chooser(chosen, fold).weights(option, NO_FOLD), "method": options[option], "fold": fold}
+            last = chooser(chosen, fold)
+            first = {"weights": last.weights(option, NO_FOLD), "own": last.parts(option, NO_FOLD)[0]}
+            first |= {"method": options[option], "fold": fold}
             first |= {"fold_weights": results[chosen].weights, "rule": chosen, "rules": tuple(by_fold)}
     return Fitted(**first, crossed=crossed)
 
@@ -150,13 +138,6 @@ def combine(predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
         if weight.any():
             total += member * weight
     return total
-
-
-def own_share(targets: np.ndarray, groups: np.ndarray, guard: float) -> np.ndarray:
-    """The share [C] of a finding's own weights: n / (n + guard), n its positive subjects; 0 below 2 positive images."""
-    subjects = np.array([len(np.unique(groups[column == 1])) for column in targets.T], float)
-    share = np.where(guard > 0, subjects / np.maximum(subjects + guard, 1e-300), 1.0)
-    return np.where((targets == 1).sum(axis=0) < FEW, 0.0, share)
 
 
 @dataclass(frozen=True)
@@ -246,18 +227,24 @@ class _Chooser:
         self._combined: dict[Any, np.ndarray] = {}
 
     @_cached
-    def weights(self, option: int, without: frozenset[int]) -> np.ndarray:
-        """Weights [M, C] chosen without the folds `without`."""
+    def parts(self, option: int, without: frozenset[int]) -> np.ndarray:
+        """Weights chosen without the folds `without`, in two parts [2, M, C]: each finding's own, what it leans on."""
         method, targets = self.options[option], self._without(without)
         everyone = np.arange(len(self.predictions))
-        weights = self._guarded(method, targets, without, everyone)
-        if method.members is None or (weights.sum(axis=1) > 0).sum() <= method.members:
-            return weights
-        heaviest = np.lexsort([-self._alone(without), -weights.sum(axis=1).round(9)])  # of equals the better first
+        parts = self._guarded(method, targets, without, everyone)
+        weights = parts.sum(axis=(0, 2))
+        if method.members is None or (weights > 0).sum() <= method.members:
+            return parts
+        heaviest = np.lexsort([-self._alone(without), -weights.round(9)])  # of equals the better first
         members = np.sort(heaviest[: method.members])
-        weights = np.zeros_like(weights)
-        weights[members] = self._guarded(method, targets, without, members)
-        return weights
+        parts = np.zeros_like(parts)
+        parts[:, members] = self._guarded(method, targets, without, members)
+        return parts
+
+    def weights(self, option: int, without: frozenset[int]) -> np.ndarray:
+        """Weights [M, C] chosen without the folds `without`."""
+        own, leaned_on = self.parts(option, without)
+        return own + leaned_on
 
     def scores(self, option: int, without: frozenset[int], k: int) -> np.ndarray:
         """Combined predictions float64 [n, C] of fold k's images by weights chosen without the folds `without`."""
@@ -269,11 +256,13 @@ class _Chooser:
             return weighted_mean(self.predictions, self.weights(option, without), rows)
         own = self._own(without, float(method.guard))  # all strengths are mixtures of the same two
         mixed = np.zeros((len(rows), len(own)))
-        for together, share in ((False, own), (True, 1 - own)):
+        for leaning, share in ((False, own), (True, 1 - own)):
             if share.any():
-                key = (method.selector, tuple(sorted(method.settings.items())), without, k, together)
+                settings = tuple(sorted(method.settings.items()))
+                key = (method.selector, settings, method.blend, method.lean, without, k, leaning)
                 if key not in self._combined:
-                    weights = self._base(method, targets, without, np.arange(len(self.predictions)), together)
+                    part = self._leaned_on if leaning else self._own_weights
+                    weights = part(method, targets, without, np.arange(len(self.predictions)))
                     self._combined[key] = weighted_mean(self.predictions, weights, rows)
                 mixed += self._combined[key] * share
         return mixed
@@ -310,25 +299,60 @@ class _Chooser:
     def _guarded(self, method: Method, targets: np.ndarray, without: frozenset[int], among: np.ndarray) -> np.ndarray:
         assert method.guard != AUTO
         own = self._own(without, float(method.guard))
-        if (own == 1).all():
-            return self._base(method, targets, without, among, together=False)
-        together = self._base(method, targets, without, among, together=True)
-        if (own == 0).all():
-            return together
-        return own * self._base(method, targets, without, among, together=False) + (1 - own) * together
+        parts = np.zeros((2, len(among), len(own)))
+        if own.any():
+            parts[0] = own * self._own_weights(method, targets, without, among)
+        if (own < 1).any():
+            parts[1] = (1 - own) * self._leaned_on(method, targets, without, among)
+        return parts
+
+    def _own_weights(
+        self, method: Method, targets: np.ndarray, without: frozenset[int], among: np.ndarray
+    ) -> np.ndarray:
+        """Weights [len(among), C] that each finding chooses for itself: the mean of the selector's and the blend's."""
+        names = (method.selector, *method.blend)
+        settings = (method.settings, *({} for _ in method.blend))
+        parts = [self._base(*one, targets, without, among, False) for one in zip(names, settings, strict=True)]
+        return parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
+
+    def _leaned_on(self, method: Method, targets: np.ndarray, without: frozenset[int], among: np.ndarray) -> np.ndarray:
+        """Weights [len(among), C] that stand in where a finding knows little."""
+        shape = (len(among), targets.shape[1])
+        if method.lean == "mean":
+            return np.full(shape, 1 / len(among))
+        if method.lean == "merit":
+            merit = self._merit(without)[among]
+            merit = merit if merit.any() else np.ones(len(among))
+            return np.repeat(merit[:, None] / merit.sum(), shape[1], axis=1)
+        return self._base(method.selector, method.settings, targets, without, among, together=True)
 
     def _base(
-        self, method: Method, targets: np.ndarray, without: frozenset[int], among: np.ndarray, together: bool
+        self,
+        name: str,
+        settings: dict[str, Any],
+        targets: np.ndarray,
+        without: frozenset[int],
+        among: np.ndarray,
+        together: bool,
     ) -> np.ndarray:
-        key = (method.selector, tuple(sorted(method.settings.items())), without, tuple(among.tolist()), together)
+        key = (name, tuple(sorted(settings.items())), without, tuple(among.tolist()), together)
         if key not in self._bases:
-            options: dict[str, Any] = {**method.settings, "together": together, "seed": self.seed}
-            if takes_costs(method.selector) and self.costs is not None:
+            options: dict[str, Any] = {**settings, "together": together, "seed": self.seed}
+            if takes_costs(name) and self.costs is not None:
                 options["costs"] = self.costs[among]
             predictions = self.predictions if len(among) == len(self.predictions) else self.predictions[among]
-            selector = inspect.unwrap(SELECTORS[method.selector])
+            selector = inspect.unwrap(SELECTORS[name])
             self._bases[key] = selector(predictions, targets, self.groups, **options)
         return self._bases[key]
+
+    @_cached
+    def _merit(self, without: frozenset[int]) -> np.ndarray:
+        """By how much each member's macro mAP [M] is above chance, squared."""
+        targets = self._without(without)
+        positives, labelled = (targets == 1).sum(axis=0), (targets >= 0).sum(axis=0)
+        scored = positives > 0
+        chance = (positives[scored] / labelled[scored]).mean() if scored.any() else 0.0
+        return np.maximum(self._alone(without) - chance, 0.0) ** 2
 
     @_cached
     def _alone(self, without: frozenset[int]) -> np.ndarray:

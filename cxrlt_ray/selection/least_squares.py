@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cxrlt_ray.selection.fitting import fitted
-from cxrlt_ray.selection.inputs import register_selector
+from cxrlt_ray.selection.registry import register_selector
 
 
 @register_selector("nnls")

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from cxrlt_ray.selection.fitting import fitted
-from cxrlt_ray.selection.inputs import register_selector, within
+from cxrlt_ray.selection.registry import register_selector, within
 
 
 @register_selector("logistic", space="logit")

@@ -8,7 +8,7 @@ import numpy as np
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection.fitting import fitted
-from cxrlt_ray.selection.inputs import register_selector, within
+from cxrlt_ray.selection.registry import register_selector, within
 from cxrlt_ray.selection.smooth_ap import climb
 
 

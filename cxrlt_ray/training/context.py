@@ -54,8 +54,16 @@ class TrialContext:
 
     def check_mine(self) -> None:
         """Raise CxrltError if the trial was begun anew elsewhere: a process thought dead must not write into it."""
-        if self.store and TrialRecord.read(self.store, RECORD).attempt != self.record.attempt:
+        if self.store:
+            self._mine()
+
+    def _mine(self) -> TrialRecord:
+        """The record as it is stored; raises as `check_mine`."""
+        assert self.store is not None
+        stored = TrialRecord.read(self.store, RECORD)
+        if stored.attempt != self.record.attempt:
             raise CxrltError(f"trial {self.record.name} was begun anew in another process; this one ends.")
+        return stored
 
     def write(self) -> None:
         """Write the record for the first time in this process."""
@@ -64,10 +72,7 @@ class TrialContext:
 
     def update(self) -> None:
         """Write the record, unless the trial was ended from outside: a worker group may be an epoch behind that."""
-        if not self.store:
-            return
-        self.check_mine()
-        if TrialRecord.read(self.store, RECORD).state == RUNNING:
+        if self.store and self._mine().state == RUNNING:
             self.write()
 
     def end(self, state: State) -> None:

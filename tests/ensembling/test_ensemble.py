@@ -63,7 +63,7 @@ def test_scores_of_ensemble_json_have_the_keys_that_they_had(request_of):
     scores = stored.load(f"{stacked.store.uri}/ensemble.json").record.scores
     assert list(scores) == ["systems", "gains", "prevalence", "groups", "images"]
     system = scores["systems"]["mean ensemble"]["test"]
-    assert list(system) == ["map", "low", "high", "head", "medium", "tail", "intervals", "ap"]
+    assert list(system) == ["map", "low", "high", "many_images", "head", "medium", "tail", "intervals", "ap"]
     assert set(system["intervals"]) == {"head", "medium", "tail"}
     assert list(scores["gains"]["test"]) == ["best trial T0000", "mean of 3 trials"]
     assert set(scores["gains"]["test"]["best trial T0000"]) == {"map", "low", "high"}

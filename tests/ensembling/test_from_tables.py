@@ -49,9 +49,11 @@ def test_three_tables_give_weights_report_and_combined_scores(folder, capsys):
     assert "[bold]" not in told  # styles are styles, not letters
     assert "3 members, 300 images of 150 subjects, 3 findings" in told
     weights = pd.read_csv("ensemble/weights.csv", index_col="member")
-    assert list(weights.columns) == FINDINGS
-    assert np.allclose(weights.sum(), 1, atol=1e-5)
-    assert weights.loc["a"].mean() > weights.loc["c"].mean()
+    own = [f"{finding} (own)" for finding in FINDINGS]
+    assert list(weights.columns) == [*FINDINGS, *own]
+    assert np.allclose(weights[FINDINGS].sum(), 1, atol=1e-5)
+    assert (weights[own].to_numpy() <= weights[FINDINGS].to_numpy() + 1e-6).all()
+    assert weights.loc["a", FINDINGS].mean() > weights.loc["c", FINDINGS].mean()
     written = json.loads((folder / "ensemble/report.json").read_text())
     assert written["chosen"]["selector"] in (written["selector"], *written["fallback"])
     report = written["scores"]["systems"]["greedy ensemble"]
@@ -85,7 +87,7 @@ def test_arrays_of_an_npz_do_as_well(folder, capsys):
     np.savez("mine.npz", predictions=1 / (1 + np.exp(-predictions)), targets=targets, groups=np.arange(200) // 2)
     assert run("--from", "mine.npz", "--select", "best") == 0
     assert "2 members, 200 images of 100 subjects, 2 findings" in capsys.readouterr().out
-    assert pd.read_csv("ensemble/weights.csv", index_col=0).to_numpy().tolist() == [[1, 1], [0, 0]]
+    assert pd.read_csv("ensemble/weights.csv", index_col=0).to_numpy().tolist() == [[1] * 4, [0] * 4]
 
 
 def test_a_budget_holds_and_the_curve_is_shown(folder, capsys):

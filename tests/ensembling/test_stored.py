@@ -20,7 +20,7 @@ def made(tmp_path):
 def test_members_remember_how_they_look(made):
     found = under_tta(gather(*made, made[0].trials()), "on")
     row = compare(EnsembleFile(selector="mean"), "mean", found, seed=0)[-1]
-    table = stored.weights_table(found, row.weights, FINDINGS).set_index("trial")
-    assert table["looks"].to_dict() == {"T0000": 2, "T0001": 2, "T0002": 1}
+    table = stored.weights_table(found, row.weights, row.fitted.own, FINDINGS).set_index("trial")
+    assert table["augmentations"].to_dict() == {"T0000": 2, "T0001": 2, "T0002": 1}
     about = [stored._member(found, m, row.weights[m], FINDINGS) for m in range(3)]
     assert [member.tta for member in about] == [True, True, False]

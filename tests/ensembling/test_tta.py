@@ -25,23 +25,23 @@ def gathered(made):
     return gather(*made, made[0].trials())
 
 
-def test_looks_that_help_are_taken_and_others_refused_each_with_its_price(made):
+def test_augmentations_that_help_are_taken_and_others_refused_each_with_its_price(made):
     told, plain = [], gathered(made)
     found = under_tta(plain, "auto", say=told.append)
     assert found.tta == (True, False, False)
-    assert told[0].startswith("T0000 TTA of 2 looks: +.")
+    assert told[0].startswith("T0000 TTA of 2 passes: +.")
     assert told[0].endswith("at 2.1 times the price: taken")
-    assert "T0001 TTA of 2 looks: -." in told[1]
+    assert "T0001 TTA of 2 passes: -." in told[1]
     assert told[1].endswith("refused")
     assert len(told) == 2
-    looked = made[0].trials()[0].predictions("val-tta").loc[found.image_id].to_numpy()
-    assert np.array_equal(found.predictions[0], looked)
+    augmented = made[0].trials()[0].predictions("val-tta").loc[found.image_id].to_numpy()
+    assert np.array_equal(found.predictions[0], augmented)
     assert np.array_equal(found.predictions[1:], plain.predictions[1:])
-    assert not np.array_equal(plain.predictions[0], looked)  # the pool that was given is as it was
+    assert not np.array_equal(plain.predictions[0], augmented)  # the pool that was given is as it was
     assert found.split_of(0, "test") == "test-tta"
     assert found.split_of(1, "test") == "test"
     gain = float(told[0].split(": ")[1].split()[0])
-    assert gain == pytest.approx(macro(plain, looked) - macro(plain, plain.predictions[0]), abs=6e-4)
+    assert gain == pytest.approx(macro(plain, augmented) - macro(plain, plain.predictions[0]), abs=6e-4)
 
 
 def macro(given, scores):
@@ -60,7 +60,7 @@ def test_a_gain_within_one_standard_error_is_refused(made):
 def test_on_takes_all_there_are_and_off_none(made):
     told, plain = [], gathered(made)
     assert under_tta(plain, "on", say=told.append).tta == (True, True, False)
-    assert told == ["Test-time augmentation: 2 of 3 trials look at an image several times; T0002 cannot"]
+    assert told == ["Test-time augmentation: 2 of 3 trials score an image several times; T0002 cannot"]
     assert under_tta(plain, "off") is plain
     assert plain.split_of(0, "test") == "test"
 
@@ -73,12 +73,12 @@ def test_on_without_any_is_refused_with_the_way_to_it(made):
     assert under_tta(gathered(made), "auto").tta == (False,) * 3
 
 
-def test_a_trial_that_cannot_score_test_images_so_looks_plainly(made):
+def test_a_trial_that_cannot_score_test_images_so_scores_plainly(made):
     run, _ = made
     shutil.rmtree(f"{run.store.uri}/trials/T0000/fold-0")
     told = []
     assert under_tta(gathered(made), "auto", "test", say=told.append).tta == (False,) * 3
-    assert told[0] == "T0000 looks plainly: its checkpoint was dropped, test images cannot be scored otherwise"
+    assert told[0] == "T0000 scores plainly: its checkpoint was dropped, test images cannot be scored otherwise"
     store = run.store / "trials" / "T0000"
     write_predictions(store, ["t0"], np.full((1, 3), 0.5), "test-tta")  # but it has scored them
     assert under_tta(gathered(made), "auto", "test").tta == (True, False, False)
@@ -92,12 +92,12 @@ def test_predictions_that_do_not_fit_are_told_and_left(made):
     write_predictions(other.store, frame.index, frame.to_numpy(), "val-tta", fingerprint="another")
     told = []
     assert under_tta(gathered(made), "auto", say=told.append).tta == (False,) * 3
-    assert told[0] == "T0000 looks plainly: its predictions under test-time augmentation lack images"
-    assert told[1].startswith("T0001 looks plainly: ")
+    assert told[0] == "T0000 scores plainly: its predictions under test-time augmentation lack images"
+    assert told[1].startswith("T0001 scores plainly: ")
     assert "made on another cohort" in told[1]
 
 
-def test_looks_are_paid_for(made):
+def test_augmentations_are_paid_for(made):
     trials = made[0].trials()
     plain = gflops(trials)
     assert (plain > 0).all()

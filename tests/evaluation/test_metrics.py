@@ -163,25 +163,73 @@ def test_whole_subjects_are_drawn_so_that_copies_of_images_do_not_narrow_the_int
     assert as_images.std() < 0.7 * once.std()
 
 
-def test_the_interval_is_the_central_share_and_leaves_out_nan():
-    values = np.r_[np.arange(101), np.nan]
-    assert metrics.interval(values) == pytest.approx((2.5, 97.5))
-    assert metrics.interval(np.arange(101.0), level=0.5) == pytest.approx((25, 75))
-    assert np.isnan(metrics.interval(np.array([np.nan]))).all()
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000))
+def test_every_score_of_a_bootstrap_round_is_that_of_the_drawn_subjects(seed):
+    targets, scores = example(60, 3, seed)
+    subjects = np.random.default_rng(seed).integers(0, 20, 60)
+    values = metrics.bootstrap_scores(targets, scores, subjects, 3, seed)
+    names, rng = np.unique(subjects.astype(str)), np.random.default_rng(seed)
+    for r in range(3):
+        drawn = names[rng.integers(0, len(names), len(names))]
+        rows = np.concatenate([np.flatnonzero(subjects.astype(str) == name) for name in drawn])
+        again = metrics.per_finding(targets[rows], scores[rows])
+        for name in ("ap", "auroc", "f1", "fnr"):
+            np.testing.assert_allclose(values[name][:, r], again[name], atol=1e-12)
+        assert values["micro_f1"][r] == pytest.approx(metrics.micro_f1(targets[rows], scores[rows]))
 
 
-def test_intervals_of_a_macro_mean_over_rare_findings_hold_the_score_to_expect_of_such_a_sample():
+def test_subjects_may_count_by_any_whole_weights():
+    targets, scores = example(50, 2)
+    subjects, weights = np.arange(50) // 2, np.random.default_rng(1).integers(0, 500, (3, 25))
+    (values,) = metrics.reweighted(targets, [scores], subjects, weights)
+    order = np.unique(subjects.astype(str), return_inverse=True)[1]
+    for r, c in np.ndindex(3, 2):
+        known = targets[:, c] >= 0
+        expected = average_precision_score(
+            targets[known, c] == 1, scores[known, c], sample_weight=weights[r][order][known]
+        )
+        assert values[0, c, r] == pytest.approx(expected)
+
+
+def population_ap_by_definition(targets: np.ndarray, scores: np.ndarray, subjects: np.ndarray) -> float:
+    """A loop over positives, each judged by the other subjects' images with prevalence kept."""
+    positive = targets == 1
+    if len(set(subjects[positive])) < 2:
+        return float("nan")
+    values = []
+    for n in np.flatnonzero(positive):
+        others = subjects != subjects[n]
+        first = not (others & (scores >= scores[n])).any()
+        above = others & (scores >= (scores[others].max() if first else scores[n]))
+        share = (above & positive).sum() * positive.sum() / (others & positive).sum()
+        negatives = (above & ~positive).sum() * (~positive).sum() / max((others & ~positive).sum(), 1)
+        precision = share / (share + negatives) if share else 0.0
+        values.append((precision + 1) / 2 if first else precision)
+    return float(np.mean(values))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 100_000), st.integers(4, 30), st.integers(2, 12), st.sampled_from([2, 10, 1000]))
+def test_population_ap_is_its_definition(seed, images, subjects, levels):
+    rng = np.random.default_rng(seed)
+    targets, groups = (rng.random(images) < 0.3).astype(int), rng.integers(0, subjects, images)
+    scores = rng.integers(0, levels, images) / levels
+    expected = population_ap_by_definition(targets, scores, groups)
+    assert metrics.population_ap(targets, scores, groups) == pytest.approx(expected, nan_ok=True)
+
+
+def test_population_ap_of_few_images_is_near_that_of_many_where_ap_is_above():
     rng = np.random.default_rng(0)
-    targets = (rng.random((40_000, 14)) < 0.05).astype(np.int8)
-    scores = rng.normal(size=targets.shape) + targets
-    samples = [rng.choice(len(targets), 200) for _ in range(60)]
-    ap = [metrics.macro(metrics.per_finding(targets[rows], scores[rows], ("ap",))["ap"]) for rows in samples]
-    held = []
-    for rows in samples:
-        drawn = metrics.bootstrap_map(targets[rows], [scores[rows]], np.arange(200), rounds=150)[0]
-        low, high = metrics.interval(drawn)
-        held.append(low <= np.mean(ap) <= high)
-    assert np.mean(held) >= 0.85
+    targets = (rng.random((60_000, 10)) < 0.05).astype(np.int8)
+    scores = 1 / (1 + np.exp(-rng.normal(size=targets.shape) - 1.5 * targets))
+    many = metrics.macro(metrics.per_finding(targets, scores, ("ap",))["ap"])
+    plain, corrected = [], []
+    for part in np.split(np.arange(len(targets)), 200):
+        plain.append(metrics.macro(metrics.per_finding(targets[part], scores[part], ("ap",))["ap"]) - many)
+        corrected.append(metrics.population_map(targets[part], scores[part], part) - many)
+    assert np.mean(plain) > 0.02
+    assert abs(np.mean(corrected)) < 0.25 * np.mean(plain)
 
 
 def test_importing_metrics_brings_neither_torch_nor_pandas_nor_numba():

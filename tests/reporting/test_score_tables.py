@@ -51,3 +51,17 @@ def test_every_table_of_task_1_fits_a_terminal_of_80_columns():
     assert max(len(line.rstrip()) for line in text.splitlines() if "arXiv" not in line) <= 80
     assert "…" not in text
     assert text.count("Calcification of the Aorta") == 2
+
+
+def test_a_finding_of_too_few_positive_subjects_is_marked_and_has_no_interval():
+    rng = np.random.default_rng(0)
+    targets = (rng.random((200, 2)) < [0.3, 0.01]).astype(np.int8)
+    report = evaluate(targets, rng.random((200, 2)), ["Mass", "Hernia"], ["head", "tail"], np.arange(200), 50)
+    rows = {line.split()[0]: line for line in shown(render(report)).splitlines() if line.split()}
+    assert "*" in rows["Hernia"]
+    assert "*" not in rows["Mass"]
+    frame = report.frame().set_index("finding")
+    assert np.isnan(frame.loc["Hernia", "ap_low"])
+    assert frame.loc["Mass", "ap_low"] < frame.loc["Mass", "ap"] < frame.loc["Mass", "ap_high"]
+    assert np.isnan(report.intervals["tail"][0])
+    assert report.intervals["map"][0] < report.scores["map"] < report.intervals["map"][1]

@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray.selection import explain
-from cxrlt_ray.selection.honest import Method, fit
+from cxrlt_ray.selection.honest import fit
+from cxrlt_ray.selection.method import Method
 
 
 def cohort(skills, images=400, findings=3, prevalence=0.2, seed=0):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cxrlt_ray.selection import honest
-from cxrlt_ray.selection.honest import AUTO, Method, combine, fit
+from cxrlt_ray.selection.honest import combine, fit
+from cxrlt_ray.selection.method import AUTO, Method
 
 
 def cohort(skills, images=400, findings=4, prevalence=0.2, seed=0):
@@ -97,3 +98,40 @@ def test_what_scored_each_fold_is_told():
     for k in range(3):
         out = result.fold == k
         assert np.allclose(result.crossed[0, out], combine(scores[:, out], result.fold_weights[k]), atol=1e-12)
+
+
+def test_a_finding_leans_on_the_mean_by_its_positive_subjects():
+    scores, targets, groups = cohort(EACH_ITS_OWN, prevalence=0.03)
+    own = fit(Method("greedy"), scores, targets, groups, folds=0).weights
+    fitted = fit(Method("greedy", guard=30.0, lean="mean"), scores, targets, groups, folds=0)
+    subjects = np.array([len(np.unique(groups[column == 1])) for column in targets.T])
+    share = subjects / (subjects + 30)
+    assert np.allclose(fitted.weights, share * own + (1 - share) / 4)
+    assert np.allclose(fitted.own, share * own)
+
+
+def test_merit_drops_a_member_that_knows_nothing_and_weighs_equal_ones_alike():
+    inputs = cohort([[1.5] * 4, [1.5] * 4, [0.0] * 4], images=2000)
+    weights = fit(Method("greedy", guard=np.inf, lean="merit"), *inputs, folds=0).weights
+    assert (weights[2] < 0.01).all()
+    assert weights[0] == pytest.approx(weights[1], abs=0.1)
+    assert np.ptp(weights, axis=1).max() == 0  # the same for every finding
+
+
+def test_a_blend_is_the_mean_of_what_its_selectors_choose():
+    inputs = cohort(EACH_ITS_OWN)
+    parts = [fit(Method(name), *inputs, folds=0).weights for name in ("greedy", "simplex", "nnls")]
+    blended = fit(Method("greedy", blend=("simplex", "nnls")), *inputs, folds=0).weights
+    assert np.allclose(blended, np.mean(parts, axis=0))
+
+
+@pytest.mark.parametrize("lean", ["global", "mean", "merit"])
+def test_each_fold_is_scored_by_weights_that_lean_without_it_too(lean):
+    scores, targets, groups = cohort(EACH_ITS_OWN)
+    method = Method("greedy", {"rounds": 10}, guard=30.0, lean=lean, blend=("simplex",))
+    result = fit(method, scores, targets, groups, folds=4, seed=3)
+    fold = honest.assign_folds(targets, groups, 4, 3)
+    for k in range(4):
+        out = fold == k
+        weights = honest.choose(method, scores[:, ~out], targets[~out], groups[~out])
+        assert np.allclose(result.crossed[0, out], combine(scores[:, out], weights), atol=1e-6)

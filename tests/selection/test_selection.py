@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray.selection import SELECTORS, greedy, honest, spaces, views
-from cxrlt_ray.selection.honest import Method, choose, combine, cross_fit, own_share
+from cxrlt_ray.selection.honest import choose, combine, cross_fit
+from cxrlt_ray.selection.method import Method, own_share
 
 
 def problem(members=5, images=120, findings=4, seed=0, steps=0):

@@ -18,7 +18,7 @@ from cxrlt_ray import selection
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.selection import SELECTORS, SPACES_OF, curve, smooth_ap, spaces
 from cxrlt_ray.selection.honest import combine
-from cxrlt_ray.selection.inputs import check
+from cxrlt_ray.selection.registry import check
 
 # doubts are told by tests of their own; arithmetic that goes wrong (RuntimeWarning) is an error everywhere
 pytestmark = [

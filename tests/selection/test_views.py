@@ -18,7 +18,8 @@ from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.stored import as_applied
 from cxrlt_ray.selection import honest, spaces, views
-from cxrlt_ray.selection.honest import Method, as_given, combine, fit, side_by_side
+from cxrlt_ray.selection.honest import as_given, combine, fit, side_by_side
+from cxrlt_ray.selection.method import Method
 from cxrlt_ray.selection.views import StudyRule, by_study, options
 
 HOW = ("mean", "max", "noisy_or")

@@ -1,0 +1,245 @@
+"""Selection against the plain mean on real predictions: `python benchmarks/halves.py --write`.
+
+A pool is the predictions of a run's trials, finished and pruned, on its validation and test images together. Subjects
+are halved again and again: an ensemble is chosen on some of one half and scored on the other half. `--make NAME` trains
+a pool's run first (20 minutes to 3 hours on two cores); the pools named by no `--make` yet are left out. Pools made of
+others: with a member that predicts noise (`broken`), with five copies of one member (`clones`), with every other member
+blurred by noise of its own (`unequal`).
+
+The splits overlap: their spread says nothing of chance. The interval beside a pool's gain is of subjects drawn anew,
+with the choices as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from report import publish
+
+from cxrlt_ray.ensembling.ensemble_file import load_ensemble
+from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
+from cxrlt_ray.selection.average_precision import precisions
+from cxrlt_ray.selection.honest import combine, fit
+from cxrlt_ray.selection.method import Method
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "halves"
+SHARED = HERE.parent.parent / "shared" / "data"
+SIZES = (100, 200, 400, 1_000, 4_000)
+DRAWS = 100
+RUNS = {
+    "nih384": ["auto", "--data", str(SHARED / "nih384"), "--trials", "24"],
+    "nih64": ["auto", "--data", str(SHARED / "nih64"), "--trials", "24"],
+    "phantom": ["task1", "--data", str(BUILD / "phantom-1600"), "--trials", "24"],
+    "phantom-8000": ["task1", "--data", str(BUILD / "phantom-8000"), "--trials", "24"],
+}
+DERIVED = ("broken", "clones", "unequal")
+DEFAULT = "ensembles/greedy.yaml"
+SYSTEMS: dict[str, list[Method]] = {
+    "best": [Method("best")],
+    "mean": [Method("mean")],
+    "greedy": [Method("greedy", {"rounds": 50})],
+    "greedy_global": [Method("greedy_global", {"rounds": 50})],
+    "nnls": [Method("nnls")],
+    "simplex": [Method("simplex")],
+    "bagged greedy that leans on greedy_global, 20": [Method("greedy_bagged", {"rounds": 20}, 20.0)],
+    "bagged greedy that leans on the mean, 50": [Method("greedy_bagged", {"rounds": 20}, 50.0, lean="mean")],
+    "simplex that leans on the mean, 50": [Method("simplex", {}, 50.0, lean="mean")],
+}
+PLAIN = ("best", "mean", "greedy", "simplex", "nnls")  # the default must be within .002 of the best of these
+
+
+@dataclass(frozen=True)
+class RealPool:
+    """Predictions float32 [M, N, C] of a run's trials, targets int8 [N, C], subjects [N], which trials finished [M]."""
+
+    predictions: np.ndarray
+    targets: np.ndarray
+    groups: np.ndarray
+    finished: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a system scored on the other halves: mAP [splits], and how much of it is above the mean's."""
+
+    values: np.ndarray
+    gains: np.ndarray
+    interval: tuple[float, float]
+    positives: float
+
+
+def make(name: str) -> None:
+    """Train the run of a pool, score its images with all trials and keep the predictions."""
+    task, *options = RUNS[name]
+    if name.startswith("phantom"):
+        folder = BUILD / f"phantom-{'8000' if name.endswith('8000') else '1600'}"
+        if not folder.exists():
+            _command("phantom", str(folder), "--images", folder.name.partition("-")[2])
+    run = ["--storage", str(BUILD / "runs")]
+    resume = ["--resume"] if (BUILD / "runs" / name).exists() else [*options, "--space", "laptop"]
+    _command("sweep", task, "--name", name, *run, *resume)
+    _command("ensemble", "--run", name, *run, "--select", "mean", "--pruned", "--score-all")
+    np.savez(BUILD / f"{name}.npz", **vars(gathered(name)))
+
+
+def gathered(name: str) -> RealPool:
+    """The pool of a run whose trials have scored validation and test images."""
+    from cxrlt_ray.runs.records import FINISHED
+    from cxrlt_ray.runs.store import load_run
+
+    run = load_run(str(BUILD / "runs"), name)
+    manifest, findings, split = run.manifest(), run.task.findings, run.task.scored_split
+    trials = [trial for trial in run.trials() if trial.has_predictions("val") and trial.has_predictions(split)]
+    parts, images = [], [manifest.of_split(part) for part in ("val", split)]
+    for part, some in zip(("val", split), images, strict=True):
+        frames = (trial.predictions(part).reindex(some.table["image_id"])[list(findings)] for trial in trials)
+        parts.append(np.stack([frame.to_numpy(np.float32) for frame in frames]))
+    predictions = np.concatenate(parts, axis=1)
+    targets = np.concatenate([some.targets(findings) for some in images])
+    groups = np.concatenate([some.table["subject_id"].to_numpy().astype(str) for some in images])
+    good = np.isfinite(predictions).all(axis=(0, 2))
+    finished = np.array([trial.state == FINISHED for trial in trials])
+    return RealPool(predictions[:, good], targets[good], groups[good], finished)
+
+
+def read(name: str) -> RealPool:
+    """A pool that was made, or one derived of it: `nih384`, `nih384, finished`, `nih384, broken` ..."""
+    base, _, change = name.partition(", ")
+    with np.load(BUILD / f"{base}.npz") as content:
+        pool = RealPool(**content)
+    rng, values = np.random.default_rng(0), pool.predictions
+    if change == "finished":
+        return replace(pool, predictions=values[pool.finished], finished=pool.finished[pool.finished])
+    if change == "broken":
+        values = np.concatenate([values, rng.random((1, *values.shape[1:]), np.float32)])
+    if change == "clones":
+        values = np.concatenate([values, np.repeat(values[:1], 5, axis=0)])
+    if change == "unequal":
+        logits = np.log(np.clip(values, 1e-6, 1 - 1e-6) / (1 - np.clip(values, 1e-6, 1 - 1e-6)))
+        blur = rng.standard_normal(values.shape, np.float32) * logits.std(axis=1, keepdims=True) * 2
+        blur[::2] = 0
+        values = (1 / (1 + np.exp(-logits - blur))).astype(np.float32)
+    return replace(pool, predictions=values, finished=np.resize(pool.finished, len(values)))
+
+
+def halves(groups: np.ndarray, images: int, splits: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images to choose on, about so many, of one half of the subjects; and all images of the other half."""
+    names, subject = np.unique(groups, return_inverse=True)
+    for s in range(splits):
+        place = np.random.default_rng([seed, s]).permutation(len(names))[subject]
+        first = np.flatnonzero(place < len(names) // 2)
+        first = first[np.argsort(place[first], kind="stable")]
+        taken = place[first[min(images, len(first)) - 1]]  # a subject is taken whole
+        yield np.flatnonzero(place <= taken), np.flatnonzero(place >= len(names) // 2)
+
+
+def outcomes(
+    pool: RealPool, images: int, splits: int, seed: int, systems: dict[str, list[Method]]
+) -> dict[str, Outcome]:
+    """Every system on every split."""
+    warnings.simplefilter("ignore")
+    values: dict[str, list[float]] = {name: [] for name in systems}
+    draws: dict[str, list[np.ndarray]] = {name: [] for name in systems}
+    names = np.unique(pool.groups)
+    rng, counts = np.random.default_rng(seed), []
+    drawn = np.array([np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(DRAWS)])
+    for choose, score in halves(pool.groups, images, splits, seed):
+        inputs = (pool.predictions[:, choose], pool.targets[choose], pool.groups[choose])
+        counts.append((inputs[1] == 1).sum())
+        scores = [combine(pool.predictions[:, score], chosen(name, systems[name], *inputs, seed)) for name in systems]
+        targets, groups = pool.targets[score], pool.groups[score]
+        weights = drawn[:, np.isin(names, groups)]
+        again = metrics.reweighted(targets, scores, groups, weights)
+        for name, ap, of_draws in zip(systems, precisions(np.array(scores, np.float32), targets), again, strict=True):
+            values[name].append(metrics.macro(ap))
+            draws[name].append(metrics.means(of_draws[0]))
+    sample, result = Sample.of(pool.targets, pool.groups), {}
+    for name in systems:
+        gains = np.array(values[name]) - values["mean"]
+        by_draw = (np.array(draws[name]) - draws["mean"]).mean(axis=0)
+        gain = Estimate.of_difference(float(gains.mean()), by_draw, sample)
+        result[name] = Outcome(np.array(values[name]), gains, (gain.low, gain.high), float(np.mean(counts)))
+    return result
+
+
+def chosen(
+    name: str, methods: Sequence[Method], predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int
+) -> np.ndarray:
+    """Weights [M, C]; where there are several methods cross-fitting chooses."""
+    margin = load_ensemble("greedy")[1].margin() if name == DEFAULT else 1.0
+    folds = min(5, len(np.unique(groups))) if len(methods) > 1 or methods[0].guard == "auto" else 0
+    return fit(list(methods), predictions, targets, groups, folds=folds, seed=seed, margin=margin).weights
+
+
+def section(pools: Sequence[str], splits: int, seed: int) -> list[str]:
+    """The tables: what each system gains over the mean, by pool and size."""
+    systems = {**SYSTEMS, DEFAULT: load_ensemble("greedy")[1].methods()}
+    lines = [
+        f"Test mAP less that of the plain mean, the mean of {splits} splits, and the share of splits ahead; of the"
+    ]
+    lines += ["default with its 95 % interval by subject.", ""]
+    rows = []
+    for name in pools:
+        pool = read(name)
+        for images in SIZES:
+            if images > len(pool.groups) / 2 and images != min(s for s in SIZES if s > len(pool.groups) / 2):
+                continue
+            found = outcomes(pool, images, splits, seed, systems)
+            default = found[DEFAULT]
+            best = max(found[plain].values.mean() for plain in PLAIN)
+            used = min(images, len(pool.groups) // 2)
+            cells = [f"{o.gains.mean():+.4f}, {_ahead(o.gains):.2f}" for o in found.values()]
+            cells[-1] += f" [{default.interval[0]:+.4f}, {default.interval[1]:+.4f}]"
+            row = [name, str(len(pool.predictions)), f"{used:,}", f"{default.positives:,.0f}", *cells]
+            rows.append([*row, f"{default.values.mean() - best:+.4f}"])
+            print(" | ".join(rows[-1]), flush=True)
+    heads = ["pool", "members", "images", "positives", *systems, f"default less the best of {', '.join(PLAIN)}"]
+    return lines + ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def _ahead(gains: np.ndarray) -> float:
+    """The share of splits that are ahead; equal ones count half."""
+    return float((gains > 1e-9).mean() + (abs(gains) <= 1e-9).mean() / 2)
+
+
+def _command(name: str, *options: str) -> None:
+    subprocess.run([sys.executable, "-m", f"cxrlt_ray.{name}", *options], check=True, cwd=HERE.parent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--make", nargs="+", choices=list(RUNS), default=[], help="train these pools' runs, no table")
+    parser.add_argument("--pools", nargs="+", default=[], help="only these; all that were made without it")
+    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
+    args = parser.parse_args()
+    for name in args.make:
+        make(name)
+    if args.make:
+        return
+    made = [name for name in RUNS if (BUILD / f"{name}.npz").exists()]
+    if not made:
+        parser.error("there is no pool yet: --make one")
+    pools = args.pools or [p for name in made for p in (name, f"{name}, finished")]
+    pools += [] if args.pools else [f"{made[0]}, {change}" for change in DERIVED]
+    publish(
+        "halves",
+        "Selection against the plain mean, repeated halves",
+        ".",
+        section(pools, args.splits, args.seed),
+        args.write,
+    )
+
+
+if __name__ == "__main__":
+    main()
