@@ -218,9 +218,10 @@ def population_ap(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -
         others = subject[: after + 1] != top
         true[first], seen[first] = positive[: after + 1][others].sum(), others.sum()
     positives, size = np.bincount(subject, positive)[subject], np.bincount(subject)[subject]
-    total, all_images = positive.sum(), len(positive)
-    odds = total / (total - positives) * (all_images - total - (size - positives)) / max(all_images - total, 1)
-    precision = (true * odds / np.maximum(true * odds + seen - true, 1e-300))[positive]
+    total, negatives = positive.sum(), len(positive) - positive.sum()
+    hits = true * total / (total - positives)
+    alarms = (seen - true) * negatives / np.maximum(negatives - (size - positives), 1)
+    precision = (hits / np.maximum(hits + alarms, 1e-300))[positive]
     return float(np.where(first[positive], (precision + 1) / 2, precision).mean())
 
 

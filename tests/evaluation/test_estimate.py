@@ -28,7 +28,7 @@ def test_a_sample_counts_subjects_not_images():
 def test_the_interval_of_a_score_lies_around_it_and_within_0_and_1(value, error, positives):
     draws = value + error * np.random.default_rng(0).standard_normal(200)
     estimate = Estimate.of_score(value, draws, Sample(np.array([positives]), 10_000))
-    assert 0 < estimate.low < value < estimate.high < 1
+    assert 0 <= estimate.low < value < estimate.high <= 1
     wider = Estimate.of_score(value, draws, Sample(np.array([LEAST + 1]), 10_000))
     assert wider.low <= estimate.low
 
