@@ -25,7 +25,7 @@ demo: .venv/.ready
 check: lint test
 
 test: .venv/.ready
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 slow: .venv/.ready
 	$(PY) -m pytest -m slow
