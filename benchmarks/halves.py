@@ -26,6 +26,7 @@ from report import publish
 from cxrlt_ray.ensembling.ensemble_file import load_ensemble
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
+from cxrlt_ray.selection import SPACES_OF, spaces
 from cxrlt_ray.selection.average_precision import precisions
 from cxrlt_ray.selection.honest import combine, fit
 from cxrlt_ray.selection.method import Method
@@ -54,6 +55,8 @@ SYSTEMS: dict[str, list[Method]] = {
     "bagged greedy that leans on the mean, 50": [Method("greedy_bagged", {"rounds": 20}, 50.0, lean="mean")],
     "simplex that leans on the mean, 50": [Method("simplex", {}, 50.0, lean="mean")],
 }
+for _space in ("logit", "rank"):
+    SYSTEMS[f"mean in {_space}"] = [Method("mean")]
 PLAIN = ("best", "mean", "greedy", "simplex", "nnls")  # the default must be within .002 of the best of these
 
 
@@ -155,7 +158,7 @@ def outcomes(
     for choose, score in halves(pool.groups, images, splits, seed):
         inputs = (pool.predictions[:, choose], pool.targets[choose], pool.groups[choose])
         counts.append((inputs[1] == 1).sum())
-        scores = [combine(pool.predictions[:, score], chosen(name, systems[name], *inputs, seed)) for name in systems]
+        scores = [_scored(name, systems[name], pool.predictions[:, score], inputs, seed) for name in systems]
         targets, groups = pool.targets[score], pool.groups[score]
         weights = drawn[:, np.isin(names, groups)]
         again = metrics.reweighted(targets, scores, groups, weights)
@@ -171,13 +174,22 @@ def outcomes(
     return result
 
 
-def chosen(
-    name: str, methods: Sequence[Method], predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int
+def _scored(
+    name: str,
+    methods: Sequence[Method],
+    unseen: np.ndarray,
+    chosen_on: tuple[np.ndarray, np.ndarray, np.ndarray],
+    seed: int,
 ) -> np.ndarray:
-    """Weights [M, C]; where there are several methods cross-fitting chooses."""
-    margin = load_ensemble("greedy")[1].margin() if name == DEFAULT else 1.0
+    """Combined scores [N, C] of images unseen; where there are several methods cross-fitting chooses among them."""
+    predictions, targets, groups = chosen_on
+    space = name.partition(" in ")[2] or SPACES_OF[methods[0].selector]
+    if name == DEFAULT:
+        space = load_ensemble("greedy")[1].used_space()
     folds = min(5, len(np.unique(groups))) if len(methods) > 1 or methods[0].guard == "auto" else 0
-    return fit(list(methods), predictions, targets, groups, folds=folds, seed=seed, margin=margin).weights
+    values = spaces.into(space, predictions, predictions)
+    weights = fit(list(methods), values, targets, groups, folds=folds, seed=seed).weights
+    return spaces.out_of(space, combine(spaces.into(space, unseen, predictions), weights))
 
 
 def section(pools: Sequence[str], splits: int, seed: int) -> list[str]:

@@ -38,7 +38,7 @@ class EnsembleFile(Config):
     views: dict[str, float] | Literal["learned"] | None = None
     tta: Literal["auto", "on", "off"] = "auto"
     guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
-    lean: Literal["global", "mean", "merit"] = "global"
+    lean: Literal["global", "mean", "sound"] = "global"
     blend: list[str] = Field(default=[])  # selectors whose weights are averaged with the selector's
     members: Annotated[int, Field(ge=1)] | None = None
     folds: Annotated[int, Field(ge=2)] = 5

@@ -66,7 +66,7 @@ class EnsembleRecord(Record):
     views: dict[str, float] | None = None
     tta: Literal["auto", "on", "off"] = "auto"
     guard: float | Literal["auto"] | None = 0.0
-    lean: Literal["global", "mean", "merit"] = "global"
+    lean: Literal["global", "mean", "sound"] = "global"
     blend: list[str] = Field(default_factory=list)
     members: list[MemberRecord]
     folds: int = 5

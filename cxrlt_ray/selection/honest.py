@@ -25,7 +25,7 @@ from cxrlt_ray.data.splits import assign_folds
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.method import AUTO, STRENGTHS, Method, own_share
-from cxrlt_ray.selection.registry import SELECTORS, check, takes_costs
+from cxrlt_ray.selection.registry import SELECTORS, check, copies, takes_costs
 
 PLENTY = 20_000  # images from which on a choice within folds uses two of them, not all: the others cost the most
 DRAWS = 64  # of subjects, to tell a better choice from chance
@@ -225,6 +225,8 @@ class _Chooser:
         self.cache: dict[Any, Any] = {}
         self._bases: dict[Any, np.ndarray] = {}
         self._combined: dict[Any, np.ndarray] = {}
+        first = {copy: original for original, copy in copies(predictions)}
+        self.alike = np.array([first.get(m, m) for m in range(len(predictions))])
 
     @_cached
     def parts(self, option: int, without: frozenset[int]) -> np.ndarray:
@@ -304,6 +306,9 @@ class _Chooser:
             parts[0] = own * self._own_weights(method, targets, without, among)
         if (own < 1).any():
             parts[1] = (1 - own) * self._leaned_on(method, targets, without, among)
+        for m in np.flatnonzero(np.bincount(self.alike[among]) > 1):  # copies share what one of them was given
+            same = self.alike[among] == m
+            parts[:, same] = parts[:, same].mean(axis=1, keepdims=True)
         return parts
 
     def _own_weights(
@@ -320,10 +325,10 @@ class _Chooser:
         shape = (len(among), targets.shape[1])
         if method.lean == "mean":
             return np.full(shape, 1 / len(among))
-        if method.lean == "merit":
-            merit = self._merit(without)[among]
-            merit = merit if merit.any() else np.ones(len(among))
-            return np.repeat(merit[:, None] / merit.sum(), shape[1], axis=1)
+        if method.lean == "sound":
+            sound = self._sound(without)[among]
+            sound = sound if sound.any() else np.ones(len(among), bool)
+            return np.repeat(sound[:, None] / sound.sum(), shape[1], axis=1)
         return self._base(method.selector, method.settings, targets, without, among, together=True)
 
     def _base(
@@ -346,13 +351,14 @@ class _Chooser:
         return self._bases[key]
 
     @_cached
-    def _merit(self, without: frozenset[int]) -> np.ndarray:
-        """By how much each member's macro mAP [M] is above chance, squared."""
+    def _sound(self, without: frozenset[int]) -> np.ndarray:
+        """Which members [M] stand at least half as far above chance as the best one, by macro mAP."""
         targets = self._without(without)
         positives, labelled = (targets == 1).sum(axis=0), (targets >= 0).sum(axis=0)
         scored = positives > 0
         chance = (positives[scored] / labelled[scored]).mean() if scored.any() else 0.0
-        return np.maximum(self._alone(without) - chance, 0.0) ** 2
+        above = self._alone(without) - chance
+        return above >= above.max() / 2
 
     @_cached
     def _alone(self, without: frozenset[int]) -> np.ndarray:

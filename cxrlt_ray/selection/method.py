@@ -11,7 +11,7 @@ from cxrlt_ray.selection.registry import FEW
 
 AUTO: Literal["auto"] = "auto"
 STRENGTHS = (20.0, 100.0, 5.0, np.inf, 0.0)  # of the guard, the best on average (benchmarks/honesty.py) first
-Lean = Literal["global", "mean", "merit"]
+Lean = Literal["global", "mean", "sound"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Method:
     selector, settings: from the registry.  blend: selectors, with their own settings, whose weights are averaged with
     the selector's.  guard: positive subjects at which a finding's own weights count as much as those it leans on; 0 for
     no guard, "auto" to choose among STRENGTHS.  lean: what it leans on: `global`, the weights chosen for all findings
-    together; `mean`, equal ones; `merit`, those in proportion to each member's macro mAP above chance, squared.
+    together; `mean`, equal ones; `sound`, equal ones of the members whose macro mAP is at
+    least half as far above chance as the best one's.
     members: at most so many, those of the greatest total weight, then the best; the selection is repeated among them.
     """
 

@@ -149,11 +149,11 @@ def _doubts(predictions: np.ndarray, targets: np.ndarray) -> Iterable[str]:
     if few.size:
         listed = _listed(str(finding) for finding in few)
         yield f"fewer than {FEW} positives in findings {listed}: these take the weights chosen for all together."
-    if pairs := _copies(predictions):
+    if pairs := copies(predictions):
         yield f"identical members {_listed(f'{a} and {b}' for a, b in pairs)}: leave out all but one of each."
 
 
-def _copies(predictions: np.ndarray) -> list[tuple[int, int]]:
+def copies(predictions: np.ndarray) -> list[tuple[int, int]]:
     """Pairs (first, copy) of members that predict the same; only members that agree on 64 images are compared whole."""
     step, pairs = max(1, predictions.shape[1] // 64), []
     alike: dict[int, list[int]] = {}
