@@ -24,7 +24,7 @@ import numpy as np
 from cxrlt_ray.data.splits import assign_folds
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.best import merits
-from cxrlt_ray.selection.method import AUTO, STRENGTHS, Method, own_share
+from cxrlt_ray.selection.method import AUTO, PRECISE, STRENGTHS, Method, chance, own_share, sound
 from cxrlt_ray.selection.registry import SELECTORS, check, copies, takes_costs
 
 PLENTY = 20_000  # images from which on a choice within folds uses two of them, not all: the others cost the most
@@ -352,13 +352,14 @@ class _Chooser:
 
     @_cached
     def _sound(self, without: frozenset[int]) -> np.ndarray:
-        """Which members [M] stand at least half as far above chance as the best one, by macro mAP."""
-        targets = self._without(without)
-        positives, labelled = (targets == 1).sum(axis=0), (targets >= 0).sum(axis=0)
-        scored = positives > 0
-        chance = (positives[scored] / labelled[scored]).mean() if scored.any() else 0.0
-        above = self._alone(without) - chance
-        return above >= above.max() / 2
+        """Which members [M] are sound, as method.sound says."""
+        targets, error = self._without(without), 0.0
+        seen = (targets >= 0).any(axis=1)
+        if seen.sum() < PRECISE and len(self.predictions) > 2:
+            systems = [np.ascontiguousarray(member[seen]) for member in self.predictions]
+            draws = metrics.bootstrap_map(targets[seen], systems, self.groups[seen], rounds=DRAWS, seed=self.seed)
+            error = float(np.nanvar(draws - draws.mean(axis=0), axis=1).mean())  # of merits less their mean
+        return sound(self._alone(without), chance(targets), error)
 
     @_cached
     def _alone(self, without: frozenset[int]) -> np.ndarray:
