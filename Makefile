@@ -25,7 +25,7 @@ demo: .venv/.ready
 check: lint test
 
 test: .venv/.ready
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest
 
 slow: .venv/.ready
 	$(PY) -m pytest -m slow
@@ -41,6 +41,7 @@ bench: .venv/.ready
 	$(PY) benchmarks/gpu.py --write
 	$(PY) benchmarks/honesty.py --write
 	$(PY) benchmarks/contention.py --write
+	$(PY) benchmarks/intervals.py --write
 
 lint: .venv/.ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy cxrlt_ray

@@ -10,24 +10,7 @@ import pytest
 
 from cxrlt_ray.data.manifest import META, Manifest
 
-WITH_RAY = ("end_to_end", "cluster", "deployment", "doctor")  # folders whose tests start a Ray or need the machine
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests (`make test`): those that use Ray run first, in one process and one Ray.
-
-    The tests of a module stay together, for they share what it made.
-    """
-
-    def with_ray(item: pytest.Item) -> bool:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return folder in WITH_RAY or "ray" in getattr(item, "fixturenames", ())
-
-    modules = {item.path for item in items if with_ray(item)}
-    items.sort(key=lambda item: item.path not in modules)  # stable
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in modules else item.path.stem))
 
 
 @pytest.fixture(scope="session")

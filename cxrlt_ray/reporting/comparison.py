@@ -56,11 +56,11 @@ def show_frontier(points: Sequence[FrontierPoint], unit: str) -> None:
 
 
 def _many_images(comparison: Comparison, name: str) -> str:
-    """The sentence by which sets of different size compare: what the ensemble would score on many images."""
+    """By which sets of different size compare: what the ensemble would score on many images."""
     last = comparison.systems[-1]
     known = [(where, scores.systems[last]) for where, scores in _honest(comparison) if last in scores.systems]
     values = ", ".join(f"{cli.short(score.many_images)} ({_line(where)})" for where, score in known)
-    return f"AP of few images is lifted, the rarer a finding the more; on many images the {name} ensemble: {values}."
+    return f"On many images the {name} ensemble would score about {values}:\nfew images lift AP, of rare findings most."
 
 
 def _scores_table(comparison: Comparison) -> Table:
