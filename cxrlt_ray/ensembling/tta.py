@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cxrlt_ray import cli
 from cxrlt_ray.ensembling.pool import Pool, Say
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
@@ -81,8 +82,9 @@ def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Say) -> bool:
     taken = bool(gain.value > np.nanstd(difference))
     record = pool.trials[m].record.tta
     passes, price = (record.augmentations, record.price) if record else (1, 1.0)
+    interval = f"[{_signed(gain.low)}, {_signed(gain.high)}]" if gain.known else cli.TOO_FEW
     say(
-        f"{pool.names[m]} TTA of {passes} passes: {_signed(gain.value)} [{_signed(gain.low)}, {_signed(gain.high)}] at "
+        f"{pool.names[m]} TTA of {passes} passes: {_signed(gain.value)} {interval} at "
         f"{price:.1f} times the price: {'taken' if taken else 'refused'}"
     )
     return taken
