@@ -211,10 +211,7 @@ def _judged(
         titles[k]: Estimate.of_difference(last - systems[titles[k]].map.value, macro[-1] - other, sample)
         for k, other in zip(scored[:-1], macro[:-1], strict=True)
     }
-    labelled = np.maximum((targets >= 0).sum(axis=0), 1)
-    positive = (targets == 1).any(axis=0)
-    prevalence = float(((targets == 1).sum(axis=0) / labelled)[positive].mean())
-    return SetScores(int(finite.sum()), prevalence, systems, gains)
+    return SetScores(int(finite.sum()), metrics.chance(targets), systems, gains)
 
 
 def _system_score(

@@ -13,7 +13,7 @@ from cxrlt_ray.data.manifest import VIEWS
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import SELECTORS, SPACES_OF
 from cxrlt_ray.selection import settings as settings_of
-from cxrlt_ray.selection.method import AUTO, Method
+from cxrlt_ray.selection.method import AUTO, Lean, Method
 from cxrlt_ray.selection.views import LEARNED, StudyRule, options
 
 CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
@@ -38,7 +38,7 @@ class EnsembleFile(Config):
     views: dict[str, float] | Literal["learned"] | None = None
     tta: Literal["auto", "on", "off"] = "auto"
     guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
-    lean: Literal["global", "mean", "sound"] = "global"
+    lean: Lean = "global"
     blend: list[str] = Field(default=[])  # selectors whose weights are averaged with the selector's
     members: Annotated[int, Field(ge=1)] | None = None
     folds: Annotated[int, Field(ge=2)] = 5
@@ -125,6 +125,12 @@ def _check_selectors(path: Path, content: EnsembleFile) -> None:
             )
     if content.selector == AUTO and content.blend:
         raise UsageError(f"{path}: key 'blend' means nothing to selector {AUTO}, which takes 'choices'.")
+    for name in content.blend:
+        if SPACES_OF[name] != SPACES_OF[content.selector]:
+            raise UsageError(
+                f"{path}: key 'blend': given '{name}', whose weights are for {SPACES_OF[name]}; those of selector "
+                f"{content.selector} are for {SPACES_OF[content.selector]}."
+            )
     unused = "fallback" if content.selector == AUTO else "choices"
     if unused in content.model_fields_set:
         uses = "which takes 'choices'" if content.selector == AUTO else f"only to selector {AUTO}; 'fallback' does"

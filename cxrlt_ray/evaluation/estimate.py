@@ -28,7 +28,7 @@ class Sample:
     @classmethod
     def of(cls, targets: np.ndarray, groups: np.ndarray) -> Sample:
         """The sample of images with targets [N, C] and subjects [N]."""
-        return cls(metrics.positive_subjects(targets, groups), len(np.unique(np.asarray(groups).astype(str))))
+        return cls(metrics.positive_subjects(targets, groups), int(metrics.numbered(groups).max()) + 1)
 
     def part(self, findings: np.ndarray | list[int]) -> Sample:
         """The same of some of the findings, by a mask or indices."""

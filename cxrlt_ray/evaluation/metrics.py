@@ -155,14 +155,15 @@ def bootstrap_scores(
 
     ap, auroc, f1, fnr: [C, rounds]; micro_f1, micro_fnr: [rounds]; nan in a draw where there is no such score.
     """
-    ap, auroc = next(_resampled(targets, [scores], groups, rounds, seed))
+    subject = numbered(groups)
+    drawn = _draws(subject.max() + 1, rounds, seed)
+    ap, auroc = next(_weighted(targets, [scores], subject, drawn, rounds))
     positive, predicted, known = targets == 1, scores >= 0.5, targets >= 0
-    names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     kinds = (positive & predicted, positive & ~predicted, known & ~positive & predicted)
-    by_subject = np.zeros((len(kinds), len(names), targets.shape[1]))
+    by_subject = np.zeros((len(kinds), subject.max() + 1, targets.shape[1]))
     for kind, counts in zip(kinds, by_subject, strict=True):
-        np.add.at(counts, group, kind)
-    blocks = [drawn.T @ by_subject for drawn in _draws(len(names), rounds, seed)]  # each [3, LANES, C]
+        np.add.at(counts, subject, kind)
+    blocks = [block.T @ by_subject for block in drawn]  # each [3, LANES, C]
     hit, missed, false = np.concatenate(blocks, axis=1)[:, :rounds].transpose(0, 2, 1)
     rates = {"ap": ap, "auroc": auroc, "f1": _f1_of(hit, missed, false), "fnr": _fnr_of(hit, missed)}
     hit, missed, false = (counts.sum(axis=0) for counts in (hit, missed, false))
@@ -190,8 +191,20 @@ def bootstrap_ap(
 
 def positive_subjects(targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """How many subjects have a positive image, int64 [C]; targets [N, C], groups [N]."""
-    subject = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
+    subject = numbered(groups)
     return np.array([len(np.unique(subject[column == 1])) for column in np.asarray(targets).T], np.int64)
+
+
+def numbered(groups: np.ndarray) -> np.ndarray:
+    """The subject of each image as a number from 0, int64 [N], in the order of their names."""
+    return np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
+
+
+def chance(targets: np.ndarray) -> float:
+    """The macro mAP of constant predictions: the mean prevalence of findings with positives; nan without any."""
+    positives, labelled = (targets == 1).sum(axis=0), (targets >= 0).sum(axis=0)
+    scored = positives > 0
+    return float((positives[scored] / labelled[scored]).mean()) if scored.any() else float("nan")
 
 
 def population_ap(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
@@ -202,8 +215,19 @@ def population_ap(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -
     for all positives but the first, above whom there is nobody. That one gets the mean of 1 and the precision at
     the next image. nan below 2 positive subjects. benchmarks/intervals.py measures what bias is left.
     """
+    return _population_ap(targets, scores, numbered(groups))
+
+
+def population_map(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+    """The macro mean of `population_ap` over findings with 2 positive subjects or more; targets, scores [N, C]."""
+    columns, subject = zip(np.asarray(targets).T, np.asarray(scores).T, strict=True), numbered(groups)
+    return macro(np.array([_population_ap(*column, subject) for column in columns]))
+
+
+def _population_ap(targets: np.ndarray, scores: np.ndarray, subject: np.ndarray) -> float:
+    """`population_ap` of subjects by number [N]."""
     positive, scores = _known(targets, scores)
-    subject = np.unique(np.asarray(groups)[np.asarray(targets) >= 0].astype(str), return_inverse=True)[1]
+    subject = subject[np.asarray(targets) >= 0]
     if len(np.unique(subject[positive])) < 2:
         return float("nan")
     order = np.argsort(-scores, kind="stable")
@@ -223,12 +247,6 @@ def population_ap(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -
     alarms = (seen - true) * negatives / np.maximum(negatives - (size - positives), 1)
     precision = (hits / np.maximum(hits + alarms, 1e-300))[positive]
     return float(np.where(first[positive], (precision + 1) / 2, precision).mean())
-
-
-def population_map(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-    """The macro mean of `population_ap` over findings with 2 positive subjects or more; targets, scores [N, C]."""
-    columns = zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
-    return macro(np.array([population_ap(*column, groups) for column in columns]))
 
 
 def _known(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,8 +294,8 @@ def _resampled(
     targets: np.ndarray, systems: Sequence[np.ndarray] | np.ndarray, groups: np.ndarray, rounds: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Of each system AP and AUROC [2, C, rounds] of every finding in every draw."""
-    names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    return _weighted(targets, systems, group, _draws(len(names), rounds, seed), rounds)
+    subject = numbered(groups)
+    return _weighted(targets, systems, subject, _draws(subject.max() + 1, rounds, seed), rounds)
 
 
 def reweighted(
@@ -288,11 +306,10 @@ def reweighted(
     weights: whole numbers up to 65,535, [R, subjects], the subjects in the order of np.unique; those of all images
     together below 2 ** 31.
     """
-    group = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
     padded = np.zeros((-(-len(weights) // LANES) * LANES, weights.shape[1]), np.uint16)
     padded[: len(weights)] = weights
     blocks = [np.ascontiguousarray(block.T) for block in np.split(padded, len(padded) // LANES)]
-    return _weighted(targets, systems, group, blocks, len(weights))
+    return _weighted(targets, systems, numbered(groups), blocks, len(weights))
 
 
 def _weighted(

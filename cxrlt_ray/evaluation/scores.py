@@ -99,37 +99,37 @@ def evaluate(
         "ece_challenge": metrics.macro(values["ece_challenge"]),
         **metrics.by_rarity(values["ap"], rarity),
     }
-    intervals, bounds = _intervals(targets, probabilities, groups, rarity, summary, values, rounds, seed)
-    subjects = len(np.unique(np.asarray(groups).astype(str)))
-    many = metrics.population_map(targets, probabilities, groups)
-    return Scores(tuple(findings), tuple(rarity), len(targets), subjects, summary, intervals, values | bounds, many)
-
-
-def _intervals(
-    targets: np.ndarray,
-    probabilities: np.ndarray,
-    groups: np.ndarray,
-    rarity: Sequence[str],
-    summary: dict[str, float],
-    values: dict[str, np.ndarray],
-    rounds: int,
-    seed: int,
-) -> tuple[dict[str, tuple[float, float]], dict[str, np.ndarray]]:
-    """The bounds of the summary's scores and, as `ap_low` and so on, of each finding's."""
-    draws = metrics.bootstrap_scores(targets, probabilities, groups, rounds, seed)
-    sample = Sample.of(targets, groups)
+    draws, sample = metrics.bootstrap_scores(targets, probabilities, groups, rounds, seed), Sample.of(targets, groups)
     healthy = metrics.positive_subjects(np.where(targets == 0, 1, 0), groups)
     both = Sample(np.minimum(sample.positives, healthy), sample.subjects)  # AUROC needs both
     samples = {name: both if name == "auroc" else sample for name in METRICS}
-    estimates = {key: Estimate.of_score(summary[key], draws[key], sample) for key in ("micro_f1", "micro_fnr")}
+    intervals = _intervals(summary, draws, samples, rarity)
+    values |= _bounds_by_finding(values, draws, samples)
+    many = metrics.population_map(targets, probabilities, groups)
+    return Scores(tuple(findings), tuple(rarity), len(targets), sample.subjects, summary, intervals, values, many)
+
+
+def _intervals(
+    summary: dict[str, float], draws: dict[str, np.ndarray], samples: dict[str, Sample], rarity: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """The bounds of the summary's scores. draws: metrics.bootstrap_scores; samples: what each of METRICS rests on."""
+    every = samples["ap"]
+    estimates = {key: Estimate.of_score(summary[key], draws[key], every) for key in ("micro_f1", "micro_fnr")}
     for key, name in {"map": "ap", "mauroc": "auroc", "macro_f1": "f1", "fnr": "fnr"}.items():
         estimates[key] = Estimate.of_score(summary[key], metrics.means(draws[name]), samples[name])
     for group in set(rarity) & set(summary):
         part = np.array(rarity) == group
-        estimates[group] = Estimate.of_score(summary[group], metrics.means(draws["ap"][part]), sample.part(part))
+        estimates[group] = Estimate.of_score(summary[group], metrics.means(draws["ap"][part]), every.part(part))
+    return {key: (estimate.low, estimate.high) for key, estimate in estimates.items()}
+
+
+def _bounds_by_finding(
+    values: dict[str, np.ndarray], draws: dict[str, np.ndarray], samples: dict[str, Sample]
+) -> dict[str, np.ndarray]:
+    """`ap_low`, `ap_high` and so on of each of METRICS, [C]."""
     bounds: dict[str, np.ndarray] = {}
     for name in METRICS:
         columns = zip(values[name], draws[name], strict=True)
         ends = [Estimate.of_score(*column, samples[name].part([c])) for c, column in enumerate(columns)]
         bounds |= {f"{name}_low": np.array([e.low for e in ends]), f"{name}_high": np.array([e.high for e in ends])}
-    return {key: (estimate.low, estimate.high) for key, estimate in estimates.items()}, bounds
+    return bounds

@@ -136,11 +136,11 @@ def stability(
     seed: int = 0,
 ) -> np.ndarray:
     """The share [draws, C] of the weight that stays on the same members when subjects are drawn anew, 0 to 1."""
-    names, subject = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    subject = metrics.numbered(groups)
     images = np.split(np.argsort(subject, kind="stable"), np.cumsum(np.bincount(subject))[:-1])
     rng, overlap = np.random.default_rng(seed), np.empty((draws, targets.shape[1]))
     for d in range(draws):
-        drawn = [images[k] for k in rng.integers(0, len(names), len(names))]
+        drawn = [images[k] for k in rng.integers(0, len(images), len(images))]
         rows = np.concatenate(drawn)
         copies = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])  # a subject drawn twice counts as two
         again = _quietly(method, predictions[:, rows], targets[rows], copies, folds=0, seed=seed, costs=costs).weights

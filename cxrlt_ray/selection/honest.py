@@ -24,7 +24,7 @@ import numpy as np
 from cxrlt_ray.data.splits import assign_folds
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.best import merits
-from cxrlt_ray.selection.method import AUTO, PRECISE, STRENGTHS, Method, chance, own_share, sound
+from cxrlt_ray.selection.method import AUTO, PRECISE, STRENGTHS, Method, own_share, sound
 from cxrlt_ray.selection.registry import SELECTORS, check, copies, takes_costs
 
 PLENTY = 20_000  # images from which on a choice within folds uses two of them, not all: the others cost the most
@@ -220,7 +220,7 @@ class _Chooser:
         margin: float,
     ) -> None:
         self.options, self.predictions, self.targets = options, predictions, targets
-        self.groups = np.unique(groups.astype(str), return_inverse=True)[1]  # numbers compare faster
+        self.groups = metrics.numbered(groups)  # numbers compare faster
         self.fold, self.seed, self.costs, self.margin = fold, seed, costs, margin
         self.cache: dict[Any, Any] = {}
         self._bases: dict[Any, np.ndarray] = {}
@@ -359,7 +359,7 @@ class _Chooser:
             systems = [np.ascontiguousarray(member[seen]) for member in self.predictions]
             draws = metrics.bootstrap_map(targets[seen], systems, self.groups[seen], rounds=DRAWS, seed=self.seed)
             error = float(np.nanvar(draws - draws.mean(axis=0), axis=1).mean())  # of merits less their mean
-        return sound(self._alone(without), chance(targets), error)
+        return sound(self._alone(without), metrics.chance(targets), error)
 
     @_cached
     def _alone(self, without: frozenset[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.registry import FEW
 
 AUTO: Literal["auto"] = "auto"
@@ -37,7 +38,7 @@ class Method:
 
 def own_share(targets: np.ndarray, groups: np.ndarray, guard: float) -> np.ndarray:
     """The share [C] of a finding's own weights: n / (n + guard), n its positive subjects; 0 below 2 positive images."""
-    subjects = np.array([len(np.unique(groups[column == 1])) for column in targets.T], float)
+    subjects = metrics.positive_subjects(targets, groups).astype(float)
     share = np.where(guard > 0, subjects / np.maximum(subjects + guard, 1e-300), 1.0)
     return np.where((targets == 1).sum(axis=0) < FEW, 0.0, share)
 
@@ -54,10 +55,3 @@ def sound(merits: np.ndarray, chance: float, error: float) -> np.ndarray:
     drawn = merits.mean() + reliability * (merits - merits.mean())
     above = drawn - chance
     return above >= SOUND * above.max()
-
-
-def chance(targets: np.ndarray) -> float:
-    """The macro mAP of constant predictions: the mean prevalence of findings with positives; targets [N, C]."""
-    positives, labelled = (targets == 1).sum(axis=0), (targets >= 0).sum(axis=0)
-    scored = positives > 0
-    return float((positives[scored] / labelled[scored]).mean()) if scored.any() else 0.0

@@ -148,7 +148,7 @@ def _doubts(predictions: np.ndarray, targets: np.ndarray) -> Iterable[str]:
     few = np.flatnonzero((targets == 1).sum(axis=0) < FEW)
     if few.size:
         listed = _listed(str(finding) for finding in few)
-        yield f"fewer than {FEW} positives in findings {listed}: these take the weights chosen for all together."
+        yield f"fewer than {FEW} positives in findings {listed}: these do not choose for themselves."
     if pairs := copies(predictions):
         yield f"identical members {_listed(f'{a} and {b}' for a, b in pairs)}: leave out all but one of each."
 

@@ -71,6 +71,12 @@ def test_what_is_not_said_of_aggregation_follows_from_the_views(tmp_path, text, 
         ("views: {PA: 2}\naggregation: none", "'views' means nothing to aggregation none"),
         ("views: learned\naggregation: none", "'views' means nothing to aggregation none"),
         ("views: learned\naggregation: max", "means nothing to aggregation max.*give weight 0"),
+        (
+            "blend: [logistic]",
+            "'blend': given 'logistic', whose weights are for logit; those of selector mean are for pro",
+        ),
+        ("blend: [nope]", "'blend': given 'nope': there is no such selector"),
+        ("lean: far", "'lean': given 'far': .*'global', 'mean' or 'sound'"),
     ],
 )
 def test_keys_that_make_no_sense_are_refused_with_what_would(tmp_path, text, told):
