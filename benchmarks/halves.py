@@ -15,20 +15,23 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from report import publish
+from report import publish, ratios, spread, turns
 
 from cxrlt_ray.ensembling.ensemble_file import load_ensemble
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.selection import SPACES_OF, spaces
 from cxrlt_ray.selection.average_precision import precisions
-from cxrlt_ray.selection.honest import combine, fit
+from cxrlt_ray.selection.explain import stability
+from cxrlt_ray.selection.honest import combine, fit, side_by_side
 from cxrlt_ray.selection.method import Method
 
 HERE = Path(__file__).parent
@@ -43,7 +46,8 @@ RUNS = {
     "phantom-8000": ["task1", "--data", str(BUILD / "phantom-8000"), "--trials", "24"],
 }
 DERIVED = ("broken", "clones", "unequal")
-DEFAULT = "ensembles/greedy.yaml"
+DEFAULT, BEFORE = "ensembles/greedy.yaml", "the default before"
+STEADY, LARGE = 200, 4_000  # images chosen on, for the shares of weight that stay; and for the cost
 SYSTEMS: dict[str, list[Method]] = {
     "best": [Method("best")],
     "mean": [Method("mean")],
@@ -51,7 +55,7 @@ SYSTEMS: dict[str, list[Method]] = {
     "greedy_global": [Method("greedy_global", {"rounds": 50})],
     "nnls": [Method("nnls")],
     "simplex": [Method("simplex")],
-    "the default before": [
+    BEFORE: [
         Method("greedy_bagged", {"rounds": 20}, 20.0, 12),
         Method("best", members=12),
         Method("mean", members=12),
@@ -217,7 +221,52 @@ def section(pools: Sequence[str], splits: int, seed: int) -> list[str]:
             rows.append([*row, f"{default.values.mean() - best:+.4f}"])
             print(" | ".join(rows[-1]), flush=True)
     heads = ["pool", "members", "images", "positives", *systems, f"default less the best of {', '.join(PLAIN)}"]
-    return lines + ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+    return lines + table(heads, rows)
+
+
+def aside(pools: Sequence[str], rounds: int, seed: int) -> list[str]:
+    """What the default costs and how steady its choice is, beside the default before and plain greedy."""
+    from selection import reference
+
+    compared = {"greedy": SYSTEMS["greedy"], BEFORE: SYSTEMS[BEFORE], DEFAULT: load_ensemble("greedy")[1].methods()}
+    rows = []
+    for name in pools:
+        pool = read(name)
+        rows_of, _ = next(halves(pool.groups, STEADY, 1, seed))
+        inputs = (pool.predictions[:, rows_of], pool.targets[rows_of], pool.groups[rows_of])
+        cells = []
+        for methods in compared.values():
+            weights = fit(methods[0], *inputs, folds=0, seed=seed).weights
+            cells.append(f"{stability(methods[0], *inputs, weights, seed=seed).mean():.2f}")
+        rows.append([name, *cells])
+    lines = ["The share of the weight that stays on the same members when subjects are drawn anew, 20 times; chosen on"]
+    lines += [f"{STEADY} images, without fallback.", "", *table(["pool", *compared], rows), ""]
+    predictions, targets, groups = reference(50, 2 * LARGE, 20, seed)
+    first = groups < groups[LARGE]
+    inputs = (side_by_side(predictions[:, first]), targets[first], groups[first])
+    systems = {"mean": SYSTEMS["mean"], **compared}
+    scores: dict[str, float] = {}
+
+    def timed(name: str) -> float:
+        started = time.perf_counter()
+        weights = fit(systems[name], *inputs, folds=5, seed=seed).weights
+        seconds = time.perf_counter() - started
+        unseen = combine(predictions[:, ~first], weights)[None].astype(np.float32)
+        scores[name] = metrics.macro(precisions(unseen, targets[~first])[0])
+        return seconds
+
+    seconds = turns({name: partial(timed, name) for name in systems}, rounds)
+    lines += [
+        f"Cross-fitted selection of 50 simulated members on {LARGE:,} images, 20 findings (benchmarks/selection.py),"
+    ]
+    lines += ["and mAP on as many new images.", ""]
+    rows = [[n, spread(seconds[n], 1), ratios(seconds[n], seconds[BEFORE]), f"{scores[n]:.4f}"] for n in systems]
+    return lines + table(["system", "s", "of the default before", "mAP"], rows)
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """A table as lines of markdown."""
+    return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
 def _ahead(gains: np.ndarray) -> float:
@@ -233,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--make", nargs="+", choices=list(RUNS), default=[], help="train these pools' runs, no table")
     parser.add_argument("--pools", nargs="+", default=[], help="only these; all that were made without it")
+    parser.add_argument("--aside", action="store_true", help="instead: the default's cost and how steady it is")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
@@ -245,6 +295,10 @@ def main() -> None:
     if not made:
         parser.error("there is no pool yet: --make one")
     pools = args.pools or [p for name in made for p in (name, f"{name}, finished")]
+    if args.aside:
+        title = "What the default ensemble costs and how steady it is"
+        publish("halves-aside", title, ".", aside(pools, 2, args.seed), args.write)
+        return
     pools += [] if args.pools else [f"{made[0]}, {change}" for change in DERIVED]
     publish(
         "halves",

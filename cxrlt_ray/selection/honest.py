@@ -326,9 +326,9 @@ class _Chooser:
         if method.lean == "mean":
             return np.full(shape, 1 / len(among))
         if method.lean == "sound":
-            sound = self._sound(without)[among]
-            sound = sound if sound.any() else np.ones(len(among), bool)
-            return np.repeat(sound[:, None] / sound.sum(), shape[1], axis=1)
+            chosen = self._sound(without, float(method.guard))[among]
+            chosen = chosen if chosen.any() else np.ones(len(among), bool)
+            return np.repeat(chosen[:, None] / chosen.sum(), shape[1], axis=1)
         return self._base(method.selector, method.settings, targets, without, among, together=True)
 
     def _base(
@@ -351,15 +351,16 @@ class _Chooser:
         return self._bases[key]
 
     @_cached
-    def _sound(self, without: frozenset[int]) -> np.ndarray:
+    def _sound(self, without: frozenset[int], guard: float) -> np.ndarray:
         """Which members [M] are sound, as method.sound says."""
-        targets, error = self._without(without), 0.0
+        targets, draws = self._without(without), None
         seen = (targets >= 0).any(axis=1)
-        if seen.sum() < PRECISE and len(self.predictions) > 2:
+        if seen.sum() < PRECISE:
             systems = [np.ascontiguousarray(member[seen]) for member in self.predictions]
-            draws = metrics.bootstrap_map(targets[seen], systems, self.groups[seen], rounds=DRAWS, seed=self.seed)
-            error = float(np.nanvar(draws - draws.mean(axis=0), axis=1).mean())  # of merits less their mean
-        return sound(self._alone(without), metrics.chance(targets), error)
+            draws = metrics.bootstrap_ap(targets[seen], systems, self.groups[seen], rounds=DRAWS, seed=self.seed)
+        prevalence = (targets == 1).sum(axis=0) / np.maximum((targets >= 0).sum(axis=0), 1)
+        ap = merits(self.predictions, targets, together=False)
+        return sound(ap, draws, prevalence, self._own(without, min(guard, 1e9)))  # of an infinite one: by positives
 
     @_cached
     def _alone(self, without: frozenset[int]) -> np.ndarray:

@@ -24,7 +24,7 @@ class Method:
     selector, settings: from the registry.  blend: selectors, with their own settings, whose weights are averaged with
     the selector's.  guard: positive subjects at which a finding's own weights count as much as those it leans on; 0 for
     no guard, "auto" to choose among STRENGTHS.  lean: what it leans on: `global`, the weights chosen for all findings
-    together; `mean`, equal ones; `sound`, equal ones of the members that are (see `sound`).
+    together; `mean`, equal ones; `sound`, equal ones of the members that are (see `sound`), all where none is.
     members: at most so many, those of the greatest total weight, then the best; the selection is repeated among them.
     """
 
@@ -43,15 +43,33 @@ def own_share(targets: np.ndarray, groups: np.ndarray, guard: float) -> np.ndarr
     return np.where((targets == 1).sum(axis=0) < FEW, 0.0, share)
 
 
-def sound(merits: np.ndarray, chance: float, error: float) -> np.ndarray:
-    """Which members are worth their place in a plain mean, bool [M].
+def sound(ap: np.ndarray, draws: np.ndarray | None, prevalence: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Which members are worth their place in a plain mean, bool [M]; none where no finding has a share.
 
-    Those whose merit (macro mAP [M]) is above chance by SOUND of the best one's. Merits are first drawn towards their
-    mean by the share of their variance that is chance (James-Stein, empirical Bayes): members of one search, told apart
-    by few images, all stay. error: the variance of a merit less the mean merit, under resampled subjects.
+    Those whose merit is above chance by SOUND of the best one's. A member's merit is the mean of its AP [M, C] weighted
+    by the findings' shares [C] (`own_share`: one positive tells nothing), chance that of prevalence [C]. Merits are
+    first drawn towards their mean by the share of their variance that is chance (James-Stein, empirical Bayes): members
+    of one search, told apart by few images, all stay. draws: AP [M, C, R] under resampled subjects; None where so many
+    images leave little to chance.
     """
+    judging = shares > 0
+    if not judging.any():
+        return np.zeros(len(ap), bool)
+    weights = shares[judging] / shares[judging].sum()
+    merits = ap[:, judging] @ weights
+    error = 0.0
+    if draws is not None and len(ap) > 1:
+        error = float(np.nanvar(_centred(draws[:, judging], weights), axis=1).mean())
     spread = float(np.var(merits, ddof=1)) if len(merits) > 1 else 0.0
     reliability = max(0.0, 1 - error / spread) if spread > 0 else 0.0
     drawn = merits.mean() + reliability * (merits - merits.mean())
-    above = drawn - chance
+    above = drawn - prevalence[judging] @ weights
     return above >= SOUND * above.max()
+
+
+def _centred(draws: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Members' merits less their mean in each draw [M, R], over the findings with a value there; nan without any."""
+    known = ~np.isnan(draws)
+    total = (known * weights[:, None]).sum(axis=1)
+    merits = (np.where(known, draws, 0) * weights[:, None]).sum(axis=1) / np.where(total > 0, total, np.nan)
+    return merits - merits.mean(axis=0)
