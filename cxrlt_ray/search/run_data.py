@@ -85,7 +85,8 @@ def _read(request: SweepRequest, data: str, cohorts: dict[str, str], folds: int)
     )
     for note in cohort.notes:
         print(note)
-    manifest, task = cohort.manifest, load_task(request.task, cohort.manifest.findings)
+    manifest = _validation_folded(cohort.manifest) if folds else cohort.manifest
+    task = load_task(request.task, manifest.findings)
     _check_task(task, manifest, ("train",) if folds else ("train", "val"))
     training = manifest.of_cohort(MAIN).of_split("train").table
     if request.views == "frontal" and not training["view"].isin(FRONTAL).any():
@@ -139,6 +140,16 @@ def few(manifest: Manifest, images: int, seed: int) -> Manifest:
     share = subjects["split"].map(table["split"].value_counts()) * images / len(table)
     drawn = subjects.index[(so_far <= share.clip(lower=30)).to_numpy()]
     return manifest.where(table["subject_id"].isin(drawn))
+
+
+def _validation_folded(manifest: Manifest) -> Manifest:
+    """The manifest whose main cohort's validation images are among the training images, which are folded."""
+    table = manifest.table.copy()
+    rows = (table["split"] == "val") & (table["cohort"] == MAIN)
+    if rows.any():
+        print(f"Folds: the {rows.sum():,} validation images are folded with the training images")
+    table.loc[rows, "split"] = "train"
+    return dataclasses.replace(manifest, table=table)
 
 
 def _with_holdout(manifest: Manifest, findings: tuple[str, ...], share: float, seed: int, folds: int) -> Manifest:

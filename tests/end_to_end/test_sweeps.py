@@ -45,14 +45,16 @@ def table(tmp_path):
     return str(tmp_path / "images")
 
 
-def test_with_folds_every_training_image_is_predicted_out_of_fold(ray, table, tmp_path):
+def test_with_folds_every_labelled_image_but_the_tests_is_predicted_out_of_fold(ray, table, tmp_path):
     storage = str(tmp_path / "runs")
+    given = pd.read_csv(Path(table) / "labels.csv", dtype=str)
+    assert (given["split"] == "val").any()
     sweep.main("auto", data=table, space=space(tmp_path), folds=3, name="folds", storage=storage)
     run = store.load_run(storage, "folds")
     trial = run.trials()[0]
     assert trial.state == "finished"
     assert trial.checkpoints == ["fold-0", "fold-1", "fold-2"]
-    wanted = run.manifest().of_split("train").table["image_id"]
+    wanted = given.loc[given["split"] != "test", "image_id"]
     assert sorted(trial.predictions().index) == sorted(wanted)
     ensemble.main(select="best", storage=storage, rounds=10)
     scored = pd.read_parquet(Path(storage) / "folds" / "ensembles" / "best" / "predictions.parquet")

@@ -1,0 +1,195 @@
+"""What so many epochs are best spent on: many trials, folds, or length. `python benchmarks/spending.py --write`.
+
+Every way trains networks for the same number of epochs in all on the same images (space laptop without early stopping),
+ends in the default ensemble, and is scored on the test images. `search` tries the space's points, `start` only its
+first start point, with a seed a trial; one plain training has all epochs. Folds: with validation images among those
+that are folded. Results are kept in build/spending: a run that was cut goes on. Intervals: paired, by subject, of the
+mean over seeds. About 7 minutes a way and seed at 24 epochs of nih384 on two slow cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import publish
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "spending"
+SHARED = HERE.parent.parent / "shared" / "data"
+ROUNDS = 1000
+
+
+@dataclass(frozen=True)
+class Way:
+    """Trials of so many epochs and folds; like: all of the space's first start point."""
+
+    trials: int
+    epochs: int
+    folds: int = 0
+    like: bool = False
+
+    def __str__(self) -> str:
+        folds = f" x {self.folds} folds" if self.folds else ""
+        what = ("start" if self.like else "search") if self.trials > 1 or self.folds else "one plain training"
+        return f"{what}, {self.trials} x {self.epochs} epochs{folds}"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a way came to: mAP cross-fitted on validation, epochs in all, seconds of sweep and of ensemble."""
+
+    validation: float
+    epochs: int
+    sweep: float
+    ensemble: float
+
+
+def ways(total: int) -> list[Way]:
+    """The ways to spend so many epochs."""
+    return [
+        Way(1, total, like=True),
+        Way(max(total // 6, 1), 6),
+        Way(2, total // 2, like=True),
+        Way(3, total // 3, like=True),
+        Way(1, total // 3, 3, like=True),
+        Way(1, round(total / 5), 5, like=True),
+    ]
+
+
+def spend(data: str, way: Way, total: int, seed: int) -> Path:
+    """Sweep and ensemble of a way, unless they are done; their folder."""
+    from cxrlt_ray import ensemble, sweep
+
+    name = f"{data}-{total}-{way.trials}x{way.epochs}f{way.folds}{'s' if way.like else ''}-{seed}"
+    run = BUILD / name
+    if (run / "spent.json").exists():
+        return run
+    task, source = ("task1", phantom(data)) if data.startswith("phantom") else ("auto", SHARED / data)
+    request: dict[str, Any] = {"task": task, "storage": str(BUILD), "name": name}
+    if (run / "run.json").exists():
+        request["resume"] = True
+    else:
+        request |= {"data": str(source), "space": str(space(way)), "trials": way.trials, "seed": seed}
+        request |= {"folds": way.folds} if way.folds else {}
+    started = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):
+        swept = sweep.run(sweep.SweepRequest(**request))
+        middle = time.monotonic()
+        stacked = ensemble.run(ensemble.EnsembleRequest(run=name, storage=str(BUILD), rounds=ROUNDS))
+    assert swept is not None
+    systems = stacked.comparison.sets["cross_fitted"].systems
+    value = next(score.map.value for title, score in systems.items() if title.startswith("greedy"))
+    epochs = sum(len(trial.record.epochs) for trial in swept.trials())
+    spent = Spent(value, epochs, middle - started, time.monotonic() - middle)
+    (run / "spent.json").write_text(json.dumps(asdict(spent)))
+    return run
+
+
+def space(way: Way) -> Path:
+    """The space laptop for a way, as a file."""
+    import yaml
+
+    from cxrlt_ray import config
+
+    content = config.read_yaml(config.find("search_spaces", "laptop"))
+    content |= {"epochs": way.epochs, "prune": False}
+    if way.like:
+        first = content["start"][0]
+        content["start"] = []
+        names = content["parameters"] | {name: {"value": value} for name, value in first.items()}
+        names = {name: domain for name, domain in names.items() if name not in ("focal_gamma", "gamma_neg")}
+        names["class_weight_exponent"] = {"value": 0.0}
+        content["parameters"] = names | {"seed": {"low": 0, "high": 100_000, "int": True}}
+    path = BUILD / "spaces" / f"{way.epochs}{'s' if way.like else ''}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def phantom(name: str) -> Path:
+    """A phantom of so many images, drawn unless it is there: `phantom-1600`."""
+    from cxrlt_ray.phantom import write_phantom
+
+    folder = BUILD / name
+    if not folder.exists():
+        write_phantom(str(folder), images=int(name.partition("-")[2]), size=128, seed=0)
+    return folder
+
+
+def section(data: list[str], total: int, seeds: list[int]) -> list[str]:
+    """The table: test mAP of every way, less that of one plain training."""
+    rows = []
+    for name in data:
+        runs: dict[Way, list[Path]] = {way: [] for way in ways(total)}
+        for seed in seeds:
+            for way, done in runs.items():
+                done.append(spend(name, way, total, seed))
+                spent = Spent(**json.loads((done[-1] / "spent.json").read_text()))
+                print(f"{name}, seed {seed}: {way}: {spent}", flush=True)
+        rows += compared(name, runs)
+    lines = [f"Test mAP of the ensemble, the mean of {len(seeds)} seeds (of each), and what it is above one plain"]
+    lines += ["training, paired by subject. val: cross-fitted on validation images, which differ by way.", ""]
+    heads = ["data", "way", "epochs", "val", "test", "above one plain training", "min"]
+    return lines + ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def compared(data: str, runs: dict[Way, list[Path]]) -> list[list[str]]:
+    """A row a way."""
+    from cxrlt_ray.evaluation import metrics
+    from cxrlt_ray.evaluation.estimate import Estimate, Sample
+    from cxrlt_ray.runs.store import load_run
+
+    scores: dict[Way, list[np.ndarray]] = {}
+    for way, folders in runs.items():
+        swept = [load_run(str(BUILD), folder.name) for folder in folders]
+        findings, images = swept[0].task.findings, swept[0].manifest().of_split(swept[0].task.scored_split)
+        scores[way] = [test_scores(folder, images.table["image_id"].tolist(), list(findings)) for folder in folders]
+    targets, groups = images.targets(findings), images.table["subject_id"].to_numpy().astype(str)
+    flat = [some for of_way in scores.values() for some in of_way]
+    seeds, names = len(flat) // len(scores), np.unique(groups)
+    rng = np.random.default_rng(0)
+    drawn = [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(ROUNDS)]
+    draws = metrics.means(metrics.reweighted(targets, flat, groups, np.array(drawn))[0]).reshape(len(scores), seeds, -1)
+    values = np.array([metrics.macro(metrics.average_precisions(some, targets)) for some in flat])
+    values, sample = values.reshape(len(scores), seeds), Sample.of(targets, groups)
+    rows = []
+    for k, (way, folders) in enumerate(runs.items()):
+        spent = [Spent(**json.loads((folder / "spent.json").read_text())) for folder in folders]
+        gain = Estimate.of_difference(values[k].mean() - values[0].mean(), (draws[k] - draws[0]).mean(axis=0), sample)
+        row = [data, str(way), f"{np.mean([s.epochs for s in spent]):.0f}"]
+        row += [f"{np.mean([s.validation for s in spent]):.3f}", f"{values[k].mean():.3f}"]
+        row[-1] += f" ({', '.join(f'{value:.3f}' for value in values[k])})"
+        row += [f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if k else ""]
+        rows.append([*row, f"{np.mean([s.sweep + s.ensemble for s in spent]) / 60:.1f}"])
+    return rows
+
+
+def test_scores(run: Path, image_id: list[str], findings: list[str]) -> np.ndarray:
+    """The default ensemble's scores [N, C] of the test images."""
+    import pandas as pd
+
+    table = pd.read_parquet(run / "ensembles" / "greedy" / "predictions.parquet").set_index("image_id")
+    return table.reindex(image_id)[findings].to_numpy(np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["nih384", "phantom-1600"])
+    parser.add_argument("--epochs", type=int, default=24, help="of all networks of a way together")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
+    args = parser.parse_args()
+    lines = section(args.data, args.epochs, args.seeds)
+    publish("spending", "What epochs are best spent on: trials, folds or length", ".", lines, args.write)
+
+
+if __name__ == "__main__":
+    main()
