@@ -38,7 +38,7 @@ def run(request: PredictRequest) -> Predictions:
     store.check_writable()
     start_ray(request.address)
     record = ensemble.record
-    shards = prepare(images, request.storage, record.sizes, request.max_bad, record.quality)
+    shards = prepare(images, request.storage, record.sizes, request.max_bad, record.quality, checksum=request.checksum)
     predictions = _score(ensemble, store, shards, images, request.split or "new")
     _write(request, ensemble, store, predictions)
     count, members = len(predictions.image_id), len(ensemble.trials)

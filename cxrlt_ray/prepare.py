@@ -37,6 +37,7 @@ def main(
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
     storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = "runs",
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD,
+    checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False,
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
 ) -> None:
     """Resize originals to shards, once; a sweep does it by itself where it was not done.
@@ -63,7 +64,7 @@ def main(
     store = Store(storage)
     store.check_writable()
     start_ray(address)
-    for shards in prepare(cohort.manifest, storage, edges, max_bad, chosen):
+    for shards in prepare(cohort.manifest, storage, edges, max_bad, chosen, checksum=checksum):
         size = cli.size(shards.summary["bytes"])
         print(f"{shards.store.uri}: {shards.summary['images']:,} images, {size}; {quarantine_text(shards.summary)}")
 

@@ -121,7 +121,7 @@ def _prepare(
     ray = start_ray(request.address)
     sizes = record.sizes_of_shards if existing else sizes_to_prepare(request, space)
     preflight(request.storage, ray, data.manifest, sizes, record.quality, specs, request.address)
-    return prepare(data.manifest, request.storage, sizes, record.max_bad, record.quality)
+    return prepare(data.manifest, request.storage, sizes, record.max_bad, record.quality, checksum=request.checksum)
 
 
 def _fit(

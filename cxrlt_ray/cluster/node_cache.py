@@ -39,7 +39,7 @@ PREFIX = f"cxrlt_ray-{os.getuid()}"
 class ShardFiles:
     """What the cache needs to know of shards: their directory, the images' edge in pixels, and their content's version.
 
-    version: of an object store's shards; copies of another version are not read.
+    version: what is kept of another version is not read.
     """
 
     store: Store
@@ -48,8 +48,8 @@ class ShardFiles:
 
     @property
     def name(self) -> str:
-        """A file name of these shards, whatever their version."""
-        return hashlib.sha256(self.store.uri.encode()).hexdigest()[:12] + f"-{self.size}"
+        """A file name of this version of the shards."""
+        return hashlib.sha256(self.store.uri.encode()).hexdigest()[:12] + f"-{self.size}-{self.version}"
 
 
 def memory_bound(gigabytes: float | None = None) -> int:
@@ -139,7 +139,7 @@ def _unreadable(shards: ShardFiles, file: str, error: OSError) -> str:
 @lru_cache(maxsize=8)
 def _directory(shards: ShardFiles) -> Path:
     """Where copies of this version of the shards are."""
-    return own_dir(own_dir(Path(tempfile.gettempdir(), PREFIX)) / f"{shards.name}-{shards.version}")
+    return own_dir(own_dir(Path(tempfile.gettempdir(), PREFIX)) / shards.name)
 
 
 def _evict(directory: Path) -> None:

@@ -1,23 +1,27 @@
 """Originals to shards, made once with Ray Data and reused.
 
 Originals are opened read-only and decoded once for all sizes. A shard is SHARD_ROWS images squashed to SIZE x SIZE (as
-CXR-LT's winners do) with area interpolation; a killed run redoes only the shards in flight. The directory is its
-maker's alone (mode 700), and files outside of the data's root, by a path or by a link, are not read.
+CXR-LT's winners do) with area interpolation; a killed run redoes only the shards in flight. Originals whose size or
+time has changed are prepared anew, with the rest of their shard; `checksum` compares contents instead. The directory is
+its maker's alone (mode 700), and files outside of the data's root, by a path or by a link, are not read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cxrlt_ray import cli
 from cxrlt_ray.cluster.start import data_context
 from cxrlt_ray.data.decode import decode, resize
 from cxrlt_ray.data.estimate import SAMPLE, estimate
+from cxrlt_ray.data.file_states import ABSENT, CHECKSUM, STATE, checksum_of, file_states
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.originals import check_originals, read_original
 from cxrlt_ray.data.shards import (
@@ -42,7 +46,7 @@ from cxrlt_ray.storage import Store
 SHARD_ROWS = 256
 REPORT_SECONDS = 10.0  # between two lines of progress
 Say = Callable[[str], None]
-Chunk = dict[str, Any]  # file: the shard's name; image_id, path, inverted: lists, an image each
+Chunk = dict[str, Any]  # file: the shard's name; image_id, path, inverted: lists, an image each; states: their STATE
 
 
 def prepare(
@@ -52,18 +56,28 @@ def prepare(
     max_bad: float = MAX_BAD,
     quality: int = QUALITY,
     say: Say = print,
+    checksum: bool = False,
 ) -> tuple[Shards, ...]:
     """The shards of `manifest` at each of `sizes`, by size; those that do not exist yet are made in one decode.
 
-    Raises CxrltError when more than the share `max_bad` of the images cannot be decoded, or when the disk
-    will not hold them.
+    checksum: an original is unchanged where its content is, whatever its time; all of them are read for that. Raises
+    CxrltError when more than the share `max_bad` of the images cannot be decoded, or when the disk will not hold them.
     """
     check_originals(manifest)
     stores = {size: shards_store(manifest, storage, size, quality) for size in sorted(set(sizes))}
-    names = {SUMMARY, *(chunk["file"] for chunk in _chunks(manifest))}
-    incomplete = {size: store for size, store in stores.items() if not names <= set(store.list())}
+    states = file_states(manifest.root, manifest.table["path"].tolist(), checksum)
+    whole = {size: store for size, store in stores.items() if store.exists(SUMMARY)}
+    known = {size: _recorded(store, manifest) for size, store in whole.items()}
+    chunks = list(_chunks(manifest, states, next(iter(known.values()), None)))
+    names = {chunk["file"] for chunk in chunks}
+    current = {size for size, table in known.items() if table[STATE].equals(states[STATE])}
+    incomplete = {
+        size: store for size, store in stores.items() if size not in current or not names <= set(store.list())
+    }
+    if known and (changed := _changed(next(iter(known.values())), states)):
+        say(f"{changed:,} of {len(states):,} images have changed since they were prepared: they are prepared anew")
     if incomplete:
-        _write_shards(manifest, incomplete, quality, say)
+        _write_shards(manifest, chunks, incomplete, quality, say)
     prepared = tuple(Shards(store, size, store.read_json(SUMMARY)) for size, store in stores.items())
     for shards in prepared:
         bad, total = shards.summary["quarantined"], shards.summary["images"]
@@ -77,18 +91,34 @@ def prepare(
     return prepared
 
 
-def _write_shards(manifest: Manifest, stores: dict[int, Store], quality: int, say: Say) -> None:
-    chunks = _chunks(manifest)
+def _recorded(store: Store, manifest: Manifest) -> pd.DataFrame:
+    """What whole shards were made of: file, STATE and CHECKSUM of each of the manifest's images, by its row."""
+    tables = [_read_columns(store, name, ["image_id", "file", *STATE, CHECKSUM]) for name in (INDEX, QUARANTINE)]
+    table = pd.concat([part for part in tables if len(part)]).set_index("image_id")
+    of_images = table.reindex(manifest.table["image_id"]).reset_index(drop=True)
+    return of_images.astype({name: "int64" for name in [*STATE, CHECKSUM]})
+
+
+def _unchanged(known: pd.DataFrame, states: pd.DataFrame) -> np.ndarray:
+    """Which originals are as they were prepared, bool [N]: by their contents where these were compared."""
+    by = [CHECKSUM] if CHECKSUM in states else STATE
+    return (known[by].to_numpy() == states[by].to_numpy()).all(axis=1)
+
+
+def _changed(known: pd.DataFrame, states: pd.DataFrame) -> int:
+    return int((~_unchanged(known, states)).sum())
+
+
+def _write_shards(manifest: Manifest, chunks: list[Chunk], stores: dict[int, Store], quality: int, say: Say) -> None:
     for store in stores.values():
         if store.local is not None:
             private_dir(store.local)
     existing = set.intersection(*(set(store.list()) for store in stores.values()))
     missing = [chunk for chunk in chunks if chunk["file"] not in existing]
     images, to_do = len(manifest.table), sum(len(chunk["image_id"]) for chunk in missing)
-    edges = ", ".join(f"{size}" for size in stores)
-    say(f"Preparing {images:,} images at {edges} px from {manifest.root} (once; later runs reuse the shards)")
-    started = time.monotonic()
+    edges, started = ", ".join(f"{size}" for size in stores), time.monotonic()
     if missing:
+        say(f"Preparing {to_do:,} images at {edges} px from {manifest.root} (once; later runs reuse the shards)")
         _run_tasks(manifest, missing, stores, quality, say)
     seconds = time.monotonic() - started
     for size, store in stores.items():
@@ -104,7 +134,8 @@ def _run_tasks(manifest: Manifest, chunks: list[Chunk], stores: dict[int, Store]
     cpus = ray.cluster_resources().get("CPU", 1)
     _report_estimate(manifest, stores, quality, cpus, to_do / len(manifest.table), say)
     data_context()
-    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(
+    to_make = [{key: chunk[key] for key in ("file", "image_id", "path", "inverted")} for chunk in chunks]
+    dataset = ray.data.from_items(to_make, override_num_blocks=len(chunks)).map(
         _write_shard,  # type: ignore[arg-type]
         fn_kwargs={"stores": stores, "root": manifest.root, "quality": quality},
     )
@@ -125,14 +156,16 @@ def _report_progress(counts: Iterable[int], to_do: int, say: Say) -> None:
 
 def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: float) -> Summary:
     """Write index, quarantine and, last, the summary of shards that all exist."""
-    columns = ["image_id", "path", "reason", "converted", "offset", "length"]  # not the pixels: 40 GB
+    columns = ["image_id", "path", "reason", "converted", "offset", "length", CHECKSUM]  # not the pixels: 40 GB
     frames = [_read_columns(store, chunk["file"], columns) for chunk in chunks]
     for chunk, frame in zip(chunks, frames, strict=True):
         frame["file"] = chunk["file"]
+        frame[STATE] = chunk["states"]
     table = pd.concat(frames, ignore_index=True)
-    good = table["reason"] == ""
-    _write_parquet(store, INDEX, table.loc[good, ["image_id", "file", "offset", "length"]])
-    _write_parquet(store, QUARANTINE, table.loc[~good, ["image_id", "path", "reason"]])
+    good, state = table["reason"] == "", [*STATE, CHECKSUM]
+    _remove_superseded(store, set(table["file"]))
+    _write_parquet(store, INDEX, table.loc[good, ["image_id", "file", "offset", "length", *state]])
+    _write_parquet(store, QUARANTINE, table.loc[~good, ["image_id", "path", "reason", "file", *state]])
     summary: Summary = {
         "images": len(table),
         "quarantined": int((~good).sum()),
@@ -145,6 +178,15 @@ def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: 
     store.write_json(SUMMARY, summary)
     forget_indexes()
     return summary
+
+
+def _remove_superseded(store: Store, current: set[str]) -> None:
+    """Delete shards that neither `current` nor the index still names: a sweep may be reading the latter."""
+    names = set(store.list())
+    indexed = set(_read_columns(store, INDEX, ["file"])["file"]) if INDEX in names else set()
+    for name in names - current - indexed - {INDEX, QUARANTINE}:
+        if name.endswith(".parquet"):
+            store.delete(name)
 
 
 def _report_estimate(
@@ -189,17 +231,20 @@ def quarantine_text(summary: Summary) -> str:
     return f"{summary['quarantined']} in quarantine{converted}"
 
 
-def _chunks(manifest: Manifest) -> list[Chunk]:
-    """The images of each shard."""
-    chunks = []
+def _chunks(manifest: Manifest, states: pd.DataFrame, known: pd.DataFrame | None) -> Iterator[Chunk]:
+    """The images of each shard; one whose originals are all as they were keeps its name. known: as of `_recorded`."""
+    unchanged = np.zeros(len(states), bool) if known is None else _unchanged(known, states)
     for split, rows in manifest.table.assign(inverted=inverted(manifest.table)).groupby("split", sort=True):
         # neighbours in a release are of one subject: shards mix them, so that a window of shards does too
         rows = rows.sample(frac=1, random_state=0)
         for k in range(0, len(rows), SHARD_ROWS):
             part = rows.iloc[k : k + SHARD_ROWS]
-            name = f"{split}-{k // SHARD_ROWS:05d}.parquet"
-            chunks.append({"file": name, **{key: part[key].tolist() for key in ("image_id", "path", "inverted")}})
-    return chunks
+            state = states.loc[part.index, STATE].to_numpy()
+            name = f"{split}-{k // SHARD_ROWS:05d}-{hashlib.sha256(state.tobytes()).hexdigest()[:8]}.parquet"
+            if known is not None and unchanged[part.index].all():
+                name = str(known["file"].iloc[part.index[0]])
+            of_images = {key: part[key].tolist() for key in ("image_id", "path", "inverted")}
+            yield {"file": name, "states": state, **of_images}
 
 
 def _write_shard(chunk: Chunk, stores: dict[int, Store], root: str, quality: int) -> dict[str, Any]:
@@ -208,10 +253,12 @@ def _write_shard(chunk: Chunk, stores: dict[int, Store], root: str, quality: int
     cv2.setNumThreads(1)  # a task has one CPU
     rows: dict[int, list[dict[str, Any]]] = {size: [] for size in stores}
     for image_id, path, invert in zip(chunk["image_id"], chunk["path"], chunk["inverted"], strict=True):
-        row = {"image_id": image_id, "path": path, "reason": "", "converted": ""}
+        row = {"image_id": image_id, "path": path, "reason": "", "converted": "", CHECKSUM: ABSENT}
         images = dict.fromkeys(stores, b"")
         try:
-            image, row["converted"] = decode(read_original(root, path), max(stores), invert)
+            content = read_original(root, path)
+            row[CHECKSUM] = checksum_of(content)
+            image, row["converted"] = decode(content, max(stores), invert)
             images = {size: encode(resize(image, size), quality) for size in stores}
         except CxrltError:
             row["reason"] = "cannot be read (not on disk?)"

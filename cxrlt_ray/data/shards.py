@@ -1,13 +1,14 @@
 """Shards: the prepared images of a cohort at one size, as resized gray images in Parquet.
 
-    STORAGE/shards/KEY-SIZEpx/train-00000.parquet ...   image (encoded), image_id, path, offset, length ...
-                             /index.parquet             image_id, file, offset, length: where each image lies
-                             /quarantine.parquet        image_id, path, reason: what cannot be decoded
-                             /summary.json              written last: the shards are whole
+    STORAGE/shards/KEY-SIZEpx/train-00000-STATE.parquet ...   image (encoded), image_id, path, offset, length ...
+                             /index.parquet        image_id, file, offset, length: where an image lies; its file's state
+                             /quarantine.parquet   image_id, path, reason: what cannot be decoded; its file's state
+                             /summary.json         written last: the shards are whole
 
 KEY is a hash of ids, paths and splits, so that new labels reuse the shards; a quality other than QUALITY stands in the
-name as well. Images lie in a shard uncompressed and whole, at an offset that the index knows: any image is one read, so
-that an epoch can take them in any order.
+name as well. STATE is a hash of the originals' sizes and times (file_states.py): images that were replaced or mended
+have another shard. Images lie in a shard uncompressed and whole, at an offset that the index knows: any image is one
+read, so that an epoch can take them in any order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ INDEX, QUARANTINE, SUMMARY = "index.parquet", "quarantine.parquet", "summary.jso
 QUALITY = 95  # of JPEG; LOSSLESS is PNG. benchmarks/prepare.py shows what each costs in disk, speed and mAP
 LOSSLESS = 0
 MAX_BAD = 0.05  # share of images that may be in quarantine
-VERSION = 2  # of the shards' layout; part of KEY
+VERSION = 3  # of the shards' layout; part of KEY
 SIZES = (16, 4096)  # the smallest and the largest edge in pixels
 
 
@@ -65,7 +66,7 @@ class Shards:
 
     def files(self) -> ShardFiles:
         """These shards as the node cache knows them."""
-        return ShardFiles(self.store, self.size, "" if self.store.local is not None else _version(self))
+        return ShardFiles(self.store, self.size, _version(self))
 
 
 @lru_cache(maxsize=8)
@@ -76,8 +77,11 @@ def _index(shards: Shards) -> pd.DataFrame:
 
 @lru_cache(maxsize=8)
 def _version(shards: Shards) -> str:
-    """A hash of where each image lies: copies of shards that were mended meanwhile are not read."""
-    return hashlib.sha256(shards.index()[["offset", "length"]].to_numpy(np.int64).tobytes()).hexdigest()[:12]
+    """A hash of where each image lies: what is cached of shards that were made anew meanwhile is not read."""
+    index = shards.index()
+    digest = hashlib.sha256(" ".join(index["file"].cat.categories).encode())
+    digest.update(index[["offset", "length"]].to_numpy(np.int64).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def forget_indexes() -> None:

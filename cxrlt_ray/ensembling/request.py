@@ -112,5 +112,6 @@ class PredictRequest(Config):
     out: Annotated[str, cli.option("where to leave predictions.parquet and submission.csv")] = "predictions"
     storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = DEFAULT_STORAGE
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05
+    checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
     zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None

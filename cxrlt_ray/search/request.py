@@ -47,6 +47,7 @@ class SweepRequest(Config):
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD
     sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
+    checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None

@@ -76,6 +76,67 @@ def test_undecodable_images_go_to_quarantine_with_their_reasons(ray, manifest, t
             prepared(manifest, tmp_path, max_bad=0.1)
 
 
+def pixels(shards, image_id):
+    row = shards.index().loc[image_id]
+    content = (shards.store.local / row["file"]).read_bytes()
+    return decode.decode(content[row["offset"] : row["offset"] + row["length"]])[0]
+
+
+def test_a_replaced_image_gets_its_new_pixels_and_only_its_shard_is_made_anew(ray, manifest, tmp_path):
+    before = prepared(manifest, tmp_path)
+    cached_as = before.files()
+    kept = {path.name for path in before.store.local.glob("*-0*.parquet")}
+    image_id, path = manifest.table.loc[manifest.table["split"] == "train", ["image_id", "path"]].iloc[0]
+    old = pixels(before, image_id)
+    replaced = tmp_path / "images" / path
+    written = replaced.stat().st_mtime_ns
+    cv2.imwrite(str(replaced), 255 - cv2.imread(str(replaced), cv2.IMREAD_GRAYSCALE))
+    os.utime(replaced, ns=(written + 10**9, written + 10**9))
+    said = []
+    after = prepare.prepare(manifest, str(tmp_path / "runs"), [32], say=said.append)[0]
+    assert said[0].startswith("1 of 24 images have changed")
+    assert after.store.uri == before.store.uri
+    assert abs(pixels(after, image_id).astype(int) - old).mean() > 20
+    new = set(after.index()["file"])
+    assert len(new - kept) == 1
+    assert {name.partition("-")[0] for name in new - kept} == {"train"}
+    assert after.files() != cached_as  # decoded images of before are not read
+
+
+def test_a_mended_image_leaves_the_quarantine(ray, manifest, tmp_path):
+    broken = tmp_path / "images" / "000.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:300])
+    assert prepared(manifest, tmp_path).summary["quarantined"] == 1
+    broken.write_bytes(whole)
+    assert prepared(manifest, tmp_path).summary["quarantined"] == 0
+
+
+def test_a_checksum_tells_a_touched_image_from_a_changed_one(ray, manifest, tmp_path):
+    summary = prepared(manifest, tmp_path).store.local / "summary.json"
+    touched, changed = tmp_path / "images" / "000.jpg", tmp_path / "images" / "001.jpg"
+    os.utime(touched, ns=(1, 1))
+    status = changed.stat()
+    said = []
+
+    def again(**options):
+        return prepare.prepare(manifest, str(tmp_path / "runs"), [32], say=said.append, **options)
+
+    shards = {path.name: path.stat().st_mtime_ns for path in summary.parent.glob("*-0*.parquet")}
+    again(checksum=True)
+    assert {path.name: path.stat().st_mtime_ns for path in summary.parent.glob("*-0*.parquet")} == shards
+    again()  # what was compared is known from now on
+    assert not any("changed" in line for line in said)
+    content = bytearray(changed.read_bytes())
+    content[-30] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(status.st_mtime_ns, status.st_mtime_ns))  # same size, same time
+    again()
+    assert not any("changed" in line for line in said)
+    again(checksum=True)
+    assert any(line.startswith("1 of 24 images have changed") for line in said)
+
+
 def test_images_mended_after_a_refusal_are_prepared(ray, manifest, tmp_path):
     folder = tmp_path / "images"
     whole = (folder / "000.jpg").read_bytes()

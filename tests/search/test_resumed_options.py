@@ -23,7 +23,7 @@ MADE |= {"folds": 5, "objectives": "map,cost", "smoke": True, "sizes": "96", "sp
 # what a run that goes on takes from the request
 HEEDED = {"trials", "epochs", "time_budget", "max_concurrent", "gpus_per_trial", "cpus_per_trial", "workers_per_trial"}
 HEEDED |= {"min_workers", "ingest", "cache_gb", "name", "storage", "address", "resume", "retries", "hung_after"}
-HEEDED |= {"keep_checkpoints", "search_db", "dry_run", "plan", "probe", "images", "gpu", "price", "task"}
+HEEDED |= {"keep_checkpoints", "search_db", "dry_run", "plan", "probe", "images", "gpu", "price", "task", "checksum"}
 
 
 @pytest.fixture
