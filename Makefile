@@ -1,8 +1,9 @@
 # `make demo` and `make test`, each from nothing; the environment is made once and reused.
 PYTHON ?= python3
 PY := .venv/bin/python
+CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --only-binary :all: --require-hashes -r requirements.lock --python-version 3.11
 
-.PHONY: check demo test slow bench lint clean
+.PHONY: check demo test slow bench lint platforms clean
 
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"cxrlt_ray needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}. Give another: make PYTHON=python3.11 ...")'
@@ -22,7 +23,7 @@ demo: .venv/.ready
 	@echo "  .venv/bin/python -m cxrlt_ray.cohort DIR          what your own data holds"
 	@echo "  .venv/bin/python -m cxrlt_ray.sweep task1 --data DIR    the same on it (docs/data.md)"
 
-check: lint test
+check: lint platforms test
 
 test: .venv/.ready
 	$(PY) -m pytest
@@ -45,6 +46,11 @@ bench: .venv/.ready
 
 lint: .venv/.ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy cxrlt_ray
+
+# what the lock holds has wheels for these, too: nothing is installed
+platforms: .venv/.ready
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(CAN_INSTALL) --python-platform aarch64-apple-darwin
+	$(CAN_INSTALL) --python-platform x86_64-pc-windows-msvc
 
 clean:
 	rm -rf .venv

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 from cxrlt_ray import cli
+from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.data.estimate import SAMPLE, Estimate, estimate
 from cxrlt_ray.data.prepare import prepare, quarantine_text
 from cxrlt_ray.data.shards import LOSSLESS, MAX_BAD, QUALITY, parse_quality, parse_sizes, quality_name
@@ -54,7 +54,7 @@ def main(
         costs = estimate(cohort.manifest, edges, list(dict.fromkeys((chosen, 90, QUALITY, LOSSLESS))))
         if costs is None:
             raise CxrltError(f"none of {SAMPLE} images of {data} can be decoded.")
-        cpus = len(os.sched_getaffinity(0))
+        cpus = available_processors()
         print(f"{costs.images:,} images, about {cli.size(costs.original_bytes)}, read and decoded once:")
         cli.console().print(_estimate_table(costs, cpus))
         free = Store(storage).free()

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cxrlt_ray import cli
+from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import PHANTOM_MARKER
 
@@ -74,7 +75,7 @@ def write_phantom(
     if _is_whole(root, arguments):
         return
     try:
-        _write(root, arguments, say, processes or _cores())
+        _write(root, arguments, say, processes or available_processors())
     except OSError as error:
         raise CxrltError(f"the phantom cohort cannot be written to {root}: {error.strerror or error}.") from None
 
@@ -246,7 +247,3 @@ def _write_file(path: Path, content: bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)
     os.replace(part, path)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

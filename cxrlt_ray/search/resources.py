@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY, THREADS, Ingest
 from cxrlt_ray.errors import UsageError
@@ -100,7 +100,7 @@ def available(address: str | None) -> tuple[float, float]:
     if address is None:
         import torch
 
-        return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
+        return float(available_processors()), float(torch.cuda.device_count())
     from cxrlt_ray.cluster.start import start_ray
 
     cluster = start_ray(address).cluster_resources()
