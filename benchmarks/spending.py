@@ -29,17 +29,18 @@ ROUNDS = 1000
 
 @dataclass(frozen=True)
 class Way:
-    """Trials of so many epochs and folds; like: all of the space's first start point."""
+    """Trials of so many epochs and folds; like: all of the space's first start point; stable: at a stable rate."""
 
     trials: int
     epochs: int
     folds: int = 0
     like: bool = False
+    stable: bool = False
 
     def __str__(self) -> str:
         folds = f" x {self.folds} folds" if self.folds else ""
         what = ("start" if self.like else "search") if self.trials > 1 or self.folds else "one plain training"
-        return f"{what}, {self.trials} x {self.epochs} epochs{folds}"
+        return f"{what}, {self.trials} x {self.epochs} epochs{folds}{', stable rate' if self.stable else ''}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def ways(total: int) -> list[Way]:
         Way(3, total // 3, like=True),
         Way(1, total // 3, 3, like=True),
         Way(1, round(total / 5), 5, like=True),
+        Way(1, total, like=True, stable=True),
     ]
 
 
@@ -68,7 +70,7 @@ def spend(data: str, way: Way, total: int, seed: int) -> Path:
     """Sweep and ensemble of a way, unless they are done; their folder."""
     from cxrlt_ray import ensemble, sweep
 
-    name = f"{data}-{total}-{way.trials}x{way.epochs}f{way.folds}{'s' if way.like else ''}-{seed}"
+    name = f"{data}-{total}-{way.trials}x{way.epochs}f{way.folds}{'s' if way.like else ''}{'w' if way.stable else ''}-{seed}"
     run = BUILD / name
     if (run / "spent.json").exists():
         return run
@@ -108,7 +110,9 @@ def space(way: Way) -> Path:
         names = {name: domain for name, domain in names.items() if name not in ("focal_gamma", "gamma_neg")}
         names["class_weight_exponent"] = {"value": 0.0}
         content["parameters"] = names | {"seed": {"low": 0, "high": 100_000, "int": True}}
-    path = BUILD / "spaces" / f"{way.epochs}{'s' if way.like else ''}.yaml"
+    if way.stable:
+        content["parameters"] |= {"schedule": {"value": "stable"}}
+    path = BUILD / "spaces" / f"{way.epochs}{'s' if way.like else ''}{'w' if way.stable else ''}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

@@ -204,6 +204,10 @@ class TrialRecord(Record):
                 best = epoch
         return best
 
+    def out_of_patience(self, fold: int, stage: int, patience: int) -> bool:
+        """Whether the last `patience` epochs of a fold's stage were no better than one before them; not for 0."""
+        return 0 < patience <= self.epochs_of(fold, stage)[-1].epoch - self.best_of(fold, stage).epoch
+
     def metric_of(self, stage: int) -> Metric:
         """What the epochs of a stage are judged by; the last stage's is the trial's."""
         if self.config is None or not self.config.stages:

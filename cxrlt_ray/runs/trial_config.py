@@ -60,6 +60,9 @@ class TrialConfig(Config):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of lr, from each layer of the backbone to the one before
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    schedule: Literal["cosine", "stable"] = "cosine"  # stable: lr stays until it decays at the end
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2  # of a stable schedule's steps
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better one after which a stage ends; 0: none
     batch_size: Annotated[int, Field(ge=1)] = 32  # images; studies where views are fused
     accumulation: Annotated[int, Field(ge=1)] = 1
     clip_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping

@@ -78,9 +78,12 @@ def _noted_retries(store: Store) -> list[Retry]:
 def has_no_more_to_do(trial: Trial) -> bool:
     """Whether nothing follows the epochs of a trial's record: no epoch, refit or test-time augmentation."""
     epochs, config = trial.record.epochs_of(), trial.record.config
-    if not epochs or config is None:
+    if not epochs or config is None or config.refit or config.tta != "none":
         return False
-    return epochs[-1].epoch + 1 == config.total_epochs and not config.refit and config.tta == "none"
+    stages, last = config.staged(), epochs[-1]
+    if last.epoch + 1 == config.total_epochs:
+        return True
+    return last.stage + 1 == len(stages) and trial.record.out_of_patience(0, last.stage, stages[-1].patience)
 
 
 def learning_curve(trial: Trial) -> Iterator[tuple[int, float]]:

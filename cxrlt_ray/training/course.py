@@ -61,6 +61,8 @@ class Course:
             for epoch in train_stage(job, stage, model, training, self.fold, self.clock, before):
                 model = epoch.model
                 self.judge(number, stage, epoch)
+                if agree(self.is_over(number, stage), worker_of(job)):
+                    break
             self.done += stage.epochs
             if key and self.trial.store:
                 self.save(storage, key, stage, model)
@@ -70,6 +72,10 @@ class Course:
     def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
         """An epoch of stage `number` is done."""
         raise NotImplementedError
+
+    def is_over(self, number: int, stage: TrialConfig) -> bool:
+        """Whether stage `number` ends before its last epoch."""
+        return False
 
     def keep(self, number: int, epoch: Epoch, scores: np.ndarray | None = None) -> None:
         """Write the resume state after an epoch, with all scores so far."""

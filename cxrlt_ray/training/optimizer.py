@@ -1,4 +1,4 @@
-"""The optimizer of a stage: AdamW, rates by layer, warm-up and cosine decay by step, and averages of the weights."""
+"""The optimizer of a stage: AdamW, rates by layer, a schedule by step, and averages of the weights."""
 
 from __future__ import annotations
 
@@ -40,16 +40,25 @@ def optimizer_of(
         others = [(name, p) for name, p in others if id(p) not in layered]
     groups += _groups(others, config)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(config, steps))
+
+
+def _schedule(config: TrialConfig, steps: int) -> Callable[[int], float]:
+    """The share of the rate that a step has: it rises by line, then falls by a cosine over all steps, or stays and
+    falls by line at the end (stable: warm-up, stable, decay; Hu et al. 2024, MiniCPM).
+    """
     warmup = max(1, round(config.warmup_fraction * steps))
     flat = max(warmup, round(config.swa_start * steps))  # averaging wants a rate that moves the weights
+    decay = config.decay_fraction * steps if config.schedule == "stable" else steps - warmup
 
     def factor(step: int) -> float:
         step = min(step, flat)
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+        left = min(1.0, (steps - step) / max(1.0, decay))
+        return left if config.schedule == "stable" else 0.5 * (1 - math.cos(math.pi * max(0.0, left)))
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return factor
 
 
 def _groups(named: Iterable[tuple[str, torch.nn.Parameter]], config: TrialConfig) -> Iterator[dict[str, Any]]:

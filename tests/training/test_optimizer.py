@@ -38,6 +38,16 @@ def test_the_rate_rises_to_lr_and_falls_to_zero():
     assert rates[-1] < 0.001
 
 
+def test_a_stable_rate_stays_and_falls_to_zero_at_the_end():
+    rates = rates_of(config(lr=0.1, warmup_fraction=0.1, schedule="stable", decay_fraction=0.3), 100)
+    assert (np.diff(rates[:10]) > 0).all()
+    assert rates[10:70] == pytest.approx([0.1] * 60)
+    assert np.diff(rates[71:]) == pytest.approx([-0.1 / 30] * 28)
+    assert rates[-1] == pytest.approx(0.1 / 30)
+    constant = rates_of(config(lr=0.1, warmup_fraction=0.1, schedule="stable", decay_fraction=0.0), 100)
+    assert constant[10:] == pytest.approx([0.1] * 90)
+
+
 def test_norms_and_biases_do_not_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     optimizer, _ = optimizer_of(model, config(weight_decay=0.5), 10)

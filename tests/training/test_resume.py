@@ -54,6 +54,7 @@ KINDS = {
     "average": (config(ema_decay=0.9), 0),
     "swa": (config(backbone="test_resnet", swa_start=0.3, drop_path=0.0), 0),
     "stages": (config(stages=STAGES, fusion="attention"), 0),
+    "patience": (config(epochs=6, patience=1, schedule="stable"), 0),
     "folds": (config(epochs=2, refit=True, tta="flip"), 2),
 }
 
@@ -104,6 +105,15 @@ def test_a_trial_cut_after_any_epoch_ends_as_one_that_was_not(cohort, tmp_path, 
             np.testing.assert_array_equal(found[3][name][key], tensor, err_msg=f"{name} {key}")
     pd.testing.assert_frame_equal(found[4], wanted[4], check_exact=True)
     assert not resume.names(job.run / "trials" / "T0000")
+
+
+def test_a_stage_ends_when_no_epoch_has_been_better_for_as_long_as_its_patience(cohort, tmp_path):
+    still = {"lr": 1e-12, "weight_decay": 0.0}  # scores stay, so that the first epoch is the best
+    stages = ({"epochs": 4}, {"epochs": 5, "resolution": 48})
+    train(job_in(tmp_path, cohort), "T0000", config(patience=2, stages=stages, **still), {}, lambda told: None)
+    state, _, epochs, _, _ = left(tmp_path)
+    assert state == "finished"
+    assert [(epoch["stage"], epoch["epoch"]) for epoch in epochs] == [(0, 0), (0, 1), (0, 2), (1, 4), (1, 5), (1, 6)]
 
 
 def test_an_end_between_the_state_and_the_checkpoint_costs_nothing(cohort, tmp_path, monkeypatch):
