@@ -70,7 +70,8 @@ def spend(data: str, way: Way, total: int, seed: int) -> Path:
     """Sweep and ensemble of a way, unless they are done; their folder."""
     from cxrlt_ray import ensemble, sweep
 
-    name = f"{data}-{total}-{way.trials}x{way.epochs}f{way.folds}{'s' if way.like else ''}{'w' if way.stable else ''}-{seed}"
+    kind = f"{'s' if way.like else ''}{'w' if way.stable else ''}"
+    name = f"{data}-{total}-{way.trials}x{way.epochs}f{way.folds}{kind}-{seed}"
     run = BUILD / name
     if (run / "spent.json").exists():
         return run
