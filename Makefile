@@ -10,7 +10,8 @@ CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --
 	@echo "Making .venv (about 6.5 GB, a minute or two)"
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
-	@.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	@# compiled once here: where Python may not keep what it compiles, an import of torch and ray takes 3 times as long
+	@.venv/bin/uv pip install --quiet --compile-bytecode --python $(PY) --require-hashes -r requirements.lock
 	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -e .
 	@touch $@
 

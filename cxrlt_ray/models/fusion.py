@@ -53,7 +53,7 @@ def register_fusion(name: str) -> Callable[[F], F]:
     return register
 
 
-@torch.compiler.disable  # sizes differ from batch to batch
+@torch._disable_dynamo  # sizes differ from batch to batch; torch.compiler.disable imports half of torch at once
 def by_study(
     fusion: nn.Module, head: nn.Module, tokens: torch.Tensor, study: torch.Tensor | None, view: torch.Tensor | None
 ) -> torch.Tensor:
