@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from cxrlt_ray.data.decode import DICOM_SUFFIXES, MAX_BYTES
+from cxrlt_ray.data.dicom import DICOM_SUFFIXES
+from cxrlt_ray.data.limits import MAX_BYTES
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.readers.files import plain
 from cxrlt_ray.errors import UsageError

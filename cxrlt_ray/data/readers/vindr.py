@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.decode import DICOM_SUFFIXES
+from cxrlt_ray.data.dicom import DICOM_SUFFIXES
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, and_more, counted, read_sheet, row_of
 from cxrlt_ray.data.readers.files import image_files, locations
