@@ -125,11 +125,12 @@ def _by_pillow(content: bytes) -> np.ndarray:
 
 def _check_png(content: bytes) -> None:
     """Follow the chunks of a PNG to its end. Raises ValueError where the file ends first."""
-    position = 8
-    while (kind := content[position + 4 : position + 8]) != b"IEND":
-        if len(kind) < 4:
-            raise ValueError(jpeg.TRUNCATED)
+    position, kind = 8, b""
+    while kind != b"IEND":
+        kind = content[position + 4 : position + 8]
         position += 12 + int.from_bytes(content[position : position + 4], "big")
+        if position > len(content):
+            raise ValueError(jpeg.TRUNCATED)
 
 
 def _stated_size(content: bytes) -> tuple[int, int]:

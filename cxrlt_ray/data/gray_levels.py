@@ -15,6 +15,7 @@ RARE = 1e-4  # a gray level that a smaller share of the pixels has is not counte
 FEW_LEVELS = 32  # a window or a stated range that leaves fewer is no use; NIH's chest X-rays have 144 to 256
 FLOAT_RANGES = (1, 255, 65535)  # that floating-point pixels are stored in
 ROUND_OFF = 1e-4  # beyond such a range, as a share of it
+DEEP = np.arange(2**16, dtype=np.uint16)
 
 
 def gray(values: np.ndarray) -> tuple[np.ndarray, str]:
@@ -44,6 +45,8 @@ def stretched(values: np.ndarray) -> np.ndarray:
 
 def to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """`values` as uint8: low..high to 0..255, what lies beyond clipped."""
+    if values.dtype == np.uint16 and values.size > DEEP.size:  # each level once, instead of each pixel
+        return to_8_bit(DEEP, low, high)[values]
     scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-9))
     return scaled.round().clip(0, 255).astype(np.uint8)
 
