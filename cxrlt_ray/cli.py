@@ -10,8 +10,9 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 from cxrlt_ray.errors import CxrltError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Main = Callable[..., None]
+Result = TypeVar("Result")
+REPORT_SECONDS = 10.0  # between two lines of progress
 
 COMMANDS = {
     "phantom": "write a cohort of procedural chest X-rays in the CXR-LT 2024 layout",
@@ -107,6 +110,24 @@ def size(count: float) -> str:
         if count < most:
             return f"{count / unit:,.1f} {name}" if count / unit < 10 else f"{count / unit:,.0f} {name}"
     return f"{count / 1e12:,.1f} TB"
+
+
+def with_progress(
+    results: Iterable[Result], total: int, say: Callable[[str], None], count: Callable[[Result], int] = lambda _: 1
+) -> Iterator[Result]:
+    """`results` as they come, with a line each REPORT_SECONDS on how many of `total` images are done.
+
+    count: the images that a result stands for.
+    """
+    started = reported = time.monotonic()
+    done = 0
+    for result in results:
+        yield result
+        done += count(result)
+        if (now := time.monotonic()) - reported > REPORT_SECONDS:
+            reported = now
+            rate = done / (now - started)
+            say(f"  {done:,} of {total:,} images, {rate:,.0f} images/s, {duration((total - done) / rate)} left")
 
 
 TOO_FEW = "(too few)"  # positive subjects, to give an interval

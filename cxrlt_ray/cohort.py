@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cxrlt_ray import cli
 from cxrlt_ray.data.cohort import examine
 from cxrlt_ray.data.joining import parse_cohorts, sweep_options
+from cxrlt_ray.data.manifest import Cohort
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.cohort import print_counts, print_files
@@ -19,6 +20,9 @@ def main(
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
     cohorts: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on", "--cohort")] = None,
     files: Annotated[bool, cli.option("compare the table with the image files that are there")] = True,
+    images: Annotated[bool, cli.option("decode all images: which cannot be, which are black, blank, strips")] = False,
+    duplicates: Annotated[bool, cli.option("decode all images: which are nearly one of another split")] = False,
+    sample: Annotated[int, cli.option("with --images: look at so many random images; 0: all")] = 0,
     min_count: Annotated[int, cli.option("a summary to pass on: no count below this, nor a way to find one")] = 1,
 ) -> None:
     """Summarise a data directory: counts, missing files, leaks, and all for which a sweep would refuse it.
@@ -28,9 +32,12 @@ def main(
     python -m cxrlt_ray.cohort /data/chexpert --uncertain one --no-files
 
     python -m cxrlt_ray.cohort /data/mimic --task task1 --cohort nih=/data/nih vindr=/data/vindr
+
+    python -m cxrlt_ray.cohort /data/mimic --images --sample 2000
     """
     if min_count < 1:
         raise UsageError(f"--min-count must be at least 1, not {min_count}.")
+    _check_options(images, duplicates, sample, min_count)
     others = parse_cohorts(cohorts or ())
     cohort, problems = examine(data, format=format, task=task, uncertain=uncertain, others=others)
     console = cli.console()
@@ -44,12 +51,33 @@ def main(
     print_counts(cohort.manifest, console)
     if files:
         problems += print_files(cohort.manifest, cohort.roots, cohort.origins, console)
+    if images or duplicates:
+        problems += _print_images(cohort, images, duplicates, sample, console)
     if problems:
         lines = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
         console.print("\n- ".join(lines), markup=False, soft_wrap=True)
         raise SystemExit(1)
     following = f"python -m cxrlt_ray.sweep {task} --data {data}{sweep_options(others)}"
     console.print(f"Usable. Next: {following}", markup=False, soft_wrap=True)
+
+
+def _check_options(images: bool, duplicates: bool, sample: int, min_count: int) -> None:
+    if min_count > 1 and (images or duplicates):
+        raise UsageError("--images and --duplicates name single images: leave --min-count out.")
+    if sample < 0 or (sample and (duplicates or not images)):
+        raise UsageError("--sample is a number of images for --images; --duplicates compares all of them.")
+
+
+def _print_images(cohort: Cohort, images: bool, duplicates: bool, sample: int, console: Any) -> list[str]:
+    """Print what the images themselves show; returns the reasons to refuse the data."""
+    from cxrlt_ray.data.inspection import inspect_images, pairs_across_splits
+    from cxrlt_ray.reporting.images import print_duplicates, print_inspection
+
+    inspected = inspect_images(cohort.manifest, sample)
+    problems = print_inspection(cohort.manifest, inspected, cohort.origins, console) if images else []
+    if duplicates:
+        print_duplicates(cohort.manifest, pairs_across_splits(cohort.manifest, inspected), cohort.origins, console)
+    return problems
 
 
 main.many = ("--cohort",)  # type: ignore[attr-defined]

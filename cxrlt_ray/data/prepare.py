@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,12 @@ from cxrlt_ray.data.shards import (
     quality_name,
     shards_store,
 )
+from cxrlt_ray.data.suspects import suspect
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
 
 SHARD_ROWS = 256
-REPORT_SECONDS = 10.0  # between two lines of progress
 Say = Callable[[str], None]
 Chunk = dict[str, Any]  # file: the shard's name; image_id, path, inverted: lists, an image each; states: their STATE
 
@@ -139,24 +139,14 @@ def _run_tasks(manifest: Manifest, chunks: list[Chunk], stores: dict[int, Store]
         _write_shard,  # type: ignore[arg-type]
         fn_kwargs={"stores": stores, "root": manifest.root, "quality": quality},
     )
-    _report_progress((row["images"] for row in dataset.iter_rows()), to_do, say)
-
-
-def _report_progress(counts: Iterable[int], to_do: int, say: Say) -> None:
-    """A line of progress each REPORT_SECONDS, until the last of `counts` images is done."""
-    started = reported = time.monotonic()
-    done = 0
-    for count in counts:
-        done += count
-        if (now := time.monotonic()) - reported > REPORT_SECONDS:
-            reported = now
-            rate = done / (now - started)
-            say(f"  {done:,} of {to_do:,} images, {rate:,.0f} images/s, {cli.duration((to_do - done) / rate)} left")
+    for _ in cli.with_progress(dataset.iter_rows(), to_do, say, lambda row: int(row["images"])):
+        pass
 
 
 def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: float) -> Summary:
     """Write index, quarantine and, last, the summary of shards that all exist."""
-    columns = ["image_id", "path", "reason", "converted", "offset", "length", CHECKSUM]  # not the pixels: 40 GB
+    # not the pixels: 40 GB
+    columns = ["image_id", "path", "reason", "converted", "suspect", "offset", "length", CHECKSUM]
     frames = [_read_columns(store, chunk["file"], columns) for chunk in chunks]
     for chunk, frame in zip(chunks, frames, strict=True):
         frame["file"] = chunk["file"]
@@ -169,7 +159,8 @@ def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: 
     summary: Summary = {
         "images": len(table),
         "quarantined": int((~good).sum()),
-        "converted": {str(kind): int(count) for kind, count in table["converted"].value_counts().items() if kind},
+        "converted": _counts(table["converted"]),
+        "suspect": _counts(table["suspect"]),
         "size": size,
         "quality": quality_name(quality),
         "bytes": int(table["length"].sum()),
@@ -187,6 +178,10 @@ def _remove_superseded(store: Store, current: set[str]) -> None:
     for name in names - current - indexed - {INDEX, QUARANTINE}:
         if name.endswith(".parquet"):
             store.delete(name)
+
+
+def _counts(kinds: pd.Series) -> dict[str, int]:
+    return {str(kind): int(count) for kind, count in kinds.value_counts().items() if kind}
 
 
 def _report_estimate(
@@ -226,9 +221,13 @@ def _forget(store: Store) -> None:
 
 
 def quarantine_text(summary: Summary) -> str:
-    """'2 in quarantine, 3 inverted converted': a summary's counts for a line of output."""
-    converted = "".join(f", {count} {kind} converted" for kind, count in summary["converted"].items())
-    return f"{summary['quarantined']} in quarantine{converted}"
+    """'2 in quarantine, 3 inverted converted, 1 suspect (1 black)': a summary's counts for a line of output."""
+    text = f"{summary['quarantined']} in quarantine"
+    text += "".join(f", {count} {kind} converted" for kind, count in summary["converted"].items())
+    if suspects := summary.get("suspect"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in suspects.items())
+        text += f", {sum(suspects.values())} suspect ({kinds}; python -m cxrlt_ray.cohort DIR --images says which)"
+    return text
 
 
 def _chunks(manifest: Manifest, states: pd.DataFrame, known: pd.DataFrame | None) -> Iterator[Chunk]:
@@ -253,12 +252,13 @@ def _write_shard(chunk: Chunk, stores: dict[int, Store], root: str, quality: int
     cv2.setNumThreads(1)  # a task has one CPU
     rows: dict[int, list[dict[str, Any]]] = {size: [] for size in stores}
     for image_id, path, invert in zip(chunk["image_id"], chunk["path"], chunk["inverted"], strict=True):
-        row = {"image_id": image_id, "path": path, "reason": "", "converted": "", CHECKSUM: ABSENT}
+        row = {"image_id": image_id, "path": path, "reason": "", "converted": "", "suspect": "", CHECKSUM: ABSENT}
         images = dict.fromkeys(stores, b"")
         try:
             content = read_original(root, path)
             row[CHECKSUM] = checksum_of(content)
             image, row["converted"] = decode(content, max(stores), invert)
+            row["suspect"] = suspect(image)
             images = {size: encode(resize(image, size), quality) for size in stores}
         except CxrltError:
             row["reason"] = "cannot be read (not on disk?)"

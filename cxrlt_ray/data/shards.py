@@ -37,11 +37,12 @@ SIZES = (16, 4096)  # the smallest and the largest edge in pixels
 
 
 class Summary(TypedDict, total=False):
-    """The content of summary.json: counts of images, converted by kind; the encoded images' bytes; seconds it took."""
+    """The content of summary.json: images, converted and suspect ones by kind, encoded bytes, seconds it took."""
 
     images: int
     quarantined: int
     converted: dict[str, int]
+    suspect: dict[str, int]
     size: int
     quality: str
     bytes: int
