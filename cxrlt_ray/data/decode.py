@@ -73,7 +73,7 @@ def _jpeg(content: bytes, edge: int) -> tuple[np.ndarray, str]:
     structure = jpeg.read_structure(content)
     height, width, channels = structure.height, structure.width, structure.channels
     check_size(*((height, width) if height and width else _stated_size(content)))
-    by = reduction(height, width, len(content), edge) if channels in (1, 3) else 1
+    by = reduction(height, width, structure.length, edge) if channels in (1, 3) else 1
     if by == 1:
         image, converted = gray_levels.gray(_decoded(content))
     else:

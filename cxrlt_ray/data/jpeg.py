@@ -45,13 +45,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class Structure:
-    """Height, width and channels of the frame, its marker, and its scans."""
+    """Height, width and channels of the frame, its marker, its scans, and the image's bytes, less what follows."""
 
     height: int
     width: int
     channels: int
     frame: int
     scans: tuple[Scan, ...]
+    length: int
 
 
 def frame_size(content: bytes) -> tuple[int, int, int]:
@@ -77,7 +78,7 @@ def read_structure(content: bytes) -> Structure:
         if marker == START_OF_SCAN:
             header = start
         if frame == JPEG_LS or (marker == END_OF_IMAGE and all(_is_complete(c, scans) for c in components)):
-            return Structure(*size, frame, tuple(scans))
+            return Structure(*size, frame, tuple(scans), start)
         if marker == END_OF_IMAGE:
             break
     raise ValueError(TRUNCATED)

@@ -37,7 +37,7 @@ def print_inspection(manifest: Manifest, images: pd.DataFrame, origins: pd.DataF
     bad = reasons[~reasons.isin(["", MISSING])]
     missing, suspects = int((reasons == MISSING).sum()), images["suspect"][images["suspect"] != ""]
     absent = f", {missing:,} not on disk" if missing else ""
-    counts = f"{len(bad):,} cannot be decoded, {len(suspects):,} are suspect"
+    counts = f"{len(bad):,} cannot be decoded, {len(suspects):,} suspect"
     lines = [f"{counted(len(images), 'image')} looked at{absent}: {counts}"]
     for reason, rows in bad.groupby(bad, sort=False).groups.items():
         lines.append(f"  {len(rows):,} cannot be decoded, {reason}: {_named(rows, manifest, origins)}")
