@@ -151,22 +151,23 @@ def _gray(file: Dataset, pixels: np.ndarray, photometric: str) -> tuple[np.ndarr
             raise ValueError(f"colour DICOM in {photometric}")
         return gray_levels.gray(pixels[..., ::-1])[0], "colour"
     inverted = photometric == "MONOCHROME1"
-    image = _displayed(file, pixels)
+    padding = _padding(file, pixels)
+    image = _displayed(file, pixels, slice(None) if padding is None else ~padding)
     if inverted:
         image = ~image
-    padding = _padding(file, pixels)
     if padding is not None:
         image[padding] = 0  # background, as viewers show it
     return image, "inverted" if inverted else "" if pixels.dtype == np.uint8 else "16 bit"
 
 
-def _displayed(file: Dataset, pixels: np.ndarray) -> np.ndarray:
-    """Monochrome pixels as uint8 by the file's window or VOI LUT, or by their range where it has none of use."""
+def _displayed(file: Dataset, pixels: np.ndarray, shown: np.ndarray | slice) -> np.ndarray:
+    """Monochrome pixels as uint8 by the file's window or VOI LUT, or by their range where it has none of use.
+
+    shown: which pixels count, bool [H, W] or all.
+    """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     _leave_out_void(file)
-    padding = _padding(file, pixels)
-    shown = slice(None) if padding is None else ~padding
     values = apply_modality_lut(pixels, file)
     used = gray_levels.to_8_bit(values, *gray_levels.value_range(values[shown]))
     windowed = apply_voi_lut(values, file)

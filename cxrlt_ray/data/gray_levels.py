@@ -75,6 +75,11 @@ def levels(image: np.ndarray) -> int:
     return int((_histogram(image) > RARE * image.size).sum())
 
 
+def share_of_levels(image: np.ndarray, count: int) -> float:
+    """The share of uint8 pixels that have one of the `count` most frequent gray levels."""
+    return float(np.sort(_histogram(image))[-count:].sum() / image.size)
+
+
 def spread(image: np.ndarray, share: float) -> tuple[int, int]:
     """The gray levels between which the middle `share` of uint8 pixels lies."""
     cumulated = np.cumsum(_histogram(image)) / image.size

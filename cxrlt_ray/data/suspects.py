@@ -9,7 +9,7 @@ from cxrlt_ray.data import gray_levels
 TINY = 16  # pixels: a shorter edge below
 STRIP = 4  # times the shorter edge: a longer edge above
 SAME = 4  # gray levels: 99 % of a blank image's pixels differ by that at most
-FEW = 16  # gray levels: a mask or a drawing has fewer
+FEW = 16  # gray levels that hold nearly all of a mask or a drawing, in a JPEG too; of a radiograph, half at most
 DARK = 8  # gray level: a blank image below is black
 
 SUSPECTS = {
@@ -17,7 +17,7 @@ SUSPECTS = {
     "strip": f"one edge above {STRIP} times the other",
     "black": "nearly all pixels black",
     "blank": "nearly all pixels of one gray",
-    "flat": f"fewer than {FEW} gray levels",
+    "flat": f"nearly all pixels of {FEW} gray levels, such as a mask",
 }
 
 
@@ -35,4 +35,4 @@ def suspect(image: np.ndarray) -> str:
     low, high = gray_levels.spread(image, 0.99)
     if high - low <= SAME:
         return "black" if high < DARK else "blank"
-    return "flat" if gray_levels.levels(image) < FEW else ""
+    return "flat" if gray_levels.share_of_levels(image, FEW) > 0.95 else ""

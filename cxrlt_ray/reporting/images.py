@@ -67,7 +67,7 @@ def print_duplicates(
         if not len(rows):
             continue
         own, others = (len(np.unique(column)) for column in rows.T)
-        lines.append(f"  {first} and {second}: {counted(len(rows), 'pair')}, {own:,} images with {others:,}")
+        lines.append(f"  {first} and {second}: {counted(len(rows), 'pair')}, {counted(own, 'image')} with {others:,}")
         for a, b in rows[:NAMED]:
             lines.append(f"    {_name(a, manifest, origins)} and {_name(b, manifest, origins)}")
         if len(rows) > NAMED:

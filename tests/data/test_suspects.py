@@ -69,6 +69,7 @@ def with_label(image):
 def test_suspects_are_told_from_radiographs(image, kind):
     assert suspect(image) == kind
     assert suspect(decode(encoded(image, ".png"), 32)[0]) == kind
+    assert suspect(decode(encoded(image), 32)[0]) == kind  # at a quarter of its edge, where it is large enough
 
 
 def test_real_radiographs_are_no_suspects(shared_data):
@@ -172,7 +173,7 @@ def test_cohort_lists_suspects_and_duplicates_by_row_and_names_no_path(tmp_path,
     assert "24 images looked at: 1 cannot be decoded, 1 suspect" in text
     assert "an HTML page, not an image, as a failed download leaves: fetch it again: labels.csv row 7" in text
     assert "1 suspect, black (nearly all pixels black): labels.csv row 6" in text
-    assert "train and val: 1 pair, 1 images with 1" in text
+    assert "train and val: 1 pair, 1 image with 1" in text
     assert "labels.csv row 1 and labels.csv row 3" in text
     assert ".jpg" not in text
     monkeypatch.setenv("CXRLT_RAY_SHOW_IDS", "1")
