@@ -9,6 +9,7 @@ from cxrlt_ray.data.cohort import examine
 from cxrlt_ray.data.joining import parse_cohorts, sweep_options
 from cxrlt_ray.data.manifest import Cohort
 from cxrlt_ray.data.readers.columns import counted
+from cxrlt_ray.data.tasks import TASK_HELP
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.cohort import print_counts, print_files
 
@@ -16,7 +17,7 @@ from cxrlt_ray.reporting.cohort import print_counts, print_files
 def main(
     data: Annotated[str, cli.argument("the data's directory or URI")],
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
-    task: Annotated[str, cli.option("task1, task2, task3, auto (every finding of the data) or a YAML file")] = "auto",
+    task: Annotated[str, cli.option(TASK_HELP)] = "auto",
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
     cohorts: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on", "--cohort")] = None,
     files: Annotated[bool, cli.option("compare the table with the image files that are there")] = True,

@@ -9,6 +9,7 @@ from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.data.estimate import SAMPLE, Estimate, estimate
 from cxrlt_ray.data.prepare import prepare, quarantine_text
 from cxrlt_ray.data.shards import LOSSLESS, MAX_BAD, QUALITY, parse_quality, parse_sizes, quality_name
+from cxrlt_ray.data.tasks import TASK_HELP
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
@@ -33,7 +34,7 @@ def main(
     sizes: Annotated[str, cli.option("edges of the shards' images in pixels, all from one decode")] = "512",
     quality: Annotated[str, cli.option("of the cache: 1 to 100 for JPEG, or lossless")] = str(QUALITY),
     estimate_only: Annotated[bool, cli.option("say what sizes and qualities cost, make nothing", "--estimate")] = False,
-    task: Annotated[str, cli.option("task1, task2, task3, auto or a YAML file")] = "auto",
+    task: Annotated[str, cli.option(TASK_HELP)] = "auto",
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
     storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = "runs",
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD,

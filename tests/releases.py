@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.tasks import TASK2
+from cxrlt_ray.data.tasks import TASK1_2026, TASK2
 from cxrlt_ray.phantom import labels, tree
 
 RELEASE = tree.RELEASE
@@ -193,7 +193,11 @@ def write_padchest(root: Path, count: int = 40) -> None:
             "ImageDir": k % 2,
             "StudyID": f"21684{k // 2}",
         }
-        row |= {"StudyDate_DICOM": 20140915, "PatientID": f"839{k // 2:037d}", "PatientBirth": "1930.0"}
+        row |= {
+            "StudyDate_DICOM": 20140915,
+            "PatientID": f"839860488694292331637988235681460{k // 2:06d}",
+            "PatientBirth": "1930.0",
+        }
         row |= {"PatientSex_DICOM": "F", "ViewPosition_DICOM": "POSTEROANTERIOR", "Projection": ["PA", "L"][k % 2]}
         row |= {"PhotometricInterpretation_DICOM": f"MONOCHROME{1 + k % 2}", "Labels": cells[k // 2 % len(cells)]}
         row |= {"Report": "sin hallazg , de interes .", "labelCUIS": "['C0032227' 'C0018800'\n 'C0003504']"}
@@ -201,6 +205,36 @@ def write_padchest(root: Path, count: int = 40) -> None:
         (root / str(k % 2)).mkdir(exist_ok=True)
         (root / str(k % 2) / row["ImageID"]).touch()
     pd.DataFrame(rows, columns=PADCHEST_COLUMNS).to_csv(root / PADCHEST, index=False)
+
+
+CXRLT2026_ROUNDED = "3.24e+38"
+
+
+def write_cxrlt2026(root: Path, count: int = 60) -> None:
+    """The training table shuffled in rows and columns, PatientID rounded; Removal.csv; a test; PadChest's own table.
+
+    Subjects have two images each, a frontal one and a lateral one. An image that Removal.csv names is in training, and
+    the last one that trains is not on disk.
+    """
+    rng = np.random.default_rng(0)
+    write_padchest(root, count)
+    padchest = pd.read_csv(root / PADCHEST, dtype=str, keep_default_na=False)
+    labels = (rng.random((count, len(TASK1_2026))) < 0.3).astype(int)
+    table = pd.DataFrame(labels, columns=TASK1_2026)
+    table = table.assign(ImageID=padchest["ImageID"], StudyDate_DICOM="20140915", PatientID=CXRLT2026_ROUNDED)
+    train, test = table.iloc[: count - 10], table.iloc[count - 10 :]
+    order = rng.permutation(len(table.columns))
+    train.sample(frac=1, random_state=0).iloc[:, order].to_csv(root / "CXRLT_2026_training.csv", index=False)
+    test[["ImageID"]].to_csv(root / "CXRLT_2026_TEST_ALL_TASK1.csv", index=False)
+    test[["ImageID"]].to_csv(root / "CXRLT_2026_TEST_ALL_TASK2.csv", index=False)
+    removed = [train["ImageID"].iloc[0], "216840111366964_that_is_nowhere.png"]
+    pd.DataFrame({"ImageID": removed, "reason": "x"}).to_csv(root / "Removal.csv", index=False)
+    (root / "images").mkdir()
+    for folder in ("0", "1"):
+        for file in (root / folder).iterdir():
+            file.rename(root / "images" / file.name)
+        (root / folder).rmdir()
+    (root / "images" / train["ImageID"].iloc[-1]).unlink()
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -212,4 +246,5 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "vindr": write_vindr,
     "brax": write_brax,
     "padchest": write_padchest,
+    "cxrlt2026": write_cxrlt2026,
 }

@@ -23,6 +23,7 @@ from cxrlt_ray.errors import CxrltError
 
 SCHEMA_VERSION = 1
 COHORT, MAIN = "cohort", "main"
+# report: the path of its text, or TABLE#ROW where it stands in a table's row (from 1)
 # photometric: MONOCHROME1 where bright is low, in an image file that does not say so itself
 # cohort: MAIN, or the name of another cohort, whose images only train
 META = (

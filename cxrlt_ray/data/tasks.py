@@ -2,6 +2,9 @@
 
 Counts and orders: those of the CXR-LT 2024 release (its CLASSES.txt and task files). Task 1 orders
 Mass, Nodule, Normal; task 2 orders Mass, Normal, Nodule: address columns by name only.
+
+CXR-LT 2026: 30 findings of PadChest in task 1, six that training does not label in task 2. Names and order are those of
+its training table and of its participants' public code; the order of task 2's findings is unverified.
 """
 
 from __future__ import annotations
@@ -87,6 +90,40 @@ TASK2 = (
 )
 TASK3 = ("Bulla", "Cardiomyopathy", "Hilum", "Osteopenia", "Scoliosis")
 ALL_FINDINGS = tuple(sorted(TASK1 + TASK3))
+TASK1_2026 = (
+    "Normal",
+    "aortic elongation",
+    "cardiomegaly",
+    "pleural effusion",
+    "Nodule",
+    "atelectasis",
+    "pleural thickening",
+    "aortic atheromatosis",
+    "Support Devices",
+    "alveolar pattern",
+    "fracture",
+    "Hernia",
+    "Emphysema",
+    "azygos lobe",
+    "Hydropneumothorax",
+    "Kyphosis",
+    "Mass",
+    "Pneumothorax",
+    "Subcutaneous Emphysema",
+    "pneumoperitoneo",
+    "vascular hilar enlargement",
+    "vertebral degenerative changes",
+    "hyperinflated lung",
+    "interstitial pattern",
+    "central venous catheter",
+    "hypoexpansion",
+    "bronchiectasis",
+    "hemidiaphragm elevation",
+    "sternotomy",
+    "calcified densities",
+)
+TASK2_2026 = ("Scoliosis", "Osteopenia", "Bulla", "Infarction", "Adenopathy", "goiter")
+NO_FINDING = ("normal", "no finding")  # in small letters: what says that nothing is there, and is no finding itself
 
 HEAD, MEDIUM, TAIL = "head", "medium", "tail"
 GROUPS = (HEAD, MEDIUM, TAIL)
@@ -96,12 +133,13 @@ GROUPS = (HEAD, MEDIUM, TAIL)
 class Task:
     """A task of the challenge: `findings` in submission order, scored on the images of `scored_split`.
 
-    Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions.
+    id_column: what a submission calls its images' ids. Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions.
     """
 
     name: str
     findings: tuple[str, ...]
     scored_split: str = "test"
+    id_column: str = "dicom_id"
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.findings if unfit(name)]:
@@ -123,11 +161,15 @@ CHALLENGE = {
     "task1": Task("task1", TASK1),
     "task2": Task("task2", TASK2),
     "task3": Task("task3", TASK3),
+    "2026-task1": Task("2026-task1", TASK1_2026, id_column="ImageID"),
+    "2026-task2": Task("2026-task2", TASK2_2026, id_column="ImageID"),
 }
+ZERO_SHOT = {"task3": "task1 or task2", "2026-task2": "2026-task1"}  # not labelled in training, and what is
+TASK_HELP = f"{', '.join(CHALLENGE)}, auto (every finding of the data) or a YAML file"
 
 
 def load_task(name: str, findings: tuple[str, ...] = ()) -> Task:
-    """The task `name`: task1, task2, task3, auto (then it is of the manifest's `findings`) or a YAML file.
+    """The task `name`: one of CHALLENGE, auto (then it is of the manifest's `findings`) or a YAML file.
 
     Raises UsageError for an unknown name, and for a file that repeats a finding or has none.
     """

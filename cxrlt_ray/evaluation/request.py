@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.tasks import TASK_HELP
 from cxrlt_ray.errors import UsageError
 
 FORMATS = ("csv", "json")
@@ -25,7 +26,7 @@ class EvaluateRequest(Config):
 
     submission: Annotated[str, cli.argument("a submission.csv or .zip: path or URI")]
     data: Annotated[str, cli.option("the cohort that was scored: a directory or URI")]
-    task: Annotated[str, cli.option("task1, task2, task3, auto (every finding of the data) or a YAML file")] = "task1"
+    task: Annotated[str, cli.option(TASK_HELP)] = "task1"
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
     split: Annotated[str | None, cli.option("the split that was scored; the task's own without it")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"

@@ -14,6 +14,7 @@ from pydantic import model_validator
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
 from cxrlt_ray.data.shards import MAX_BAD, QUALITY, parse_quality, parse_sizes
+from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.search.rates import GPUS
@@ -27,7 +28,7 @@ class SweepRequest(Config):
     Raises UsageError for a value that is wrong whatever the data.
     """
 
-    task: Annotated[str, cli.argument("task1, task2, task3, auto (every finding of the data) or a YAML file")]
+    task: Annotated[str, cli.argument(TASK_HELP)]
     data: Annotated[str | None, cli.option("the data's directory or URI; without it a phantom cohort is made")] = None
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
     space: Annotated[str | None, cli.option("search space: a name or a path; laptop without a GPU")] = None
@@ -86,10 +87,10 @@ class SweepRequest(Config):
             problems.append(f"--holdout is a share from 0 to below 1, not {self.holdout:g}.")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
             problems.append(f"--folds needs at least 2 folds, not {self.folds}.")
-        if self.task == "task3":
+        if self.task in ZERO_SHOT:
             problems.append(
-                "task3's five findings are not labelled in training: its zero-shot models are not built yet. "
-                "Sweep task1 or task2."
+                f"{self.task}'s findings are not labelled in training: its zero-shot models are not built yet. Sweep "
+                f"{ZERO_SHOT[self.task]}."
             )
         return problems
 

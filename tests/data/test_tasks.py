@@ -13,6 +13,14 @@ def test_challenge_tasks_have_their_published_sizes_and_orders():
     assert task2.index("Mass") + 1 == task2.index("Normal") == task2.index("Nodule") - 1
 
 
+def test_the_tasks_of_2026_have_their_published_sizes_and_share_no_finding():
+    known, unseen = (tasks.load_task(f"2026-task{n}") for n in (1, 2))
+    assert (len(known.findings), len(unseen.findings)) == (30, 6)
+    assert len({name.lower() for name in (*known.findings, *unseen.findings)}) == 36
+    assert {known.id_column, unseen.id_column} == {"ImageID"}
+    assert tasks.load_task("task1").id_column == "dicom_id"
+
+
 def test_rarity_follows_the_share_of_labelled_images_only():
     targets = np.zeros((1000, 4), np.int8)
     targets[:101, 0] = 1  # 10.1 %
@@ -48,5 +56,5 @@ def test_a_wrong_task_file_is_refused_in_a_sentence_that_names_it(tmp_path, cont
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="task1, task2, task3, auto"):
+    with pytest.raises(UsageError, match="task1, task2, task3, 2026-task1, 2026-task2, auto"):
         tasks.load_task("task4")

@@ -7,10 +7,10 @@ from scored_cohort import TASK
 
 from cxrlt_ray.data.tasks import CHALLENGE
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.evaluation.published import not_comparable, published
+from cxrlt_ray.evaluation.published import TEST_IMAGES, not_comparable, published
 
 
-@pytest.mark.parametrize("name", CHALLENGE)
+@pytest.mark.parametrize("name", TEST_IMAGES)
 def test_published_ap_of_each_team_averages_to_its_published_map(name):
     task = CHALLENGE[name]
     paper = published(task)

@@ -9,7 +9,7 @@ The view is `Projection` (AP_horizontal is AP), else ViewPosition_DICOM. Images 
 gave them: PhotometricInterpretation_DICOM tells those to be inverted (MONOCHROME1). Folders lie in the
 directory or in images/; a resized export has all images in one folder images*. About twenty files of the
 release are broken PNG: prepare puts them into quarantine. There is no split. Age is the year of the study less
-that of birth. Children (Pediatric) are kept.
+that of birth. Children (Pediatric) are kept. A report stands in the table itself, hence TABLE#ROW for its path.
 
 Source: Bustos et al., PadChest, Medical Image Analysis 66 (2020); its README for the columns; labels,
 folders and views as public code reads them. Unverified, as the data is on request: that the list of labels is
@@ -43,7 +43,7 @@ from cxrlt_ray.storage import Store
 TABLE = re.compile(r"PADCHEST_chest_x_ray_images_labels_160K.*\.csv(\.gz)?$", re.IGNORECASE)
 TEXT = (
     "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
-    "ViewPosition_DICOM", "Projection", "PhotometricInterpretation_DICOM", "Labels",
+    "ViewPosition_DICOM", "Projection", "PhotometricInterpretation_DICOM", "Labels", "Report",
 )  # fmt: skip
 PROJECTIONS = {"AP_HORIZONTAL": "AP"}
 EXCLUDED = "exclude"
@@ -97,7 +97,7 @@ FINDINGS = (
 
 def recognise(data: Store, labelled: bool) -> str | None:
     """The table, in the directory or one in it."""
-    location = _find(data)
+    location = find_table(data)
     return location and f"{location[1]} in {location[0].uri}"
 
 
@@ -109,29 +109,18 @@ def recognise(data: Store, labelled: bool) -> str | None:
 )
 def read(request: Request) -> Raw:
     """The table's rows."""
-    location = _find(request.data)
+    location = find_table(request.data)
     if not location:
         raise CxrltError(f"{request.data.uri} holds no PadChest: no PADCHEST_chest_x_ray_images_labels_160K*.csv.")
     root, name = location
-    # its lists of codes are numpy arrays as printed, wrapped at 75 letters
-    sheet = read_sheet(root, name, TEXT, TEXT, multiline=True)
-    sheet.need("ImageID", "ImageDir", "PatientID", "StudyID", *(["Labels"] if request.labelled else []))
+    sheet = read_table(root, name, ("ImageDir", *(["Labels"] if request.labelled else [])))
     problems: list[str] = []
     file = sheet.filled("ImageID", problems)
-    photometric = sheet.text("PhotometricInterpretation_DICOM").str.upper()
-    table = pd.DataFrame(
-        {
-            "image_id": file.str.replace(r"\.\w+$", "", regex=True),
-            "study_id": sheet.filled("StudyID", problems),
-            "subject_id": sheet.filled("PatientID", problems),
-            "view": views(_projections(sheet), sheet.text("ViewPosition_DICOM")),
-            "sex": sexes(sheet.text("PatientSex_DICOM")),
-            "age": _ages(sheet),
-            "path": _paths(root, whole_ids(sheet.filled("ImageDir", problems)), file),
-            "photometric": photometric.where(photometric.isin(["MONOCHROME1", "MONOCHROME2"])),
-            "file": sheet.file,
-            "row": np.arange(1, len(file) + 1),
-        }
+    table = details(sheet, problems).assign(
+        image_id=file.str.replace(r"\.\w+$", "", regex=True),
+        path=_paths(root, whole_ids(sheet.filled("ImageDir", problems)), file),
+        file=sheet.file,
+        row=np.arange(1, len(file) + 1),
     )
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
     notes: list[str] = []
@@ -140,10 +129,36 @@ def read(request: Request) -> Raw:
     return Raw(table if request.labelled else table.assign(split="test"), findings, root.uri, notes, problems)
 
 
-def _find(data: Store) -> tuple[Store, str] | None:
+def find_table(data: Store) -> tuple[Store, str] | None:
+    """Where PadChest's own table is, in `data` or a directory in it, and its name."""
     # the folders of 160,861 images are no place to look for a table
     near = [directory for directory in locations(data) if not re.search(r"/(\d+|images[^/]*)$", directory.uri)]
     return next(((directory, name) for directory in near for name in directory.list() if TABLE.match(name)), None)
+
+
+def read_table(folder: Store, name: str, needed: tuple[str, ...] = ()) -> Sheet:
+    """PadChest's own table. needed: columns beside its ids, without which CxrltError is raised."""
+    # its lists of codes are numpy arrays as printed, wrapped at 75 letters
+    sheet = read_sheet(folder, name, TEXT, TEXT, multiline=True)
+    sheet.need("ImageID", "PatientID", "StudyID", *needed)
+    return sheet
+
+
+def details(sheet: Sheet, problems: list[str]) -> pd.DataFrame:
+    """What the table says of each image beside its labels, by the manifest's names, a row an image."""
+    photometric = sheet.text("PhotometricInterpretation_DICOM").str.upper()
+    report = f"{sheet.file}#" + pd.Series(np.arange(1, sheet.table.num_rows + 1)).astype("str")
+    return pd.DataFrame(
+        {
+            "study_id": sheet.filled("StudyID", problems),
+            "subject_id": sheet.filled("PatientID", problems),
+            "view": views(_projections(sheet), sheet.text("ViewPosition_DICOM")),
+            "sex": sexes(sheet.text("PatientSex_DICOM")),
+            "age": _ages(sheet),
+            "photometric": photometric.where(photometric.isin(["MONOCHROME1", "MONOCHROME2"])),
+            "report": report.where(sheet.text("Report") != ""),
+        }
+    )
 
 
 def _projections(sheet: Sheet) -> pd.Series:
