@@ -11,6 +11,7 @@ import hashlib
 from cxrlt_ray import cli
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
+from cxrlt_ray.data.tasks import CHALLENGE
 from cxrlt_ray.ensembling.apply import Ensemble, filled
 from cxrlt_ray.ensembling.request import PredictRequest
 from cxrlt_ray.ensembling.stored import load
@@ -52,7 +53,7 @@ def _read_images(request: PredictRequest, ensemble: Ensemble) -> Manifest:
 
     # a challenge's own files where the task is one, else whatever the data holds
     name = ensemble.record.task.name
-    task = name if name in ("task1", "task2") else "auto"
+    task = name if name in CHALLENGE else "auto"
     cohort = read_cohort(request.data, format=request.format, task=task, labelled=False)
     for note in cohort.notes:
         print(note)
@@ -79,8 +80,9 @@ def _write(request: PredictRequest, ensemble: Ensemble, store: Store, prediction
 
     predictions.write(store, "predictions.parquet")
     ids = predictions.image_id
-    table = submission.build(ids, predictions.probabilities, ensemble.findings)
-    submission.write(store, table, ensemble.record.task, ids, zip=request.zip)
+    task = ensemble.record.task
+    table = submission.build(ids, predictions.probabilities, ensemble.findings, task.id_column)
+    submission.write(store, table, task, ids, zip=request.zip)
 
 
 main = cli.command(

@@ -1,6 +1,7 @@
 """Other cohorts joined to the main data, for training only.
 
-Their findings are mapped to CXR-LT's (mapping.py), their ids begin with their name, and what they do not label is null.
+Their findings are mapped to CXR-LT's (mapping.py) and from there to the main data's, their ids begin with their name,
+and what they do not label is null.
 """
 
 from __future__ import annotations
@@ -83,24 +84,26 @@ def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list
 
 def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str]) -> Cohort:
     """The images of another cohort that label a finding of `main`: all of split train, ids after the cohort's name."""
-    from cxrlt_ray.data.mapping import load_mapping, map_findings, posing
+    from cxrlt_ray.data.mapping import in_cxr_lt, load_mapping, map_findings, posing
 
-    mapping = load_mapping(key)
-    name, reached = mapping.name, [finding for finding in main.findings if finding in mapping.reached]
+    mapping, theirs = load_mapping(key), in_cxr_lt(main.findings, main.source)
+    name, reached = mapping.name, [finding for finding in main.findings if theirs.get(finding) in mapping.reached]
     if not reached:
         raise UsageError(
             f"cohort {name} labels none of the {len(main.findings)} findings of the task, such as {main.findings[0]}: "
             "leave it out, or map its findings to those."
         )
+    names, wanted = [theirs.get(finding, finding) for finding in main.findings], {theirs[f] for f in reached}
     if path.startswith(PHANTOM):
-        raw = _phantom(path.removeprefix(PHANTOM), tuple(reached))
+        raw = _phantom(path.removeprefix(PHANTOM), tuple(wanted))
         table, own_problems = checked_rows(raw)
-        labels = posing(Manifest(table, raw.findings, name, raw.root), key, main.findings).table[list(main.findings)]
+        labels = posing(Manifest(table, raw.findings, name, raw.root), key, names).table[names]
     else:
-        sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & set(reached))
+        sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & wanted)
         raw = all_readers()[mapping.reader].read(Request(directory(path), "auto", sources, uncertain))
         table, own_problems = checked_rows(raw)
-        labels = map_findings(table, mapping, main.findings)
+        labels = map_findings(table, mapping, names)
+    labels = labels.set_axis(list(main.findings), axis=1)
     table = pd.concat([table[[*META, "file", "row"]], labels], axis=1)
     if main.table[list(IDS)].apply(lambda ids: ids.str.startswith(f"{name}/").any()).any():
         own_problems.append(
@@ -110,9 +113,7 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
     notes = [f"Cohort {name}: {note}" for note in raw.notes]
     table = _to_train_with(table, name, main, reached, path, notes)
     origins, table = table[["file", "row"]], table.drop(columns=["file", "row"])
-    missing = [
-        f"{finding} ({mapping.not_labelled[finding]})" for finding in main.findings if finding in mapping.not_labelled
-    ]
+    missing = [f"{finding} ({mapping.not_labelled[finding]})" for finding in names if finding in mapping.not_labelled]
     notes += [f"Cohort {name} does not label {'; '.join(missing)}."] if missing else []
     manifest = Manifest(table, main.findings, mapping.reader, raw.root)
     return Cohort(manifest, tuple(notes), {name: raw.root}, origins)
@@ -127,11 +128,33 @@ def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:
     return replace(raw, notes=[])  # they are of splits that do not count here
 
 
+def phantom_as(reader: str, data: Store, findings: tuple[str, ...]) -> Raw:
+    """The phantom in `data` as the main data of a format: with `findings`, null where they are none of CXR-LT's."""
+    from cxrlt_ray.data.mapping import in_cxr_lt
+
+    names = in_cxr_lt(findings, reader)
+    raw = _phantom(data.uri, tuple(names.values()))
+    labels = {
+        finding: raw.table[names[finding]]
+        if names.get(finding) in raw.findings
+        else pd.array([pd.NA] * len(raw.table), "Int8")
+        for finding in findings
+    }
+    kept = raw.table[[column for column in raw.table if column not in raw.findings]]
+    note = f"The phantom poses as {reader}: {len(names)} of the {len(findings)} findings are drawn, the others are null."
+    return replace(raw, table=kept.assign(**labels), findings=findings, notes=[note])
+
+
+def _stems(image_ids: pd.Series) -> pd.Series:
+    """Image ids without the ending of their files, which some formats keep."""
+    return image_ids.str.replace(r"\.(?:png|jpe?g|dcm|dicom)$", "", regex=True, case=False)
+
+
 def _to_train_with(
     table: pd.DataFrame, name: str, main: Manifest, reached: list[str], path: str, notes: list[str]
 ) -> pd.DataFrame:
     """A cohort's images that may train beside `main`, in the manifest's form; those left out are added to `notes`."""
-    shared = table["image_id"].isin(main.table["image_id"])
+    shared = _stems(table["image_id"]).isin(_stems(main.table["image_id"]))
     known = table["subject_id"].isin(table.loc[shared, "subject_id"])
     if known.any():
         notes.append(

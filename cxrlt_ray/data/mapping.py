@@ -130,6 +130,24 @@ def map_findings(table: pd.DataFrame, mapping: CohortMapping, findings: Collecti
     return pd.DataFrame(columns, index=table.index)
 
 
+def in_cxr_lt(findings: Collection[str], reader: str) -> dict[str, str]:
+    """Which of CXR-LT's findings those of a format are, as far as they are any: finding -> CXR-LT's, one for one.
+
+    One of CXR-LT's own names is itself. Any other is what cohorts/READER.yaml maps it to, if to that alone, and if no
+    other is mapped to that alone: what is mapped to several is a kind of each.
+
+    >>> in_cxr_lt(["Nodule", "aortic elongation", "alveolar pattern", "sternotomy"], "cxrlt2026")
+    {'Nodule': 'Nodule', 'aortic elongation': 'Tortuous Aorta'}
+    """
+    same = {name: name for name in findings if name in ALL_FINDINGS}
+    if reader not in config.names(FOLDER):
+        return same
+    alone = {source: targets[0] for source, targets in load_mapping(reader).findings.items() if len(targets) == 1}
+    targets = list(alone.values())
+    others = {name: alone[name] for name in findings if name in alone and targets.count(alone[name]) == 1}
+    return {name: same.get(name) or others[name] for name in findings if name in same or name in others}
+
+
 def posing(manifest: Manifest, name: str, task_findings: Collection[str]) -> Manifest:
     """`manifest`, labelled in CXR-LT's findings, as cohort `name` would label it: null where it does not label.
 

@@ -7,6 +7,7 @@ epochs an image comes within one of E times what is expected of it. Nothing is r
     natural       every image once
     sqrt          findings in proportion to the square root of their positives (Kang et al. 2020, eq. 1, q = 1/2)
     class_aware   all findings alike (q = 0)
+    repeat_factor images of findings that fewer than REPEAT_BELOW have, more often (Gupta et al. 2019, section 4)
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 from cxrlt_ray.errors import UsageError
 
 POWERS = {"natural": 1.0, "sqrt": 0.5, "class_aware": 0.0}
-SAMPLERS = tuple(POWERS)
+REPEAT_FACTOR = "repeat_factor"
+SAMPLERS = (*POWERS, REPEAT_FACTOR)
+REPEAT_BELOW = 0.01  # the paper's t; .001 there, for the 1,203 classes of LVIS
 
 
 def expected(sampler: str, targets: np.ndarray, epochs: int) -> np.ndarray:
@@ -24,19 +27,35 @@ def expected(sampler: str, targets: np.ndarray, epochs: int) -> np.ndarray:
 
     A finding j with n_j positives is drawn with p_j ~ n_j^q, one of its images at random; images without any
     positive are a finding of their own. What that leaves below 1 / epochs is raised to it, the rest scaled down,
-    so that every image is seen. Raises UsageError for an unknown sampler.
+    so that every image is seen. repeat_factor: in proportion to `repeat_factors`. Raises UsageError for an unknown
+    sampler.
     """
-    if sampler not in POWERS:
+    if sampler not in SAMPLERS:
         raise UsageError(f"no sampler '{sampler}'; there are {', '.join(SAMPLERS)}.")
     images = len(targets)
     if sampler == "natural" or not images:
         return np.ones(images)
+    if sampler == REPEAT_FACTOR:
+        factors = repeat_factors(targets)
+        return _raised(images * factors / factors.sum(), 1 / epochs)
     positive = targets == 1
     positive = np.column_stack([positive, ~positive.any(axis=1)])
     counts = positive.sum(axis=0).astype(float)
     positive, counts = positive[:, counts > 0], counts[counts > 0]
     share = counts ** POWERS[sampler]
     return _raised(images * positive @ (share / share.sum() / counts), 1 / epochs)
+
+
+def repeat_factors(targets: np.ndarray, threshold: float = REPEAT_BELOW) -> np.ndarray:
+    """How often each image is repeated by Gupta et al. 2019, float [N], of targets int8 [N, C] (1, 0, -1).
+
+    A finding that the share f of its labelled images has: max(1, sqrt(threshold / f)); an image: the largest of its
+    findings', 1 without any.
+    """
+    positive = targets == 1
+    share = positive.sum(axis=0) / np.maximum((targets >= 0).sum(axis=0), 1)
+    of_finding = np.maximum(1.0, np.sqrt(threshold / np.where(share > 0, share, threshold)))
+    return np.where(positive, of_finding, 1.0).max(axis=1, initial=1.0)
 
 
 def draws(counts: np.ndarray, epoch: int, epochs: int, seed: int = 0) -> np.ndarray:

@@ -38,7 +38,7 @@ def mimic_warnings(manifest: Manifest, pool: Pool, members: list[bool]) -> Itera
     """A line for each chosen trial whose pretrained weights have seen images of MIMIC-CXR, where these are scored."""
     from cxrlt_ray.models.weights import saw_mimic
 
-    if not manifest.source.startswith("cxrlt"):
+    if manifest.source not in ("cxrlt2023", "cxrlt2024"):  # 2026's images are of PadChest
         return
     for trial, used in zip(pool.trials, members, strict=True):
         if used and saw_mimic(trial.record.weights):

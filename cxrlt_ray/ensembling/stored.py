@@ -69,7 +69,8 @@ def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None
     scores = filled(scores)
     findings, split = run.task.findings, scored.images.table["split"].iloc[0]
     Predictions(ids, scores, findings, split, run.record.fingerprint).write(store, "predictions.parquet")
-    submission.write(store, submission.build(ids, scores, findings), run.task, ids, zip=zip)
+    table = submission.build(ids, scores, findings, run.task.id_column)
+    submission.write(store, table, run.task, ids, zip=zip)
 
 
 def as_applied(file: EnsembleFile, system: System) -> dict[str, JsonValue]:

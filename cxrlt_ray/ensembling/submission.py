@@ -1,6 +1,7 @@
-"""The submission: `dicom_id`, then a probability for each finding in the task's order, a row an image.
+"""The submission: images' ids, then a probability for each finding in the task's order, a row an image.
 
-Format: that of CXR-LT 2024. Everything wrong with one is said at once, and nothing wrong is
+Format: that of CXR-LT 2024, with `dicom_id`; CXR-LT 2026's has `ImageID` in its place, as its participants' public code
+writes it (unverified). Everything wrong with one is said at once, and nothing wrong is
 written. 78,946 rows of 40 findings are checked in 0.1 s and written in 4 s.
 """
 
@@ -24,19 +25,22 @@ if TYPE_CHECKING:
     from cxrlt_ray.data.manifest import Manifest
 
 ID = "dicom_id"
+ID_COLUMNS = (ID, "ImageID")
 FILE, ARCHIVE = "submission.csv", "submission.zip"
 
 
-def build(image_ids: Sequence[str] | np.ndarray, probabilities: np.ndarray, findings: Sequence[str]) -> pd.DataFrame:
+def build(
+    image_ids: Sequence[str] | np.ndarray, probabilities: np.ndarray, findings: Sequence[str], id_column: str = ID
+) -> pd.DataFrame:
     """The table of probabilities float [N, C] in [0, 1] of `image_ids` [N], findings [C] in the task's order."""
     import pandas as pd
 
-    return pd.DataFrame({ID: np.asarray(image_ids).astype(str), **dict(zip(findings, probabilities.T, strict=True))})
+    return pd.DataFrame({id_column: np.asarray(image_ids).astype(str), **dict(zip(findings, probabilities.T, strict=True))})
 
 
 def check(frame: pd.DataFrame, task: Task, image_ids: Sequence[str] | np.ndarray) -> list[str]:
     """Every fault of a submission to `task` for the images `image_ids`, each as a sentence; [] if it is good."""
-    return [*_column_faults(list(frame.columns), task), *_row_faults(frame, image_ids), *_value_faults(frame, task)]
+    return [*_column_faults(list(frame.columns), task), *_row_faults(frame, task, image_ids), *_value_faults(frame, task)]
 
 
 def write(
@@ -69,10 +73,10 @@ def read(path: str) -> pd.DataFrame:
     try:
         if name.endswith(".zip"):
             content = unpacked(content)
-        return pd.read_csv(io.BytesIO(content), dtype={ID: "str"}, low_memory=False)
+        return pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(ID_COLUMNS, "str"), low_memory=False)
     except (ValueError, pd.errors.ParserError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise CxrltError(f"{path} cannot be read as a submission, a CSV of {ID} and findings: {reason}.") from None
+        raise CxrltError(f"{path} cannot be read as a submission, a CSV of image ids and findings: {reason}.") from None
 
 
 def aligned(frame: pd.DataFrame, task: Task, images: Manifest, name: str) -> tuple[Manifest, np.ndarray]:
@@ -89,11 +93,11 @@ def aligned(frame: pd.DataFrame, task: Task, images: Manifest, name: str) -> tup
         )
     unscored = images.table.loc[~labelled, "image_id"].astype(str)
     ids = images.table.loc[labelled, "image_id"].astype(str).to_numpy()
-    if ID in frame:
-        frame = frame.assign(**{ID: frame[ID].astype(str)})
-        frame = frame[~frame[ID].isin(unscored)]
+    if (column := task.id_column) in frame:
+        frame = frame.assign(**{column: frame[column].astype(str)})
+        frame = frame[~frame[column].isin(unscored)]
     raise_faults(check(frame, task, ids), name, task)
-    return images.where(labelled), frame.set_index(ID).loc[ids, list(task.findings)].to_numpy(np.float64)
+    return images.where(labelled), frame.set_index(column).loc[ids, list(task.findings)].to_numpy(np.float64)
 
 
 def raise_faults(faults: list[str], name: str, task: Task) -> None:
@@ -113,7 +117,7 @@ def unpacked(content: bytes) -> bytes:
 
 
 def _column_faults(columns: list[str], task: Task) -> list[str]:
-    expected = [ID, *task.findings]
+    expected = [task.id_column, *task.findings]
     faults = []
     if missing := [name for name in expected if name not in columns]:
         faults.append(f"{len(missing)} column(s) missing: {_some(missing)}.")
@@ -132,20 +136,20 @@ def _column_faults(columns: list[str], task: Task) -> list[str]:
     return faults
 
 
-def _row_faults(frame: pd.DataFrame, image_ids: Sequence[str] | np.ndarray) -> list[str]:
-    if ID not in frame:
+def _row_faults(frame: pd.DataFrame, task: Task, image_ids: Sequence[str] | np.ndarray) -> list[str]:
+    if task.id_column not in frame:
         return []
     import pandas as pd
 
     expected = pd.Index(np.asarray(image_ids).astype(str))
-    ids = pd.Index(frame[ID].astype(str))
+    ids = pd.Index(frame[task.id_column].astype(str))
     faults = [
         (ids.difference(expected, sort=False), "image(s) are none of those to score"),
         (ids[ids.duplicated()].unique(), "image(s) have more than one row"),
         (ids[ids.str.contains(UNFIT, regex=True)], "image(s) would be taken for formulas by a spreadsheet"),
     ]
     sentences = [
-        f"{len(bad):,} {fault}, the first in {_row(frame, ids.get_indexer_for(bad[:1])[0])}."
+        f"{len(bad):,} {fault}, the first in {_row(frame, task, ids.get_indexer_for(bad[:1])[0])}."
         for bad, fault in faults
         if len(bad)
     ]
@@ -169,16 +173,17 @@ def _value_faults(frame: pd.DataFrame, task: Task) -> list[str]:
                 first = int(np.argmax(bad))
                 faults.append(
                     f"'{finding}' has {bad.sum():,} value(s) that are {fault}, the first is "
-                    f"{cell(frame[finding].iloc[first])} in {_row(frame, first)}."
+                    f"{cell(frame[finding].iloc[first])} in {_row(frame, task, first)}."
                 )
     return faults
 
 
-def _row(frame: pd.DataFrame, place: int) -> str:
+def _row(frame: pd.DataFrame, task: Task, place: int) -> str:
     """The row at `place` for a message, as its file counts it: of what was read, rows may have been left out."""
     from cxrlt_ray.data.readers.columns import row_of
 
-    return row_of(int(frame.index[place])) + (private_detail(frame[ID].iloc[place]) if ID in frame else "")
+    column = task.id_column
+    return row_of(int(frame.index[place])) + (private_detail(frame[column].iloc[place]) if column in frame else "")
 
 
 def _some(names: Sequence[str]) -> str:

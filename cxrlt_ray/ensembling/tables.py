@@ -27,7 +27,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import UNFIT, cell, check_unpacked, heads, private_detail
 from cxrlt_ray.storage import Store
 
-ID_COLUMNS = ("dicom_id", "image_id", "id", "Image Index", "image", "filename")
+ID_COLUMNS = ("dicom_id", "image_id", "ImageID", "id", "Image Index", "image", "filename")
 SUBJECT = "subject_id"
 # never findings, whatever they hold; the last two are an index that pandas wrote along
 METADATA = {*META, *ID_COLUMNS, "fpath", "ViewPosition", "ViewCodeSequence_CodeMeaning", "fold", "", "Unnamed: 0"}

@@ -18,18 +18,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.objectives.priors import log_odds
 
 Loss = Callable[..., torch.Tensor]
 Scope = Literal["entry", "image", "batch"]
 LOSSES: dict[str, Loss] = {}
 SCOPES: dict[str, Scope] = {}  # what an entry's term depends on: itself, its image's labels, or all of its batch
 COUNTS = ("positives", "labelled")
-MAX_WEIGHT = 100.0
 NEVER = -1e30  # a logit that no sum of exponentials notices, and that has a gradient (of 0)
 
 _NOT_NEGATIVE: tuple[str, Callable[[float], bool]] = ("0 or more", lambda value: value >= 0)
@@ -47,6 +46,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "db_mu": _NOT_NEGATIVE,
     "db_lambda": _ABOVE_ZERO,
     "db_kappa": _NOT_NEGATIVE,
+    "la_tau": _NOT_NEGATIVE,
     "ldam_margin": _NOT_NEGATIVE,
     "ldam_scale": _ABOVE_ZERO,
     "two_way_temperature": _ABOVE_ZERO,
@@ -100,18 +100,6 @@ def bound(
     return lambda logits, targets: LOSSES[name](logits, targets, weights, **counts, **chosen)
 
 
-def class_weights(positives: np.ndarray, labelled: np.ndarray, exponent: float) -> np.ndarray:
-    """Weights [C] of positives: ((labelled - positives) / positives) ** exponent, at most MAX_WEIGHT.
-
-    positives, labelled: counts [C] in training. Exponent 0 weighs all alike; 1 balances positives and
-    negatives of a finding (King & Zeng 2001; `pos_weight` of BCE). Without positives: 1.
-    """
-    positives, labelled = np.asarray(positives, float), np.asarray(labelled, float)
-    ratio = (labelled - positives) / np.maximum(positives, 1)
-    weights = np.where(positives > 0, np.maximum(ratio, 1e-6) ** exponent, 1.0)
-    return np.minimum(weights, MAX_WEIGHT)
-
-
 def smoothed(targets: torch.Tensor, positive: float, negative: float) -> torch.Tensor:
     """Targets [B, C] with labels smoothed: 1 becomes 1 - positive, 0 becomes negative, -1 stays; float.
 
@@ -120,21 +108,6 @@ def smoothed(targets: torch.Tensor, positive: float, negative: float) -> torch.T
     """
     targets = targets if targets.is_floating_point() else targets.float()
     return torch.where(targets < 0, targets, targets * (1 - positive) + (1 - targets) * negative)
-
-
-def logit_shift(positives: np.ndarray, labelled: np.ndarray, tau: float) -> np.ndarray:
-    """What to subtract from logits [C]: tau log(pi / (1 - pi)), pi = positives / labelled; float64 [C].
-
-    Post-hoc logit adjustment (Menon et al. 2021), each finding a problem of two classes: at tau 1 and with a
-    calibrated model, .5 is then where an image is as probable among positives as among negatives.
-    positives, labelled: counts [C] in training. Where all or none of a finding's labels are positive, or nothing is
-    labelled, the odds are not known: 0.
-
-    It is monotone per finding: no average precision or AUROC of a single model changes, only probabilities, F1 at .5,
-    and averages over models that are not shifted alike.
-    """
-    counts = (torch.as_tensor(np.asarray(count, float)) for count in (positives, labelled))
-    return (tau * _log_odds(*counts)).numpy()
 
 
 @register_loss("bce")
@@ -216,6 +189,28 @@ def chexfusion_asl(
     return _mixed(positive * torch.exp(1 - share), negative * torch.exp(share), targets)
 
 
+@register_loss("logit_adjusted_asl")
+def logit_adjusted_asl(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 0.0,
+    clip: float = 0.05,
+    la_tau: float = 1.0,
+    positives: torch.Tensor,
+    labelled: torch.Tensor,
+) -> torch.Tensor:
+    """Asymmetric loss of logits adjusted in training (Menon et al. 2021, eq. 10); class weights do not enter.
+
+    Each finding is a problem of two classes: of z + tau log(p / (1 - p)), p its share of positives in training, so that
+    the model's own z leaves out how rare the finding is. logit_shift subtracts the same after training instead.
+    """
+    adjusted = _float(logits) + la_tau * log_odds(positives, labelled)
+    return _mixed(*_asl(adjusted, gamma_neg, gamma_pos, clip), targets)
+
+
 @register_loss("class_balanced")
 def class_balanced(
     logits: torch.Tensor,
@@ -272,7 +267,7 @@ def distribution_balanced(
     drawn = torch.where(targets > 0.5, rarity, 0.0).sum(1, keepdim=True)
     r = rarity / drawn.clamp(min=1e-12)
     balance = db_alpha + torch.sigmoid(db_beta * (r - db_mu))
-    easier = logits + db_kappa * _log_odds(positives, labelled)
+    easier = logits + db_kappa * log_odds(positives, labelled)
     positive, _ = _focal(easier, focal_gamma)
     _, negative = _focal(db_lambda * easier, focal_gamma)
     return _mixed(balance * positive, balance * negative / db_lambda, targets)
@@ -368,13 +363,6 @@ def _asl(logits: torch.Tensor, gamma_neg: float, gamma_pos: float, clip: float) 
 def _power(base: torch.Tensor, exponent: float) -> torch.Tensor:
     # the floor keeps the power's gradient finite at 0 for exponents below 1
     return base.clamp(min=1e-8) ** exponent
-
-
-def _log_odds(positives: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-    """log(p / (1 - p)) of the share of positives, 0 where that is 0, 1 or unknown."""
-    negatives = labelled - positives
-    odds = positives.clamp(min=1).log() - negatives.clamp(min=1).log()
-    return torch.where((positives > 0) & (negatives > 0), odds, 0.0)
 
 
 def _mixed(positive: torch.Tensor, negative: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -44,11 +44,11 @@ class MultiLabel(Objective):
         """Logit adjustment float32 [C], zeros where there is none."""
         import torch
 
-        from cxrlt_ray.objectives import losses
+        from cxrlt_ray.objectives import priors
 
         if not self.spec.logit_adjust:
             return torch.zeros(self.targets.shape[1])
-        shift = losses.logit_shift(*self.counts, self.spec.logit_adjust)
+        shift = priors.logit_shift(*self.counts, self.spec.logit_adjust)
         return torch.as_tensor(np.asarray(shift), dtype=torch.float32)
 
     def loss(self, outputs: torch.Tensor, targets: Targets) -> torch.Tensor:
@@ -62,12 +62,12 @@ class MultiLabel(Objective):
         """The registered loss of logits [B, C] and labels [B, C] in [0, 1] or -1, smoothed as asked."""
         import torch
 
-        from cxrlt_ray.objectives import losses
+        from cxrlt_ray.objectives import losses, priors
 
         spec = self.spec
         if logits.device not in self._losses:
             positives, labelled = self.counts
-            weights = losses.class_weights(positives, labelled, spec.class_weight_exponent)
+            weights = priors.class_weights(positives, labelled, spec.class_weight_exponent)
             arrays = (
                 torch.as_tensor(np.asarray(values), dtype=torch.float32, device=logits.device)
                 for values in (weights, positives, labelled)

@@ -245,6 +245,7 @@ class RunRecord(Record):
     holdout: float = 0.0
     objectives: str = "map"
     views: str = "all"
+    val_like: str | None = None
     uncertain: str = "null"
     seed: int = 0
     max_bad: float = 0.05

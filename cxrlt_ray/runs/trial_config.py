@@ -72,7 +72,7 @@ class TrialConfig(Config):
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on a GPU, where it saves more than it costs
     # the images
     cohorts: str = MAIN  # that train: main, outside, all, or names joined by +
-    sampler: Literal["natural", "sqrt", "class_aware"] = "natural"
+    sampler: Literal["natural", "sqrt", "class_aware", "repeat_factor"] = "natural"
     mix: Literal["none", "mixup", "cutmix", "balanced_mixup"] = "none"
     mix_alpha: Annotated[float, Field(gt=0)] = 0.4
     augment: Annotated[float, Field(ge=0, le=1)] = 0.3

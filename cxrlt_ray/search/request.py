@@ -19,6 +19,7 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.search.rates import GPUS
 
+LIKENESS = ("frontal", "any")  # of validation images: PA or AP; with at least one finding
 ENGINES = ("auto", "threads", "ray")
 
 
@@ -44,6 +45,7 @@ class SweepRequest(Config):
     cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None
     holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all"
+    val_like: Annotated[str | None, cli.option("validate on images like the test's: frontal, any (a finding)")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD
     sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None
@@ -83,6 +85,8 @@ class SweepRequest(Config):
         problems = []
         if self.views not in ("all", "frontal"):
             problems.append(f"--views is all or frontal, not '{self.views}'.")
+        if self.val_like is not None and not set(self.likeness) <= set(LIKENESS):
+            problems.append(f"--val-like is {', '.join(LIKENESS)} or both, joined by a comma; not '{self.val_like}'.")
         if not 0 <= self.holdout < 1:
             problems.append(f"--holdout is a share from 0 to below 1, not {self.holdout:g}.")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
@@ -127,6 +131,11 @@ class SweepRequest(Config):
         if "price" in self.model_fields_set and not planning:
             problems.append("--price is for --plan: a sweep does not ask what it costs.")
         return problems
+
+    @property
+    def likeness(self) -> tuple[str, ...]:
+        """What validation images must be: of LIKENESS; () for no condition."""
+        return () if self.val_like is None else tuple(part.strip() for part in self.val_like.split(","))
 
     @property
     def starts_nothing(self) -> bool:

@@ -29,6 +29,7 @@ _FIXED: dict[str, Any] = {
     "cohort": lambda request: request.cohorts,
     "smoke": lambda request: request.smoke,
     "views": lambda request: request.views,
+    "val_like": lambda request: request.val_like,
     "uncertain": lambda request: request.uncertain,
     "max_bad": lambda request: request.max_bad,
     "seed": lambda request: request.seed,

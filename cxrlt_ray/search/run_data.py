@@ -87,6 +87,13 @@ def _read(request: SweepRequest, data: str, cohorts: dict[str, str], folds: int)
         print(note)
     manifest = _validation_folded(cohort.manifest) if folds else cohort.manifest
     task = load_task(request.task, manifest.findings)
+    if request.likeness:
+        if folds:
+            raise UsageError(
+                f"--val-like is for a validation split: with {folds} folds every training image is validated on. Leave "
+                "it out, or give --folds 0."
+            )
+        manifest = with_validation_like(manifest, task.findings, request.likeness)
     _check_task(task, manifest, ("train",) if folds else ("train", "val"))
     training = manifest.of_cohort(MAIN).of_split("train").table
     if request.views == "frontal" and not training["view"].isin(FRONTAL).any():
@@ -140,6 +147,37 @@ def few(manifest: Manifest, images: int, seed: int) -> Manifest:
     share = subjects["split"].map(table["split"].value_counts()) * images / len(table)
     drawn = subjects.index[(so_far <= share.clip(lower=30)).to_numpy()]
     return manifest.where(table["subject_id"].isin(drawn))
+
+
+def with_validation_like(manifest: Manifest, findings: tuple[str, ...], likeness: tuple[str, ...]) -> Manifest:
+    """The manifest without the main cohort's validation images that are not as the test's are; prints what is left.
+
+    likeness: `frontal`, PA or AP; `any`, with at least one of `findings`, to which Normal does not count. What is left
+    out does not train either: its subjects validate. Raises CxrltError where no finding keeps a positive.
+    """
+    from cxrlt_ray.data.tasks import NO_FINDING
+
+    table = manifest.table
+    validation = ((table["split"] == "val") & (table["cohort"] == MAIN)).to_numpy()
+    positive = manifest.targets(findings) == 1
+    abnormal = np.array([name.lower() not in NO_FINDING for name in findings], bool)
+    alike = np.ones(len(table), bool)
+    if "frontal" in likeness:
+        alike &= table["view"].isin(FRONTAL).to_numpy()
+    if "any" in likeness:
+        alike &= positive[:, abnormal].any(axis=1)
+    left = validation & alike
+    option = f"--val-like {','.join(likeness)}"
+    if not positive[left].any():
+        unknown = (table["view"][validation] == "UNKNOWN").all()
+        why = "; the data names no view of them" if "frontal" in likeness and unknown else ""
+        raise CxrltError(
+            f"{option} leaves {left.sum():,} of {validation.sum():,} validation images, and no finding with a "
+            f"positive{why}: leave it out."
+        )
+    subjects = table["subject_id"][left].nunique()
+    print(f"{option}: {left.sum():,} of {validation.sum():,} validation images stay, of {subjects:,} subjects")
+    return manifest.where(~validation | left)
 
 
 def _validation_folded(manifest: Manifest) -> Manifest:

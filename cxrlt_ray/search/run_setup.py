@@ -76,6 +76,7 @@ def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
         holdout=request.holdout,
         objectives=request.objectives,
         views=request.views,
+        val_like=request.val_like,
         uncertain=request.uncertain,
         seed=request.seed,
         max_bad=request.max_bad,

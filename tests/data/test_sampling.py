@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxrlt_ray.data.sampling import SAMPLERS, draws, expected
+from cxrlt_ray.data.sampling import REPEAT_BELOW, SAMPLERS, draws, expected, repeat_factors
 from cxrlt_ray.errors import UsageError
 
 
@@ -43,6 +43,40 @@ def test_findings_are_drawn_in_the_stated_proportion(sampler, power):
     assert np.abs(np.bincount(which[rows], minlength=5) / 4000 - wanted / wanted.sum()).max() < 0.02
 
 
+def repeat_factors_by_loops(targets: np.ndarray, threshold: float) -> list[float]:
+    """Gupta et al. 2019, section 4: r_c = max(1, sqrt(t / f_c)), r_i = max over the image's findings of r_c."""
+    factors = []
+    for image in targets:
+        r = 1.0
+        for c, target in enumerate(image):
+            if target == 1:
+                labelled = [t for t in targets[:, c] if t >= 0]
+                r = max(r, (threshold / (sum(t == 1 for t in labelled) / len(labelled))) ** 0.5)
+        factors.append(r)
+    return factors
+
+
+@pytest.mark.parametrize("threshold", [0.001, 0.01, 0.3])
+def test_repeat_factors_are_the_papers_formula(threshold):
+    targets = cohort(400)
+    np.testing.assert_allclose(repeat_factors(targets, threshold), repeat_factors_by_loops(targets, threshold))
+
+
+def test_repeat_factor_draws_rare_images_more_often_by_their_factor_and_all_others_alike():
+    targets = cohort()
+    factors, counts = repeat_factors(targets), expected("repeat_factor", targets, 8)
+    rare = (targets == 1)[:, (targets == 1).mean(axis=0) < REPEAT_BELOW].any(axis=1)
+    assert rare.any()
+    np.testing.assert_allclose(counts / counts[~rare].min(), factors)
+    assert (factors[~rare] == 1).all()
+    assert (factors[rare] > 1).all()
+
+
+def test_repeat_factor_without_rare_findings_or_labels_shows_every_image_once():
+    for targets in (np.tile(np.eye(4, dtype=np.int8), (9, 1)), np.full((9, 3), -1, np.int8), np.empty((9, 0), np.int8)):
+        assert np.array_equal(draws(expected("repeat_factor", targets, 3), 1, 3), np.arange(len(targets)))
+
+
 def test_natural_shows_every_image_once():
     assert np.array_equal(draws(expected("natural", cohort(), 5), 2, 5), np.arange(3000))
 
@@ -68,5 +102,5 @@ def test_one_epoch_leaves_every_sampler_no_choice():
 
 
 def test_an_unknown_sampler_is_named():
-    with pytest.raises(UsageError, match="no sampler 'balanced'; there are natural, sqrt, class_aware"):
+    with pytest.raises(UsageError, match="no sampler 'balanced'; there are natural, sqrt, class_aware, repeat_factor"):
         expected("balanced", cohort(), 2)

@@ -14,16 +14,14 @@ from torchvision.ops import sigmoid_focal_loss
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.losses import (
     LOSSES,
-    MAX_WEIGHT,
     RANGES,
     SCOPES,
     bound,
-    class_weights,
-    logit_shift,
     setting_fault,
     settings,
     smoothed,
 )
+from cxrlt_ray.objectives.priors import MAX_WEIGHT, class_weights, logit_shift
 
 torch.set_num_threads(2)
 
@@ -302,6 +300,28 @@ def test_class_balanced_weighs_findings_without_positives_1_and_leaves_the_other
     assert ours(logits, rest).item() == pytest.approx(three(logits[:, :3], targets[:, :3]).item())
     nothing = bound("class_balanced", {}, weights, none * 0, labelled)
     assert nothing(logits, targets).item() == pytest.approx(named("bce")(logits, targets, weights).item())
+
+
+@pytest.mark.parametrize(("tau", "gamma_neg", "gamma_pos", "clip"), [(1.0, 4, 0, 0.05), (0.5, 2, 1, 0.0), (2, 0, 0, 0)])
+def test_logit_adjusted_asl_is_asl_of_logits_with_the_findings_log_odds_added(tau, gamma_neg, gamma_pos, clip):
+    """Menon et al. 2021, eq. 10, for two classes a finding: z + tau log(p / (1 - p)), p its share of positives."""
+    logits, targets, weights = example()
+    positives, labelled = (counted.double().numpy() for counted in counts(4))
+    share, total, number = positives / labelled, 0.0, 0
+    for image, row in zip(logits.numpy(), targets.numpy(), strict=True):
+        for c, target in enumerate(row):
+            if target < 0:
+                continue
+            z = image[c] + tau * np.log(share[c] / (1 - share[c]))
+            p = 1 / (1 + np.exp(-z))
+            shifted = max(p - clip, 0)
+            cost = (1 - p) ** gamma_pos * -np.log(p) if target else shifted**gamma_neg * -np.log(1 - shifted)
+            total, number = total + cost, number + 1
+    ours = named("logit_adjusted_asl", la_tau=tau, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+    assert ours(logits, targets, weights).item() == pytest.approx(total / number, rel=1e-5)
+    plain = named("asl", gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+    none = named("logit_adjusted_asl", la_tau=0.0, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+    assert none(logits, targets, weights).item() == pytest.approx(plain(logits, targets, weights).item())
 
 
 def distribution_balanced_by_loops(z, y, n, labelled, alpha, beta, mu, scale, kappa, gamma):
