@@ -141,7 +141,9 @@ def phantom_as(reader: str, data: Store, findings: tuple[str, ...]) -> Raw:
         for finding in findings
     }
     kept = raw.table[[column for column in raw.table if column not in raw.findings]]
-    note = f"The phantom poses as {reader}: {len(names)} of the {len(findings)} findings are drawn, the others are null."
+    note = (
+        f"The phantom poses as {reader}: {len(names)} of the {len(findings)} findings are drawn, the others are null."
+    )
     return replace(raw, table=kept.assign(**labels), findings=findings, notes=[note])
 
 

@@ -9,6 +9,7 @@ its training table and of its participants' public code; the order of task 2's f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +124,7 @@ TASK1_2026 = (
     "calcified densities",
 )
 TASK2_2026 = ("Scoliosis", "Osteopenia", "Bulla", "Infarction", "Adenopathy", "goiter")
-NO_FINDING = ("normal", "no finding")  # in small letters: what says that nothing is there, and is no finding itself
+NO_FINDING = ("normal", "no finding")  # in small letters: what says that no finding is there
 
 HEAD, MEDIUM, TAIL = "head", "medium", "tail"
 GROUPS = (HEAD, MEDIUM, TAIL)
@@ -133,7 +134,8 @@ GROUPS = (HEAD, MEDIUM, TAIL)
 class Task:
     """A task of the challenge: `findings` in submission order, scored on the images of `scored_split`.
 
-    id_column: what a submission calls its images' ids. Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions.
+    id_column: what a submission calls its images' ids. Raises UsageError for a finding whose name a spreadsheet would
+    take for a formula: it heads columns of submissions.
     """
 
     name: str
@@ -184,6 +186,15 @@ def load_task(name: str, findings: tuple[str, ...] = ()) -> Task:
     if not content.findings or len(set(content.findings)) < len(content.findings):
         raise UsageError(f"{path}: key 'findings' must list at least one finding, each once.")
     return Task(content.name or path.stem, content.findings, content.scored_split)
+
+
+def normal_among(findings: Sequence[str]) -> int | None:
+    """Which of `findings` says that there is none, whatever its letters' case: Normal or No Finding; None where none.
+
+    >>> normal_among(("Mass", "No finding")), normal_among(("Mass",))
+    (1, None)
+    """
+    return next((k for k, name in enumerate(findings) if name.lower() in NO_FINDING), None)
 
 
 def rarity(targets: np.ndarray) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.data.shards import Shards
+from cxrlt_ray.data.tasks import normal_among
 from cxrlt_ray.ensembling.compare import ScoredSplit, System
 from cxrlt_ray.ensembling.pool import Pool, Say
 from cxrlt_ray.ensembling.tta import AUGMENTED
@@ -53,8 +54,9 @@ class Ensemble:
 
     @property
     def rule(self) -> StudyRule:
-        """How the images of a study are joined."""
-        return StudyRule(self.record.joined_by, self.record.views)
+        """How the images of a study are joined, and findings gated."""
+        record = self.record
+        return StudyRule(record.joined_by, record.views, record.gating, normal_among(self.findings))
 
     @property
     def findings(self) -> tuple[str, ...]:

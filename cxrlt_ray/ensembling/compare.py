@@ -270,18 +270,24 @@ def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, sa
 
 
 def _rules(file: EnsembleFile, pool: Pool, say: Say | None) -> list[StudyRule]:
-    """The rules to choose among; the first alone where the pool's images cannot tell them apart."""
-    rules = file.rules()
-    if len(rules) > 1 and (pool.study is None or len(np.unique(pool.study)) == len(pool.study)):
-        if say is not None:
-            say(f"No study has two validation images: {rules[0]}, for there is nothing to choose by")
-        return rules[:1]
+    """The rules to choose among; of those that join studies the first alone where no study has two images."""
+    rules = file.rules(pool.findings)
+    alike = [rule for rule in rules if rule.joins_as(rules[0])]
+    lines = []
+    if file.gating == AUTO and not any(rule.gating for rule in rules):
+        lines.append("Normal gating left out: no finding is called Normal or No Finding")
+    if len(alike) < len(rules) and (pool.study is None or len(np.unique(pool.study)) == len(pool.study)):
+        rules = alike
+        lines.append(f"No study has two validation images: {rules[0]}, for there is nothing to choose by")
+    for line in lines if say is not None else ():
+        say(line)
     return rules
 
 
 def _values(space: str, rule: StudyRule, pool: Pool, predictions: np.ndarray) -> np.ndarray:
     """The pool's predictions in `space`, joined by `rule`; where no study is known each image stands by itself."""
     if pool.study is None or pool.view is None:
+        predictions = rule.gated(predictions)
         return spaces.into(space, predictions, predictions)
     return rule.values(space, predictions, predictions, pool.study, pool.view)
 
@@ -294,5 +300,7 @@ def _choice(file: EnsembleFile, rules: list[StudyRule], fitted: Fitted) -> str:
         parts.append(f"selector {fitted.method.selector}{guard}")
     if len(rules) > 1 and fitted.rules:
         agreeing = sum(rule == fitted.rule for rule in fitted.rules)
-        parts.append(f"{rules[fitted.rule]} (so do {agreeing} of {len(fitted.rules)} folds)")
+        refused = any(rule.gating for rule in rules) and not rules[fitted.rule].gating
+        chosen = f"{rules[fitted.rule]}{', no Normal gating' if refused else ''}"
+        parts.append(f"{chosen} (so do {agreeing} of {len(fitted.rules)} folds)")
     return "; ".join(parts)

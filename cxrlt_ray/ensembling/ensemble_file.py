@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator
 
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.data.manifest import VIEWS
+from cxrlt_ray.data.tasks import normal_among
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.selection import SELECTORS, SPACES_OF
 from cxrlt_ray.selection import settings as settings_of
@@ -26,7 +28,8 @@ class EnsembleFile(Config):
     aggregation: how the images of a study are joined before members are weighed; auto: chosen by cross-fitting, each
     image by itself unless another is better by more than one standard error. views: weights of images by their view,
     or learned, from views.GRID. Without `aggregation` it is the mean where views are stated, auto where learned, else
-    none. tta: whether members score under test-time augmentation (tta.under_tta).
+    none. gating: how strongly each member's Normal gates its other findings (selection/gating.py), 0 to 1; auto: chosen
+    by cross-fitting. tta: whether members score under test-time augmentation (tta.under_tta).
     """
 
     selector: str
@@ -36,6 +39,7 @@ class EnsembleFile(Config):
     space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
     aggregation: Literal["none", "mean", "max", "noisy_or", "auto"] | None = None
     views: dict[str, float] | Literal["learned"] | None = None
+    gating: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.0
     tta: Literal["auto", "on", "off"] = "auto"
     guard: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
     lean: Lean = "global"
@@ -86,9 +90,15 @@ class EnsembleFile(Config):
             return self.aggregation
         return "none" if self.views is None else AUTO if self.views == LEARNED else "mean"
 
-    def rules(self) -> list[StudyRule]:
-        """How the images of a study may be joined, in order of preference."""
-        return options(self.used_aggregation(), self.views)
+    def rules(self, findings: Sequence[str] = ()) -> list[StudyRule]:
+        """How the images of a study may be joined and `findings` gated, in order of preference.
+
+        Raises UsageError where they are to be gated at a given strength and Normal is not among them.
+        """
+        normal = normal_among(findings)
+        if normal is None and self.gating not in (0, AUTO):
+            raise UsageError(f"gating: {self.gating:g} needs a finding Normal, by which the others are gated.")
+        return options(self.used_aggregation(), self.views, self.gating, normal)
 
     def used_space(self) -> str:
         """The space in which predictions are combined: the key `space`, or the selector's own."""

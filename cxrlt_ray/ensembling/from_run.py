@@ -23,7 +23,7 @@ def pool_of_run(
 
     split: what members must be able to score; None: nothing.
     """
-    transformed = file.used_space() != "probability" or file.used_aggregation() != "none"
+    transformed = file.used_space() != "probability" or file.used_aggregation() != "none" or file.gating != 0
     copies = COPIES + ANOTHER * transformed + AGAIN * request.explain
     trials = candidates(run, split, request.pruned, say)
     pool = gather(run, manifest, trials, say, most=request.most, copies=copies)

@@ -79,6 +79,7 @@ def pool_of_tables(members: Members, file: EnsembleFile, costs: str | None) -> P
         targets=members.targets,
         groups=members.groups,
         trials=[],
+        findings=tuple(members.findings),
     )
     if costs:
         return replace(pool, costs=read_costs(costs, pool.names))

@@ -32,6 +32,7 @@ class Pool:
     predictions: float32 [M, N, C]. targets: int8 [N, C], 1, 0 or -1 (not labelled). groups: [N] subjects.
     trials: [M], or [] where the predictions are not of a run. costs: [M], of scoring an image; None where not known.
     study, view: [N]; None where not known. tta: [M] which members score under test-time augmentation; () for none.
+    findings: [C], their names; () where not known.
     """
 
     names: list[str]
@@ -44,6 +45,7 @@ class Pool:
     study: np.ndarray | None = None
     view: np.ndarray | None = None
     tta: tuple[bool, ...] = ()
+    findings: tuple[str, ...] = ()
 
     def augmented(self, m: int) -> bool:
         """Whether member m scores under test-time augmentation."""
@@ -126,6 +128,7 @@ def gather(
         trials=readable,
         study=study,
         view=view,
+        findings=run.task.findings,
     )
 
 

@@ -84,6 +84,7 @@ def as_applied(file: EnsembleFile, system: System) -> dict[str, JsonValue]:
         "space": system.space,
         "aggregation": system.rule.how,
         "views": None if system.rule.views is None else dict(system.rule.views),
+        "gating": system.rule.gating,
         "chosen": finite({"selector": method.selector, "guard": float(method.guard)}),
     }
 

@@ -35,12 +35,18 @@ def build(
     """The table of probabilities float [N, C] in [0, 1] of `image_ids` [N], findings [C] in the task's order."""
     import pandas as pd
 
-    return pd.DataFrame({id_column: np.asarray(image_ids).astype(str), **dict(zip(findings, probabilities.T, strict=True))})
+    return pd.DataFrame(
+        {id_column: np.asarray(image_ids).astype(str), **dict(zip(findings, probabilities.T, strict=True))}
+    )
 
 
 def check(frame: pd.DataFrame, task: Task, image_ids: Sequence[str] | np.ndarray) -> list[str]:
     """Every fault of a submission to `task` for the images `image_ids`, each as a sentence; [] if it is good."""
-    return [*_column_faults(list(frame.columns), task), *_row_faults(frame, task, image_ids), *_value_faults(frame, task)]
+    return [
+        *_column_faults(list(frame.columns), task),
+        *_row_faults(frame, task, image_ids),
+        *_value_faults(frame, task),
+    ]
 
 
 def write(

@@ -44,8 +44,8 @@ class EnsembleRecord(Record):
     """`ensemble.json`.
 
     run: its URI. fingerprint: of the run's manifest. sizes, quality: of the shards, edges in pixels and JPEG quality.
-    From `selector` to `repeats`: the ensembles/ file as it was applied, with the space, aggregation and views that were
-    taken. scores: what ensembling.compare.as_json makes of the comparison.
+    From `selector` to `repeats`: the ensembles/ file as it was applied, with the space, aggregation, views and gating
+    that were taken. scores: what ensembling.compare.as_json makes of the comparison.
     """
 
     VERSION: ClassVar[int] = 2
@@ -64,6 +64,7 @@ class EnsembleRecord(Record):
     space: Literal["probability", "logit", "rank"] = "probability"
     aggregation: Literal["none", "mean", "max", "noisy_or"] | None = None  # None: a file of before this key
     views: dict[str, float] | None = None
+    gating: float = 0.0
     tta: Literal["auto", "on", "off"] = "auto"
     guard: float | Literal["auto"] | None = 0.0
     lean: Literal["global", "mean", "sound"] = "global"

@@ -9,7 +9,7 @@ import numpy as np
 
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
-from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.data.tasks import Task, normal_among
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
@@ -155,12 +155,10 @@ def with_validation_like(manifest: Manifest, findings: tuple[str, ...], likeness
     likeness: `frontal`, PA or AP; `any`, with at least one of `findings`, to which Normal does not count. What is left
     out does not train either: its subjects validate. Raises CxrltError where no finding keeps a positive.
     """
-    from cxrlt_ray.data.tasks import NO_FINDING
-
     table = manifest.table
     validation = ((table["split"] == "val") & (table["cohort"] == MAIN)).to_numpy()
     positive = manifest.targets(findings) == 1
-    abnormal = np.array([name.lower() not in NO_FINDING for name in findings], bool)
+    abnormal = np.arange(len(findings)) != normal_among(findings)
     alike = np.ones(len(table), bool)
     if "frontal" in likeness:
         alike &= table["view"].isin(FRONTAL).to_numpy()

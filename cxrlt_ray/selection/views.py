@@ -1,19 +1,21 @@
 """One prediction per study: labels are given per study, scores per image, so a study's images may be joined.
 
-A `StudyRule` says how: each image by itself, or all by the study's weighted mean, maximum or noisy-or. `options` lists
-the rules among which honest.fit is to choose. 39,293 images x 40 findings x 12 members take 0.3 to 0.8 s a rule on a
-busy core; a rule's result is as large as its input.
+A `StudyRule` says how: each image by itself, or all by the study's weighted mean, maximum or noisy-or; and whether its
+Normal gates the other findings before (gating.py). `options` lists the rules among which honest.fit is to choose.
+39,293 images x 40 findings x 12 members take 0.3 to 0.8 s a rule on a busy core; a rule's result is as large as its
+input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from cxrlt_ray.selection import spaces
+from cxrlt_ray.selection.gating import STRENGTHS, gated_by_normal
 
 How = Literal["none", "mean", "max", "noisy_or"]
 AUTO: Literal["auto"] = "auto"
@@ -24,12 +26,20 @@ _NAMES = {"none": "each image by itself", "mean": "study mean", "max": "study ma
 
 @dataclass(frozen=True)
 class StudyRule:
-    """How a study's images are joined; `views`: weights >= 0 of PA, AP, LATERAL, OTHER, UNKNOWN, 1 where not named."""
+    """How a study's images are joined; `views`: weights >= 0 of PA, AP, LATERAL, OTHER, UNKNOWN, 1 where not named.
+
+    gating: how strongly finding `normal`, an index, gates the others; 0: not.
+    """
 
     how: How = "none"
     views: Mapping[str, float] | None = None
+    gating: float = 0.0
+    normal: int | None = None
 
     def __str__(self) -> str:
+        return self._joining() + (f", Normal gating {self.gating:g}" if self.gating else "")
+
+    def _joining(self) -> str:
         weights = dict(self.views or {})
         if self.how == "none" or not weights:
             return _NAMES[self.how]
@@ -42,13 +52,26 @@ class StudyRule:
     ) -> np.ndarray:
         """Probabilities float32 [M, N, C] in `space` (see spaces.into), joined by this rule. study, view: [N].
 
-        The mean is taken in `space`, where members are averaged too. Maximum and noisy-or are taken of probabilities,
-        and their result is converted to `space`; its ranks are those among single images.
+        Gating comes first. The mean is taken in `space`, where members are averaged too. Maximum and noisy-or are taken
+        of probabilities, and their result is converted to `space`; its ranks are those among single images.
         """
+        joint = reference is predictions
+        predictions = self.gated(predictions)
+        reference = predictions if joint else self.gated(reference)
         if self.how in ("max", "noisy_or"):
             predictions = by_study(predictions, study, self.view_weights(view), self.how)
         converted = spaces.into(space, predictions, reference)
         return by_study(converted, study, self.view_weights(view)) if self.how == "mean" else converted
+
+    def gated(self, predictions: np.ndarray) -> np.ndarray:
+        """Probabilities [M, N, C] gated by each member's own of Normal, as this rule says."""
+        if not self.gating or self.normal is None:
+            return predictions
+        return gated_by_normal(predictions, self.normal, self.gating)
+
+    def joins_as(self, other: StudyRule) -> bool:
+        """Whether both join a study's images alike, whatever they gate."""
+        return (self.how, self.views) == (other.how, other.views)
 
     def view_weights(self, view: np.ndarray) -> np.ndarray:
         """The weight float64 [N] of each image, by its view."""
@@ -56,14 +79,23 @@ class StudyRule:
         return np.array([weights.get(str(name), 1.0) for name in view], float)
 
 
-def options(aggregation: str, views: Mapping[str, float] | Literal["learned"] | None) -> list[StudyRule]:
-    """The rules that an ensembles/ file's two keys leave to choose among, in order of preference.
+def options(
+    aggregation: str,
+    views: Mapping[str, float] | Literal["learned"] | None,
+    strength: float | Literal["auto"] = 0.0,
+    normal: int | None = None,
+) -> list[StudyRule]:
+    """The rules that an ensembles/ file's keys leave to choose among, in order of preference.
 
     >>> [str(rule) for rule in options("auto", None)]
     ['each image by itself', 'study mean', 'study maximum', 'study noisy-or']
 
     aggregation auto: none, mean, max, noisy_or. views learned: the mean, or the rule given, with each weights of GRID.
+    strength: of the gating by finding `normal`; auto: each of STRENGTHS, after all rules without it.
     """
+    if normal is not None and strength:
+        strengths = STRENGTHS if strength == AUTO else (strength,)
+        return [replace(rule, gating=a, normal=normal) for a in strengths for rule in options(aggregation, views)]
     graded = [{"PA": frontal, "AP": frontal, "LATERAL": lateral} for frontal, lateral in GRID]
     stated = None if views == LEARNED else views
     weights: list[Any] = graded if views == LEARNED else [stated]

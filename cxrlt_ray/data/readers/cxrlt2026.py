@@ -163,8 +163,8 @@ def _check_subjects(table: pd.DataFrame, known: np.ndarray, notes: list[str], pr
         if known[lossy.to_numpy().argmax()]:
             where = f"PadChest's own table: the PatientID of the image of {first['file']} {row}"
         problems.append(
-            f"{where} holds a number that was rounded when the table was saved: patients share an id, and one patient's "
-            "images would lie in training and validation. Put PadChest's own table, as it was downloaded "
+            f"{where} holds a number that was rounded when the table was saved: patients share an id, and one "
+            "patient's images would lie in training and validation. Put PadChest's own table, as it was downloaded "
             "(PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv or .csv.gz), into the data's directory: ids are "
             "taken from it by ImageID. Or save the table anew from the original with PatientID as text (pandas: "
             "dtype=str)."
