@@ -279,8 +279,9 @@ def _rules(file: EnsembleFile, pool: Pool, say: Say | None) -> list[StudyRule]:
     if len(alike) < len(rules) and (pool.study is None or len(np.unique(pool.study)) == len(pool.study)):
         rules = alike
         lines.append(f"No study has two validation images: {rules[0]}, for there is nothing to choose by")
-    for line in lines if say is not None else ():
-        say(line)
+    if say is not None:
+        for line in lines:
+            say(line)
     return rules
 
 

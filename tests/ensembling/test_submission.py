@@ -154,3 +154,16 @@ def test_images_without_labels_can_be_submitted_but_not_scored(tmp_path: Path):
     frame = submission.read(scored_cohort.submit(tmp_path, images.table["image_id"].tolist()))
     with pytest.raises(CxrltError, match="carry no label"):
         submission.aligned(frame, scored_cohort.TASK, images.where(images.table["Mass"].isna()), "it")
+
+
+def test_the_tasks_of_2026_are_submitted_by_image_id(tmp_path):
+    task = load_task("2026-task1")
+    ids = ["1_00-01.png", "2_00-02.png"]
+    frame = submission.build(ids, np.full((2, 30), 0.5), task.findings, task.id_column)
+    assert list(frame.columns) == ["ImageID", *task.findings]
+    submission.write(Store(str(tmp_path)), frame, task, ids)
+    again = submission.read(str(tmp_path / "submission.csv"))
+    assert submission.check(again, task, ids) == []
+    assert again["ImageID"].tolist() == ids
+    faults = " ".join(submission.check(again.rename(columns={"ImageID": "dicom_id"}), task, ids))
+    assert "column(s) missing: ImageID" in faults

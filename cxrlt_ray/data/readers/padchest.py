@@ -132,7 +132,8 @@ def read(request: Request) -> Raw:
 def find_table(data: Store) -> tuple[Store, str] | None:
     """Where PadChest's own table is, in `data` or a directory in it, and its name."""
     # the folders of 160,861 images are no place to look for a table
-    near = [directory for directory in locations(data) if not re.search(r"/(\d+|images[^/]*)$", directory.uri)]
+    below = [directory for directory in locations(data)[1:] if not re.search(r"/(\d+|images[^/]*)$", directory.uri)]
+    near = [data, *below]
     return next(((directory, name) for directory in near for name in directory.list() if TABLE.match(name)), None)
 
 
