@@ -110,6 +110,8 @@ ROWS = [
         {"objective": "distill", "objective_settings": {"distill_temperature": 2.0, "distill_share": 0.5}},
         teacher_folds=3,
     ),
+    Row("sampler", "repeat factor", {"sampler": "repeat_factor"}),
+    Row("loss", "ASL of adjusted logits", {"loss": "logit_adjusted_asl"}),
 ]
 # of the baseline's own predictions: no training
 STUDY_RULES = (

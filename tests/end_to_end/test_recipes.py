@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 
 from cxrlt_ray import config, ensemble, sweep
-from cxrlt_ray.data.tasks import TASK1
+from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs import store
 from cxrlt_ray.search.space_file import load_space
 
-RECIPES = [name for name in config.names("search_spaces") if name.startswith("team_") or name == "all_winners"]
+RECIPES = [n for n in config.names("search_spaces") if n.startswith("team_") or n in ("all_winners", "winner_2026")]
+TASKS = {"winner_2026": "2026-task1"}  # of recipes that are not for task 1
 QUICK = "team_d"  # other cohorts, three stages, ML-Decoder, fusion, test-time augmentation
 MINUTES = 3
 SHORT = ("team_d", "team_e")  # whose models are built on paper in every test run; the others' in the slow tests
@@ -27,8 +28,9 @@ def storage(tmp_path_factory):
     return str(tmp_path_factory.mktemp("recipes"))
 
 
-def run_whole(name: str, storage: str, task: str = "task1", count: int | None = None) -> Path:
+def run_whole(name: str, storage: str, task: str | None = None, count: int | None = None) -> Path:
     """Sweep and ensemble of a recipe in small; the ensemble's directory."""
+    task = task or TASKS.get(name, "task1")
     sweep.main(task, space=name, smoke=True, name=f"{name}-{task}", storage=storage, trials=count)
     ensemble.main(select=name, run=f"{name}-{task}", storage=storage, rounds=20)
     return Path(storage) / f"{name}-{task}" / "ensembles" / name
@@ -36,10 +38,10 @@ def run_whole(name: str, storage: str, task: str = "task1", count: int | None = 
 
 def test_there_is_a_space_an_ensemble_and_a_page_for_each_of_the_teams():
     pages = Path(__file__).parents[2] / "docs" / "systems"
-    for letter in "abcdefgh":
-        assert f"team_{letter}" in RECIPES
-        assert f"team_{letter}" in config.names("ensembles")
-        assert (pages / f"team_{letter}.md").is_file()
+    for name in (*(f"team_{letter}" for letter in "abcdefgh"), "winner_2026"):
+        assert name in RECIPES
+        assert name in config.names("ensembles")
+        assert (pages / f"{name}.md").is_file()
 
 
 @pytest.mark.slow
@@ -68,6 +70,18 @@ def test_a_recipe_runs_whole_in_small(ray, storage, capsys):
     assert all(member["tta"] for member in about["members"])
 
 
+def test_the_winner_of_2026_pretrains_on_mimic_then_trains_the_head_then_all():
+    (kind, *_) = load_space("winner_2026").kinds()
+    stages = kind.staged()
+    assert [stage.cohorts for stage in stages] == ["mimic", "mimic", "main", "main"]
+    assert [stage.frozen_backbone for stage in stages] == [True, False, True, False]
+    assert {stage.ema_decay for stage in stages} == {0.9999}
+    assert [(s.head, s.loss, s.sampler) for s in stages[1:3]] == [
+        ("linear", "logit_adjusted_asl", "natural"),
+        ("csra", "distribution_balanced", "repeat_factor"),
+    ]
+
+
 @pytest.mark.slow
 def test_a_smoke_run_goes_on_where_it_was(ray, storage, capsys):
     run_there = store.load_run(storage, f"{QUICK}-task1") if Path(storage, f"{QUICK}-task1").exists() else None
@@ -81,9 +95,10 @@ def test_a_smoke_run_goes_on_where_it_was(ray, storage, capsys):
     "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in RECIPES]
 )
 def test_every_recipe_is_built_and_planned_in_full_size_on_paper(name, tmp_path, capsys):
-    sweep.main("task1", space=name, dry_run=True, images=377_110, storage=str(tmp_path))
+    task = TASKS.get(name, "task1")
+    sweep.main(task, space=name, dry_run=True, images=377_110, storage=str(tmp_path))
     told = capsys.readouterr().out
-    assert "were built for 40 findings, and took a training step, on paper" in told
+    assert f"were built for {len(load_task(task).findings)} findings, and took a training step, on paper" in told
     assert "device-hours" in told
     assert not list(tmp_path.iterdir())
 
