@@ -4,10 +4,10 @@ Images that Removal.csv names are left out of training. The test is CXRLT_2026_T
 ImageID and, where labels are known, the task's findings. Task 2's six are not labelled in training. There is no
 validation split. Columns are addressed by name, in any order.
 
-PatientID of the public training table is rounded (3.24e+38), so that patients share an id, and one patient's images lie
-in training and validation. With PadChest's own table beside it (PADCHEST_chest_x_ray_images_labels_160K_*.csv, in the
-directory or one in it), subject, study, view, sex, age, report and photometric interpretation come from there by
-ImageID; without it rounded ids are refused, views are unknown, and a patient's images of one day are a study.
+PatientID of the public training table is rounded (3.24e+38), so that many patients share an id: splits, folds and
+intervals would be of groups of them. With PadChest's own table beside it (in the directory or one in it), subject,
+study, view, sex, age, report and photometric interpretation come from there by ImageID; without it rounded ids are
+refused, views are unknown, and a patient's images of one day are a study.
 
 Images are found by their names below the directory, in whatever folders they lie; one that is in several is taken from
 the folder that holds most of them.
@@ -163,8 +163,8 @@ def _check_subjects(table: pd.DataFrame, known: np.ndarray, notes: list[str], pr
         if known[lossy.to_numpy().argmax()]:
             where = f"PadChest's own table: the PatientID of the image of {first['file']} {row}"
         problems.append(
-            f"{where} holds a number that was rounded when the table was saved: patients share an id, and one "
-            "patient's images would lie in training and validation. Put PadChest's own table, as it was downloaded "
+            f"{where} holds a number that was rounded when the table was saved: different patients share an id, and "
+            "nothing can be split by patient. Put PadChest's own table, as it was downloaded "
             "(PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv or .csv.gz), into the data's directory: ids are "
             "taken from it by ImageID. Or save the table anew from the original with PatientID as text (pandas: "
             "dtype=str)."
