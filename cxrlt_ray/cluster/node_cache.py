@@ -124,9 +124,12 @@ def read(shards: ShardFiles, file: str, offset: int, length: int) -> bytes:
                 continue
             raise CxrltError(_unreadable(shards, file, error)) from None
         try:
-            return os.pread(descriptor, length, offset)
+            content = os.pread(descriptor, length, offset)
         finally:
             os.close(descriptor)
+        if len(content) < length:
+            raise CxrltError(f"shard {shards.store.uri}/{file} is cut short: remove it, and --resume prepares it again.")
+        return content
     raise CxrltError(f"{shards.store.uri}/{file} is gone, or {tempfile.gettempdir()} cannot hold it: make room there.")
 
 

@@ -31,9 +31,8 @@ from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.node_cache import DecodedImages
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.batching import order, steps, units
-from cxrlt_ray.data.decode import decode
 from cxrlt_ray.data.image_transform import AugmentedView, ImageTransform
-from cxrlt_ray.data.shards import Shards
+from cxrlt_ray.data.shards import Shards, decoded
 
 THREADS, RAY = "threads", "ray"
 ENGINES = (THREADS, RAY)
@@ -191,7 +190,7 @@ def _images(shards: Shards, location: _Location, cache: DecodedImages | None) ->
     for file, offset, length, slot in zip(*columns, strict=True):
         image = cache.get(slot) if cache else None
         if image is None:
-            image = decode(node_cache.read(shards.files(), file, int(offset), int(length)))[0]
+            image = decoded(node_cache.read(shards.files(), file, int(offset), int(length)))
             if cache:
                 cache.put(slot, image)
         yield image
