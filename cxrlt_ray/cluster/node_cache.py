@@ -128,7 +128,7 @@ def read(shards: ShardFiles, file: str, offset: int, length: int) -> bytes:
         finally:
             os.close(descriptor)
         if len(content) < length:
-            raise CxrltError(f"shard {shards.store.uri}/{file} is cut short: remove it, and --resume prepares it again.")
+            raise CxrltError(f"shard {shards.store.uri}/{file} is cut short: remove it; --resume prepares it again.")
         return content
     raise CxrltError(f"{shards.store.uri}/{file} is gone, or {tempfile.gettempdir()} cannot hold it: make room there.")
 
