@@ -159,7 +159,7 @@ main = cli.command(
     python -m cxrlt_ray.ensemble --select my.yaml --run task1-20261125-101500 --zip
     python -m cxrlt_ray.ensemble --from a.csv b.parquet --targets labels.csv --apply test_a.csv test_b.csv
     """,
-    many=("--from", "--apply", "--findings"),
+    many=("--from", "--apply", "--findings", "--scores"),
 )
 
 

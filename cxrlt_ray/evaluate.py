@@ -41,11 +41,13 @@ def run(request: EvaluateRequest) -> Scores:
         console.print(note, markup=False, soft_wrap=True)
     task = load_task(request.task, manifest.findings)
     split = _of_split(request, manifest, task)
-    images, probabilities = submission.aligned(table, task, split, request.submission)
+    images, scaled = submission.aligned(table, task, split, request.submission, request.scores)
+    for note in scaled.notes:
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
     with console.status("Resampling subjects"):
         scores = evaluate(
             images.targets(task.findings),
-            probabilities,
+            scaled.probabilities,
             task.findings,
             _groups(manifest, task),
             images.table["subject_id"].to_numpy(),

@@ -36,12 +36,16 @@ def private_detail(value: object) -> str:
 
 
 def cell(value: Any) -> str:
-    """A cell's content as a message may show it: a number below 1,000 (a larger one may be an id), else its kind."""
+    """A cell's content as a message may show it: a number below 1,000 (a larger one may be an id), else its kind.
+
+    >>> cell("1.0000001"), cell(4711), cell("Mr. A")
+    ('1.0000001', 'a large number', 'text')
+    """
     try:
         number = float(value)
     except (TypeError, ValueError):
         return f"text{private_detail(str(value)[:40])}"
-    return f"a large number{private_detail(value)}" if 1000 <= abs(number) < math.inf else f"{number:.4g}"
+    return f"a large number{private_detail(value)}" if 1000 <= abs(number) < math.inf else f"{number:.8g}"
 
 
 def heads(columns: Sequence[str], most: int = 12) -> str:

@@ -1,6 +1,7 @@
 """Soft targets: stored predictions beside the manifest, for images and findings of it.
 
-A Parquet file with a column `image_id` and a float column a finding: probabilities in [0, 1], null where there is none.
+A Parquet file with a column `image_id` and a float column a finding: probabilities, null where there is none. Scores of
+another scale are read as `score_scale` says.
 What `ensemble`, `predict` and a trial with folds leave (predictions.parquet, predictions/val.parquet) is of this form.
 The manifest's own columns stay 1, 0 or null: a label is never overwritten. Where the predictions came from is kept as
 their provenance.
@@ -18,20 +19,24 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.data.score_scale import read_scores, rounded
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
 
 FILE = "soft_targets.parquet"  # in a run
 KEY = b"cxrlt_ray"  # of the metadata
-ROUNDING = 1e-6  # what float32 sigmoids may lie outside of [0, 1]
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Probabilities float32, index image_id, a column a finding, nan where there is none; and where they came from."""
+    """Probabilities float32, index image_id, a column a finding, nan where there is none; and where they came from.
+
+    notes: on how the file's scores were read.
+    """
 
     table: pd.DataFrame = field(repr=False)
     provenance: str
+    notes: tuple[str, ...] = ()
 
     def at(self, image_ids: np.ndarray, findings: Sequence[str]) -> np.ndarray:
         """float32 [N, C] of images and findings, in their order; nan for those that are not in the table."""
@@ -49,9 +54,8 @@ class SoftTargets:
         matched = int(training.isin(self.table.index).sum())
         if not matched:
             raise UsageError("--soft-targets has none of the cohort's training images: are they of another cohort?")
-        return [
-            f"Soft targets: {matched:,} of {len(training):,} training images, {len(shared)} of {len(findings)} findings"
-        ]
+        count = f"{matched:,} of {len(training):,} training images, {len(shared)} of {len(findings)} findings"
+        return [f"Soft targets: {count}", *(f"Soft targets: {note}" for note in self.notes)]
 
     def write(self, store: Store, name: str = FILE) -> None:
         """Write them as a Parquet file, whole or not at all."""
@@ -93,11 +97,15 @@ def read_from(store: Store, name: str = FILE, uri: str = "") -> SoftTargets:
     wrong = [str(column) for column, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if wrong:
         raise UsageError(f"{where}: column '{wrong[0]}' does not hold numbers.")
-    table = table.astype(np.float32)
-    low, high = table.min(axis=None), table.max(axis=None)
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise UsageError(f"{where} holds values from {low:.4g} to {high:.4g}: probabilities are from 0 to 1.")
-    return SoftTargets(table.clip(0, 1), _provenance(parquet.schema.metadata, content, uri or name))
+    scores, findings = table.to_numpy(np.float64, na_value=np.nan), [str(column) for column in table.columns]
+    if (infinite := np.isinf(scores).any(axis=0)).any():
+        raise UsageError(f"{where}: column '{findings[int(infinite.argmax())]}' holds infinite numbers.")
+    try:
+        scaled = read_scores(scores, findings, where, name=uri or name, mend="convert them to probabilities")
+    except CxrltError as error:
+        raise UsageError(str(error)) from None
+    table = pd.DataFrame(rounded(scaled.probabilities), table.index, findings)
+    return SoftTargets(table, _provenance(parquet.schema.metadata, content, uri or name), tuple(scaled.notes))
 
 
 def _provenance(metadata: dict[bytes, bytes] | None, content: bytes, uri: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.score_scale import rounded
 from cxrlt_ray.ensembling.apply import applied
 from cxrlt_ray.ensembling.compare import Comparison, System, as_json
 from cxrlt_ray.ensembling.costs import read_costs
@@ -53,7 +54,7 @@ def read(request: EnsembleRequest) -> Tables:
     """The members and images of a request's files; every fault of them is raised before any work."""
     assert request.tables is not None
     if request.is_npz:
-        members = read_npz(request.tables[0])
+        members = read_npz(request.tables[0], request.scores)
     else:
         assert request.targets is not None
         members = read_members(
@@ -63,6 +64,7 @@ def read(request: EnsembleRequest) -> Tables:
             id_column=request.id_column,
             findings=request.findings,
             drop_missing=request.drop_missing,
+            scales=request.scores,
         )
     if not request.apply:
         return Tables(members, None, None, members.notes)
@@ -108,4 +110,4 @@ def write(
 
 
 def _csv(image_id: np.ndarray, scores: np.ndarray, findings: list[str]) -> bytes:
-    return pd.DataFrame(scores.astype(np.float32), pd.Index(image_id, name="image_id"), findings).to_csv().encode()
+    return pd.DataFrame(rounded(scores), pd.Index(image_id, name="image_id"), findings).to_csv().encode()

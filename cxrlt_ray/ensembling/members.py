@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.readers.columns import counted, row_of
+from cxrlt_ray.data.score_scale import PROBABILITY, read_scores, rounded, within
+from cxrlt_ray.ensembling.names import columns_text, renamed
 from cxrlt_ray.ensembling.tables import (
     METADATA,
     SUBJECT,
@@ -32,6 +34,8 @@ from cxrlt_ray.privacy import heads, private_detail, unfit
 from cxrlt_ray.storage import Store
 
 _UNCERTAIN, _EMPTY = -1, -2
+_AS_LABELLED = "as those of the labelled images"
+_ALIKE = "give those of the labelled images and these alike, or say what both are by --scores"
 _ALONE = ": each image counts as a subject of its own, and intervals are too narrow where subjects have several"
 
 
@@ -39,9 +43,9 @@ _ALONE = ": each image counts as a subject of its own, and intervals are too nar
 class Members:
     """M members' predictions of the same N images, and notes on how they were matched.
 
-    names: [M], unique. image_id: str [N]. findings: [C]. predictions: float32 [M, N, C], finite.
+    names: [M], unique. image_id: str [N]. findings: [C]. predictions: float32 [M, N, C], probabilities.
     targets: int8 [N, C], 1, 0 or -1 (not labelled). groups: str [N], the subject of each image.
-    logits: bool [M], whether the member's files hold logits: its predictions here are their probabilities.
+    scales: [M], what each member's files hold, one of data.score_scale.SCALES: its other tables are read alike.
     """
 
     names: list[str]
@@ -50,7 +54,7 @@ class Members:
     predictions: np.ndarray
     targets: np.ndarray
     groups: np.ndarray
-    logits: np.ndarray
+    scales: list[str]
     notes: list[str] = field(default_factory=list)
 
 
@@ -62,13 +66,15 @@ def read_members(
     id_column: str | None = None,
     findings: Sequence[str] | None = None,
     drop_missing: bool = False,
+    scales: Sequence[str] | None = None,
 ) -> Members:
     """The members in the tables `paths`; images and findings in the order of the labels in `targets_path`.
 
     groups: a column of the labels, or a table of image ids and subjects; without it SUBJECT where the labels
     have it, else each image is a subject of its own. findings: those wanted; without it all columns of labels
     (1, 0, or -1 and empty, which are not labelled) that a member predicts. drop_missing: leave out images
-    that a member lacks. What else the files hold is not used, and noted.
+    that a member lacks. scales: of all members, or one each; without it as data.score_scale tells. What else the files
+    hold is not used, and noted.
     Raises UsageError for arguments that do not fit, CxrltError naming file, image and finding at fault.
     """
     names = member_names(paths)
@@ -78,14 +84,14 @@ def read_members(
     subjects, notes = _subjects(targets, groups, id_column)
     frames = (read_table(path, id_column) for path in paths)
     labels = targets.drop(columns=groups or [], errors="ignore")
-    return _match(names, frames, labels, subjects, notes, findings, drop_missing)
+    return _match(names, frames, labels, subjects, notes, findings, drop_missing, _each(scales, names))
 
 
-def read_npz(path: str) -> Members:
+def read_npz(path: str, scales: Sequence[str] | None = None) -> Members:
     """The members in an .npz of plain arrays: predictions [M, N, C] and targets [N, C] (1, 0, -1 or nan).
 
     Where they are there also groups [N], members [M], image_id [N] and findings [C]; else each image is a
-    subject of its own, and names are made up: member-0, image-0, finding-0.
+    subject of its own, and names are made up: member-0, image-0, finding-0. scales: as `read_members`.
     Raises CxrltError that says what is missing or does not fit.
     """
     arrays, names, frames = open_npz(path, ("predictions", "targets"))
@@ -96,7 +102,8 @@ def read_npz(path: str) -> Members:
     targets = pd.DataFrame(arrays["targets"], ids, findings)
     targets.attrs["file"] = f"{path}, targets"
     notes = [] if "groups" in arrays else [f"{path} has no groups{_ALONE}"]
-    return _match(names, frames, targets, arrays.get("groups", ids.to_numpy()).astype(str), notes, findings)
+    subjects = arrays.get("groups", ids.to_numpy()).astype(str)
+    return _match(names, frames, targets, subjects, notes, findings, scales=_each(scales, names))
 
 
 def read_apply(
@@ -112,22 +119,21 @@ def read_apply(
     npz = len(paths) == 1 and paths[0].endswith(".npz")
     _, names, frames = open_npz(paths[0], ("predictions",), members.findings) if npz else ({}, member_names(paths), [])
     order, notes = _pair(names, members.names)
-    scores: list[np.ndarray] = []
-    for k in order:
-        frame = frames[k] if npz else read_table(paths[k], id_column)
-        if not scores:
+    predictions: list[np.ndarray] = []
+    for k, name, scale in zip(order, members.names, members.scales, strict=True):
+        frame, changes = renamed(frames[k] if npz else read_table(paths[k], id_column), members.findings)
+        if not predictions:
             first = frame
-        rows = _rows(first, frame)
+        rows, file = _rows(first, frame), frame.attrs["file"]
         _rows(frame, first)
-        _check_findings(frame, members.findings, frame.attrs["file"], "the ensemble needs it of every member")
-        scores.append(_scores(frame, rows, members.findings))
-    predictions = np.stack(scores)
-    for m in np.flatnonzero(_outside(predictions) & ~members.logits):
-        raise CxrltError(
-            f"{members.names[m]}: its scores are outside 0 to 1, where those of the labelled images are probabilities: "
-            "give both as the same."
-        )
-    return first.index.to_numpy().astype(str), _as_probabilities(predictions, members.logits), notes
+        _check_findings(list(frame), members.findings, file, "the ensemble needs it of every member")
+        scores = _scores(frame, rows, members.findings)
+        scaled = read_scores(scores, members.findings, file, scale, by=_AS_LABELLED, mend=_ALIKE)
+        predictions.append(rounded(scaled.probabilities))
+        notes += [*_rename_notes(changes, file), *scaled.notes]
+        if scale != PROBABILITY and within(PROBABILITY, scores.min(), scores.max()):
+            notes.append(f"all scores of {file} lie from 0 to 1: look whether those of {name} are on the same scale")
+    return first.index.to_numpy().astype(str), np.stack(predictions), notes
 
 
 def _match(
@@ -138,55 +144,68 @@ def _match(
     notes: list[str],
     findings: Sequence[str] | None,
     drop_missing: bool = False,
+    scales: Sequence[str | None] = (),
 ) -> Members:
-    """Members from a frame each, taken one after the other, and the frame of the labels."""
+    """Members from a frame each, taken one after the other, and the frame of the labels.
+
+    scales: [M], of each member; None: as its scores tell.
+    """
     labels, faults = _labels(targets, findings)
     labels_file = targets.attrs["file"]
     rows = np.empty((len(names), len(targets)), np.int64)  # of each image in each frame; -1: missing
-    scores: dict[str, pd.DataFrame] = {}
-    columns: dict[str, None] = {}  # all that are predicted, in order
-    for m, frame in enumerate(frames):
+    predicted: list[pd.DataFrame] = []
+    columns: dict[str, list[str]] = {}  # of each file, in order
+    used_scales: list[str] = []
+    for m, (given, scale) in enumerate(zip(frames, scales or [None] * len(names), strict=True)):
+        frame, changes = renamed(given, labels)
+        file = frame.attrs["file"]
+        notes += _rename_notes(changes, file)
         for name in (name for name in faults if name in frame):
             raise CxrltError(faults[name])
         rows[m] = _rows(targets, frame, drop_missing)
-        used, predicted = rows[m][rows[m] >= 0], [name for name in labels if name in frame]
-        scores[frame.attrs["file"]] = pd.DataFrame(_scores(frame, used, predicted), columns=predicted)
-        columns |= dict.fromkeys(name for name in frame if name not in METADATA)
+        used, shared = rows[m][rows[m] >= 0], [name for name in labels if name in frame]
+        scaled = read_scores(_scores(frame, used, shared), shared, file, scale, name=f"'{names[m]}'")
+        predicted.append(pd.DataFrame(rounded(scaled.probabilities), columns=shared))
+        used_scales.append(scaled.scale)
+        columns[file] = [name for name in frame if name not in METADATA]
         if unused := len(frame) - len(used):
             notes.append(f"{counted(unused, 'image')} of {names[m]} not used: {labels_file} does not have them")
-    chosen = _common_findings(targets, labels, columns, scores, findings)
+        notes += scaled.notes
+    chosen = _common_findings(targets, labels, columns, findings)
     complete = np.logical_and.reduce(rows >= 0)
     if not complete.any():
         raise CxrltError(f"no image of {labels_file} is in all {len(names)} files of predictions: write the ids alike.")
     predictions = np.empty((len(names), complete.sum(), len(chosen)), np.float32)
-    for m, frame in enumerate(scores.values()):
+    for m, frame in enumerate(predicted):
         predictions[m] = frame[chosen].to_numpy()[complete[rows[m] >= 0]]
     codes = np.column_stack([labels[name] for name in chosen])[complete]
-    logits = _outside(predictions)
-    unused_columns = [name for name in {**columns, **labels} if name not in chosen and name not in faults]
-    notes += _notes(names, labels_file, rows, codes, logits, unused_columns if findings is None else [])
-    predictions = _as_probabilities(predictions, logits)
+    every = dict.fromkeys([*(name for of_file in columns.values() for name in of_file), *labels])
+    unused_columns = [name for name in every if name not in chosen and name not in faults]
+    notes += _notes(names, labels_file, rows, codes, unused_columns if findings is None else [])
     ids = targets.index[complete].to_numpy().astype(str)
-    return Members(names, ids, chosen, predictions, np.maximum(codes, -1), subjects[complete], logits, notes)
+    return Members(names, ids, chosen, predictions, np.maximum(codes, -1), subjects[complete], used_scales, notes)
 
 
 def _common_findings(
     targets: pd.DataFrame,
     labels: dict[str, np.ndarray],
-    columns: dict[str, None],
-    scores: dict[str, pd.DataFrame],
+    columns: dict[str, list[str]],
     findings: Sequence[str] | None,
 ) -> list[str]:
-    """The findings asked for, or all that are labelled and predicted. Raises UsageError where a file lacks one."""
-    chosen = list(dict.fromkeys(findings or [name for name in labels if name in columns]))
+    """The findings asked for, or all that are labelled and predicted. Raises UsageError where a file lacks one.
+
+    columns: those of each file of predictions.
+    """
+    every = dict.fromkeys(name for of_file in columns.values() for name in of_file)
+    chosen = list(dict.fromkeys(findings or [name for name in labels if name in every]))
     if not chosen:
         raise UsageError(
             f"{targets.attrs['file']} (columns {heads(list(targets), 5)}) and the predictions "
-            f"({heads(list(columns), 5)}) share no finding: a column that holds labels 1, 0, -1 or nothing here and "
-            "scores there must have the same name."
+            f"({heads(list(every), 5) or 'of no column'}) share no finding: a column that holds labels 1, 0, -1 or "
+            "nothing here and scores there must have the same name."
         )
-    for file, frame in scores.items():
-        _check_findings(frame, chosen, file, "add it, or give the findings that all files have by --findings")
+    for file, of_file in columns.items():
+        _check_findings(of_file, chosen, file, "add it, or give the findings that all files have by --findings")
     return chosen
 
 
@@ -195,7 +214,6 @@ def _notes(
     labels_file: str,
     rows: np.ndarray,
     codes: np.ndarray,
-    logits: np.ndarray,
     unused_columns: list[str],
 ) -> list[str]:
     """What a user should know of how members and labels were matched."""
@@ -210,9 +228,6 @@ def _notes(
         notes.append(f"{(~complete).sum():,} of {images} left out, lacking in {', '.join(missing)}")
     if uncertain := int((codes == _UNCERTAIN).sum()):
         notes.append(f"{counted(uncertain, 'label')} of -1 (uncertain) taken as not labelled")
-    if logits.any():
-        outside = listed([name for name, is_logits in zip(names, logits, strict=True) if is_logits])
-        notes.append(f"scores of {outside} are outside 0 to 1: taken as logits")
     return notes
 
 
@@ -222,7 +237,7 @@ def _labels(targets: pd.DataFrame, findings: Sequence[str] | None) -> tuple[dict
     Without `findings` a column in which no cell is a label is no column of labels.
     """
     codes, faults, file = {}, {}, targets.attrs["file"]
-    _check_findings(targets, findings or (), file, "--findings must name columns of the labels")
+    _check_findings(list(targets), findings or (), file, "--findings must name columns of the labels")
     for name in findings or [name for name in targets if name not in METADATA]:
         values, empty = numbers(targets[name])
         known = np.isin(values, (1, 0, -1))
@@ -237,13 +252,16 @@ def _labels(targets: pd.DataFrame, findings: Sequence[str] | None) -> tuple[dict
 
 
 def _scores(frame: pd.DataFrame, rows: np.ndarray, findings: Sequence[str]) -> np.ndarray:
-    """The `rows` [N] of a frame as float32 [N, C], all finite. Raises CxrltError naming file, row and finding."""
-    scores = np.empty((len(rows), len(findings)), np.float32)
+    """The `rows` [N] of a frame as float64 [N, C], all finite, also in float32.
+
+    Raises CxrltError naming file, row and finding.
+    """
+    scores = np.empty((len(rows), len(findings)))
     for c, name in enumerate(findings):
-        with np.errstate(over="ignore"):
-            scores[:, c] = numbers(frame[name].iloc[rows])[0]
+        scores[:, c] = numbers(frame[name].iloc[rows])[0]
         bad = np.zeros(len(frame), bool)
-        bad[rows] = ~np.isfinite(scores[:, c])
+        with np.errstate(over="ignore"):
+            bad[rows] = ~np.isfinite(scores[:, c].astype(np.float32))
         if bad.any():
             wrong = first_cell(frame, name, bad)
             raise CxrltError(f"{frame.attrs['file']}: the score of {wrong}: every score must be a finite number.")
@@ -292,22 +310,27 @@ def _rows(images: pd.DataFrame, frame: pd.DataFrame, drop: bool | None = None) -
     raise CxrltError(f"{message}: add them" + ("." if drop is None else ", or leave them out by --drop-missing."))
 
 
-def _check_findings(frame: pd.DataFrame, findings: Sequence[str], file: str, mend: str) -> None:
-    if missing := [name for name in findings if name not in frame]:
-        raise UsageError(f"{file} has no column {listed(missing)}; it has {heads(list(frame), 5)}: {mend}.")
+def _check_findings(columns: Sequence[str], findings: Sequence[str], file: str, mend: str) -> None:
+    if missing := [name for name in findings if name not in columns]:
+        raise UsageError(f"{file} has no column {listed(missing)}; {columns_text(columns, missing)}: {mend}.")
 
 
-def _outside(predictions: np.ndarray) -> np.ndarray:
-    """Which members [M] have scores outside 0 to 1."""
-    return np.array([scores.min() < 0 or scores.max() > 1 for scores in predictions])
+def _rename_notes(changes: dict[str, str], file: str) -> list[str]:
+    """A note where columns were read under other names, as `renamed` says."""
+    if not changes:
+        return []
+    column, name = next(iter(changes.items()))
+    more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+    return [f"column {heads([column])} of {file} read as '{name}'{more}"]
 
 
-def _as_probabilities(predictions: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Predictions with those of the members `logits` [M] through the logistic function."""
-    for m in np.flatnonzero(logits):
-        with np.errstate(over="ignore"):  # exp(1000) is inf, and 1 / inf 0
-            predictions[m] = 1 / (1 + np.exp(-predictions[m].astype(np.float64)))
-    return predictions
+def _each(scales: Sequence[str] | None, names: list[str]) -> list[str | None]:
+    """The scale of each of the members; None: as its scores tell. Raises UsageError for another number of them."""
+    if not scales:
+        return [None] * len(names)
+    if len(scales) not in (1, len(names)):
+        raise UsageError(f"--scores takes one scale for all {len(names)} members or one each, not {len(scales)}.")
+    return list(scales) if len(scales) == len(names) else [*scales] * len(names)
 
 
 def member_names(paths: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.score_scale import SCALES
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 
@@ -34,6 +35,7 @@ OF_TABLES = {
     "findings": "--findings",
     "id_column": "--id-column",
     "drop_missing": "--drop-missing",
+    "scores": "--scores",
     "out": "--out",
 }
 
@@ -64,6 +66,9 @@ class EnsembleRequest(Config):
     findings: Annotated[list[str] | None, cli.option("with --from: only these columns")] = None
     id_column: Annotated[str | None, cli.option("with --from: the tables' column of image ids")] = None
     drop_missing: Annotated[bool, cli.option("with --from: leave out images a member lacks", "--drop-missing")] = False
+    scores: Annotated[
+        list[str] | None, cli.option("with --from: probability, percent or logit, of all members or one each")
+    ] = None
     out: Annotated[str, cli.option("with --from: where to leave the ensemble")] = "ensemble"
     explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False
     pruned: Annotated[bool, cli.option("choose among pruned trials too", "--pruned")] = False
@@ -84,12 +89,15 @@ class EnsembleRequest(Config):
 
     def _problem_of_tables(self) -> str:
         assert self.tables is not None
+        if unknown := [scale for scale in self.scores or () if scale not in SCALES]:
+            return f"--scores takes {', '.join(SCALES)}, not '{unknown[0]}'."
         if given := [option for field, option in OF_RUNS.items() if field in self.model_fields_set]:
             return f"{given[0]} is for an ensemble of a run's trials: it does not go with --from."
         if self.is_npz:
             of_tables = (self.targets, self.groups, self.findings, self.id_column, self.drop_missing)
             if any(of_tables):
-                return f"{self.tables[0]} holds labels and all: of the options for tables it takes --apply only."
+                only = "of the options for tables it takes --apply and --scores only"
+                return f"{self.tables[0]} holds labels and all: {only}."
         elif not self.targets:
             return "--targets is missing: the table of labels that goes with the predictions of --from."
         return ""

@@ -8,15 +8,18 @@ written. 78,946 rows of 40 findings are checked in 0.1 s and written in 4 s.
 from __future__ import annotations
 
 import io
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cxrlt_ray.data.score_scale import Scaled, read_scores
 from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.ensembling.names import nearest
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import UNFIT, cell, private_detail, unfit, unzipped
+from cxrlt_ray.privacy import UNFIT, cell, heads, private_detail, unfit, unzipped
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -42,11 +45,8 @@ def build(
 
 def check(frame: pd.DataFrame, task: Task, image_ids: Sequence[str] | np.ndarray) -> list[str]:
     """Every fault of a submission to `task` for the images `image_ids`, each as a sentence; [] if it is good."""
-    return [
-        *_column_faults(list(frame.columns), task),
-        *_row_faults(frame, task, image_ids),
-        *_value_faults(frame, task),
-    ]
+    faults = [*_column_faults(list(frame.columns), task), *_row_faults(frame, task, image_ids)]
+    return [*faults, *_number_faults(frame, task, within=(0, 1))]
 
 
 def write(
@@ -85,12 +85,16 @@ def read(path: str) -> pd.DataFrame:
         raise CxrltError(f"{path} cannot be read as a submission, a CSV of image ids and findings: {reason}.") from None
 
 
-def aligned(frame: pd.DataFrame, task: Task, images: Manifest, name: str) -> tuple[Manifest, np.ndarray]:
-    """The images with labels [N] and the submission's probabilities for them, float64 [N, C] in the task's order.
+def aligned(
+    frame: pd.DataFrame, task: Task, images: Manifest, name: str, scale: str | None = None
+) -> tuple[Manifest, Scaled]:
+    """The images with labels [N] and the submission's scores of them, [N, C] in the task's order, as probabilities.
 
-    Images without any label of the task are not scored: the submission may hold them or not. Raises CxrltError with
-    every fault of the submission `name`.
+    Images without any label of the task are not scored: the submission may hold them or not. scale: of its scores, as
+    data.score_scale.read_scores. Raises CxrltError with every fault of the submission `name`.
     """
+    import pandas as pd
+
     labelled = (images.targets(task.findings) >= 0).any(axis=1)
     if not labelled.any():
         raise CxrltError(
@@ -102,8 +106,10 @@ def aligned(frame: pd.DataFrame, task: Task, images: Manifest, name: str) -> tup
     if (column := task.id_column) in frame:
         frame = frame.assign(**{column: frame[column].astype(str)})
         frame = frame[~frame[column].isin(unscored)]
-    raise_faults(check(frame, task, ids), name, task)
-    return images.where(labelled), frame.set_index(column).loc[ids, list(task.findings)].to_numpy(np.float64)
+    faults = [*_column_faults(list(frame.columns), task), *_row_faults(frame, task, ids), *_number_faults(frame, task)]
+    raise_faults(faults, name, task)
+    scores = frame.set_index(column).loc[ids, list(task.findings)].apply(pd.to_numeric).to_numpy(np.float64)
+    return images.where(labelled), read_scores(scores, task.findings, name, scale)
 
 
 def raise_faults(faults: list[str], name: str, task: Task) -> None:
@@ -126,11 +132,13 @@ def _column_faults(columns: list[str], task: Task) -> list[str]:
     expected = [task.id_column, *task.findings]
     faults = []
     if missing := [name for name in expected if name not in columns]:
-        faults.append(f"{len(missing)} column(s) missing: {_some(missing)}.")
+        near = [f"{heads([match])} for {name}" for name in missing if (match := nearest(name, columns))]
+        proposal = f" (near: {', '.join(near[:3])})" if near else ""
+        faults.append(f"{len(missing)} column(s) missing: {_some(missing)}{proposal}.")
     if extra := [name for name in columns if name not in expected]:
-        faults.append(f"{len(extra)} column(s) too many: {_some(extra)}.")
+        faults.append(f"{len(extra)} column(s) too many: {heads(extra, 5)}.")
     if len(set(columns)) < len(columns):
-        faults.append(f"column(s) standing twice: {_some(sorted({c for c in columns if columns.count(c) > 1}))}.")
+        faults.append(f"column(s) standing twice: {heads(sorted({c for c in columns if columns.count(c) > 1}), 5)}.")
     elif not missing and not extra and columns != expected:
         place = next(k for k, names in enumerate(zip(columns, expected, strict=True)) if names[0] != names[1])
         faults.append(
@@ -165,23 +173,26 @@ def _row_faults(frame: pd.DataFrame, task: Task, image_ids: Sequence[str] | np.n
     return sentences
 
 
-def _value_faults(frame: pd.DataFrame, task: Task) -> list[str]:
+def _number_faults(
+    frame: pd.DataFrame, task: Task, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Iterator[str]:
+    """A sentence for each finding with values that are no finite numbers, or not `within` bounds."""
     import pandas as pd
 
-    faults = []
+    least, most = within
     for finding in task.findings:
         if finding not in frame or frame.columns.tolist().count(finding) > 1:
             continue  # a fault of the columns
         values = pd.to_numeric(frame[finding], errors="coerce").to_numpy(np.float64, na_value=np.nan)
         finite = np.isfinite(values)
-        for bad, fault in ((~finite, "no finite number"), (finite & ((values < 0) | (values > 1)), "outside 0 to 1")):
+        outside = finite & ((values < least) | (values > most))
+        for bad, fault in ((~finite, "no finite number"), (outside, f"outside {least:g} to {most:g}")):
             if bad.any():
                 first = int(np.argmax(bad))
-                faults.append(
+                yield (
                     f"'{finding}' has {bad.sum():,} value(s) that are {fault}, the first is "
                     f"{cell(frame[finding].iloc[first])} in {_row(frame, task, first)}."
                 )
-    return faults
 
 
 def _row(frame: pd.DataFrame, task: Task, place: int) -> str:

@@ -42,7 +42,8 @@ def test_what_a_run_keeps_is_what_was_given_and_where_it_came_from(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.drop(columns="image_id"), "has no column image_id"),
-        (lambda t: t.assign(Mass=[1.5, 0.1]), "holds values from"),
+        (lambda t: t.assign(Mass=[1.5, 0.1]), "'Mass' has scores from 0.1 to 1.5"),
+        (lambda t: t.assign(Mass=[np.inf, 0.1]), "column 'Mass' holds infinite numbers"),
         (lambda t: t.assign(Mass=["high", "low"]), "column 'Mass' does not hold numbers"),
         (lambda t: t.assign(image_id="a"), "has images twice: 1 rows repeat an image_id"),
     ],
@@ -52,6 +53,21 @@ def test_a_table_of_another_form_is_refused_without_a_value_of_it(tmp_path, chan
     with pytest.raises(UsageError, match=message) as refused:
         read_soft_targets(saved(tmp_path, table))
     assert "id-7" not in str(refused.value)
+
+
+def test_logits_and_rounding_are_read_as_probabilities_and_told(tmp_path):
+    manifest = write_images(tmp_path / "images", 8)
+    logits = np.linspace(-6, 3, 8)
+    table = pd.DataFrame({"image_id": manifest.table["image_id"], "Mass": logits, "Other": None}).astype(
+        {"Other": float}
+    )
+    soft = read_soft_targets(saved(tmp_path, table))
+    np.testing.assert_allclose(soft.table["Mass"], 1 / (1 + np.exp(-logits)), rtol=1e-6)
+    assert soft.table["Other"].isna().all()
+    assert "from -6 ('Mass') to 3 ('Mass'), are taken as logits" in soft.check(manifest, manifest.findings)[1]
+    soft = read_soft_targets(saved(tmp_path, table.assign(Mass=[1.00001, *np.linspace(0, 1, 7)])))
+    assert soft.table["Mass"].max() == 1
+    assert "1 score of" in soft.notes[0]
 
 
 def test_a_file_that_is_not_there_or_no_parquet_is_refused(tmp_path):
@@ -64,7 +80,9 @@ def test_a_file_that_is_not_there_or_no_parquet_is_refused(tmp_path):
 
 def test_a_cohort_that_they_do_not_fit_is_refused_and_what_fits_is_counted(tmp_path):
     manifest = write_images(tmp_path / "images", 8)
-    table = pd.DataFrame({"image_id": manifest.table["image_id"][:5], "Mass": 0.5, "Other": 0.5})
+    table = pd.DataFrame(
+        {"image_id": manifest.table["image_id"][:5], "Mass": np.arange(5) / 5, "Other": np.arange(5) / 9}
+    )
     soft = read_soft_targets(saved(tmp_path, table))
     training = int((manifest.table["split"][:5] == "train").sum())
     (note,) = soft.check(manifest, manifest.findings)

@@ -115,7 +115,7 @@ def test_finding_that_one_file_lacks_is_named_and_the_others_can_be_chosen(folde
     everything = folder.read(paths)
     folder.write("b.csv", scores(1).drop(columns="Nodule"))
     told = folder.told(paths)
-    assert told.startswith("b.csv has no column 'Nodule'; it has 'Mass'")
+    assert told.startswith("b.csv has no column 'Nodule'; it has 'Mass', 'Round(ed) Atelectasis', 'Normal': add it")
     assert "--findings" in told
     members = folder.read(paths, findings=["Normal", "Mass"])
     assert members.findings == ["Normal", "Mass"]
@@ -142,11 +142,31 @@ def test_metadata_is_no_finding_even_where_every_file_carries_it(folder: Folder)
     assert "'Rows', 'comment' not used" in note
 
 
+def test_columns_that_differ_in_case_blanks_or_underscores_are_read_and_noted(folder: Folder):
+    straight = folder.read(folder.three())
+    lower = scores(1).rename(columns={"Round(ed) Atelectasis": "round(ed)_ATELECTASIS"})
+    members = folder.read([*folder.three()[:1], folder.write("b.csv", lower), str(folder.path / "c.csv")])
+    assert same(members, straight)
+    assert members.notes == [f"column 'round(ed)_ATELECTASIS' of {folder.path}/b.csv read as 'Round(ed) Atelectasis'"]
+    apply = folder.write("test/a.csv", of_test(0).rename(columns=str.upper).rename(columns={"DICOM_ID": "dicom_id"}))
+    _, predictions, (note,) = read_apply([apply], folder.read(folder.three()[:1]))
+    np.testing.assert_array_equal(predictions[0], of_test(0)[FINDINGS])
+    assert "column 'MASS' of" in note
+    assert note.endswith("read as 'Mass' (and 3 more)")
+
+
+def test_two_columns_of_one_form_are_not_taken_for_each_other(folder: Folder):
+    path = folder.write("a.csv", scores(0).rename(columns={"Mass": "mass"}).assign(MASS=0.5))
+    told = folder.told([path], findings=["Mass", "Normal"])
+    assert told.startswith("a.csv has no column 'Mass'; it has 'mass', 'Nodule', 'Round(ed) Atelectasis'")
+    assert "(near: 'MASS' for 'Mass')" in told or "(near: 'mass' for 'Mass')" in told
+
+
 def test_files_that_share_no_finding_are_refused_with_the_columns_of_both(folder: Folder):
-    path = folder.write("a.csv", scores(0).rename(columns=str.lower))
+    path = folder.write("a.csv", scores(0).rename(columns=lambda name: name if name == "dicom_id" else f"p {name}"))
     told = folder.told([path])
     assert "share no finding" in told
-    assert "'mass'" in told
+    assert "'p Mass'" in told
     assert "'Mass'" in told
 
 
@@ -242,16 +262,79 @@ def test_the_labels_themselves_are_no_member(folder: Folder):
         folder.read([*folder.three(), str(folder.path / "labels.csv")])
 
 
+def logits(seed: int, times: float = 1) -> pd.DataFrame:
+    frame = scores(seed)
+    frame[FINDINGS] = times * np.log(frame[FINDINGS] / (1 - frame[FINDINGS])).astype(float)
+    return frame
+
+
 def test_logits_become_probabilities_and_that_is_noted(folder: Folder):
-    paths = folder.three()
-    logits = scores(1)
-    logits[FINDINGS] = np.float32(10) * (logits[FINDINGS] - np.float32(0.5))
-    folder.write("b.csv", logits)
-    members = folder.read(paths)
-    np.testing.assert_allclose(members.predictions[1], 1 / (1 + np.exp(-logits[FINDINGS])), rtol=1e-6)
-    assert members.logits.tolist() == [False, True, False]
+    straight = folder.read(folder.three())
+    folder.write("b.csv", logits(1))
+    members = folder.read([str(folder.path / f"{name}.csv") for name in "abc"])
+    np.testing.assert_allclose(members.predictions, straight.predictions, atol=1e-6)
+    assert members.scales == ["probability", "logit", "probability"]
     (note,) = members.notes
-    assert note == "scores of 'b' are outside 0 to 1: taken as logits"
+    assert note.startswith("scores of 'b', from -")
+    assert note.endswith("are taken as logits")
+
+
+def test_percentages_become_probabilities_and_that_is_noted(folder: Folder):
+    straight = folder.read(folder.three())
+    percent = scores(1)
+    percent[FINDINGS] *= 100
+    folder.write("b.csv", percent)
+    members = folder.read([str(folder.path / f"{name}.csv") for name in "abc"])
+    np.testing.assert_allclose(members.predictions, straight.predictions, rtol=1e-6)
+    assert "are taken as percentages" in members.notes[0]
+
+
+def test_rounding_beyond_one_is_clipped_and_counted_and_nothing_else_changes(folder: Folder):
+    straight = folder.read(folder.three())
+    frame = scores(1).astype(dict.fromkeys(FINDINGS, float))
+    frame.loc[[3, 4], "Mass"] = [1.0000001, -2e-6]
+    folder.write("b.csv", frame)
+    members = folder.read([str(folder.path / f"{name}.csv") for name in "abc"])
+    assert members.predictions[1, [3, 4], 0].tolist() == [1, 0]
+    kept = np.ones((IMAGES, 4), bool)
+    kept[[3, 4], 0] = False
+    np.testing.assert_array_equal(members.predictions[1][kept], straight.predictions[1][kept])
+    assert members.notes == ["2 scores of 'b' beyond 0 to 1 by rounding clipped: finding 'Mass' has 1.0000001"]
+
+
+@pytest.mark.parametrize(("change", "shown"), [(lambda p: 100 * p, "percentages"), (lambda p: 10 * p - 5, "logits")])
+def test_one_finding_on_another_scale_is_refused_with_its_name_and_extremes(folder: Folder, change, shown):
+    frame = scores(1).assign(Nodule=lambda table: change(table["Nodule"].astype(float)))
+    extremes = f"{frame['Nodule'].min():.4g} to {frame['Nodule'].max():.4g}"
+    told = folder.told([folder.write("b.csv", frame)])
+    assert told.startswith(f"b.csv: finding 'Nodule' has scores from {extremes} ({shown}) where finding 'Mass' has")
+    assert "--scores" in told
+
+
+def test_scores_in_doubt_are_refused_and_taken_as_said(folder: Folder):
+    frame = scores(1)
+    frame[FINDINGS] = 5 * frame[FINDINGS]
+    paths = [*folder.three()[:1], folder.write("b.csv", frame)]
+    assert "these may be percentages or logits: " in folder.told(paths)
+    members = folder.read(paths, scales=["probability", "percent"])
+    np.testing.assert_allclose(members.predictions[1], scores(1)[FINDINGS] * 0.05, rtol=1e-6)
+    assert members.notes[0].endswith("are taken as percentages, as --scores says")
+    assert folder.read(paths, scales=["logit"]).scales == ["logit", "logit"]
+    assert "finding 'Mass' has scores from" in folder.told(paths, scales=["probability"])
+    assert "one scale for all 2 members or one each, not 3" in folder.told(paths, scales=["logit"] * 3)
+
+
+def test_large_logits_keep_their_order(folder: Folder):
+    straight = folder.read([folder.write("a.csv", logits(1))])
+    members = folder.read([folder.write("a.csv", logits(1, 30))])
+    assert members.predictions.max() == 1
+    np.testing.assert_array_equal(members.predictions.argsort(axis=1), straight.predictions.argsort(axis=1))
+    assert (np.diff(np.sort(members.predictions, axis=1), axis=1) > 0).all()
+
+
+def test_a_finding_of_one_score_is_noted(folder: Folder):
+    members = folder.read([folder.write("a.csv", scores(0).assign(Mass=0.5))])
+    assert members.notes == ["finding 'Mass' of 'a' has one score for all images (0.5): it ranks none before another"]
 
 
 def test_number_too_large_for_float32_is_no_finite_number(folder: Folder):
@@ -313,14 +396,27 @@ def test_test_files_that_do_not_fit_the_members_are_refused(folder: Folder):
         read_apply(paths, members)
 
 
-def test_test_images_are_scored_as_the_labelled_ones_or_refused(folder: Folder):
+def test_test_images_are_read_on_the_scale_of_the_labelled_ones_whatever_they_look_like(folder: Folder):
+    members = folder.read([folder.write("a.csv", logits(0))])
+    _, predictions, notes = read_apply([folder.write("test/a.csv", of_test(0))], members)
+    expected = 1 / (1 + np.exp(-of_test(0)[FINDINGS]))
+    np.testing.assert_allclose(predictions[0], expected, rtol=1e-6)
+    assert "taken as logits, as those of the labelled images" in notes[0]
+    assert "lie from 0 to 1: look whether those of a are on the same scale" in notes[1]
+
+
+def test_test_images_beyond_the_scale_of_the_labelled_ones_are_refused(folder: Folder):
     members = folder.read([folder.write("a.csv", scores(0))])
-    with pytest.raises(CxrltError, match="a: its scores are outside 0 to 1, where those of the labelled images"):
-        read_apply([folder.write("test/a.csv", of_test(0).assign(Mass=-2.0))], members)
-    members = folder.read([folder.write("a.csv", scores(0).assign(Mass=-3.0))])
-    _, predictions, notes = read_apply([folder.write("test/a.csv", of_test(0).assign(Mass=0.5))], members)
-    assert predictions[0, 0, members.findings.index("Mass")] == pytest.approx(1 / (1 + np.exp(-0.5)))
-    assert not notes
+    apply = folder.write("test/a.csv", of_test(0).assign(Mass=-2.0))
+    with pytest.raises(CxrltError, match="'Mass' has scores from -2 to -2, where probabilities are from 0 to 1"):
+        read_apply([apply], members)
+    frame = of_test(0).astype(dict.fromkeys(FINDINGS, float))
+    frame.loc[0, "Mass"] = 1.00001
+    _, predictions, (note,) = read_apply([folder.write("test/a.csv", frame)], members)
+    assert predictions[0, 0, 0] == 1
+    assert note.startswith("1 score of")
+    _, _, notes = read_apply([folder.write("test/a.csv", of_test(0).assign(Mass=0.5))], members)
+    assert "finding 'Mass' of" in notes[0]
 
 
 def test_npz_holds_what_the_tables_hold(folder: Folder):

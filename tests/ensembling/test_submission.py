@@ -35,8 +35,19 @@ def test_what_build_makes_has_the_ids_then_the_findings_in_order_and_no_fault():
 
 def test_missing_and_extra_columns_are_named():
     frame = good().drop(columns="Nodule").assign(split="test")
-    assert faults(frame) == ["1 column(s) missing: Nodule.", "1 column(s) too many: split."]
+    assert faults(frame) == ["1 column(s) missing: Nodule.", "1 column(s) too many: 'split'."]
     assert faults(good().drop(columns="dicom_id")) == ["1 column(s) missing: dicom_id."]
+
+
+def test_column_of_almost_a_findings_name_is_proposed():
+    assert faults(good().rename(columns={"Nodule": "nodule "}))[0] == (
+        "1 column(s) missing: Nodule (near: 'nodule ' for Nodule)."
+    )
+
+
+def test_data_in_the_place_of_a_header_is_not_shown():
+    frame = good().rename(columns={"Nodule": "p10012345"})
+    assert "10012345" not in " ".join(faults(frame))
 
 
 def test_columns_out_of_order_are_told_with_their_place():
@@ -50,7 +61,7 @@ def test_columns_out_of_order_are_told_with_their_place():
 
 def test_columns_standing_twice_are_named():
     frame = pd.concat([good(), good()[["Mass"]]], axis=1)
-    assert faults(frame) == ["column(s) standing twice: Mass."]
+    assert faults(frame) == ["column(s) standing twice: 'Mass'."]
 
 
 def test_missing_extra_and_duplicate_rows_are_counted_and_the_first_is_named_by_its_row():
@@ -133,11 +144,11 @@ def test_submission_is_scored_by_name_whatever_the_order_of_its_rows(tmp_path: P
     kept, scores = submission.aligned(frame, scored_cohort.TASK, images, "it")
     assert len(kept.table) == len(images.table) - 1  # the image without labels
     again = submission.aligned(frame.sample(frac=1, random_state=0), scored_cohort.TASK, images, "it")[1]
-    np.testing.assert_array_equal(scores, again)
+    np.testing.assert_array_equal(scores.probabilities, again.probabilities)
     without = submission.aligned(frame.iloc[:-1], scored_cohort.TASK, images, "it")[
         1
     ]  # images without labels may be left out
-    np.testing.assert_array_equal(scores, without)
+    np.testing.assert_array_equal(scores.probabilities, without.probabilities)
 
 
 def test_submission_with_missing_images_is_refused_with_the_faults(tmp_path: Path):
@@ -147,6 +158,40 @@ def test_submission_with_missing_images_is_refused_with_the_faults(tmp_path: Pat
         submission.aligned(frame, scored_cohort.TASK, images, "it")
     with pytest.raises(CxrltError, match=r"column\(s\) missing: dicom_id"):
         submission.aligned(frame.drop(columns="dicom_id"), scored_cohort.TASK, images, "it")
+
+
+@pytest.mark.parametrize(
+    ("change", "scale"),
+    [(lambda p: p, "probability"), (lambda p: 100 * p, "percent"), (lambda p: np.log(p / (1 - p)), "logit")],
+)
+def test_submission_on_any_scale_is_read_as_probabilities(tmp_path: Path, change, scale):
+    images = scored_cohort.cohort(tmp_path / "data").of_split("test")
+    frame = submission.read(scored_cohort.submit(tmp_path, images.table["image_id"].tolist()))
+    straight = submission.aligned(frame, scored_cohort.TASK, images, "it")[1]
+    names = list(scored_cohort.FINDINGS)
+    changed = frame.assign(**{name: change(frame[name]) for name in names})
+    scaled = submission.aligned(changed, scored_cohort.TASK, images, "it")[1]
+    assert scaled.scale == scale
+    np.testing.assert_allclose(scaled.probabilities, straight.probabilities, atol=1e-12)
+    assert len(scaled.notes) == (scale != "probability")
+
+
+def test_rounding_beyond_one_is_clipped_and_more_is_refused(tmp_path: Path):
+    images = scored_cohort.cohort(tmp_path / "data").of_split("test")
+    frame = submission.read(scored_cohort.submit(tmp_path, images.table["image_id"].tolist()))
+    frame.loc[3, "Mass"] = 1.0000001
+    scaled = submission.aligned(frame, scored_cohort.TASK, images, "it")[1]
+    assert scaled.probabilities.max() == 1
+    assert scaled.notes == ["1 score of it beyond 0 to 1 by rounding clipped: finding 'Mass' has 1.0000001"]
+    frame.loc[3, "Mass"] = 1.001
+    with pytest.raises(CxrltError, match=r"it: finding 'Mass' has scores from .* to 1\.001 .* all findings must be on"):
+        submission.aligned(frame, scored_cohort.TASK, images, "it")
+    with pytest.raises(CxrltError, match=r"'Mass' has 1 value\(s\) that are outside 0 to 1, the first is 1\.0000001"):
+        submission.raise_faults(
+            submission.check(frame.assign(Mass=1.0000001)[:1], scored_cohort.TASK, frame["dicom_id"][:1]),
+            "it",
+            scored_cohort.TASK,
+        )
 
 
 def test_images_without_labels_can_be_submitted_but_not_scored(tmp_path: Path):

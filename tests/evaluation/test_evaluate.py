@@ -37,6 +37,23 @@ def test_command_prints_scores_and_leaves_them_as_csv_and_json(tmp_path: Path, c
     assert table.loc["Mass", "group"] == "head"
 
 
+def test_scores_in_percent_are_told_and_scored_as_probabilities_are(tmp_path: Path, capsys):
+    test = cohort(tmp_path / "data").of_split("test")
+    path = submit(tmp_path, test.table["image_id"].tolist())
+    frame = pd.read_csv(path, dtype={"dicom_id": str})
+    frame.iloc[:, 1:] *= 100
+    frame.to_csv(tmp_path / "percent.csv", index=False)
+    plain, percent = (
+        evaluate.run(evaluate.EvaluateRequest(submission=name, data=str(tmp_path / "data"), task="auto", rounds=20))
+        for name in (path, str(tmp_path / "percent.csv"))
+    )
+    assert "are taken as percentages" in capsys.readouterr().out
+    assert percent.scores["map"] == plain.scores["map"]
+    assert percent.scores["ece"] == pytest.approx(plain.scores["ece"])
+    with pytest.raises(UsageError, match="--scores takes probability, percent, logit, not 'odds'"):
+        evaluate.main(path, data=str(tmp_path / "data"), scores="odds")
+
+
 def test_command_scores_another_split_and_names_those_there_are(tmp_path: Path, capsys):
     manifest = cohort(tmp_path / "data")
     path = submit(tmp_path, manifest.of_split("val").table["image_id"].tolist())
