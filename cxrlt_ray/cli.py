@@ -146,7 +146,9 @@ def ranged(score: float, low: float, high: float) -> str:
 
 
 def gained(difference: float, low: float, high: float) -> str:
-    """A difference of scores with its interval, or TOO_FEW where there is none."""
+    """A difference of scores with its interval, TOO_FEW where there is none, or - where systems do not differ."""
+    if high - low < 1e-9:
+        return f"{difference:+.3f} -"
     return f"{difference:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low == low else f" {TOO_FEW}")
 
 

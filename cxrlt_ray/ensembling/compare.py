@@ -25,6 +25,7 @@ from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.selection import spaces
 from cxrlt_ray.selection.honest import Fitted, as_given, combine, fit
 from cxrlt_ray.selection.method import AUTO
+from cxrlt_ray.selection.registry import FindingDoubt, MemberDoubt
 from cxrlt_ray.selection.views import StudyRule
 
 OPTIMISTIC, CROSS_FITTED = "optimistic", "cross_fitted"  # the two ways of scoring validation images
@@ -260,13 +261,20 @@ def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, sa
         )
     values = values if single else transforms[fitted.rule](pool.predictions)
     if say is not None:
-        for doubt in dict.fromkeys(str(warning.message) for warning in doubts):
+        for doubt in dict.fromkeys(_named(warning.message, pool) for warning in doubts):
             say(f"Note: {doubt}")
         if choice := _choice(file, rules, fitted):
             say(f"Chosen by cross-fitting: {choice}")
     optimistic = spaces.out_of(space, combine(values, fitted.weights))
     crossed = [spaces.out_of(space, scores) for scores in fitted.crossed]
     return System("", optimistic, crossed, values, fitted, space, rules[fitted.rule])
+
+
+def _named(doubt: Warning | str, pool: Pool) -> str:
+    """A selector's warning with the names of the pool's members and findings in place of indices."""
+    if isinstance(doubt, FindingDoubt) and pool.findings:
+        return doubt.named(pool.findings)
+    return doubt.named(pool.names) if isinstance(doubt, MemberDoubt) else str(doubt)
 
 
 def _rules(file: EnsembleFile, pool: Pool, say: Say | None) -> list[StudyRule]:

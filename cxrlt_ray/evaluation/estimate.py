@@ -15,6 +15,7 @@ import numpy as np
 from cxrlt_ray.evaluation import metrics
 
 LEVEL = 0.95
+NO_WIDTH = 1e-9  # rounding: below it the draws are equal
 LEAST = 4  # degrees of freedom below which so few positives tell nothing: the interval would be nearly [0, 1]
 
 
@@ -50,7 +51,9 @@ class Estimate:
 
     @classmethod
     def of_score(cls, value: float, draws: np.ndarray, sample: Sample) -> Estimate:
-        """A score in [0, 1], or a mean of findings' scores, with its interval; nan below LEAST degrees of freedom.
+        """A score in [0, 1], or a mean of findings' scores, with its interval; nan where that is not known.
+
+        It is not below LEAST degrees of freedom, or where all draws are equal: of constant predictions.
 
         draws [R]: its bootstrap values, nan left out. sample: of the findings that it is a mean of. The interval is
         value ± t standard errors on the logit scale (Boyd, Eng & Page 2013, for AP), with Student's t; at a value of 0
@@ -61,7 +64,10 @@ class Estimate:
         if not 0 < value < 1:
             bound = ((1 - LEVEL) / 2) ** (1 / float(sample.positives.sum()))
             return cls(value, *((0.0, 1 - bound) if value <= 0 else (bound, 1.0)))
-        centre, half = np.log(value / (1 - value)), _half(draws, sample) / (value * (1 - value))
+        half = _half(draws, sample) / (value * (1 - value))
+        if half < NO_WIDTH:
+            return cls(value, float("nan"), float("nan"))
+        centre = np.log(value / (1 - value))
         low, high = 1 / (1 + np.exp(-(centre + np.array([-half, half]))))
         return cls(value, float(low), float(high))
 

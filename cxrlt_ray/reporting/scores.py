@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import JsonValue
 
+from cxrlt_ray import cli
 from cxrlt_ray.data.tasks import GROUPS
 from cxrlt_ray.evaluation.published import Published
 from cxrlt_ray.evaluation.scores import SUMMARY, Scores
@@ -81,7 +82,8 @@ def _summary_table(scores: Scores, teams: Published | None, name: str) -> Table:
     rows = {**SUMMARY, **{group: f"mAP of {counts[group]} {group} findings" for group in GROUPS if counts[group]}}
     for key, label in rows.items():
         low, high = scores.intervals.get(key, (np.nan, np.nan))
-        bounds = f"[{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
+        unknown = cli.TOO_FEW if key in scores.intervals and not np.isnan(scores.scores[key]) else ""
+        bounds = f"[{low:.3f}, {high:.3f}]" if np.isfinite(low) else unknown
         published = [_number(teams.scores.get(key, {}).get(team)) for team in teams.teams] if teams else []
         table.add_row(label, _number(scores.scores[key]), bounds, *published)
         if key == "map":

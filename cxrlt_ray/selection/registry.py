@@ -6,12 +6,13 @@ import functools
 import inspect
 import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.privacy import private_detail
 
 Selector = Callable[..., np.ndarray]
 SELECTORS: dict[str, Selector] = {}
@@ -19,6 +20,31 @@ SPACES_OF: dict[str, str] = {}  # the space (selection.spaces) of each selector'
 SHARED = ("together", "seed", "costs")  # given by callers; a selector's other keywords are its settings
 FEW = 2  # positives below which a finding cannot choose for itself
 NAMED = 5  # so many are named in a warning
+
+
+class Doubt(UserWarning):
+    """Inputs that are valid but unlikely to be meant, told by indices; `named` tells it by names.
+
+    sentence: with {} for the members or findings that it is `about`, tuples of indices.
+    """
+
+    def __init__(self, sentence: str, about: Iterable[tuple[int, ...]] = ()) -> None:
+        self.sentence, self.about = sentence, list(about)
+        super().__init__(self.named(None))
+
+    def named(self, names: Sequence[str] | None) -> str:
+        """The sentence with the `names` of all members or findings in place of indices; of `NAMED` at most."""
+        of = [" and ".join(str(k) if names is None else f"'{names[k]}'" for k in one) for one in self.about]
+        more = f" and {len(of) - NAMED} more" if len(of) > NAMED else ""
+        return self.sentence.format(", ".join(of[:NAMED]) + more)
+
+
+class FindingDoubt(Doubt):
+    """A doubt about findings."""
+
+
+class MemberDoubt(Doubt):
+    """A doubt about members."""
 
 
 def register_selector(name: str, space: str = "probability") -> Callable[[Selector], Selector]:
@@ -109,7 +135,8 @@ def check(
     if (missing := _missing(groups)).any():
         raise CxrltError(f"image {np.argmax(missing)} has no group: every image needs its subject.")
     if images > 1 and (groups == groups[0]).all():
-        raise CxrltError(f"all {images} images are of one group ({groups[0]}): give the subject of each image.")
+        one = f"one group{private_detail(groups[0])}"
+        raise CxrltError(f"all {images:,} images are of {one}: give the subject of each image.")
     targets = targets.astype(np.int8, copy=False)
     for doubt in _doubts(predictions, targets):
         warnings.warn(doubt, stacklevel=stacklevel)
@@ -141,16 +168,16 @@ def _missing(groups: np.ndarray) -> np.ndarray:
     return np.array([group is None or str(group) in ("nan", "NaT", "<NA>") for group in groups])
 
 
-def _doubts(predictions: np.ndarray, targets: np.ndarray) -> Iterable[str]:
-    """A sentence for everything that is valid but unlikely to be meant."""
+def _doubts(predictions: np.ndarray, targets: np.ndarray) -> Iterable[Doubt]:
+    """Everything that is valid but unlikely to be meant."""
     if len(predictions) == 1:
-        yield "there is one member only: it gets all the weight."
+        yield Doubt("there is one member only: it gets all the weight.")
     few = np.flatnonzero((targets == 1).sum(axis=0) < FEW)
     if few.size:
-        listed = _listed(str(finding) for finding in few)
-        yield f"fewer than {FEW} positives in findings {listed}: these do not choose for themselves."
+        sentence = f"fewer than {FEW} positives in findings {{}}: these do not choose for themselves."
+        yield FindingDoubt(sentence, [(int(finding),) for finding in few])
     if pairs := copies(predictions):
-        yield f"identical members {_listed(f'{a} and {b}' for a, b in pairs)}: leave out all but one of each."
+        yield MemberDoubt("identical members {}: leave out all but one of each.", pairs)
 
 
 def copies(predictions: np.ndarray) -> list[tuple[int, int]]:
@@ -165,9 +192,3 @@ def copies(predictions: np.ndarray) -> list[tuple[int, int]]:
         else:
             pairs.append((same, member))
     return pairs
-
-
-def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return ", ".join(listed[:NAMED]) + more

@@ -10,6 +10,7 @@ import numpy as np
 
 SPACES = ("probability", "logit", "rank")
 _NEAR = 1e-6  # probabilities are kept this far from 0 and 1 before the logit
+_BEYOND = 100.0  # times what was cut off there, 1e-4 at most, is added to the logit: it ties no images
 
 
 def into(space: str, predictions: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -19,8 +20,9 @@ def into(space: str, predictions: np.ndarray, reference: np.ndarray) -> np.ndarr
     if space == "logit":
         logits = np.empty_like(predictions, np.float32)
         for m, member in enumerate(predictions):  # one by one: in float64 all would take several times their memory
-            clipped = np.clip(member.astype(np.float64), _NEAR, 1 - _NEAR)
-            logits[m] = np.log(clipped / (1 - clipped))
+            given = member.astype(np.float64)
+            clipped = np.clip(given, _NEAR, 1 - _NEAR)
+            logits[m] = np.log(clipped / (1 - clipped)) + _BEYOND * (given - clipped)
         return logits
     ranks = np.empty_like(predictions, np.float32)
     for m, c in np.ndindex(predictions.shape[0], predictions.shape[2]):

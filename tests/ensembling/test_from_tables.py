@@ -111,6 +111,49 @@ def test_options_that_do_not_go_together_are_refused(folder):
         ensemble.main(tables=["a.csv", "c.csv"], targets="labels.csv", costs="costs.csv", select="frontier")
 
 
+def test_findings_and_members_in_doubt_are_told_by_name_and_no_interval_has_no_width(folder, capsys):
+    labels = pd.read_csv("labels.csv").assign(Hernia=0)
+    labels.to_csv("rare.csv", index=False)
+    pd.read_csv("a.csv").to_csv("again.csv", index=False)
+    assert run("--from", "a.csv", "c.csv", "again.csv", "--targets", "rare.csv", "--select", "mean") == 0
+    printed = capsys.readouterr().out
+    assert "fewer than 2 positives in findings 'Hernia':" in printed
+    assert "identical members 'a' and 'again':" in printed
+    assert "mean ensemble less mean of 3 members, validation cross-fitted: +0.000 -" in printed
+    labels[:6].to_csv("few.csv", index=False)
+    assert run("--from", "a.csv", "c.csv", "--targets", "few.csv", "--select", "mean") == 0
+    assert "(too few)" in capsys.readouterr().out
+
+
+def test_members_on_any_scale_give_the_same_ensemble(folder):
+    plain = pd.read_csv("a.csv").set_index("dicom_id")
+    (100 * plain).to_csv("percent.csv")
+    (12 * np.log(plain / (1 - plain))).to_csv("logits.csv")
+    scores = {}
+    for name in ("a", "percent", "logits"):
+        assert (
+            run("--from", f"{name}.csv", "--targets", "labels.csv", "--select", "mean", "--apply", f"{name}.csv") == 0
+        )
+        report = json.loads((folder / "ensemble/report.json").read_text())
+        scores[name] = report["scores"]["systems"]["mean ensemble"]["cross_fitted"]["map"]
+        left = pd.read_csv("ensemble/predictions.csv", index_col="image_id").sort_index()
+        for finding in FINDINGS:
+            assert left[finding].rank().equals(plain.sort_index()[finding].rank().rename_axis("image_id"))
+    assert scores["percent"] == scores["logits"] == scores["a"]
+
+
+def test_scores_of_no_known_scale_are_refused_until_it_is_given(folder, capsys):
+    grades = pd.read_csv("c.csv").set_index("dicom_id").mul(5).round()
+    grades.to_csv("grades.csv")
+    args = ["--from", "a.csv", "grades.csv", "--targets", "labels.csv", "--select", "mean"]
+    assert run(*args) == 1
+    assert "these may be percentages or logits: convert them to probabilities" in capsys.readouterr().err
+    assert run(*args, "--scores", "probability", "percent") == 0
+    assert "scores of 'grades', from 0" in capsys.readouterr().out
+    assert run(*args, "--scores", "odds") == 2
+    assert run(*args, "--scores", "logit", "logit", "logit") == 2
+
+
 def test_options_of_several_values_take_them_in_one_go_or_one_by_one():
     many = ("--from", "--apply")
     assert cli.spread(["--from", "a", "b", "--seed", "1", "--apply", "c"], many) == [

@@ -50,6 +50,12 @@ def test_too_few_positive_subjects_give_a_value_without_an_interval():
     assert not Estimate.of_score(float("nan"), np.zeros(3), PLENTY).known
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-16])
+def test_equal_draws_give_no_interval_of_no_width(noise):
+    """AUROC of constant predictions is .5 in every draw."""
+    assert not Estimate.of_score(0.5, 0.5 + noise * np.arange(50), PLENTY).known
+
+
 def test_a_perfect_score_of_few_is_not_certain():
     perfect = Estimate.of_score(1.0, np.ones(100), Sample(np.array([10]), 100))
     assert perfect.low == pytest.approx(0.025 ** (1 / 10))  # binomial, 10 of 10 (Clopper & Pearson 1934)

@@ -18,7 +18,7 @@ from cxrlt_ray import selection
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.selection import SELECTORS, SPACES_OF, curve, smooth_ap, spaces
 from cxrlt_ray.selection.honest import combine
-from cxrlt_ray.selection.registry import check
+from cxrlt_ray.selection.registry import Doubt, check
 
 # doubts are told by tests of their own; arithmetic that goes wrong (RuntimeWarning) is an error everywhere
 pytestmark = [
@@ -272,6 +272,24 @@ def test_long_lists_in_a_warning_are_cut_short():
     scores, targets, groups = cohort(findings=9)
     with pytest.warns(UserWarning, match="findings 0, 1, 2, 3, 4 and 4 more:"):
         check(scores, np.zeros_like(targets), groups)
+
+
+def test_a_subject_is_not_named_where_all_images_are_of_one():
+    scores, targets, groups = cohort()
+    with pytest.raises(CxrltError) as caught:
+        check(scores, targets, np.full(len(groups), "p10012345"))
+    assert "p10012345" not in str(caught.value)
+
+
+def test_a_doubt_is_told_by_names_to_who_knows_them():
+    scores, targets, groups = cohort()
+    with pytest.warns(Doubt) as doubts:
+        check(scores[[0, 1, 0]], spoilt(targets, np.s_[:, 2], 0), groups)
+    findings, members = (warning.message for warning in doubts)
+    names = [f"name {k}" for k in range(10)]
+    assert str(findings).startswith("fewer than 2 positives in findings 2: ")
+    assert findings.named(names).startswith("fewer than 2 positives in findings 'name 2': ")
+    assert members.named(names).startswith("identical members 'name 0' and 'name 2': ")
 
 
 def test_float32_predictions_are_not_copied():
