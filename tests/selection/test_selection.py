@@ -174,3 +174,9 @@ def test_selection_stands_alone():
         "sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_logits_of_saturated_probabilities_keep_their_order():
+    top = np.float32(1) - np.arange(5, dtype=np.float32)[:, None] * np.float32(2**-24)
+    values = np.concatenate([top, np.float32([[0.5], [1e-7], [1e-8]])])[None]
+    assert (np.diff(spaces.into("logit", values, values)[0, :, 0]) < 0).all()

@@ -1,0 +1,174 @@
+"""The tensors in a file of weights, whatever a training script has kept around them.
+
+A .safetensors file, or one of torch.save, of which nothing but tensors and plain containers is ever made: classes that
+torch does not know (argparse.Namespace, numpy's scalars, a callback) become empty shells, and no code of theirs runs.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    import torch
+
+ALONE = "save its weights alone: safetensors.torch.save_file(model.state_dict(), PATH)"
+# what a file may hold in place of weights, by its first bytes
+DISGUISES = {
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself by `git lfs pull`",
+    b"<": "a web page: download the file itself",
+}
+PICKLE = b"\x80"
+ANSI = r"\x1b\[[0-9;]*m"
+HARMFUL = {"eval", "exec", "compile", "open", "__import__", "input"}  # builtins that no weights ask for
+
+
+class Shell:
+    """Stands for an object of a class that is not made: it keeps the state that it had, and does nothing."""
+
+    state: Any = None
+
+    def __new__(cls, *args: object, **options: object) -> Any:
+        """Takes what the class would have taken."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **options: object) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class Items:
+    """Stands for a class of mappings: what is made is a plain mapping."""
+
+    def __new__(cls, *args: object, **options: object) -> Any:
+        """An OrderedDict, of which torch takes items and a state."""
+        return OrderedDict()
+
+
+def read_tensors(uri: str) -> dict[str, torch.Tensor]:
+    """All tensors of a file by their path in it, in order: `state_dict.module.conv1.weight`.
+
+    Raises CxrltError where it cannot be read or holds none, and says why.
+    """
+    folder, slash, name = uri.rpartition("/")
+    content = Store(folder or slash or ".").read(name)
+    if disguise := next((what for start, what in DISGUISES.items() if content.lstrip()[:24].startswith(start)), None):
+        raise CxrltError(f"{uri} is no file of weights but {disguise}.")
+    if uri.endswith(".safetensors"):
+        return _safetensors(content, uri)
+    value, names = _unpickled(content, uri)
+    tensors = dict(_flattened(value))
+    if not tensors:
+        held = f" but objects of {_some(names)}" if names else ""
+        raise CxrltError(f"{uri} holds no tensors{held}: {ALONE}.")
+    return tensors
+
+
+def first_line(error: Exception) -> str:
+    """What an error of torch says is wrong, without its advice and its colours."""
+    plain = " ".join(re.sub(ANSI, "", str(error)).split())
+    said = plain.rpartition("WeightsUnpickler error: ")[2]
+    return re.split(r"(?<=[a-z)\]])\. ", said)[0].rstrip(".")[:200]
+
+
+def _safetensors(content: bytes, uri: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise CxrltError(f"{uri} is no whole file of safetensors ({error}): download or save it anew.") from None
+
+
+def _unpickled(content: bytes, uri: str) -> tuple[Any, list[str]]:
+    """What torch.save wrote, and the names of the classes in it that were not made."""
+    import pickle
+
+    if not zipfile.is_zipfile(io.BytesIO(content)) and not content.startswith(PICKLE):
+        raise CxrltError(f"{uri} is neither a .safetensors file nor one of torch.save, or is cut short: fetch it anew.")
+    names = _unknown_classes(content)
+    for module, _, kind in (name.rpartition(".") for name in names):
+        if module == "builtins" and kind in HARMFUL:
+            raise CxrltError(f"{uri} asks for {kind}(), which no weights need: do not trust it.")
+    try:
+        try:
+            return _loaded(content, names, Shell), names
+        except pickle.UnpicklingError:
+            return _loaded(content, names, Items), names
+    except pickle.UnpicklingError as error:
+        held = f"it holds {_some(names)}" if names else first_line(error)
+        raise CxrltError(f"{uri} cannot be read safely ({held}): {ALONE}.") from None
+    except Exception as error:
+        if "TorchScript" in str(error):
+            raise CxrltError(f"{uri} is a TorchScript archive: {ALONE}.") from None
+        raise CxrltError(f"{uri} is damaged or cut short ({first_line(error)}): fetch or save it anew.") from None
+
+
+def _loaded(content: bytes, names: list[str], stand_in: type) -> Any:
+    """What torch.save wrote; the classes `names`, which torch does not take for safe, are `stand_in`s."""
+    import torch
+
+    plain = {f"builtins.{kind.__name__}": kind for kind in (list, set, frozenset, dict)}
+    plain["collections.defaultdict"] = Items
+    classes = {
+        # numpy's objects have a state that no mapping takes
+        name: plain.get(name) or type("StandIn", (Shell if name.startswith("numpy") else stand_in,), {})
+        for name in names
+    }
+    with warnings.catch_warnings(), torch.serialization.safe_globals([(made, name) for name, made in classes.items()]):
+        warnings.simplefilter("ignore")  # of TorchScript, which is refused
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _unknown_classes(content: bytes) -> list[str]:
+    """The classes and functions in a file of torch.save that torch does not take for safe by itself."""
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    return sorted(set(_globals(content)) - set(_get_allowed_globals()))
+
+
+def _globals(content: bytes) -> Iterator[str]:
+    """The names of classes and functions in the pickles of a file, which are disassembled and not run."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            pickles = io.BytesIO(archive.read(names[0])) if names else io.BytesIO()
+    else:
+        pickles = io.BytesIO(content)  # before torch 1.6: pickles one after the other, then the tensors' bytes
+    for _ in range(5):
+        try:
+            for code, argument, _position in pickletools.genops(pickles):
+                if code.name == "GLOBAL":
+                    yield re.sub(r"^__builtin__\.", "builtins.", str(argument).replace(" ", "."))
+        except ValueError:  # no pickle follows
+            return
+
+
+def _flattened(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in nested mappings and in modules that were saved whole, by their path."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield path.removesuffix("."), value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flattened(inner, f"{path}{key}.")
+    elif isinstance(value, Shell) and isinstance(value.state, Mapping):
+        for kind in ("_parameters", "_buffers", "_modules"):
+            yield from _flattened(value.state.get(kind), path)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
