@@ -221,12 +221,11 @@ def _notes(columns: Sequence[_Column], scale: str, by: str, name: str) -> list[s
         )
     constant = [column for column in columns if column.scores.size > 1 and column.low == column.high]
     if constant:
-        first = f"'{constant[0].name}'"
-        value = number(constant[0].low)
+        one, value = f"'{constant[0].name}'", number(constant[0].low)
         notes.append(
-            f"finding {first} of {name} has one score for all images ({value}): it ranks none before another"
+            f"finding {one} of {name} has one score for all images ({value}): it ranks none before another"
             if len(constant) == 1
-            else f"{len(constant)} findings of {name} have one score for all images each ({first}: {value}): they rank "
+            else f"{len(constant)} findings of {name} have one score for all images each ({one}: {value}): they rank "
             "none before another"
         )
     return notes

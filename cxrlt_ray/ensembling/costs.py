@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.readers.columns import reason_of
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
+from cxrlt_ray.ensembling.names import nearest
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation import metrics
@@ -39,13 +41,18 @@ def read_costs(path: str, names: list[str]) -> np.ndarray:
     """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
     folder, _, name = path.rpartition("/")
     try:
-        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype={0: str}).iloc[:, :2]
-        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0])
+        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype=str).iloc[:, :2]
+        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0], errors="coerce").astype(float)
     except (ValueError, IndexError) as error:
-        raise CxrltError(f"{path} is no table of members and their costs: {error}.") from None
+        raise CxrltError(f"{path} is no table of members and their costs: {reason_of(error)}.") from None
+    held = [str(member) for member in costs.index]
     if missing := [member for member in names if member not in costs.index]:
-        raise CxrltError(f"{path} has no cost of {missing[0]}: give each of {', '.join(names)} a row.")
-    return costs[~costs.index.duplicated()].loc[names].to_numpy(float)
+        near = f" (near: '{match}')" if (match := nearest(missing[0], held)) else ""
+        raise CxrltError(f"{path} has no cost of {missing[0]}{near}: give each of {', '.join(names)} a row.")
+    costs = costs[~costs.index.duplicated()].loc[names]
+    if wrong := [member for member, cost in costs.items() if not 0 <= cost < np.inf]:
+        raise CxrltError(f"{path}: the cost of {wrong[0]} is no number from 0 up: give each member its cost.")
+    return costs.to_numpy(float)
 
 
 def frontier(pool: Pool, file: EnsembleFile, values: np.ndarray, rounds: int, seed: int) -> list[FrontierPoint]:

@@ -154,6 +154,22 @@ def test_scores_of_no_known_scale_are_refused_until_it_is_given(folder, capsys):
     assert run(*args, "--scores", "logit", "logit", "logit") == 2
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("A,1\nc,2", r"has no cost of a \(near: 'A'\)"),
+        ("a,much\nc,2", "the cost of a is no number"),
+        ("a,1\nc,", "the cost of c is no number"),
+        ("a,1\nc,-3", "the cost of c is no number"),
+        ("a,inf\nc,3", "the cost of a is no number"),
+    ],
+)
+def test_costs_that_are_no_numbers_are_refused_with_the_member(folder, rows, said):
+    (folder / "costs.csv").write_text(f"member,cost\n{rows}\n")
+    with pytest.raises(CxrltError, match=said):
+        ensemble.main(tables=["a.csv", "c.csv"], targets="labels.csv", costs="costs.csv", select="frontier")
+
+
 def test_options_of_several_values_take_them_in_one_go_or_one_by_one():
     many = ("--from", "--apply")
     assert cli.spread(["--from", "a", "b", "--seed", "1", "--apply", "c"], many) == [

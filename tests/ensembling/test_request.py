@@ -28,6 +28,7 @@ TABLE_OPTIONS = [
     ["--targets", "labels.csv"],
     ["--groups", "subject_id"],
     ["--apply", "a.csv"],
+    ["--scores", "percent"],
 ]
 
 
@@ -72,7 +73,7 @@ def test_options_of_both_go_with_both():
 def test_an_archive_of_arrays_takes_no_options_of_tables_but_apply(option, capsys):
     value = [] if option == "--drop-missing" else ["x"]
     message = refused(capsys, "--from", "all.npz", option, *value)
-    assert "all.npz holds labels and all: of the options for tables it takes --apply only." in message
+    assert "all.npz holds labels and all: of the options for tables it takes --apply and --scores only." in message
 
 
 def test_bootstrap_rounds_are_at_least_one(capsys):
