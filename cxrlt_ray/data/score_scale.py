@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.privacy import cell
 
 PROBABILITY, PERCENT, LOGIT = SCALES = ("probability", "percent", "logit")
 ROUNDING = 1e-4  # by which probabilities may lie beyond 0 and 1; sigmoids in float32 and means in float16 do
@@ -157,13 +158,13 @@ def rounded(values: np.ndarray) -> np.ndarray:
 
 
 def number(value: float) -> str:
-    """A score as a message shows it, in four digits; where these would show a bound of a scale, in eight.
+    """A score as a message may show it, in four digits; where these would show a bound of a scale, in eight.
 
     >>> number(0.123456), number(1.0000001)
     ('0.1235', '1.0000001')
     """
     short = f"{value:.4g}"
-    return f"{value:.8g}" if float(short) in (0, 1, 100) else short
+    return short if abs(value) < 1000 and float(short) not in (0, 1, 100) else cell(value)
 
 
 def _columns(scores: np.ndarray, findings: Sequence[str]) -> list[_Column]:
@@ -208,8 +209,9 @@ def _notes(columns: Sequence[_Column], scale: str, by: str, name: str) -> list[s
     notes, (least, most) = [], BOUNDS[scale]
     if columns and scale != PROBABILITY:
         low, high = min(columns, key=lambda column: column.low), max(columns, key=lambda column: column.high)
+        though = ", though all lie from 0 to 1" if within(PROBABILITY, low.low, high.high) else ""
         extremes = f"from {number(low.low)} ('{low.name}') to {number(high.high)} ('{high.name}')"
-        notes.append(f"scores of {name}, {extremes}, are taken as {_NAMES[scale]}{by}")
+        notes.append(f"scores of {name}, {extremes}, are taken as {_NAMES[scale]}{by}{though}")
     beyond = {column.name: int(((column.scores < least) | (column.scores > most)).sum()) for column in columns}
     if count := sum(beyond.values()):
         first = next(column for column in columns if beyond[column.name])

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.readers.columns import counted, row_of
-from cxrlt_ray.data.score_scale import PROBABILITY, read_scores, rounded, within
+from cxrlt_ray.data.score_scale import read_scores, rounded
 from cxrlt_ray.ensembling.names import columns_text, renamed
 from cxrlt_ray.ensembling.tables import (
     METADATA,
@@ -120,7 +120,7 @@ def read_apply(
     _, names, frames = open_npz(paths[0], ("predictions",), members.findings) if npz else ({}, member_names(paths), [])
     order, notes = _pair(names, members.names)
     predictions: list[np.ndarray] = []
-    for k, name, scale in zip(order, members.names, members.scales, strict=True):
+    for k, scale in zip(order, members.scales, strict=True):
         frame, changes = renamed(frames[k] if npz else read_table(paths[k], id_column), members.findings)
         if not predictions:
             first = frame
@@ -131,8 +131,6 @@ def read_apply(
         scaled = read_scores(scores, members.findings, file, scale, by=_AS_LABELLED, mend=_ALIKE)
         predictions.append(rounded(scaled.probabilities))
         notes += [*_rename_notes(changes, file), *scaled.notes]
-        if scale != PROBABILITY and within(PROBABILITY, scores.min(), scores.max()):
-            notes.append(f"all scores of {file} lie from 0 to 1: look whether those of {name} are on the same scale")
     return first.index.to_numpy().astype(str), np.stack(predictions), notes
 
 

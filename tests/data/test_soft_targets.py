@@ -55,6 +55,13 @@ def test_a_table_of_another_form_is_refused_without_a_value_of_it(tmp_path, chan
     assert "id-7" not in str(refused.value)
 
 
+def test_a_column_of_ids_is_named_and_none_of_them_shown(tmp_path):
+    table = pd.DataFrame({"image_id": ["a", "b"], "Mass": [0.2, 0.3], "subject_id": [10012345, 10054321]})
+    with pytest.raises(UsageError, match="finding 'subject_id' has scores from a large number") as refused:
+        read_soft_targets(saved(tmp_path, table))
+    assert "10012345" not in str(refused.value)
+
+
 def test_logits_and_rounding_are_read_as_probabilities_and_told(tmp_path):
     manifest = write_images(tmp_path / "images", 8)
     logits = np.linspace(-6, 3, 8)
