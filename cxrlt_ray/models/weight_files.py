@@ -7,12 +7,12 @@ torch does not know (argparse.Namespace, numpy's scalars, a callback) become emp
 from __future__ import annotations
 
 import io
-import pickletools
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pickletools import genops
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import CxrltError
@@ -63,11 +63,11 @@ def read_tensors(uri: str) -> dict[str, torch.Tensor]:
     """
     folder, slash, name = uri.rpartition("/")
     content = Store(folder or slash or ".").read(name)
-    if disguise := next((what for start, what in DISGUISES.items() if content.lstrip()[:24].startswith(start)), None):
-        raise CxrltError(f"{uri} is no file of weights but {disguise}.")
-    if uri.endswith(".safetensors"):
+    if content[8:9] == b"{":  # after the length of the header
         return _safetensors(content, uri)
-    value, names = _unpickled(content, uri)
+    if disguise := next((what for start, what in DISGUISES.items() if content[:64].lstrip().startswith(start)), None):
+        raise CxrltError(f"{uri} is no file of weights but {disguise}.")
+    value, names = _restored(content, uri)
     tensors = dict(_flattened(value))
     if not tensors:
         held = f" but objects of {_some(names)}" if names else ""
@@ -92,23 +92,23 @@ def _safetensors(content: bytes, uri: str) -> dict[str, torch.Tensor]:
         raise CxrltError(f"{uri} is no whole file of safetensors ({error}): download or save it anew.") from None
 
 
-def _unpickled(content: bytes, uri: str) -> tuple[Any, list[str]]:
-    """What torch.save wrote, and the names of the classes in it that were not made."""
+def _restored(content: bytes, uri: str) -> tuple[Any, list[str]]:
+    """What torch.save wrote, and the names of the classes in it that may not have been made."""
     import pickle
 
     if not zipfile.is_zipfile(io.BytesIO(content)) and not content.startswith(PICKLE):
         raise CxrltError(f"{uri} is neither a .safetensors file nor one of torch.save, or is cut short: fetch it anew.")
-    names = _unknown_classes(content)
+    names = sorted(set(_globals(content)))
     for module, _, kind in (name.rpartition(".") for name in names):
         if module == "builtins" and kind in HARMFUL:
             raise CxrltError(f"{uri} asks for {kind}(), which no weights need: do not trust it.")
     try:
         try:
-            return _loaded(content, names, Shell), names
+            return _loaded(content, names, Shell), _strange(names)
         except pickle.UnpicklingError:
-            return _loaded(content, names, Items), names
+            return _loaded(content, names, Items), _strange(names)
     except pickle.UnpicklingError as error:
-        held = f"it holds {_some(names)}" if names else first_line(error)
+        held = f"it holds {_some(_strange(names))}" if _strange(names) else first_line(error)
         raise CxrltError(f"{uri} cannot be read safely ({held}): {ALONE}.") from None
     except Exception as error:
         if "TorchScript" in str(error):
@@ -117,7 +117,7 @@ def _unpickled(content: bytes, uri: str) -> tuple[Any, list[str]]:
 
 
 def _loaded(content: bytes, names: list[str], stand_in: type) -> Any:
-    """What torch.save wrote; the classes `names`, which torch does not take for safe, are `stand_in`s."""
+    """What torch.save wrote; those of the classes `names` that torch does not take for safe are `stand_in`s."""
     import torch
 
     plain = {f"builtins.{kind.__name__}": kind for kind in (list, set, frozenset, dict)}
@@ -132,11 +132,9 @@ def _loaded(content: bytes, names: list[str], stand_in: type) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _unknown_classes(content: bytes) -> list[str]:
-    """The classes and functions in a file of torch.save that torch does not take for safe by itself."""
-    from torch._weights_only_unpickler import _get_allowed_globals
-
-    return sorted(set(_globals(content)) - set(_get_allowed_globals()))
+def _strange(names: list[str]) -> list[str]:
+    """Those of the classes and functions `names` that are neither torch's nor containers."""
+    return [name for name in names if not name.startswith(("torch.", "collections."))]
 
 
 def _globals(content: bytes) -> Iterator[str]:
@@ -149,7 +147,7 @@ def _globals(content: bytes) -> Iterator[str]:
         pickles = io.BytesIO(content)  # before torch 1.6: pickles one after the other, then the tensors' bytes
     for _ in range(5):
         try:
-            for code, argument, _position in pickletools.genops(pickles):
+            for code, argument, _position in genops(pickles):
                 if code.name == "GLOBAL":
                     yield re.sub(r"^__builtin__\.", "builtins.", str(argument).replace(" ", "."))
         except ValueError:  # no pickle follows

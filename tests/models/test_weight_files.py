@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.models import ModelSpec
@@ -105,6 +106,13 @@ def test_files_of_old_torch_are_read_too(wrapping, tmp_path: Path):
     assert same(loaded(path), state)
 
 
+@pytest.mark.parametrize("padding", range(256))
+def test_safetensors_are_told_from_other_files_whatever_their_header_s_length(padding, tmp_path: Path):
+    path = tmp_path / "w.bin"
+    save_file({"w": torch.ones(2)}, path, {"about": "x" * padding})
+    assert read_tensors(str(path))["w"].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("function", ["eval", "exec", "touch"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_file_is_not_run(function, zipped, tmp_path: Path):
@@ -178,7 +186,7 @@ def test_a_file_without_tensors_or_of_a_script_says_how_to_save_them(tmp_path: P
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "script.pt")
     with pytest.raises(CxrltError, match="is a TorchScript archive: save its weights alone"):
         read_tensors(str(tmp_path / "script.pt"))
-    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    (tmp_path / "w.safetensors").write_bytes(b"\xff" + bytes(7) + b'{"w": ')
     with pytest.raises(CxrltError, match=r"no whole file of safetensors"):
         read_tensors(str(tmp_path / "w.safetensors"))
 
