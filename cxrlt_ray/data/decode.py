@@ -17,8 +17,8 @@ import numpy as np
 
 from cxrlt_ray.data import gray_levels, jpeg, tiff
 from cxrlt_ray.data.dicom import is_dicom, read_dicom
+from cxrlt_ray.data.disguises import named
 from cxrlt_ray.data.limits import MAX_BYTES, MAX_PIXELS, check_size
-from cxrlt_ray.data.non_images import named
 
 GRAINY = 0.25  # bytes a pixel (MIMIC-CXR-JPG: 0.18); where grain is to be averaged, a reduced decode needs a spare 2
 REDUCTIONS = (8, 4, 2)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pickletools import genops
 from typing import TYPE_CHECKING, Any
 
+from cxrlt_ray.data.disguises import named
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
@@ -22,12 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 ALONE = "save its weights alone: safetensors.torch.save_file(model.state_dict(), PATH)"
-# what a file may hold in place of weights, by its first bytes
-DISGUISES = {
-    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself by `git lfs pull`",
-    b"<": "a web page: download the file itself",
-}
-PICKLE = b"\x80"
+PICKLE, ZIP = b"\x80", b"PK"  # how a file of torch.save begins
 ANSI = r"\x1b\[[0-9;]*m"
 HARMFUL = {"eval", "exec", "compile", "open", "__import__", "input"}  # builtins that no weights ask for
 
@@ -65,7 +61,7 @@ def read_tensors(uri: str) -> dict[str, torch.Tensor]:
     content = Store(folder or slash or ".").read(name)
     if content[8:9] == b"{":  # after the length of the header
         return _safetensors(content, uri)
-    if disguise := next((what for start, what in DISGUISES.items() if content[:64].lstrip().startswith(start)), None):
+    if content and not content.startswith(ZIP) and (disguise := named(content)):
         raise CxrltError(f"{uri} is no file of weights but {disguise}.")
     value, names = _restored(content, uri)
     tensors = dict(_flattened(value))

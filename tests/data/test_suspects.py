@@ -171,7 +171,7 @@ def test_cohort_lists_suspects_and_duplicates_by_row_and_names_no_path(tmp_path,
     code, text = said(capsys, str(tmp_path), "--images", "--duplicates")
     assert code == 0
     assert "24 images looked at: 1 cannot be decoded, 1 suspect" in text
-    assert "an HTML page, not an image, as a failed download leaves: fetch it again: labels.csv row 7" in text
+    assert "an HTML page, as a failed download leaves: fetch the file again: labels.csv row 7" in text
     assert "1 suspect, black (nearly all pixels black): labels.csv row 6" in text
     assert "train and val: 1 pair, 1 image with 1" in text
     assert "labels.csv row 1 and labels.csv row 3" in text

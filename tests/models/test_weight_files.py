@@ -161,8 +161,8 @@ def test_weights_of_another_architecture_are_told_by_names_or_shapes(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer: fetch"),
-        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer: git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
         (b"", "neither a .safetensors file nor one of torch.save"),
         (b"PK\x03\x04", "neither a .safetensors file nor one of torch.save"),
         (b"\x80\x02}q\x00.", "damaged or cut short"),
