@@ -15,7 +15,7 @@ from cxrlt_ray.data.manifest import COHORT, META, Cohort, Manifest
 from cxrlt_ray.data.readers import Raw, Request, all_readers
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.readers.files import common_root, plain
-from cxrlt_ray.data.rows import checked_rows, in_order
+from cxrlt_ray.data.rows import checked_rows, in_order, with_settled_paths
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.storage import Store
@@ -93,12 +93,14 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
             "leave it out, or map its findings to those."
         )
     if path.startswith(PHANTOM):
-        raw = _phantom(path.removeprefix(PHANTOM), tuple(reached))
+        raw = with_settled_paths(_phantom(path.removeprefix(PHANTOM), tuple(reached)))
         table, own_problems = checked_rows(raw)
         labels = posing(Manifest(table, raw.findings, name, raw.root), key, main.findings).table[list(main.findings)]
     else:
         sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & set(reached))
-        raw = all_readers()[mapping.reader].read(Request(directory(path), "auto", sources, uncertain))
+        raw = with_settled_paths(
+            all_readers()[mapping.reader].read(Request(directory(path), "auto", sources, uncertain))
+        )
         table, own_problems = checked_rows(raw)
         labels = map_findings(table, mapping, main.findings)
     table = pd.concat([table[[*META, "file", "row"]], labels], axis=1)

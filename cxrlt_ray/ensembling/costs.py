@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.table_file import read_table_file
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.errors import CxrltError, UsageError
@@ -38,9 +38,11 @@ def check_costs(costs: str | None, file: EnsembleFile, explain: bool) -> None:
 def read_costs(path: str, names: list[str]) -> np.ndarray:
     """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
     folder, _, name = path.rpartition("/")
+    store = Store(folder or ("/" if path.startswith("/") else "."))
+    first = read_table_file(store, name).table.column_names[0]
     try:
-        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype={0: str}).iloc[:, :2]
-        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0])
+        table = read_table_file(store, name, text=[first]).table.to_pandas(ignore_metadata=True).iloc[:, :2]
+        costs = pd.to_numeric(table.set_index(table[first].str.strip()).iloc[:, 1])
     except (ValueError, IndexError) as error:
         raise CxrltError(f"{path} is no table of members and their costs: {error}.") from None
     if missing := [member for member in names if member not in costs.index]:

@@ -14,9 +14,9 @@ from os.path import normpath
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.column_names import is_no_finding
 from cxrlt_ray.data.readers.columns import counted, row_of
 from cxrlt_ray.ensembling.tables import (
-    METADATA,
     SUBJECT,
     first_cell,
     id_form,
@@ -77,6 +77,7 @@ def read_members(
     targets = read_table(targets_path, id_column, text=[groups] if groups else [])
     subjects, notes = _subjects(targets, groups, id_column)
     frames = (read_table(path, id_column) for path in paths)
+    notes += targets.attrs["notes"]
     labels = targets.drop(columns=groups or [], errors="ignore")
     return _match(names, frames, labels, subjects, notes, findings, drop_missing)
 
@@ -148,10 +149,11 @@ def _match(
     for m, frame in enumerate(frames):
         for name in (name for name in faults if name in frame):
             raise CxrltError(faults[name])
+        notes += frame.attrs.get("notes", [])
         rows[m] = _rows(targets, frame, drop_missing)
         used, predicted = rows[m][rows[m] >= 0], [name for name in labels if name in frame]
         scores[frame.attrs["file"]] = pd.DataFrame(_scores(frame, used, predicted), columns=predicted)
-        columns |= dict.fromkeys(name for name in frame if name not in METADATA)
+        columns |= dict.fromkeys(name for name in frame if not is_no_finding(name))
         if unused := len(frame) - len(used):
             notes.append(f"{counted(unused, 'image')} of {names[m]} not used: {labels_file} does not have them")
     chosen = _common_findings(targets, labels, columns, scores, findings)
@@ -223,7 +225,7 @@ def _labels(targets: pd.DataFrame, findings: Sequence[str] | None) -> tuple[dict
     """
     codes, faults, file = {}, {}, targets.attrs["file"]
     _check_findings(targets, findings or (), file, "--findings must name columns of the labels")
-    for name in findings or [name for name in targets if name not in METADATA]:
+    for name in findings or [name for name in targets if not is_no_finding(name)]:
         values, empty = numbers(targets[name])
         known = np.isin(values, (1, 0, -1))
         bad = ~(known | empty)

@@ -139,7 +139,7 @@ def test_metadata_is_no_finding_even_where_every_file_carries_it(folder: Folder)
     members = folder.read([folder.write("a.csv", carried.reset_index(names=""))])
     assert members.findings == FINDINGS
     (note,) = members.notes
-    assert "'Rows', 'comment' not used" in note
+    assert "columns 'comment' not used" in note
 
 
 def test_files_that_share_no_finding_are_refused_with_the_columns_of_both(folder: Folder):

@@ -33,9 +33,9 @@ from cxrlt_ray.data.readers.columns import (
     read_sheet,
     sexes,
     views,
-    whole_ids,
 )
 from cxrlt_ray.data.readers.files import folders, locations
+from cxrlt_ray.data.readers.views import remarks_on_views
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
@@ -45,7 +45,6 @@ TEXT = (
     "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
     "ViewPosition_DICOM", "Projection", "PhotometricInterpretation_DICOM", "Labels",
 )  # fmt: skip
-PROJECTIONS = {"AP_HORIZONTAL": "AP"}
 EXCLUDED = "exclude"
 SAY_NOTHING = ("suboptimal study", "unchanged")
 LIST = re.compile(r"""\[\s*(('[^']*'|"[^"]*")\s*(,\s*('[^']*'|"[^"]*")\s*)*)?\]""")
@@ -113,28 +112,28 @@ def read(request: Request) -> Raw:
     if not location:
         raise CxrltError(f"{request.data.uri} holds no PadChest: no PADCHEST_chest_x_ray_images_labels_160K*.csv.")
     root, name = location
-    # its lists of codes are numpy arrays as printed, wrapped at 75 letters
-    sheet = read_sheet(root, name, TEXT, TEXT, multiline=True)
+    sheet = read_sheet(root, name, TEXT, TEXT)
     sheet.need("ImageID", "ImageDir", "PatientID", "StudyID", *(["Labels"] if request.labelled else []))
     problems: list[str] = []
     file = sheet.filled("ImageID", problems)
+    seen = sheet.text("Projection"), sheet.text("ViewPosition_DICOM")
     photometric = sheet.text("PhotometricInterpretation_DICOM").str.upper()
     table = pd.DataFrame(
         {
             "image_id": file.str.replace(r"\.\w+$", "", regex=True),
-            "study_id": sheet.filled("StudyID", problems),
-            "subject_id": sheet.filled("PatientID", problems),
-            "view": views(_projections(sheet), sheet.text("ViewPosition_DICOM")),
+            "study_id": sheet.ids("StudyID", problems),
+            "subject_id": sheet.ids("PatientID", problems),
+            "view": views(*seen),
             "sex": sexes(sheet.text("PatientSex_DICOM")),
             "age": _ages(sheet),
-            "path": _paths(root, whole_ids(sheet.filled("ImageDir", problems)), file),
+            "path": _paths(root, sheet.ids("ImageDir", problems), file),
             "photometric": photometric.where(photometric.isin(["MONOCHROME1", "MONOCHROME2"])),
             "file": sheet.file,
             "row": np.arange(1, len(file) + 1),
         }
     )
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
-    notes: list[str] = []
+    notes = [*sheet.notes, *remarks_on_views(sheet.file, *seen)]
     # in one go: 190 columns assigned one by one would fragment the table
     table = pd.concat([table, _labels(sheet, file, findings, notes, problems)], axis=1)
     return Raw(table if request.labelled else table.assign(split="test"), findings, root.uri, notes, problems)
@@ -144,11 +143,6 @@ def _find(data: Store) -> tuple[Store, str] | None:
     # the folders of 160,861 images are no place to look for a table
     near = [directory for directory in locations(data) if not re.search(r"/(\d+|images[^/]*)$", directory.uri)]
     return next(((directory, name) for directory in near for name in directory.list() if TABLE.match(name)), None)
-
-
-def _projections(sheet: Sheet) -> pd.Series:
-    cells = sheet.text("Projection").str.upper()
-    return cells.replace(PROJECTIONS)
 
 
 def _ages(sheet: Sheet) -> pd.Series:
@@ -189,7 +183,7 @@ def _labels(
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         notes.append(f"{counted(len(unknown), 'label')} not known and left out: {quoted(unknown[:5])}{more}.")
     labelled = np.array([bool(names - {*SAY_NOTHING}) and EXCLUDED not in names for names in sets], bool)
-    unlabelled = ~labelled[codes] | (_projections(sheet) == "EXCLUDE").to_numpy(bool)
+    unlabelled = ~labelled[codes] | (sheet.text("Projection").str.upper() == "EXCLUDE").to_numpy(bool)
     if unlabelled.any():
         count = counted(int(unlabelled.sum()), "image")
         notes.append(f"{count} not labelled: excluded by PadChest, or without a finding named.")
