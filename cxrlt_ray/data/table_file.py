@@ -37,6 +37,7 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
 DECIMAL_COMMAS = (";", "\t")  # separators beside which a comma in a number can only be its decimal point
 SEP_LINE = re.compile(rb'"?sep=(.)"?[^\S\r\n]*(\r\n|\n|\r)', re.IGNORECASE)
 DECIMAL, THOUSANDS = r"^\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*$", r"^\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*$"
+CUT_OFF = " A separator stands in a cell without quotes, or the file is cut off."
 HEAD = 1 << 16  # bytes in which the header and some rows stand
 SAMPLE = 20
 OTHER_FILES = {
@@ -83,9 +84,7 @@ def parsed_table(
             table = _from_text(content, where, text, names, remarks)
     except (ValueError, RuntimeError, OSError, EOFError, pa.ArrowException, zipfile.BadZipFile) as error:
         reason = reason_of(error)
-        hint = (
-            " A separator stands in a cell without quotes, or the file is cut off." if ": Expected " in reason else ""
-        )
+        hint = CUT_OFF if ": Expected " in reason else ""
         raise CxrltError(f"{where} cannot be read as a table: {reason}.{hint}") from None
     if only is not None:
         table = table.select([column for column in only if column in table.column_names])
