@@ -7,6 +7,7 @@ from typing import Annotated
 from cxrlt_ray import cli
 from cxrlt_ray.data.cohort import examine
 from cxrlt_ray.data.joining import parse_cohorts, sweep_options
+from cxrlt_ray.data.originals import unreadable
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.cohort import print_counts, print_files
@@ -44,6 +45,7 @@ def main(
     print_counts(cohort.manifest, console)
     if files:
         problems += print_files(cohort.manifest, cohort.roots, cohort.origins, console)
+        problems += unreadable(cohort.manifest)
     if problems:
         lines = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
         console.print("\n- ".join(lines), markup=False, soft_wrap=True)

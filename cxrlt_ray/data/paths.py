@@ -62,15 +62,21 @@ def tidy_paths(paths: pd.Series) -> pd.Series:
     return paths.where(~odd, tidy.reindex(paths.index))
 
 
+def read_tidily(paths: pd.Series, file: str, notes: list[str]) -> pd.Series:
+    """`tidy_paths`, with a note where that changes some. file: the table's name."""
+    tidy = tidy_paths(paths)
+    if changed := int((tidy != paths).sum()):
+        notes.append(rf"{file}: {changed:,} paths are read with / for \, and without // and ./.")
+    return tidy
+
+
 def settled(paths: pd.Series, root: Store, file: str) -> tuple[pd.Series, list[str]]:
     """`paths` [N] as they are below `root`, and notes on what was read otherwise than as written, and what is missing.
 
     file: the table's name, for notes. A path without a match stays as it is.
     """
-    tidy = tidy_paths(paths)
-    notes = []
-    if changed := int((tidy != paths).sum()):
-        notes.append(f"{file}: {changed:,} paths are read with / for \\, and without // and ./.")
+    notes: list[str] = []
+    tidy = read_tidily(paths, file, notes)
     own = str(root.local if root.local is not None else root.uri.partition(":/")[2]).rstrip("/") + "/"
     below = tidy.str.startswith(own)
     if below.any():
@@ -123,7 +129,7 @@ def _match(paths: pd.Series, root: Store) -> _Match:
         match.remarks.append(f"{len(found):,} paths are found under another case or ending{_example(found)}")
     missing = [path for path in missing if path not in found]
     if 2 * len(missing) > len(paths):
-        _match_folders([path for path in missing if ".." not in path.split("/")], free, match)
+        _match_folders(missing, free, match)
         missing = [path for path in missing if path not in match.found]
         if 2 * len(missing) > len(paths):
             match.remarks.append(_nothing_like(missing, len(paths), list(filter(is_image, files)), root))
@@ -173,7 +179,7 @@ def _match_folders(missing: list[str], files: list[str], match: _Match) -> None:
         off, before = ({head[k] for head in sure} - {""} for k in (0, 1))
         done = [f"without {_folder(off)}"] if off else []
         done += [f"in {_folder(before)}" if len(before) == 1 else f"in {len(before)} folders"] if before else []
-        match.remarks.append(f"{len(sure):,} paths are found by file name, {' and '.join(done) or 'as they are'}")
+        match.remarks.append(f"{len(sure):,} paths are found by file name, {' and '.join(done) or 'from the root on'}")
 
 
 def _key(path: str) -> str:

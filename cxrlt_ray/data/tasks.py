@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cxrlt_ray.config import Config, read_yaml, validate
+from cxrlt_ray.data.column_names import OWN
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.privacy import unfit
 
@@ -96,7 +97,8 @@ GROUPS = (HEAD, MEDIUM, TAIL)
 class Task:
     """A task of the challenge: `findings` in submission order, scored on the images of `scored_split`.
 
-    Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions.
+    Raises UsageError for a finding whose name a spreadsheet would take for a formula: it heads columns of submissions;
+    and for one that is called as a column of the manifest.
     """
 
     name: str
@@ -109,6 +111,8 @@ class Task:
                 f"task {self.name}: finding {wrong[0]!r} begins with = + - or @, or has control characters: a "
                 "spreadsheet would take it for a formula. Rename it."
             )
+        if own := [name for name in self.findings if name in OWN]:
+            raise UsageError(f"task {self.name}: '{own[0]}' is a column of the manifest, not a finding: rename it.")
 
 
 class TaskFile(Config):

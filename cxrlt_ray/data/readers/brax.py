@@ -46,7 +46,8 @@ def read(request: Request) -> Raw:
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
     sheet.need(*(findings if request.labelled else ()))
     problems: list[str] = []
-    path = sheet.paths(_column(root, sheet), problems)
+    notes = [*sheet.notes, *remarks_on_views(sheet.file, sheet.text("ViewPosition"))]
+    path = sheet.paths(_column(root, sheet), problems, notes)
     subject = sheet.ids("PatientID", problems)
     table = pd.DataFrame(
         {
@@ -63,7 +64,6 @@ def read(request: Request) -> Raw:
     )
     present = tuple(c for c in findings if c in sheet.columns)
     table = table.assign(**{c: sheet.chexpert_labels(c, request.uncertain, problems) for c in present})
-    notes = [*sheet.notes, *remarks_on_views(sheet.file, sheet.text("ViewPosition"))]
     return Raw(table if request.labelled else table.assign(split="test"), present, root.uri, notes, problems)
 
 
@@ -72,5 +72,5 @@ def _column(root: Store, sheet: Sheet) -> str:
     named = [column for column in PATHS if column in sheet.columns]
     if not named:
         sheet.need(PATHS[0])
-    tops = {column: next(iter(sheet.paths(column, [])), "").split("/")[0] for column in named}
+    tops = {column: next(iter(sheet.paths(column, [], [])), "").split("/")[0] for column in named}
     return next((column for column in named if tops[column] and root.exists(tops[column])), named[0])

@@ -79,7 +79,7 @@ def _rows(
     sheet: Sheet, requested: tuple[str, ...], uncertain: str, problems: list[str], notes: list[str]
 ) -> pd.DataFrame:
     sheet.need("Path")
-    path = sheet.paths("Path", problems)
+    path = sheet.paths("Path", problems, notes)
     parts = path.str.extract(r"(patient\d+)/(study\d+)/([^/]+)\.\w+$")
     strange = np.flatnonzero(parts[0].isna())
     if len(strange):

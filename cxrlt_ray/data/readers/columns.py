@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxrlt_ray.data.paths import tidy_paths
+from cxrlt_ray.data.paths import read_tidily
 from cxrlt_ray.data.readers.ids import lossy_problem, whole_ids
 from cxrlt_ray.data.readers.views import views
 from cxrlt_ray.data.table_file import MISSING, read_table_file, reason_of
@@ -83,9 +83,9 @@ class Sheet:
             problems.append(problem)
         return whole_ids(cells)
 
-    def paths(self, name: str, problems: list[str]) -> pd.Series:
-        r"""`filled` of paths, with / for \ and without // and ./ (see paths.py)."""
-        return tidy_paths(self.filled(name, problems))
+    def paths(self, name: str, problems: list[str], notes: list[str]) -> pd.Series:
+        r"""`filled` of paths, with / for \ and without // and ./ (see paths.py), of which a note tells."""
+        return read_tidily(self.filled(name, problems), self.file, notes)
 
     def labels(self, name: str, allowed: tuple[int, ...] = (0, 1)) -> Labels:
         """A column of labels."""

@@ -60,7 +60,7 @@ def release_rows(
             "study_id": study_ids(sheet.ids("study_id", problems)),
             "subject_id": sheet.ids("subject_id", problems),
             "view": views(*seen),
-            "path": sheet.paths(path, problems),
+            "path": sheet.paths(path, problems, notes),
             "split": split,
             "file": sheet.file,
             "row": np.arange(1, sheet.table.num_rows + 1),

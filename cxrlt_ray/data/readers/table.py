@@ -61,8 +61,8 @@ def read(request: Request) -> Raw:
     sheet = read_sheet(request.data, name, KNOWN, known=request.findings or ())
     problems: list[str] = []
     sheet.need(*(REQUIRED if request.labelled else REQUIRED[:2]))
-    table = _meta(sheet, request.labelled, problems)
     notes = [*sheet.notes, *remarks_on_views(sheet.file, sheet.text("view"))]
+    table = _meta(sheet, request.labelled, problems, notes)
     if request.findings is None or not request.labelled:
         findings, remarks = _columns_of_labels(sheet)
         findings = tuple(name for name in findings if request.findings is None or name in request.findings)
@@ -80,7 +80,7 @@ def _find(data: Store) -> str | None:
     return next((names[name] for name in FILES if name in names), None)
 
 
-def _meta(sheet: Sheet, labelled: bool, problems: list[str]) -> pd.DataFrame:
+def _meta(sheet: Sheet, labelled: bool, problems: list[str], notes: list[str]) -> pd.DataFrame:
     image = sheet.ids("image_id", problems)
     study = _studies(sheet, problems)
     table = pd.DataFrame(
@@ -89,7 +89,7 @@ def _meta(sheet: Sheet, labelled: bool, problems: list[str]) -> pd.DataFrame:
             "study_id": study.where(study != "", image),
             "subject_id": sheet.ids("subject_id", problems) if "subject_id" in sheet.columns else image,
             "view": views(sheet.text("view")),
-            "path": sheet.paths("path", problems),
+            "path": sheet.paths("path", problems, notes),
             "sex": sexes(sheet.text("sex")),
             "age": ages(sheet.text("age")),
             "file": sheet.file,
