@@ -102,7 +102,8 @@ def header(folder: Store, name: str, known: Iterable[str] = ()) -> list[str]:
     filesystem, path = folder.opened(name)
     with filesystem.open_input_stream(path) as stream:
         head = stream.read(HEAD)
-    head = head[: head.rfind(b"\n") + 1] or head  # which may end within a letter
+    if len(head) == HEAD and b"\0" not in head:  # it may end within a letter
+        head = head[: head.rfind(b"\n") + 1] or head
     try:
         head, _ = as_utf8(head)
     except ValueError:  # in doubt: reading the table says so

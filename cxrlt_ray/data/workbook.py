@@ -36,7 +36,7 @@ def as_csv(content: bytes) -> tuple[bytes, str]:
     try:
         with pd.ExcelFile(io.BytesIO(content), engine="openpyxl") as book:
             names = list(map(str, book.sheet_names))
-            frame = book.parse(0, header=None, dtype=object, keep_default_na=False, na_filter=False)
+            frame = pd.read_excel(book, header=None, dtype=object, keep_default_na=False, na_filter=False)
     except (KeyError, OSError, TypeError, AttributeError) as error:
         raise ValueError(f"it is an Excel file that cannot be opened ({type(error).__name__}): {SAVE_AS}") from None
     rows = ([_written(value) for value in row] for row in frame.itertuples(index=False))

@@ -316,7 +316,7 @@ def member_names(paths: Sequence[str]) -> list[str]:
     """Each file's stem, with its folder where another has the same. Raises UsageError if that does not tell them."""
     if not paths:
         raise UsageError("there is no file of predictions: give one a member.")
-    stems = [re.sub(r"(\.(csv|gz|zip|parquet))+$", "", normpath(path)).split("/")[-2:] for path in paths]
+    stems = [re.sub(r"(\.(csv|tsv|txt|xlsx|gz|zip|parquet))+$", "", normpath(path)).split("/")[-2:] for path in paths]
     counts = Counter(parts[-1] for parts in stems)
     names = [parts[-1] if counts[parts[-1]] == 1 else "/".join(parts) for parts in stems]
     if wrong := [name for name in names if unfit(name)]:
