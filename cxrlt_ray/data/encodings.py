@@ -21,8 +21,6 @@ LONGEST_WORD = 3  # bytes beyond ASCII in a row, as in an accented name; Chinese
 PUNCTUATION = b"\x80\x85\x91\x92\x93\x94\x95\x96\x97\x99\xa0"  # the euro sign, quotes, dashes ... of cp1252
 # signs that stand between letters are letters of another encoding; an apostrophe may, as in Crohn's
 IN_A_WORD = re.compile(rb"[a-z][\x80\x85\x93-\x99][a-z]|[a-z]{2}\x92(?!s\b)[a-z]")
-    rb"[a-z][\x80\x85\x93-\x99][a-z]|[a-z]{2}\x92(?!s\b)[a-z]"
-)  # signs that stand between letters are letters elsewhere
 BLOCK = 1 << 20
 SAVE_AS = "save it as 'CSV UTF-8'"
 
