@@ -44,8 +44,8 @@ def is_no_finding(name: str) -> bool:
 
 
 def tidy(name: str) -> str:
-    """A name in one line, without blanks and invisible marks at its ends."""
-    return " ".join(name.replace("\ufeff", "").replace("\u200b", "").split())
+    """A name in one line, without blanks and invisible marks at its ends; other control characters stay."""
+    return re.sub(r"[ \xa0\r\n]+", " ", re.sub("[\ufeff\u200b]", "", name)).strip()
 
 
 def renamed(columns: Sequence[str], known: Iterable[str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ LONGEST_WORD = 3  # bytes beyond ASCII in a row, as in an accented name; Chinese
 PUNCTUATION = b"\x80\x85\x91\x92\x93\x94\x95\x96\x97\x99\xa0"  # the euro sign, quotes, dashes ... of cp1252
 # signs that stand between letters are letters of another encoding; an apostrophe may, as in Crohn's
 IN_A_WORD = re.compile(rb"[a-z][\x80\x85\x93-\x99][a-z]|[a-z]{2}\x92(?!s\b)[a-z]")
+ZEROS = 0.05  # share of zero bytes above which it is no text of a byte a letter
 BLOCK = 1 << 20
 SAVE_AS = "save it as 'CSV UTF-8'"
 
@@ -34,7 +35,7 @@ def as_utf8(content: bytes) -> tuple[bytes, str]:
         if content.startswith(mark):
             return _decoded(content, encoding), encoding
     content = content.removeprefix(codecs.BOM_UTF8)
-    if b"\0" in content[:BLOCK]:
+    if content.count(0, 0, BLOCK) > ZEROS * len(content[:BLOCK]):
         return _decoded(content, _utf16_without_mark(content)), "UTF-16"
     if content.isascii() or _is_utf8(content):
         return content, UTF8
