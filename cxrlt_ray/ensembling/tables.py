@@ -104,7 +104,7 @@ def numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         values = column.to_numpy(np.float64)
         return values, np.isnan(values)
     text = column.astype(str).str.strip()
-    empty = (column.isna() | (text == "")).to_numpy(bool)
+    empty = (column.isna() | text.isin(MISSING)).to_numpy(bool)
     return pd.to_numeric(text, errors="coerce").to_numpy(np.float64, na_value=np.nan), empty
 
 

@@ -7,8 +7,8 @@
 
 To add one: a module here with `@register_reader(name, looks_for, recognise)` on its read function.
 Readers are asked in the order of their names, bare images last, and the first that recognises the directory
-reads it; no reader opens images. Paths are settled after it, by a few look-ups (data/paths.py). What a sheet or its views
-say for the user (`Sheet.notes`, `remarks_on_views`) goes into the notes.
+reads it; no reader opens images. Paths are settled after it, by a few look-ups (data/paths.py). What a sheet or its
+views say for the user (`Sheet.notes`, `remarks_on_views`) goes into the notes.
 """
 
 from __future__ import annotations
