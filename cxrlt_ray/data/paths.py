@@ -5,8 +5,8 @@ missing the root is listed, once, and paths are matched with it: by another case
 most are missing, by the end of the path that the table's rows do not share (absolute paths of another machine, a
 folder more or less). A match must be the only one. Nothing outside of the root is looked at.
 
-Cost: 16 look-ups, on an object store in parallel; a listing takes about 1 s for 100,000 files on a local disk, and a
-request for each 1,000 files of an object store.
+Cost: 16 look-ups, on an object store in parallel. Of 100,000 files on a local disk and 2 busy cores a listing took 0.3
+to 1.5 s, and matching them all 7 to 11 s; an object store is listed in pages, of 1,000 files as a rule (not measured).
 """
 
 from __future__ import annotations
