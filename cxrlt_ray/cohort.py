@@ -8,6 +8,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.data.cohort import examine
 from cxrlt_ray.data.joining import parse_cohorts, sweep_options
 from cxrlt_ray.data.manifest import Cohort
+from cxrlt_ray.data.originals import unreadable
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.tasks import TASK_HELP
 from cxrlt_ray.errors import UsageError
@@ -52,6 +53,7 @@ def main(
     print_counts(cohort.manifest, console)
     if files:
         problems += print_files(cohort.manifest, cohort.roots, cohort.origins, console)
+        problems += unreadable(cohort.manifest)
     if images or duplicates:
         problems += _print_images(cohort, images, duplicates, sample, console)
     if problems:

@@ -37,7 +37,7 @@ def run(request: EvaluateRequest) -> Scores:
     console = cli.console()
     table = submission.read(request.submission)
     manifest, notes = _read_cohort(request)
-    for note in notes:
+    for note in [*table.attrs["notes"], *notes]:
         console.print(note, markup=False, soft_wrap=True)
     task = load_task(request.task, manifest.findings)
     split = _of_split(request, manifest, task)

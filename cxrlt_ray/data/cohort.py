@@ -13,9 +13,9 @@ import pandas as pd
 
 from cxrlt_ray.data.joining import directory, join, phantom_as, sweep_options
 from cxrlt_ray.data.manifest import COHORT, MAIN, META, Cohort, Manifest
-from cxrlt_ray.data.readers import Request, all_readers, choose_reader
+from cxrlt_ray.data.readers import Raw, Request, all_readers, choose_reader
 from cxrlt_ray.data.readers.columns import UNCERTAIN_MEANS
-from cxrlt_ray.data.rows import check_leaks, checked_rows, in_order
+from cxrlt_ray.data.rows import check_leaks, checked_rows, in_order, with_settled_paths
 from cxrlt_ray.data.splits import holdout
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import PHANTOM_MARKER
@@ -93,7 +93,8 @@ def examine(
     if raw.table.empty:
         raise CxrltError(f"{data}, read as {reader.name}, has no images.")
     if labelled:
-        _check_findings(raw.findings, findings, task, reader.name)
+        _check_findings(raw, findings, task, reader.name)
+    raw = with_settled_paths(raw)
     table, problems = checked_rows(raw)
     notes = [f"Data: format {reader.name} ({choice}), {len(table):,} images, paths from {raw.root}.", *raw.notes]
     if labelled:
@@ -106,15 +107,16 @@ def examine(
     return (join(cohort, others, uncertain, problems) if others else cohort), problems
 
 
-def _check_findings(existing: tuple[str, ...], findings: tuple[str, ...] | None, task: str, reader: str) -> None:
+def _check_findings(raw: Raw, findings: tuple[str, ...] | None, task: str, reader: str) -> None:
     """Raise CxrltError or UsageError where findings are missing. findings: the task's; None: all of the data."""
-    if not existing:
+    if not raw.findings:
         raise CxrltError(
             f"the data (read as {reader}) has no finding column"
-            + (f" of {task}" if findings is not None else " that holds only 1, 0 or empty")
+            + (f" of {task}" if findings is not None else " that holds only 1, 0, -1 or empty")
             + ": one column per finding is needed."
+            + "".join(f" {note}" for note in raw.notes[:3] if findings is None)
         )
-    missing = [name for name in findings or () if name not in existing]
+    missing = [name for name in findings or () if name not in raw.findings]
     if missing:
         raise UsageError(
             f"the data (read as {reader}) has no column for {len(missing)} of the {len(findings or ())} findings of "

@@ -16,7 +16,7 @@ from cxrlt_ray.data.manifest import COHORT, META, Cohort, Manifest
 from cxrlt_ray.data.readers import Raw, Request, all_readers
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.readers.files import common_root, plain
-from cxrlt_ray.data.rows import checked_rows, in_order
+from cxrlt_ray.data.rows import checked_rows, in_order, with_settled_paths
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.storage import Store
@@ -95,12 +95,13 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
         )
     names, wanted = [theirs.get(finding, finding) for finding in main.findings], {theirs[f] for f in reached}
     if path.startswith(PHANTOM):
-        raw = _phantom(path.removeprefix(PHANTOM), tuple(wanted))
+        raw = with_settled_paths(_phantom(path.removeprefix(PHANTOM), tuple(wanted)))
         table, own_problems = checked_rows(raw)
         labels = posing(Manifest(table, raw.findings, name, raw.root), key, names).table[names]
     else:
         sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & wanted)
-        raw = all_readers()[mapping.reader].read(Request(directory(path), "auto", sources, uncertain))
+        reader = all_readers()[mapping.reader]
+        raw = with_settled_paths(reader.read(Request(directory(path), "auto", sources, uncertain)))
         table, own_problems = checked_rows(raw)
         labels = map_findings(table, mapping, names)
     labels = labels.set_axis(list(main.findings), axis=1)

@@ -33,15 +33,23 @@ def read_original(root: str, path: str) -> bytes:
 
 
 def check_originals(manifest: Manifest) -> None:
-    """Refuse at once what no image of the data could be read for. Raises UsageError.
+    """Raise UsageError with the first of what no image of the data could be read for."""
+    for reason in unreadable(manifest):
+        raise UsageError(reason)
+
+
+def unreadable(manifest: Manifest) -> list[str]:
+    """What no image of the data could be read for, as sentences.
 
     DICOM files need pydicom; and a link of the first image that leads out of the data's root is likely not the only
     one, which would fill the quarantine image by image.
     """
+    reasons = []
     if find_spec("pydicom") is None and manifest.table["path"].str.lower().str.endswith(DICOM_SUFFIXES).any():
-        raise UsageError("the images are DICOM files, which need pydicom: pip install 'cxrlt-ray[dicom]'.")
+        reasons.append("the images are DICOM files, which need pydicom: pip install 'cxrlt-ray[dicom]'.")
     if not manifest.table.empty and "://" not in plain(manifest.root):
         try:
             below(plain(manifest.root), manifest.table["path"].iloc[0])
         except ValueError as error:
-            raise UsageError(f"the images below {manifest.root} cannot be read: of the first, {error}.") from None
+            reasons.append(f"the images below {manifest.root} cannot be read: of the first, {error}.")
+    return reasons

@@ -1,14 +1,26 @@
-"""The rows of a reader in the manifest's form, checked; their faults are noted as sentences."""
+"""The rows of a reader in the manifest's form, paths settled and checked; their faults are noted as sentences."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.manifest import META
+from cxrlt_ray.data.paths import settled
 from cxrlt_ray.data.readers import Raw
 from cxrlt_ray.data.readers.columns import and_more, counted
 from cxrlt_ray.privacy import UNFIT, leading_out, private_detail, unfit
+from cxrlt_ray.storage import Store
+
+
+def with_settled_paths(raw: Raw) -> Raw:
+    """A reader's rows with paths as the files are called (paths.py), so that all that reads images agrees."""
+    if raw.table.empty:
+        return raw
+    paths, notes = settled(raw.table["path"].astype("str"), Store(raw.root), str(raw.table["file"].iloc[0]))
+    return replace(raw, table=raw.table.assign(path=paths), notes=[*raw.notes, *notes])
 
 
 def checked_rows(raw: Raw) -> tuple[pd.DataFrame, list[str]]:
@@ -22,7 +34,10 @@ def checked_rows(raw: Raw) -> tuple[pd.DataFrame, list[str]]:
 def _check_names(table: pd.DataFrame, raw: Raw, problems: list[str]) -> None:
     """Note paths that leave the data, and names that would do harm in a table that is passed on."""
     checks = {
-        f"a path leads out of {raw.root}: paths are relative to it and below it": ("path", leading_out(table["path"])),
+        f"a path leads out of {raw.root}: paths are relative to it and below it, and no file there has its name": (
+            "path",
+            leading_out(table["path"]),
+        ),
         "an image's id begins with = + - or @, or has control characters: a spreadsheet would take it for a formula": (
             "image_id",
             table["image_id"].str.contains(UNFIT, regex=True),

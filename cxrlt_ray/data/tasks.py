@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cxrlt_ray.config import Config, read_yaml, validate
+from cxrlt_ray.data.column_names import OWN
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.privacy import unfit
 
@@ -135,7 +136,7 @@ class Task:
     """A task of the challenge: `findings` in submission order, scored on the images of `scored_split`.
 
     id_column: what a submission calls its images' ids. Raises UsageError for a finding whose name a spreadsheet would
-    take for a formula: it heads columns of submissions.
+    take for a formula: it heads columns of submissions; and for one that is called as a column of the manifest.
     """
 
     name: str
@@ -149,6 +150,8 @@ class Task:
                 f"task {self.name}: finding {wrong[0]!r} begins with = + - or @, or has control characters: a "
                 "spreadsheet would take it for a formula. Rename it."
             )
+        if own := [name for name in self.findings if name in OWN]:
+            raise UsageError(f"task {self.name}: '{own[0]}' is a column of the manifest, not a finding: rename it.")
 
 
 class TaskFile(Config):

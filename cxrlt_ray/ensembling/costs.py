@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.readers.columns import reason_of
+from cxrlt_ray.data.table_file import read_table_file
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.names import nearest
 from cxrlt_ray.ensembling.pool import Pool
@@ -40,9 +40,11 @@ def check_costs(costs: str | None, file: EnsembleFile, explain: bool) -> None:
 def read_costs(path: str, names: list[str]) -> np.ndarray:
     """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
     folder, _, name = path.rpartition("/")
+    store = Store(folder or ("/" if path.startswith("/") else "."))
+    first = read_table_file(store, name).table.column_names[0]
     try:
-        table = pd.read_csv(io.BytesIO(Store(folder or ".").read(name)), dtype=str).iloc[:, :2]
-        costs = pd.to_numeric(table.set_index(table.columns[0]).iloc[:, 0], errors="coerce").astype(float)
+        table = read_table_file(store, name, text=[first]).table.to_pandas(ignore_metadata=True).iloc[:, :2]
+        costs = pd.to_numeric(table.set_index(table[first].str.strip()).iloc[:, 1], errors="coerce").astype(float)
     except (ValueError, IndexError) as error:
         raise CxrltError(f"{path} is no table of members and their costs: {reason_of(error)}.") from None
     held = [str(member) for member in costs.index]

@@ -14,11 +14,11 @@ from os.path import normpath
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.column_names import is_no_finding
 from cxrlt_ray.data.readers.columns import counted, row_of
 from cxrlt_ray.data.score_scale import read_scores, rounded
 from cxrlt_ray.ensembling.names import columns_text, renamed
 from cxrlt_ray.ensembling.tables import (
-    METADATA,
     SUBJECT,
     first_cell,
     id_form,
@@ -83,6 +83,7 @@ def read_members(
     targets = read_table(targets_path, id_column, text=[groups] if groups else [])
     subjects, notes = _subjects(targets, groups, id_column)
     frames = (read_table(path, id_column) for path in paths)
+    notes += targets.attrs["notes"]
     labels = targets.drop(columns=groups or [], errors="ignore")
     return _match(names, frames, labels, subjects, notes, findings, drop_missing, _each(scales, names))
 
@@ -160,12 +161,13 @@ def _match(
         notes += _rename_notes(changes, file)
         for name in (name for name in faults if name in frame):
             raise CxrltError(faults[name])
+        notes += frame.attrs.get("notes", [])
         rows[m] = _rows(targets, frame, drop_missing)
         used, shared = rows[m][rows[m] >= 0], [name for name in labels if name in frame]
         scaled = read_scores(_scores(frame, used, shared), shared, file, scale, name=f"'{names[m]}'")
         predicted.append(pd.DataFrame(rounded(scaled.probabilities), columns=shared))
         used_scales.append(scaled.scale)
-        columns[file] = [name for name in frame if name not in METADATA]
+        columns[file] = [name for name in frame if not is_no_finding(name)]
         if unused := len(frame) - len(used):
             notes.append(f"{counted(unused, 'image')} of {names[m]} not used: {labels_file} does not have them")
         notes += scaled.notes
@@ -236,7 +238,7 @@ def _labels(targets: pd.DataFrame, findings: Sequence[str] | None) -> tuple[dict
     """
     codes, faults, file = {}, {}, targets.attrs["file"]
     _check_findings(list(targets), findings or (), file, "--findings must name columns of the labels")
-    for name in findings or [name for name in targets if name not in METADATA]:
+    for name in findings or [name for name in targets if not is_no_finding(name)]:
         values, empty = numbers(targets[name])
         known = np.isin(values, (1, 0, -1))
         bad = ~(known | empty)
@@ -335,7 +337,7 @@ def member_names(paths: Sequence[str]) -> list[str]:
     """Each file's stem, with its folder where another has the same. Raises UsageError if that does not tell them."""
     if not paths:
         raise UsageError("there is no file of predictions: give one a member.")
-    stems = [re.sub(r"(\.(csv|gz|zip|parquet))+$", "", normpath(path)).split("/")[-2:] for path in paths]
+    stems = [re.sub(r"(\.(csv|tsv|txt|xlsx|gz|zip|parquet))+$", "", normpath(path)).split("/")[-2:] for path in paths]
     counts = Counter(parts[-1] for parts in stems)
     names = [parts[-1] if counts[parts[-1]] == 1 else "/".join(parts) for parts in stems]
     if wrong := [name for name in names if unfit(name)]:

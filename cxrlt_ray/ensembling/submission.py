@@ -19,7 +19,7 @@ from cxrlt_ray.data.score_scale import Scaled, read_scores
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.ensembling.names import nearest
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import UNFIT, cell, heads, private_detail, unfit, unzipped
+from cxrlt_ray.privacy import UNFIT, cell, heads, private_detail, unfit
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -70,19 +70,20 @@ def write(
 def read(path: str) -> pd.DataFrame:
     """A submission from a CSV, or a zip that holds one: a path or URI, image ids as text.
 
-    Raises CxrltError naming the file where it is no such table; what it holds is for `check`.
+    attrs["notes"]: what was read otherwise than as plain UTF-8 CSV. Raises CxrltError naming the file where it is no
+    table; what it holds is for `check`.
     """
-    import pandas as pd
+    from cxrlt_ray.data.readers.ids import whole_ids
+    from cxrlt_ray.data.table_file import read_table_file
 
     folder, slash, name = str(path).rpartition("/")
-    content = Store(folder or slash or ".").read(name)
-    try:
-        if name.endswith(".zip"):
-            content = unpacked(content)
-        return pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(ID_COLUMNS, "str"), low_memory=False)
-    except (ValueError, pd.errors.ParserError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise CxrltError(f"{path} cannot be read as a submission, a CSV of image ids and findings: {reason}.") from None
+    file = read_table_file(Store(folder or slash or "."), name, text=ID_COLUMNS)
+    frame = file.table.to_pandas(ignore_metadata=True)
+    for column in (column for column in ID_COLUMNS if column in frame):
+        frame[column] = whole_ids(frame[column].astype("str").str.strip())
+    done = f"{name} is read with {', '.join(file.remarks)}: write it as plain UTF-8 CSV before it is sent."
+    frame.attrs["notes"] = [done] if file.remarks else []
+    return frame
 
 
 def aligned(
@@ -116,16 +117,6 @@ def raise_faults(faults: list[str], name: str, task: Task) -> None:
     """Raise CxrltError with all `faults` of the submission `name`, where there are any."""
     if faults:
         raise CxrltError(f"{name} is no submission to {task.name}: " + " ".join(faults))
-
-
-def unpacked(content: bytes) -> bytes:
-    """The one CSV in a zip, in memory. Raises ValueError for another number of them, or for a bomb."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # macOS puts a shadow of each file beside it
-        names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise ValueError(f"the archive holds {len(names)} CSV files, not one")
-        return unzipped(archive, names[0])
 
 
 def _column_faults(columns: list[str], task: Task) -> list[str]:

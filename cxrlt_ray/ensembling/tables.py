@@ -1,58 +1,55 @@
 """Tables of predictions or labels: a row an image, a column a finding, or arrays in one .npz.
 
-A table is a CSV (.csv, .csv.gz), a .parquet or a .zip that holds one CSV, local or any `pyarrow.fs` URI; its image id
-column is the first of ID_COLUMNS that is there, or the one given. A CSV of 39,293 images x 40 findings takes about
-0.2 s.
+A table is any that data/table_file.py reads (CSV in any usual form, .xlsx, .parquet, a .zip that holds one CSV), local
+or any `pyarrow.fs` URI; its image id column is the first of ID_COLUMNS that is there, or the one given. A CSV of 39,293
+images x 40 findings takes about 0.2 s.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import csv
 
-from cxrlt_ray.data.manifest import META
 from cxrlt_ray.data.readers.columns import quoted, reason_of, row_of
-from cxrlt_ray.ensembling.submission import unpacked
+from cxrlt_ray.data.readers.ids import lossy_problem, whole_ids
+from cxrlt_ray.data.table_file import MISSING, parsed_table
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import UNFIT, cell, check_unpacked, heads, private_detail
 from cxrlt_ray.storage import Store
 
 ID_COLUMNS = ("dicom_id", "image_id", "ImageID", "id", "Image Index", "image", "filename")
 SUBJECT = "subject_id"
-# never findings, whatever they hold; the last two are an index that pandas wrote along
-METADATA = {*META, *ID_COLUMNS, "fpath", "ViewPosition", "ViewCodeSequence_CodeMeaning", "fold", "", "Unnamed: 0"}
 _NAMES = {"members": "member", "image_id": "image", "findings": "finding"}  # of an .npz, and those made up
 
 
 def read_table(path: str, id_column: str | None = None, text: Sequence[str] = ()) -> pd.DataFrame:
     """A table of one row an image: index the image ids as text, columns the file's others, attrs["file"] the path.
 
-    id_column: where the ids are; the first of ID_COLUMNS without it. text: columns to keep as written.
-    Raises CxrltError naming the file that cannot be read, has no ids, or repeats an image or a column.
+    attrs["notes"]: what was read otherwise than as it stands. id_column: where the ids are; the first of ID_COLUMNS
+    without it. text: columns to keep as written. Raises CxrltError naming the file that cannot be read, has no ids,
+    ids of images or subjects that have lost digits, or repeats an image or a column.
     """
     if path.endswith(".npz"):
         raise UsageError(f"{path} holds arrays, not a table: give it alone, with all members in it.")
     folder, name = split_path(path)
     content = Store(folder).read(name)  # which unpacks .gz
+    file = parsed_table(content, path, [*ID_COLUMNS, SUBJECT, *text, *([id_column] if id_column else [])])
+    key = _id_column(file.table.column_names, path, id_column)
+    ids = _ids(file.table, key, path)
     try:
-        table = _parsed(content, [*ID_COLUMNS, SUBJECT, *text, *([id_column] if id_column else [])])
-        key = _id_column(table.column_names, path, id_column)
-        ids = pc.utf8_trim_whitespace(table[key].cast(pa.string())).fill_null("").to_numpy()
-        frame = table.drop_columns([key]).to_pandas(ignore_metadata=True)
-    except (ValueError, RuntimeError, pa.ArrowException, zipfile.BadZipFile) as error:
+        frame = file.table.drop_columns([key]).to_pandas(ignore_metadata=True)
+    except (ValueError, pa.ArrowException) as error:
         raise CxrltError(f"{path} cannot be read as a table: {reason_of(error)}.") from None
+    for name in (name for name in dict.fromkeys([SUBJECT, *text]) if name in frame):
+        frame[name] = _ids(file.table, name, path)
     frame.index, frame.attrs["file"] = pd.Index(ids, name="image_id"), path
-    empty, repeated = np.asarray(ids == ""), frame.index.duplicated()
+    frame.attrs["notes"] = [f"{path} is read with {', '.join(file.remarks)}"] if file.remarks else []
+    empty, repeated = (ids == "").to_numpy(), frame.index.duplicated()
     formulas = frame.index.str.contains(UNFIT, regex=True)
     if not len(ids):
         raise CxrltError(f"{path} has no rows: it must have one an image.")
@@ -107,7 +104,7 @@ def numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         values = column.to_numpy(np.float64)
         return values, np.isnan(values)
     text = column.astype(str).str.strip()
-    empty = (column.isna() | (text == "")).to_numpy(bool)
+    empty = (column.isna() | text.isin(MISSING)).to_numpy(bool)
     return pd.to_numeric(text, errors="coerce").to_numpy(np.float64, na_value=np.nan), empty
 
 
@@ -137,22 +134,15 @@ def split_path(path: str) -> tuple[str, str]:
     return folder or slash or ".", name
 
 
-def _parsed(content: bytes, text: Sequence[str]) -> pa.Table:
-    """The table in a file's bytes, told by how they begin; columns `text` as written, true and false as 1 and 0."""
-    if content.startswith(b"PAR1"):
-        table = pq.read_table(io.BytesIO(content))
-    else:
-        content = unpacked(content) if content.startswith(b"PK") else content
-        # only the empty cell is empty: what is no number is told as it stands
-        options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
-        table = csv.read_csv(io.BytesIO(content), convert_options=options)
-    columns = [column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column for column in table.columns]
-    return pa.table(columns, names=[name.strip() for name in table.column_names])
+def _ids(table: pa.Table, name: str, path: str) -> pd.Series:
+    """A column of ids as text, whole numbers without a point, "" where empty. Raises CxrltError for lost digits."""
+    cells = table[name].cast(pa.string()).to_pandas().astype("str").fillna("").str.strip()
+    if problem := lossy_problem(path, name, cells):
+        raise CxrltError(problem)
+    return whole_ids(cells).where(~cells.isin(MISSING), "")
 
 
 def _id_column(columns: list[str], path: str, id_column: str | None) -> str:
-    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
-        raise CxrltError(f"{path} has column {listed(repeated)} twice: rename or remove one.")
     for name in [id_column] if id_column else ID_COLUMNS:
         if name in columns:
             return name

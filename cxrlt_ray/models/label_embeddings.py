@@ -9,10 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read(uri: str, findings: Sequence[str]) -> np.ndarray:
@@ -47,10 +51,9 @@ def _table(uri: str) -> tuple[list[str] | None, np.ndarray]:
     kind = name.rpartition(".")[2].lower()
     if kind not in _READERS:
         raise UsageError(f"{uri}: label embeddings are read from .{', .'.join(_READERS)} only.")
+    content = Store(folder or ("/" if uri.startswith("/") else ".")).read(name)
     try:
-        names, rows = _READERS[kind](Store(folder or ("/" if uri.startswith("/") else ".")).read(name))
-    except CxrltError:
-        raise
+        names, rows = _READERS[kind](content)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"{uri} cannot be read as label embeddings ({reason}).") from None
@@ -64,10 +67,11 @@ def _table(uri: str) -> tuple[list[str] | None, np.ndarray]:
     return names, rows.astype(np.float32)
 
 
-def _from_table(table: object) -> tuple[list[str] | None, np.ndarray]:
+def _from_table(table: pd.DataFrame) -> tuple[list[str] | None, np.ndarray]:
     import pandas as pd
 
-    assert isinstance(table, pd.DataFrame)
+    index = [c for c in table if str(c).startswith("Unnamed: ") and table[c].tolist() == list(range(len(table)))]
+    table = table.drop(columns=index)  # which pandas wrote along
     texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
     if len(texts) > 1:
         raise ValueError(f"columns {', '.join(map(str, texts))} are no numbers; one may hold the names")
@@ -82,9 +86,9 @@ def _parquet(content: bytes) -> tuple[list[str] | None, np.ndarray]:
 
 
 def _csv(content: bytes) -> tuple[list[str] | None, np.ndarray]:
-    import pandas as pd
+    from cxrlt_ray.data.table_file import parsed_table
 
-    return _from_table(pd.read_csv(io.BytesIO(content)))
+    return _from_table(parsed_table(content, "the file").table.to_pandas(ignore_metadata=True))
 
 
 def _npz(content: bytes) -> tuple[list[str] | None, np.ndarray]:

@@ -12,7 +12,6 @@ from releases import CXRLT2026_ROUNDED, PADCHEST, write_cxrlt2024, write_cxrlt20
 
 from cxrlt_ray.data.cohort import examine, read_cohort
 from cxrlt_ray.data.mapping import in_cxr_lt
-from cxrlt_ray.data.readers.cxrlt2026 import rounded_ids
 from cxrlt_ray.data.readers.files import compare_with_disk
 from cxrlt_ray.data.tasks import TASK1_2026, TASK2_2026
 from cxrlt_ray.errors import CxrltError
@@ -137,24 +136,6 @@ def test_ids_that_were_kept_as_text_do_without_padchests_table(tree):
     assert (table["study_id"] == table["subject_id"] + "_20140915").all()
     assert set(table["view"]) == {"UNKNOWN"}
     assert any("10 images of test name no patient" in note for note in cohort.notes)
-
-
-@pytest.mark.parametrize(
-    ("cell", "lossy"),
-    [
-        ("3.24e+38", True),
-        ("3.24E38", True),
-        ("839860488694292" + "0" * 24, True),
-        ("839860488694292" + "0" * 24 + ".0", True),
-        ("839860488694292331637988235681460000012", False),
-        ("10000000", False),
-        ("P1e5", False),
-        ("e12", False),
-        ("", False),
-    ],
-)
-def test_a_number_that_lost_its_digits_is_told_from_an_id(cell, lossy):
-    assert rounded_ids(pd.Series([cell])).tolist() == [lossy]
 
 
 # ---------------------------------------------------------------- tasks, tests, submissions

@@ -139,7 +139,7 @@ def test_metadata_is_no_finding_even_where_every_file_carries_it(folder: Folder)
     members = folder.read([folder.write("a.csv", carried.reset_index(names=""))])
     assert members.findings == FINDINGS
     (note,) = members.notes
-    assert "'Rows', 'comment' not used" in note
+    assert "columns 'comment' not used" in note
 
 
 def test_columns_that_differ_in_case_blanks_or_underscores_are_read_and_noted(folder: Folder):

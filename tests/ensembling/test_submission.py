@@ -122,7 +122,7 @@ def test_ids_that_look_like_numbers_stay_text(tmp_path: Path):
 def test_file_that_is_no_table_is_named(tmp_path: Path, content: bytes):
     path = tmp_path / "broken.csv"
     path.write_bytes(content)
-    with pytest.raises(CxrltError, match=r"broken\.csv cannot be read as a submission"):
+    with pytest.raises(CxrltError, match=r"broken\.csv cannot be read as a table"):
         submission.read(str(path))
 
 

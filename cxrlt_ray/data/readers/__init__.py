@@ -1,13 +1,14 @@
 """Readers: a data directory in somebody's format -> rows of the manifest. One file a format, found on its own.
 
     files.py     listing a directory or URI
-    columns.py   CSV columns -> ids, views, ages, labels
+    columns.py   a table's columns -> ids, paths, ages, labels; views.py and ids.py help it
     mimic.py     what the two CXR-LT releases share: the MIMIC-CXR-JPG tree and its side tables
     the others   a format each
 
 To add one: a module here with `@register_reader(name, looks_for, recognise)` on its read function.
 Readers are asked in the order of their names, bare images last, and the first that recognises the directory
-reads it; no reader opens or stats images.
+reads it; no reader opens images. Paths are settled after it, by a few look-ups (data/paths.py). What a sheet or its
+views say for the user (`Sheet.notes`, `remarks_on_views`) goes into the notes.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.chexpert import FINDINGS
 from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, sexes, views
 from cxrlt_ray.data.readers.files import first_with, locations
+from cxrlt_ray.data.readers.views import remarks_on_views
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
@@ -40,17 +41,18 @@ def read(request: Request) -> Raw:
     if not location:
         raise CxrltError(f"{request.data.uri} holds no BRAX: neither {' nor '.join(TABLES)} is there.")
     root, name = location
-    sheet = read_sheet(root, name, TEXT)
+    sheet = read_sheet(root, name, TEXT, known=FINDINGS)
     sheet.need("PatientID", "AccessionNumber")
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
     sheet.need(*(findings if request.labelled else ()))
     problems: list[str] = []
-    path = sheet.filled(_column(root, sheet), problems)
-    subject = sheet.filled("PatientID", problems)
+    notes = [*sheet.notes, *remarks_on_views(sheet.file, sheet.text("ViewPosition"))]
+    path = sheet.paths(_column(root, sheet), problems, notes)
+    subject = sheet.ids("PatientID", problems)
     table = pd.DataFrame(
         {
             "image_id": path.str.rsplit("/", n=1).str[-1].str.replace(r"\.\w+$", "", regex=True),
-            "study_id": subject + "_" + sheet.filled("AccessionNumber", problems),
+            "study_id": subject + "_" + sheet.ids("AccessionNumber", problems),
             "subject_id": subject,
             "view": views(sheet.text("ViewPosition")),
             "path": path,
@@ -62,7 +64,7 @@ def read(request: Request) -> Raw:
     )
     present = tuple(c for c in findings if c in sheet.columns)
     table = table.assign(**{c: sheet.chexpert_labels(c, request.uncertain, problems) for c in present})
-    return Raw(table if request.labelled else table.assign(split="test"), present, root.uri, problems=problems)
+    return Raw(table if request.labelled else table.assign(split="test"), present, root.uri, notes, problems)
 
 
 def _column(root: Store, sheet: Sheet) -> str:
@@ -70,5 +72,5 @@ def _column(root: Store, sheet: Sheet) -> str:
     named = [column for column in PATHS if column in sheet.columns]
     if not named:
         sheet.need(PATHS[0])
-    tops = {column: next(iter(sheet.text(column)), "").split("/")[0] for column in named}
+    tops = {column: next(iter(sheet.paths(column, [], [])), "").split("/")[0] for column in named}
     return next((column for column in named if tops[column] and root.exists(tops[column])), named[0])

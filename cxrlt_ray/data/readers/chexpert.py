@@ -12,7 +12,9 @@ import pandas as pd
 
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, ages, and_more, read_sheet, row_of, sexes, views
-from cxrlt_ray.data.readers.files import header, locations
+from cxrlt_ray.data.readers.files import locations
+from cxrlt_ray.data.readers.views import remarks_on_views
+from cxrlt_ray.data.table_file import header
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
@@ -41,9 +43,14 @@ def read(request: Request) -> Raw:
         )
     release = location[0]
     problems: list[str] = []
-    sheets, notes = _chosen({name: read_sheet(release, name, TEXT) for name in SPLITS if release.exists(name)}, request)
+    sheets, notes = _chosen(
+        {name: read_sheet(release, name, TEXT, known=FINDINGS) for name in SPLITS if release.exists(name)}, request
+    )
+    notes += [note for sheet in sheets for note in sheet.notes]
     requested = tuple(name for name in FINDINGS if request.findings is None or name in request.findings)
-    table = pd.concat([_rows(sheet, requested, request.uncertain, problems) for sheet in sheets], ignore_index=True)
+    table = pd.concat(
+        [_rows(sheet, requested, request.uncertain, problems, notes) for sheet in sheets], ignore_index=True
+    )
     findings = tuple(name for name in requested if name in table)
     table["path"] = _below(release, table["path"])
     return Raw(table.astype(dict.fromkeys(findings, "Int8")), findings, release.uri, notes, problems)
@@ -51,7 +58,8 @@ def read(request: Request) -> Raw:
 
 def _find(data: Store) -> tuple[Store, str] | None:
     tables = ((directory, file) for directory in locations(data) for file in SPLITS)
-    return next((table for table in tables if "Path" in header(*table)), None)
+    heads = ((table, header(*table, known=(*TEXT, "dicom_id"))) for table in tables)
+    return next((table for table, head in heads if "Path" in head and "dicom_id" not in head), None)  # not CXR-LT 2023
 
 
 def _chosen(sheets: dict[str, Sheet], request: Request) -> tuple[list[Sheet], list[str]]:
@@ -67,9 +75,11 @@ def _chosen(sheets: dict[str, Sheet], request: Request) -> tuple[list[Sheet], li
     return list(sheets.values()), notes
 
 
-def _rows(sheet: Sheet, requested: tuple[str, ...], uncertain: str, problems: list[str]) -> pd.DataFrame:
+def _rows(
+    sheet: Sheet, requested: tuple[str, ...], uncertain: str, problems: list[str], notes: list[str]
+) -> pd.DataFrame:
     sheet.need("Path")
-    path = sheet.filled("Path", problems)
+    path = sheet.paths("Path", problems, notes)
     parts = path.str.extract(r"(patient\d+)/(study\d+)/([^/]+)\.\w+$")
     strange = np.flatnonzero(parts[0].isna())
     if len(strange):
@@ -78,7 +88,8 @@ def _rows(sheet: Sheet, requested: tuple[str, ...], uncertain: str, problems: li
             f"{and_more(len(strange) - 1)} should end in patient00001/study1/view1_frontal.jpg."
         )
     study = parts[0] + "_" + parts[1]
-    frontal = sheet.text("Frontal/Lateral")
+    frontal = sheet.text("Frontal/Lateral").str.capitalize()
+    notes += remarks_on_views(sheet.file, sheet.text("AP/PA"))
     table = pd.DataFrame(
         {
             "image_id": study + "_" + parts[2],

@@ -1,40 +1,31 @@
-"""CSV columns -> ids, views, ages and labels, with the row named where a cell is wrong.
+"""A table's columns -> ids, paths, ages and labels, with the row named where a cell is wrong.
 
-Parsing is pyarrow's (377,110 rows x 51 columns in about a second). Only the empty cell is missing:
-"NaN" is a value, so that a label column with it differs from one that is not filled in.
+Reading is table_file.py's (377,110 rows x 51 columns in about a second), views are views.py's, lost ids ids.py's.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyarrow import csv, fs
+import pyarrow.compute as pc
 
+from cxrlt_ray.data.paths import read_tidily
+from cxrlt_ray.data.readers.ids import lossy_problem, whole_ids
+from cxrlt_ray.data.readers.views import views
+from cxrlt_ray.data.table_file import MISSING, read_table_file, reason_of
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import cell, heads, private_detail
+from cxrlt_ray.privacy import cell, heads
 from cxrlt_ray.storage import Store
 
-VIEW_NAMES = {
-    "PA": "PA",
-    "POSTERO-ANTERIOR": "PA",
-    "POSTEROANTERIOR": "PA",
-    "AP": "AP",
-    "ANTERO-POSTERIOR": "AP",
-    "ANTEROPOSTERIOR": "AP",
-    "LATERAL": "LATERAL",
-    "L": "LATERAL",
-    "LEFT LATERAL": "LATERAL",
-    "LL": "LATERAL",
-    "RL": "LATERAL",
-    "XTABLE LATERAL": "LATERAL",
-    "": "UNKNOWN",
-    "UNKNOWN": "UNKNOWN",
-}
+__all__ = [
+    "Labels", "Sheet", "ages", "and_more", "counted", "quoted", "read_sheet", "reason_of", "row_of", "sexes",
+    "study_ids", "views", "whole_ids",
+]  # fmt: skip
+
 SPLIT_NAMES = {
     "train": "train",
     "val": "val",
@@ -48,14 +39,17 @@ MAX_AGE = 120  # NIH's table has ages up to 414
 NO_LABEL, BAD_LABEL = -2, -3
 UNCERTAIN = -1
 UNCERTAIN_MEANS = {"null": NO_LABEL, "zero": 0, "one": 1}
+WORDS = {"true": 1, "yes": 1, "y": 1, "false": 0, "no": 0, "n": 0}
+LABEL_WORDS = WORDS | dict.fromkeys(map(str.lower, MISSING), NO_LABEL)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A CSV file in memory. file: its name for messages."""
+    """A table in memory. file: its name for messages. notes: what was read otherwise than as it stands."""
 
     file: str
     table: pa.Table
+    notes: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -75,12 +69,23 @@ class Sheet:
         return self.table[name].cast(pa.string()).to_pandas().astype("str").fillna("").str.strip()
 
     def filled(self, name: str, problems: list[str]) -> pd.Series:
-        """`text`, with a problem noted for the first empty cell."""
+        """`text`, with a problem noted for the first empty cell; NaN, NA, null and None are empty."""
         cells = self.text(name)
-        empty = np.flatnonzero(cells == "")
+        empty = np.flatnonzero(cells.isin(MISSING))
         if len(empty):
             problems.append(f"{self.file}: column '{name}' is empty in {row_of(empty[0])}{and_more(len(empty) - 1)}.")
         return cells
+
+    def ids(self, name: str, problems: list[str]) -> pd.Series:
+        """`filled` of ids: whole numbers without a point, with a problem noted where they have lost digits."""
+        cells = self.filled(name, problems)
+        if problem := lossy_problem(self.file, name, cells):
+            problems.append(problem)
+        return whole_ids(cells)
+
+    def paths(self, name: str, problems: list[str], notes: list[str]) -> pd.Series:
+        r"""`filled` of paths, with / for \ and without // and ./ (see paths.py), of which a note tells."""
+        return read_tidily(self.filled(name, problems), self.file, notes)
 
     def labels(self, name: str, allowed: tuple[int, ...] = (0, 1)) -> Labels:
         """A column of labels."""
@@ -95,14 +100,26 @@ class Sheet:
             meanings[indices], tuple(values[indices[row]] for row in np.flatnonzero(meanings[indices] == BAD_LABEL)[:1])
         )
 
-    def findings(self, names: tuple[str, ...], problems: list[str]) -> dict[str, pd.api.extensions.ExtensionArray]:
-        """Columns of labels 0, 1 or empty as Int8, with a problem noted for each column that holds another value."""
+    def in_words(self, name: str) -> bool:
+        """Whether a column of labels has words for some: yes, no, true, false."""
+        column = self.table[name]
+        words = pa.array(list(WORDS))
+        return pa.types.is_string(column.type) and bool(pc.any(pc.is_in(pc.utf8_lower(column), words)).as_py())
+
+    def findings(
+        self, names: tuple[str, ...], problems: list[str], uncertain: str | None = None
+    ) -> dict[str, pd.api.extensions.ExtensionArray]:
+        """Columns of labels 1, 0 or empty as Int8, with a problem noted for each column that holds another value.
+
+        uncertain: what -1 becomes; without it -1 is no label.
+        """
+        allowed, said = ((0, 1), "1, 0 or empty") if uncertain is None else ((0, 1, UNCERTAIN), "1, 0, -1 or empty")
         columns = {}
         for name in names:
-            labels = self.labels(name)
+            labels = self.labels(name, allowed)
             if labels.bad:
-                problems.append(f"{self.file}: column '{name}', {labels.first_bad()}: a label is 1, 0 or empty.")
-            columns[name] = labels.nullable()
+                problems.append(f"{self.file}: column '{name}', {labels.first_bad()}: a label is {said}.")
+            columns[name] = labels.certain(uncertain or "null").nullable()
         return columns
 
     def chexpert_labels(self, name: str, uncertain: str, problems: list[str]) -> pd.api.extensions.ExtensionArray:
@@ -110,8 +127,8 @@ class Sheet:
         labels = self.labels(name, (0, 1, UNCERTAIN))
         if labels.bad:
             problems.append(f"{self.file}: column '{name}', {labels.first_bad()}: a label is 1, 0, -1 or empty.")
-        codes = np.where(labels.codes == NO_LABEL, 0, labels.codes)
-        return Labels(np.where(codes == UNCERTAIN, UNCERTAIN_MEANS[uncertain], codes), ()).nullable()
+        mentioned = Labels(np.where(labels.codes == NO_LABEL, 0, labels.codes), ())
+        return mentioned.certain(uncertain).nullable()
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,10 @@ class Labels:
         """Where there is a label: bool [N]."""
         return self.codes > NO_LABEL
 
+    def certain(self, uncertain: str) -> Labels:
+        """With -1 as `uncertain` says: null, zero or one."""
+        return Labels(np.where(self.codes == UNCERTAIN, UNCERTAIN_MEANS[uncertain], self.codes), self.bad)
+
     def first_bad(self) -> str:
         """'row 3 (line 4) holds 0.5', or that it holds text, which is not quoted: it may be a report's."""
         rows = np.flatnonzero(self.codes == BAD_LABEL)
@@ -137,42 +158,20 @@ class Labels:
 
 
 def read_sheet(
-    folder: Store, name: str, text: tuple[str, ...] = (), only: tuple[str, ...] | None = None, multiline: bool = False
+    folder: Store,
+    name: str,
+    text: tuple[str, ...] = (),
+    only: tuple[str, ...] | None = None,
+    known: tuple[str, ...] = (),
 ) -> Sheet:
-    """A CSV file (.gz is unpacked). text: columns to keep as written. only: columns to read, where they exist.
+    """A table in whatever file it is (see table_file.py). text: columns to keep as written.
 
-    multiline: a quoted cell may hold line breaks.
-    Raises CxrltError, naming the file, if it cannot be read or repeats a column.
+    only: columns to read, where they exist. known: names of findings, which a column of another case takes, as those of
+    `text` and `only` are. Raises CxrltError, naming the file, if it cannot be read or repeats a column.
     """
-    options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
-    parsing = csv.ParseOptions(newlines_in_values=multiline)
-
-    def parsed(threads: bool) -> pa.Table:
-        filesystem, root = fs.FileSystem.from_uri(folder.uri)
-        with filesystem.open_input_stream(f"{root}/{name}") as stream:
-            return csv.read_csv(stream, csv.ReadOptions(use_threads=threads), parsing, options)
-
-    try:
-        try:
-            table = parsed(threads=True)
-        except pa.ArrowInvalid:
-            table = parsed(threads=False)  # slower, and says in which row
-    except (OSError, pa.ArrowException) as error:
-        raise CxrltError(f"{folder.uri}/{name} cannot be read as CSV: {reason_of(error)}.") from None
-    table = table.rename_columns([column.strip() for column in table.column_names])
-    twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
-    if twice:
-        raise CxrltError(f"{folder.uri}/{name} has column {quoted(twice)} twice: rename or remove one.")
-    if only is not None:
-        table = table.select([column for column in only if column in table.column_names])
-    return Sheet(name, table)
-
-
-def reason_of(error: Exception) -> str:
-    """Pyarrow's message, without the row or the cell that it quotes."""
-    reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
-    shortened = re.sub(r"(, got \d+): .*|(: invalid value).*", r"\1\2", reason)
-    return shortened if shortened == reason else shortened + private_detail(reason)
+    file = read_table_file(folder, name, text, known, only)
+    notes = (f"{name} is read with {', '.join(file.remarks)}.",) if file.remarks else ()
+    return Sheet(name, file.table, notes)
 
 
 def row_of(index: int) -> str:
@@ -195,16 +194,6 @@ def quoted(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def views(*cells: pd.Series) -> pd.Series:
-    """PA, AP, LATERAL, OTHER or UNKNOWN, from the first of several columns of text that is not empty or unknown."""
-    view = pd.Series("UNKNOWN", index=cells[0].index, dtype="str")
-    for column in reversed(cells):
-        meaning = {cell: VIEW_NAMES.get(cell.strip().upper(), "OTHER") for cell in column.unique()}
-        meanings = column.map(meaning)
-        view = meanings.where(meanings != "UNKNOWN", view)
-    return view.astype("str")
-
-
 def sexes(cells: pd.Series) -> pd.Series:
     """M, F or null, from M, male, F, Female ..."""
     return cells.map({cell: _SEXES.get(cell.upper()) for cell in cells.unique()}).astype("str")
@@ -218,11 +207,6 @@ def ages(cells: pd.Series) -> pd.Series:
     return years.where(years <= MAX_AGE).astype("float32")
 
 
-def whole_ids(cells: pd.Series) -> pd.Series:
-    """Ids without the '.0' that a column of numbers with gaps gets when it is written."""
-    return cells.str.removesuffix(".0")
-
-
 def study_ids(cells: pd.Series) -> pd.Series:
     """MIMIC's study ids with their leading s, whether it is written or not."""
     return "s" + whole_ids(cells).str.removeprefix("s")
@@ -232,8 +216,10 @@ _SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F"}
 
 
 def _meaning(value: Any, allowed: tuple[int, ...]) -> int:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or value != value:  # nan
         return NO_LABEL
+    if isinstance(value, str) and (meaning := LABEL_WORDS.get(value.strip().lower())) is not None:
+        return meaning
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -7,12 +7,15 @@ images can be scored by a submission only.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, read_sheet
-from cxrlt_ray.data.readers.files import header, locations
+from cxrlt_ray.data.readers.files import locations
 from cxrlt_ray.data.readers.mimic import TEXT, add_side_tables, find_root, release_rows
+from cxrlt_ray.data.table_file import header
 from cxrlt_ray.data.tasks import TASK2
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
@@ -44,24 +47,24 @@ def read(request: Request) -> Raw:
     for file, split in SPLITS.items():
         if not release.exists(file):
             continue
-        sheet = _renamed(read_sheet(release, file, TEXT))
+        sheet = _renamed(read_sheet(release, file, TEXT, known=(*TASK2, *RENAMED)))
         names = tuple(name for name in sheet.columns if name in requested)
         if not names:
             notes.append(f"{file} is without labels: its images can be scored by a submission only.")
             split = "development" if split == "val" else split
         else:
             sheet.need(*findings)
-        parts.append(release_rows(sheet, "path", split, names, problems))
+        parts.append(release_rows(sheet, "path", split, names, problems, notes))
         findings = findings or names
     root = find_root(request.data, release)
-    table, more = add_side_tables(pd.concat(parts, ignore_index=True), root, [release, *near])
+    table, more = add_side_tables(pd.concat(parts, ignore_index=True), root, [release, *near], problems)
     return Raw(table.astype(dict.fromkeys(findings, "Int8")), findings, root.uri, notes + more, problems)
 
 
 def _find(near: list[Store]) -> tuple[Store, str] | None:
     tables = ((directory, file) for directory in near for file in SPLITS)
-    return next((table for table in tables if {"dicom_id", "path"} <= set(header(*table))), None)
+    return next((table for table in tables if {"dicom_id", "path"} <= set(header(*table, known=TEXT))), None)
 
 
 def _renamed(sheet: Sheet) -> Sheet:
-    return Sheet(sheet.file, sheet.table.rename_columns([RENAMED.get(name, name) for name in sheet.columns]))
+    return replace(sheet, table=sheet.table.rename_columns([RENAMED.get(name, name) for name in sheet.columns]))

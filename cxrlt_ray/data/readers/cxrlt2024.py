@@ -46,14 +46,14 @@ def read(request: Request) -> Raw:
     problems: list[str] = []
     notes: list[str] = []
     requested = _requested(request)
-    parts = [_train(release, requested, problems)]
+    parts = [_train(release, requested, problems, notes)]
     parts += [_scored(release, request, requested, split, problems, notes) for split in ("val", "test")]
     parts = [part for part in parts if part is not None]
     if not parts:
         raise CxrltError(f"{release.uri} has no rows for {request.task}: neither training nor scored images.")
     table = pd.concat(parts, ignore_index=True)
     root = find_root(request.data, release)
-    table, more = add_side_tables(table, root, [release, *near])
+    table, more = add_side_tables(table, root, [release, *near], problems)
     present = tuple(name for name in requested if name in table)
     # a part without a column, as train is without those of task 3, is not labelled with it
     table = table.astype(dict.fromkeys(present, "Int8"))
@@ -69,13 +69,13 @@ def _requested(request: Request) -> tuple[str, ...]:
     return tuple(name for name in ALL_FINDINGS if name in request.findings)
 
 
-def _train(release: Store, requested: tuple[str, ...], problems: list[str]) -> pd.DataFrame | None:
+def _train(release: Store, requested: tuple[str, ...], problems: list[str], notes: list[str]) -> pd.DataFrame | None:
     if not release.exists(TRAIN):
         return None
-    sheet = read_sheet(release, TRAIN, TEXT)
+    sheet = read_sheet(release, TRAIN, TEXT, known=ALL_FINDINGS)
     findings = tuple(name for name in requested if name in TASK1)
     sheet.need(*findings)
-    return release_rows(sheet, "fpath", "train", findings, problems)
+    return release_rows(sheet, "fpath", "train", findings, problems, notes)
 
 
 def _scored(
@@ -89,25 +89,31 @@ def _scored(
         unlabelled = "development.csv"
     gold = number == 2 and split == "test"
     if release.exists(own):
-        table = _from_task_files(release, stem, number, requested, split, problems)
+        table = _from_task_files(release, stem, number, requested, split, problems, notes)
         if gold:
             notes.append(f"Task 2 is scored on its {len(table):,} gold images ({own}).")
         return table
     if release.exists("labels.csv") and not gold:
         notes.append(f"Labels of {split} come from labels.csv: {own} is not there.")
-        sheet = read_sheet(release, "labels.csv", TEXT)
+        sheet = read_sheet(release, "labels.csv", TEXT, known=ALL_FINDINGS)
         sheet.need("split", *requested)
-        table = release_rows(sheet, "fpath", sheet.text("split"), requested, problems)
+        table = release_rows(sheet, "fpath", sheet.text("split"), requested, problems, notes)
         return table[table["split"] == split]
     if release.exists(unlabelled):
         notes.append(f"{unlabelled} is without labels: its images can be scored by a submission only.")
         name = "development" if split == "val" else split
-        return release_rows(read_sheet(release, unlabelled, TEXT), "fpath", name, (), problems)
+        return release_rows(read_sheet(release, unlabelled, TEXT), "fpath", name, (), problems, notes)
     return None
 
 
 def _from_task_files(
-    release: Store, stem: str, number: int, requested: tuple[str, ...], split: str, problems: list[str]
+    release: Store,
+    stem: str,
+    number: int,
+    requested: tuple[str, ...],
+    split: str,
+    problems: list[str],
+    notes: list[str],
 ) -> pd.DataFrame:
     """The images of task `number`, with its findings and those that another task's file gives the same images."""
     table = None
@@ -118,9 +124,9 @@ def _from_task_files(
         file = f"{stem}_labeled_task{other}.csv"
         if table is not None and not (findings and release.exists(file)):
             continue
-        sheet = read_sheet(release, file, TEXT)
+        sheet = read_sheet(release, file, TEXT, known=ALL_FINDINGS)
         sheet.need(*findings)
-        rows = release_rows(sheet, "fpath", split, findings, problems)
+        rows = release_rows(sheet, "fpath", split, findings, problems, notes)
         if table is None:
             table = rows
         else:

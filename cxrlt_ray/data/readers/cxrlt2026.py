@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.readers import Raw, Request, register_reader
-from cxrlt_ray.data.readers.columns import Sheet, and_more, counted, read_sheet, row_of, whole_ids
+from cxrlt_ray.data.readers.columns import Sheet, and_more, counted, read_sheet, row_of
 from cxrlt_ray.data.readers.files import first_with, image_files, locations
+from cxrlt_ray.data.readers.ids import lossy, whole_ids
 from cxrlt_ray.data.readers.padchest import details, find_table, read_table
 from cxrlt_ray.data.tasks import TASK1_2026, TASK2_2026
 from cxrlt_ray.errors import CxrltError
@@ -37,7 +38,6 @@ TESTS = {"2026-task1": "CXRLT_2026_TEST_ALL_TASK1.csv", "2026-task2": "CXRLT_202
 REMOVAL = "Removal.csv"
 TEXT = ("ImageID", "StudyDate_DICOM", "PatientID")
 FINDINGS = (*TASK1_2026, *TASK2_2026)
-LOSSY = r"^\d+(?:\.\d+)?[eE]\+?\d+$|^\d{15}\d{0,2}0{7,}(?:\.0*)?$"  # an exponent; the digits of a double, then zeros
 FROM_PADCHEST = ("study_id", "subject_id", "view", "sex", "age", "photometric", "report")
 
 
@@ -82,7 +82,8 @@ def _requested(request: Request) -> tuple[str, ...]:
 def _train(release: Store, findings: tuple[str, ...], notes: list[str], problems: list[str]) -> pd.DataFrame | None:
     if not release.exists(TRAIN):
         return None
-    sheet = read_sheet(release, TRAIN, TEXT)
+    sheet = read_sheet(release, TRAIN, TEXT, known=findings)
+    notes += sheet.notes
     labelled = tuple(name for name in findings if name in TASK1_2026)
     sheet.need(*labelled)
     table = _rows(sheet, "train", labelled, problems)
@@ -104,7 +105,8 @@ def _test(
     location = first_with([release], *names)
     if not location:
         return None
-    sheet = read_sheet(*location, text=TEXT)
+    sheet = read_sheet(*location, text=TEXT, known=findings)
+    notes += sheet.notes
     labelled = tuple(name for name in findings if name in sheet.columns)
     if not labelled:
         notes.append(f"{location[1]} is without labels: its images can be scored by a submission only.")
@@ -155,12 +157,12 @@ def _with_people(
 
 def _check_subjects(table: pd.DataFrame, known: np.ndarray, notes: list[str], problems: list[str]) -> None:
     """Note ids that a spreadsheet or pandas has rounded, and images without one. known: bool [N], from PadChest."""
-    lossy = rounded_ids(table["subject_id"])
-    if lossy.any():
-        first = table[lossy].iloc[0]
-        row = f"{row_of(first['row'] - 1)}{private_detail(first['subject_id'])}{and_more(lossy.sum() - 1)}"
+    rounded = lossy(table["subject_id"])
+    if rounded.any():
+        first = table[rounded].iloc[0]
+        row = f"{row_of(first['row'] - 1)}{private_detail(first['subject_id'])}{and_more(int(rounded.sum()) - 1)}"
         where = f"{first['file']}: column 'PatientID', {row}"
-        if known[lossy.to_numpy().argmax()]:
+        if known[rounded.argmax()]:
             where = f"PadChest's own table: the PatientID of the image of {first['file']} {row}"
         problems.append(
             f"{where} holds a number that was rounded when the table was saved: different patients share an id, and "
@@ -178,15 +180,6 @@ def _check_subjects(table: pd.DataFrame, known: np.ndarray, notes: list[str], pr
             )
         else:
             notes.append(f"{count} of {split} name no patient: each counts as a subject of its own.")
-
-
-def rounded_ids(cells: pd.Series) -> pd.Series:
-    """Which ids [N], as text, are numbers that lost digits: bool [N].
-
-    >>> rounded_ids(pd.Series(["3.24e+38", "83972940000000000000000000000", "839729400183926402618390216482"])).tolist()
-    [True, True, False]
-    """
-    return cells.str.contains(LOSSY, regex=True)
 
 
 @dataclass(frozen=True)

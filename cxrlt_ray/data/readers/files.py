@@ -13,7 +13,7 @@ import pandas as pd
 from pyarrow import fs
 
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import follows_links, leading_out
+from cxrlt_ray.privacy import follows_links, leading_out, leads_out
 from cxrlt_ray.storage import Store
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
@@ -22,7 +22,7 @@ READ_THREADS = 16  # listing waits for the file system, not for the processor
 
 def folders(data: Store) -> list[str]:
     """Names of the directories in `data`, sorted; hidden ones left out."""
-    filesystem, root = fs.FileSystem.from_uri(data.uri)
+    filesystem, root = data.opened()
     entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return sorted(f.base_name for f in entries if f.type == fs.FileType.Directory and not f.base_name.startswith("."))
 
@@ -38,28 +38,28 @@ def first_with(candidates: Iterable[Store], *names: str) -> tuple[Store, str] | 
     return next(((directory, name) for directory in candidates for name in names if directory.exists(name)), None)
 
 
-def header(data: Store, name: str) -> list[str]:
-    """Column names of a CSV file, reading its first bytes only; [] where the file does not exist."""
-    if not data.exists(name):
-        return []
-    filesystem, root = fs.FileSystem.from_uri(data.uri)
-    with filesystem.open_input_stream(f"{root}/{name}") as stream:
-        line = stream.read(1 << 16).split(b"\n")[0].decode("utf-8-sig", errors="replace")
-    return [cell.strip().strip('"') for cell in line.strip().split(",")]
-
-
 def image_files(data: Store, folder: str = "", recursive: bool = True) -> Iterator[str]:
     """Paths of the images below `folder`, relative to `data`, by listing directories only."""
+    return (path for path in all_files(data, folder, recursive) if is_image(path))
+
+
+def all_files(data: Store, folder: str = "", recursive: bool = True) -> Iterator[str]:
+    """As `image_files`, of all files that are not hidden: images may have no ending."""
     if data.local is None:
-        yield from _remote_images(data, folder, recursive)
+        yield from _remote_files(data, folder, recursive)
         return
     level = [folder]
     with ThreadPoolExecutor(READ_THREADS) as threads:
         while level:
             entries = list(threads.map(lambda name: _scan(str(data.local), name), level))
-            for _, images in entries:
-                yield from images
+            for _, files in entries:
+                yield from files
             level = [name for below, _ in entries for name in below] if recursive else []
+
+
+def is_image(path: str) -> bool:
+    """Whether a file's ending is that of an image."""
+    return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def plain(root: str) -> str:
@@ -100,35 +100,38 @@ def compare_with_disk(paths: pd.Series, root: str) -> Disk:
     store, named = Store(root), pd.Index(paths)
     paths = paths[~leading_out(paths)]
     tops = sorted({path.partition("/")[0] if "/" in path else "" for path in paths})
-    listed = [path for top in tops for path in image_files(store, top, recursive=top != "")]
+    listed = [path for top in tops for path in all_files(store, top, recursive=top != "")]
     existing = pd.Index(np.array(listed, object)).astype("str")
-    return Disk(sorted(named.difference(existing)), sorted(existing.difference(named)))
+    missing = sorted(named.difference(existing))
+    if store.local is not None:  # not listed is what is hidden or behind a link
+        missing = [path for path in missing if leads_out(path) or not (store.local / path).is_file()]
+    return Disk(missing, sorted(filter(is_image, existing.difference(named))))
 
 
 def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
-    """Directories and images in one directory; none where it does not exist."""
-    below, images = [], []
+    """Directories and files in one directory; none where it does not exist."""
+    below, files = [], []
     prefix = f"{folder}/" if folder else ""
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue  # a Mac's ._NAME.jpg is no image
-                if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    images.append(prefix + entry.name)
-                elif entry.is_dir(follow_symlinks=follows_links()):
-                    below.append(prefix + entry.name)
+                if entry.is_dir():
+                    if follows_links() or not entry.is_symlink():
+                        below.append(prefix + entry.name)
+                elif not entry.is_symlink() or entry.is_file():  # not a link to nowhere
+                    files.append(prefix + entry.name)
     except FileNotFoundError:
         pass
     except OSError as error:
         raise CxrltError(f"{root}/{folder} cannot be listed: {error.strerror}.") from None
-    return below, images
+    return below, files
 
 
-def _remote_images(data: Store, folder: str, recursive: bool) -> Iterator[str]:
-    filesystem, root = fs.FileSystem.from_uri(data.uri)
+def _remote_files(data: Store, folder: str, recursive: bool) -> Iterator[str]:
+    filesystem, root = data.opened()
     selector = fs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=recursive, allow_not_found=True)
     for entry in filesystem.get_file_info(selector):
-        is_image = entry.path.lower().endswith(IMAGE_SUFFIXES) and not entry.base_name.startswith(".")
-        if is_image and entry.type == fs.FileType.File:
+        if entry.type == fs.FileType.File and not entry.base_name.startswith("."):
             yield entry.path[len(root) :].lstrip("/")

@@ -11,8 +11,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, sexes, study_ids, views, whole_ids
+from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, sexes, study_ids, views
 from cxrlt_ray.data.readers.files import first_with, folders
+from cxrlt_ray.data.readers.ids import disagreement
+from cxrlt_ray.data.readers.views import remarks_on_views
 from cxrlt_ray.storage import Store
 
 IDS = ("dicom_id", "subject_id", "study_id")
@@ -41,44 +43,64 @@ def _above(data: Store) -> list[Store]:
 
 
 def release_rows(
-    sheet: Sheet, path: str, split: str | pd.Series, findings: tuple[str, ...], problems: list[str]
+    sheet: Sheet,
+    path: str,
+    split: str | pd.Series,
+    findings: tuple[str, ...],
+    problems: list[str],
+    notes: list[str],
 ) -> pd.DataFrame:
     """The rows of a table of a release. path: the column that holds it."""
     sheet.need(*IDS, path)
+    seen = sheet.text("ViewPosition"), sheet.text("ViewCodeSequence_CodeMeaning")
+    notes += [*sheet.notes, *remarks_on_views(sheet.file, *seen)]
     table = pd.DataFrame(
         {
-            "image_id": sheet.filled("dicom_id", problems),
-            "study_id": study_ids(sheet.filled("study_id", problems)),
-            "subject_id": whole_ids(sheet.filled("subject_id", problems)),
-            "view": views(sheet.text("ViewPosition"), sheet.text("ViewCodeSequence_CodeMeaning")),
-            "path": sheet.filled(path, problems),
+            "image_id": sheet.ids("dicom_id", problems),
+            "study_id": study_ids(sheet.ids("study_id", problems)),
+            "subject_id": sheet.ids("subject_id", problems),
+            "view": views(*seen),
+            "path": sheet.paths(path, problems, notes),
             "split": split,
             "file": sheet.file,
             "row": np.arange(1, sheet.table.num_rows + 1),
         }
     )
+    of_path = table["path"].str.extract(r"(?:^|/)p(\d{8})/", expand=False)
+    if problem := disagreement(sheet.file, table["subject_id"], of_path, "the folders of its paths"):
+        problems.append(problem)
     return table.assign(**sheet.findings(findings, problems))
 
 
-def add_side_tables(table: pd.DataFrame, root: Store, near: list[Store]) -> tuple[pd.DataFrame, list[str]]:
+def add_side_tables(
+    table: pd.DataFrame, root: Store, near: list[Store], problems: list[str]
+) -> tuple[pd.DataFrame, list[str]]:
     """`table` completed from the side tables in `near` or `root`, and notes on it."""
     near = [root, *near]
     near += [directory / "hosp" for directory in near]
-    table = _with_views(table, near)
+    table = _with_views(table, near, problems)
     table = _with_people(table, near)
     table["report"] = _reports(table, root)
     return table, _own_split(table, near)
 
 
-def _with_views(table: pd.DataFrame, near: list[Store]) -> pd.DataFrame:
+def _with_views(table: pd.DataFrame, near: list[Store], problems: list[str]) -> pd.DataFrame:
     unknown = table["view"] == "UNKNOWN"
     location = first_with(near, *METADATA) if unknown.any() else None
     if not location:
         return table
-    sheet = read_sheet(*location, text=TEXT, only=("dicom_id", "ViewPosition", "ViewCodeSequence_CodeMeaning"))
+    sheet = read_sheet(
+        *location, text=TEXT, only=("dicom_id", "subject_id", "ViewPosition", "ViewCodeSequence_CodeMeaning")
+    )
     sheet.need("dicom_id", "ViewPosition")
     view = views(sheet.text("ViewPosition"), sheet.text("ViewCodeSequence_CodeMeaning"))
-    known = pd.Series(view.to_numpy(), index=sheet.text("dicom_id"))
+    image = sheet.text("dicom_id")
+    if "subject_id" in sheet.columns:
+        subjects = sheet.text("subject_id").set_axis(image)
+        subjects = table["image_id"].map(subjects[~subjects.index.duplicated()])
+        if problem := disagreement(str(table["file"].iloc[0]), table["subject_id"], subjects, sheet.file):
+            problems.append(problem)
+    known = pd.Series(view.to_numpy(), index=image)
     known = known[known != "UNKNOWN"]
     known = known[~known.index.duplicated()]
     filled = table.loc[unknown, "image_id"].map(known).fillna("UNKNOWN")

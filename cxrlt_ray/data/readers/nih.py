@@ -11,9 +11,11 @@ import re
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.encodings import as_text
 from cxrlt_ray.data.readers import Raw, Request, register_reader
 from cxrlt_ray.data.readers.columns import Sheet, ages, read_sheet, row_of, sexes, views
 from cxrlt_ray.data.readers.files import folders, image_files, locations
+from cxrlt_ray.data.readers.views import remarks_on_views
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
@@ -49,7 +51,7 @@ def read(request: Request) -> Raw:
     problems: list[str] = []
     file = sheet.filled("Image Index", problems)
     stem = file.str.replace(r"\.\w+$", "", regex=True)
-    subject = sheet.filled("Patient ID", problems)
+    subject = sheet.ids("Patient ID", problems)
     follow_up = sheet.text("Follow-up #")
     table = pd.DataFrame(
         {
@@ -67,6 +69,7 @@ def read(request: Request) -> Raw:
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
     table = table.assign(**_labels(sheet, findings, problems))
     table, notes = _split(table, file, root, request.labelled)
+    notes = [*sheet.notes, *remarks_on_views(sheet.file, sheet.text("View Position")), *notes]
     return Raw(table, findings, root.uri, notes, problems)
 
 
@@ -111,7 +114,7 @@ def _split(table: pd.DataFrame, file: pd.Series, root: Store, labelled: bool) ->
         return (table, []) if labelled else (table.assign(split="test"), [])
     splits = pd.Series(np.nan, table.index, "str")
     for split, name in lists.items():
-        splits[file.isin(root.read(name).decode().split())] = split
+        splits[file.isin(as_text(root.read(name)).split())] = split
     left_out = int(splits.isna().sum())
     notes = (
         [f"{left_out:,} images are left out: neither {' nor '.join(LISTS.values())} names them."] if left_out else []

@@ -33,9 +33,9 @@ from cxrlt_ray.data.readers.columns import (
     read_sheet,
     sexes,
     views,
-    whole_ids,
 )
 from cxrlt_ray.data.readers.files import folders, locations
+from cxrlt_ray.data.readers.views import remarks_on_views
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_detail
 from cxrlt_ray.storage import Store
@@ -45,7 +45,6 @@ TEXT = (
     "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
     "ViewPosition_DICOM", "Projection", "PhotometricInterpretation_DICOM", "Labels", "Report",
 )  # fmt: skip
-PROJECTIONS = {"AP_HORIZONTAL": "AP"}
 EXCLUDED = "exclude"
 SAY_NOTHING = ("suboptimal study", "unchanged")
 LIST = re.compile(r"""\[\s*(('[^']*'|"[^"]*")\s*(,\s*('[^']*'|"[^"]*")\s*)*)?\]""")
@@ -118,12 +117,12 @@ def read(request: Request) -> Raw:
     file = sheet.filled("ImageID", problems)
     table = details(sheet, problems).assign(
         image_id=file.str.replace(r"\.\w+$", "", regex=True),
-        path=_paths(root, whole_ids(sheet.filled("ImageDir", problems)), file),
+        path=_paths(root, sheet.ids("ImageDir", problems), file),
         file=sheet.file,
         row=np.arange(1, len(file) + 1),
     )
     findings = tuple(c for c in FINDINGS if request.findings is None or c in request.findings)
-    notes: list[str] = []
+    notes = [*sheet.notes, *remarks_on_views(sheet.file, *_seen(sheet))]
     # in one go: 190 columns assigned one by one would fragment the table
     table = pd.concat([table, _labels(sheet, file, findings, notes, problems)], axis=1)
     return Raw(table if request.labelled else table.assign(split="test"), findings, root.uri, notes, problems)
@@ -139,8 +138,7 @@ def find_table(data: Store) -> tuple[Store, str] | None:
 
 def read_table(folder: Store, name: str, needed: tuple[str, ...] = ()) -> Sheet:
     """PadChest's own table. needed: columns beside its ids, without which CxrltError is raised."""
-    # its lists of codes are numpy arrays as printed, wrapped at 75 letters
-    sheet = read_sheet(folder, name, TEXT, TEXT, multiline=True)
+    sheet = read_sheet(folder, name, TEXT, TEXT)
     sheet.need("ImageID", "PatientID", "StudyID", *needed)
     return sheet
 
@@ -151,9 +149,9 @@ def details(sheet: Sheet, problems: list[str]) -> pd.DataFrame:
     report = f"{sheet.file}#" + pd.Series(np.arange(1, sheet.table.num_rows + 1)).astype("str")
     return pd.DataFrame(
         {
-            "study_id": sheet.filled("StudyID", problems),
-            "subject_id": sheet.filled("PatientID", problems),
-            "view": views(_projections(sheet), sheet.text("ViewPosition_DICOM")),
+            "study_id": sheet.ids("StudyID", problems),
+            "subject_id": sheet.ids("PatientID", problems),
+            "view": views(*_seen(sheet)),
             "sex": sexes(sheet.text("PatientSex_DICOM")),
             "age": _ages(sheet),
             "photometric": photometric.where(photometric.isin(["MONOCHROME1", "MONOCHROME2"])),
@@ -162,9 +160,9 @@ def details(sheet: Sheet, problems: list[str]) -> pd.DataFrame:
     )
 
 
-def _projections(sheet: Sheet) -> pd.Series:
-    cells = sheet.text("Projection").str.upper()
-    return cells.replace(PROJECTIONS)
+def _seen(sheet: Sheet) -> tuple[pd.Series, pd.Series]:
+    """What says from where an image was taken, the better source first."""
+    return sheet.text("Projection"), sheet.text("ViewPosition_DICOM")
 
 
 def _ages(sheet: Sheet) -> pd.Series:
@@ -205,7 +203,7 @@ def _labels(
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         notes.append(f"{counted(len(unknown), 'label')} not known and left out: {quoted(unknown[:5])}{more}.")
     labelled = np.array([bool(names - {*SAY_NOTHING}) and EXCLUDED not in names for names in sets], bool)
-    unlabelled = ~labelled[codes] | (_projections(sheet) == "EXCLUDE").to_numpy(bool)
+    unlabelled = ~labelled[codes] | (sheet.text("Projection").str.upper() == "EXCLUDE").to_numpy(bool)
     if unlabelled.any():
         count = counted(int(unlabelled.sum()), "image")
         notes.append(f"{count} not labelled: excluded by PadChest, or without a finding named.")

@@ -13,6 +13,8 @@ of train has exactly three rows (any number is voted on).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -59,7 +61,8 @@ def read(request: Request) -> Raw:
     parts = []
     for split, name in SHEETS.items():
         if folder.exists(name):
-            sheet = _renamed(read_sheet(folder, name, TEXT))
+            sheet = _renamed(read_sheet(folder, name, TEXT, known=(*FINDINGS, *RENAMED)))
+            notes += sheet.notes
             sheet.need("image_id", *(findings if request.labelled else ()))
             findings = tuple(c for c in findings if c in sheet.columns)
             rows = _rows(sheet, findings, problems)
@@ -77,12 +80,12 @@ def _find(data: Store) -> tuple[Store, str] | None:
 
 
 def _renamed(sheet: Sheet) -> Sheet:
-    return Sheet(sheet.file, sheet.table.rename_columns([RENAMED.get(name, name) for name in sheet.columns]))
+    return replace(sheet, table=sheet.table.rename_columns([RENAMED.get(name, name) for name in sheet.columns]))
 
 
 def _rows(sheet: Sheet, findings: tuple[str, ...], problems: list[str]) -> pd.DataFrame:
     """The table's own rows."""
-    image = sheet.filled("image_id", problems)
+    image = sheet.ids("image_id", problems)
     table = pd.DataFrame({"image_id": image, "file": sheet.file, "row": np.arange(1, len(image) + 1)})
     return table.assign(**sheet.findings(findings, problems))
 
