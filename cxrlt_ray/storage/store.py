@@ -35,8 +35,9 @@ PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 class Store:
     """Files under `uri`, addressed by relative names with `/`.
 
-    A file:// URI is kept as the path that it means: its escapes (%20) must not be undone twice. Every method raises CxrltError, naming the file, where the storage refuses or does not answer. A Store holds its
-    URI only: it may be pickled, and its connections are kept by process.
+    A file:// URI is kept as the path that it means: its escapes (%20) must not be undone twice. Every method raises
+    CxrltError, naming the file, where the storage refuses or does not answer. A Store holds its URI only: it may be
+    pickled, and its connections are kept by process.
     """
 
     uri: str

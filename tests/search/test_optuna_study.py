@@ -126,7 +126,9 @@ def test_a_search_cut_off_at_any_step_of_any_trial_goes_on_as_it_would_have(run,
     assert pruned == {2, 5, 8}
 
 
-@pytest.mark.parametrize("name", ["my%20runs", "a%41", "a?b=c", "a#b", "a b", "Größe", "a{b}", "a\nb", "s3:x", "'\"$HOME"])
+@pytest.mark.parametrize(
+    "name", ["my%20runs", "a%41", "a?b=c", "a#b", "a b", "Größe", "a{b}", "a\nb", "s3:x", "'\"$HOME"]
+)
 def test_a_search_remembers_in_a_folder_of_any_name(space, wanted, tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)

@@ -31,7 +31,11 @@ def asked(tmp_path, **options):
 
 def test_sweeps_that_begin_in_the_same_second_have_names_of_their_own(tmp_path, second):
     request = asked(tmp_path)
-    with claimed_name(request, None) as first, claimed_name(request, None) as other, claimed_name(request, None) as third:
+    with (
+        claimed_name(request, None) as first,
+        claimed_name(request, None) as other,
+        claimed_name(request, None) as third,
+    ):
         assert [first, other, third] == [f"auto-20261129-101500{end}" for end in ("", "-2", "-3")]
 
 
@@ -66,7 +70,8 @@ def test_two_processes_at_once_have_two_names(tmp_path):
         "import sys, time; from cxrlt_ray.search.request import SweepRequest\n"
         "from cxrlt_ray.search.run_setup import claimed_name\n"
         "time.strftime = lambda *_: 'now'\n"
-        "with claimed_name(SweepRequest(task='auto', storage=sys.argv[1]), None) as name: print(name, flush=True); input()"
+        "with claimed_name(SweepRequest(task='auto', storage=sys.argv[1]), None) as name:\n"
+        "    print(name, flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -89,5 +89,5 @@ def test_a_storage_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(37, os.strerror(37))
 
     monkeypatch.setattr(claims.fcntl, "flock", refuse)
-    with pytest.raises(CxrltError, match="No locks available.*file system with locks"), claim(Store(str(tmp_path))):
+    with pytest.raises(CxrltError, match=r"No locks available.*file system with locks"), claim(Store(str(tmp_path))):
         pass
