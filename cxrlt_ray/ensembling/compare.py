@@ -106,7 +106,9 @@ class Comparison:
 
 def compare(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Say = cli.say) -> list[System]:
     """The best single trial, the plain mean and the ensemble of `file`, on validation; `say` takes its choices."""
-    if not any(Path(selection.__file__).parent.glob("__pycache__/*.nbi")):
+    from cxrlt_ray.evaluation.compiled import cache_directories
+
+    if not any(path for place in cache_directories(Path(selection.__file__).parent) for path in place.rglob("*.nbi")):
         say("Compiling what selection counts with (once, about 20 s)")
     kind = "trial" if pool.trials else "member"
     best = _fitted(EnsembleFile(selector="best"), file, pool, seed)
