@@ -99,7 +99,7 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
     """
     if line := other_cluster():
         cli.say(line)
-    directory = _directory()
+    directory = ray_directory()
     options |= _one_machine_options(directory)
     for attempt in range(1, STARTS + 1):
         try:
@@ -168,7 +168,7 @@ def _one_machine_options(directory: str) -> dict[str, Any]:
     return {"include_dashboard": False, **ray_private.directory_option(directory)}
 
 
-def _directory() -> str:
+def ray_directory() -> str:
     """Ray's directory on this machine: in RAY_TMPDIR or TMPDIR, or in /tmp where sockets there had too long a path.
 
     Raises CxrltError where it cannot be made, or is someone else's.

@@ -6,8 +6,9 @@ ensemble.json and report.json hold it.
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from cxrlt_ray.selection.honest import Fitted, as_given, combine, fit
 from cxrlt_ray.selection.method import AUTO
 from cxrlt_ray.selection.views import StudyRule
 
+REPORT_SECONDS = 10.0  # between two lines of progress
 OPTIMISTIC, CROSS_FITTED = "optimistic", "cross_fitted"  # the two ways of scoring validation images
 
 
@@ -259,6 +261,7 @@ def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, sa
             costs=pool.costs,
             margin=file.margin(),
             rules=[as_given] if single else transforms,
+            progress=None if say is None else _progress_lines(say),
         )
     values = values if single else transforms[fitted.rule](pool.predictions)
     if say is not None:
@@ -269,6 +272,20 @@ def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, sa
     optimistic = spaces.out_of(space, combine(values, fitted.weights))
     crossed = [spaces.out_of(space, scores) for scores in fitted.crossed]
     return System("", optimistic, crossed, values, fitted, space, rules[fitted.rule])
+
+
+def _progress_lines(say: Say) -> Callable[[float], None]:
+    """What takes the share of a selection that is done, and gives `say` a line each REPORT_SECONDS."""
+    started = reported = time.monotonic()
+
+    def report(share: float) -> None:
+        nonlocal reported
+        if share > 0 and (now := time.monotonic()) - reported > REPORT_SECONDS:
+            reported = now
+            left = (now - started) * (1 - share) / share
+            say(f"  {share:.0%} of the selection done, {cli.duration(left)} left")
+
+    return report
 
 
 def _rules(file: EnsembleFile, pool: Pool, say: Say | None) -> list[StudyRule]:

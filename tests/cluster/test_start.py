@@ -252,7 +252,7 @@ def test_sockets_have_paths_that_the_system_takes_however_long_tmpdir_is(tmp_pat
     long.mkdir()
     monkeypatch.setenv(variable, str(long))
     monkeypatch.setattr(start.tempfile, "tempdir", None)
-    directory = start._directory()
+    directory = start.ray_directory()
     assert len(f"{directory}/session_2026-11-29_10-15-00_123456_4194304/sockets/plasma_store") <= 107
 
 
@@ -262,4 +262,4 @@ def test_a_temporary_directory_that_cannot_be_written_is_a_sentence(monkeypatch)
 
     monkeypatch.setattr(start, "own_dir", refuse)
     with pytest.raises(CxrltError, match=r"Ray's directory cannot be made in .*Permission denied.*set TMPDIR"):
-        start._directory()
+        start.ray_directory()
