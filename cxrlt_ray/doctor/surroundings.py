@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"
 
 def examine_surroundings(address: str | None) -> Iterator[Check]:
     """Checks of the driver's surroundings. address: of a cluster that is joined."""
-    parts = {
+    parts: dict[str, Callable[[], Iterator[Check]]] = {
         "terminal": partial(_terminal, sys.stdout.encoding),
         "home": partial(_home, os.environ),
         "temporary files": partial(_temporary, tempfile.gettempdir()),

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from numba import config, njit
+import numba
+from numba import njit
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import own_dir
@@ -19,6 +21,7 @@ from cxrlt_ray.privacy import own_dir
 __all__ = ["cache_directories", "njit", "temporary_cache"]
 
 VARIABLE = "NUMBA_CACHE_DIR"
+config: Any = numba.config  # whose attributes are made from the environment
 
 
 def temporary_cache() -> Path | None:

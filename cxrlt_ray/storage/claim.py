@@ -63,7 +63,10 @@ def _lock(folder: Path) -> TextIO:
     while True:
         with explained(f"{folder} cannot be made"):
             private_dir(folder)
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  it is locked while it is open
+            try:
+                file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  it is locked while it is open
+            except FileNotFoundError:  # who had the claim has just removed the directory
+                continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -48,11 +48,11 @@ def test_what_a_process_left_that_was_killed_is_no_claim(store):
 
 
 def test_of_many_at_the_same_moment_at_most_one_has_it(store):
-    together, most, holders, lock = threading.Barrier(6), [0], [0], threading.Lock()
+    together, most, holders, lock, ended = threading.Barrier(6), [0], [0], threading.Lock(), []
 
     def work():
         together.wait()
-        for _ in range(3):
+        for _ in range(3 if store.local is None else 200):
             with ExitStack() as held:
                 try:
                     held.enter_context(claim(store))
@@ -63,12 +63,14 @@ def test_of_many_at_the_same_moment_at_most_one_has_it(store):
                     most[0] = max(most[0], holders[0])
                 with lock:
                     holders[0] -= 1
+        ended.append(True)
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(ended) == 6
     assert most[0] <= 1
     if store.local is not None:
         assert most[0] == 1
