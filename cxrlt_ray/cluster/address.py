@@ -33,6 +33,11 @@ class Head:
         """The machine's name or IP address."""
         return self.where.rpartition(":")[0].strip("[]")
 
+    @property
+    def way_on(self) -> str:
+        """How to go on without the cluster."""
+        return ALONE + (", and unset RAY_ADDRESS" if self.source == "RAY_ADDRESS" else "")
+
     def answers(self, seconds: float) -> bool:
         """Whether something takes a connection there."""
         port = self.where.rpartition(":")[2]
@@ -69,10 +74,9 @@ def wait_for(head: Head) -> None:
     announced = False
     while not head.answers(min(CONNECT_SECONDS, ANSWER_SECONDS)):
         if time.monotonic() > until:
-            unset = " (and unset RAY_ADDRESS)" if head.source == "RAY_ADDRESS" else ""
             raise UsageError(
                 f"no Ray cluster answers at {head.where}, which {head.source} names: start it (`ray start --head`), or "
-                f"{ALONE}{unset}."
+                f"{head.way_on}."
             )
         if not announced:
             announced = True
@@ -83,7 +87,7 @@ def wait_for(head: Head) -> None:
 @contextmanager
 def waiting_announced(head: Head) -> Iterator[None]:
     """Where joining takes long, print what is waited for: Ray itself tries for minutes and says nothing."""
-    line = f"Waiting for the Ray cluster at {head.where} ({head.source}); else stop with Ctrl-C and {ALONE}"
+    line = f"Waiting for the Ray cluster at {head.where} ({head.source}); else stop with Ctrl-C and {head.way_on}"
     timer = threading.Timer(ANSWER_SECONDS, cli.say, [line])
     timer.daemon = True
     timer.start()

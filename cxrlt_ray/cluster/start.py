@@ -88,7 +88,8 @@ def _join(ray: Any, head: Head, options: dict[str, Any]) -> None:
             ray.init(address=head.where, **options)
     except Exception as error:
         raise UsageError(
-            f"no Ray cluster answers at {head.where}, which {head.source} names ({_line(error)}): start it, or {ALONE}."
+            f"no Ray cluster answers at {head.where}, which {head.source} names ({_line(error)}): start it, or "
+            f"{head.way_on}."
         ) from None
 
 
