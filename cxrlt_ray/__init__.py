@@ -20,4 +20,11 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     sweep ensemble predict evaluate cohort prepare trials      the commands
 """
 
+import sys
+
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"] and sys.path:
+    # `python -m cxrlt_ray.COMMAND` looks for modules in the working folder first, where a file numpy.py or csv.py would
+    # be imported for the library; last, it still serves a checkout
+    sys.path.append(sys.path.pop(0))

@@ -9,12 +9,18 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import io
+import os
+import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
-from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.errors import CxrltError, Terminated
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -40,10 +46,15 @@ def run(name: str, argv: list[str] | None = None) -> NoReturn:
     """Run command `name` with `argv` (default: the process's) and exit: 0 good, 1 failed, 2 wrong usage."""
     import typer
 
+    given = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks is printed as \xc9, and ends nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     function = importlib.import_module(f"cxrlt_ray.{name}").main
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command(context_settings={"help_option_names": ["-h", "--help"]})(_one_sentence(function))
-    args = spread(sys.argv[1:] if argv is None else argv, getattr(function, "many", ()))
+    command = f"python -m cxrlt_ray.{name} {shlex.join(given)}".rstrip()
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(_one_sentence(function, command))
+    args = spread(given, getattr(function, "many", ()))
     app(args=args, prog_name=f"python -m cxrlt_ray.{name}")
     raise SystemExit(0)
 
@@ -198,20 +209,25 @@ def command(request: type[BaseModel], run: Callable[[Any], object], doc: str, ma
     return main
 
 
-def _one_sentence(function: Main) -> Main:
-    """`function`, called with the options that were given, with our own errors as one sentence and an exit code."""
+def _one_sentence(function: Main, command: str) -> Main:
+    """`function`, called with the options that were given, with our own errors as one sentence and an exit code.
+
+    command: the whole line, which goes on where it was stopped.
+    """
     import typer
 
     @functools.wraps(function)
     def wrapped(context: typer.Context, **options: object) -> None:
         given = {name: value for name, value in options.items() if _given(context, name)}
         try:
-            function(**given)
+            with _sigterm_as_ctrl_c():
+                function(**given)
         except CxrltError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("stopped.", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            by = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+            print(f"stopped by {by}; what is done is kept, and the same command goes on: `{command}`", file=sys.stderr)
             raise SystemExit(1) from None
 
     own = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -219,6 +235,27 @@ def _one_sentence(function: Main) -> Main:
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Raise Terminated at SIGTERM, as Slurm and Kubernetes send it; a second one ends the process as it always does."""
+    owner = os.getpid()
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == owner:
+            raise Terminated
+        os.kill(os.getpid(), number)  # a process forked from this one
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _given(context: Any, name: str) -> bool:

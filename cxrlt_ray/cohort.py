@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 from cxrlt_ray import cli
@@ -60,7 +61,7 @@ def main(
         lines = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
         console.print("\n- ".join(lines), markup=False, soft_wrap=True)
         raise SystemExit(1)
-    following = f"python -m cxrlt_ray.sweep {task} --data {data}{sweep_options(others)}"
+    following = f"python -m cxrlt_ray.sweep {task} --data {shlex.quote(data)}{sweep_options(others)}"
     console.print(f"Usable. Next: {following}", markup=False, soft_wrap=True)
 
 

@@ -56,7 +56,7 @@ def find(folder: str, name: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UsageError, naming the file, if there is none."""
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

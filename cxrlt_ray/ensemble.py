@@ -134,7 +134,8 @@ def _say_next(swept: Run, store: Store, split: str, submitted: ScoredSplit | Non
     print(f"Left in {store.uri}: {files}")
     if submitted:
         print(
-            f"Next: python -m cxrlt_ray.evaluate {store.uri}/submission.csv --task {swept.record.task_argument} "
+            f"Next: python -m cxrlt_ray.evaluate {shlex.quote(f'{store.uri}/submission.csv')} "
+            f"--task {shlex.quote(swept.record.task_argument)} "
             f"--data {shlex.quote(swept.record.data or '')}" + "".join(_reading_options(swept, split))
         )
 

@@ -17,3 +17,7 @@ class UsageError(CxrltError):
 
 class Diverged(CxrltError):
     """A trial's own fault: its numbers are not finite, and trying again would not help."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, taken as Ctrl-C."""

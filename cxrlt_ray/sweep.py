@@ -24,9 +24,9 @@ from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
 from cxrlt_ray.runs.store import Run
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
-from cxrlt_ray.search.resume import claimed, ensemble_command, resume_command, resumed, run_to_resume
+from cxrlt_ray.search.resume import ensemble_command, resume_command, resumed, run_to_resume
 from cxrlt_ray.search.run_data import PHANTOM_IMAGES, RunData, data_of, run_data, soft_targets_for
-from cxrlt_ray.search.run_setup import draft_record, fitted_record, free_name, sizes_to_prepare, space_for, write_run
+from cxrlt_ray.search.run_setup import claimed_name, draft_record, fitted_record, sizes_to_prepare, space_for, write_run
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ def run(request: SweepRequest) -> Run | None:
     """
     deadline = None if request.seconds is None else time.monotonic() + request.seconds
     existing = run_to_resume(request)
-    name = existing.name if existing else free_name(request)
+    with claimed_name(request, existing) as name:
+        return _sweep(request, existing, name, deadline)
+
+
+def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: float | None) -> Run | None:
+    """`run`, with the run's name. deadline: of the time budget, by time.monotonic()."""
     engine, resources = resources_for(request)
     space, space_file = space_for(request, existing, resources)
     soft = soft_targets_for(request, space)
@@ -192,14 +197,13 @@ def _train(request: SweepRequest, search: Search) -> str:
 
     run, reason = search.run, ""
     try:
-        with claimed(run):
-            if request.resume:
-                reopen_damaged(run)
-            if missing := missing_trials(run, search.trials):
-                print(f"Run {run.name}: {missing} trials to go, in {run.store.uri}", flush=True)
-                reason = tune_trials(search)
-            else:
-                print(f"All {search.trials} trials of {run.name} are done; give --trials a larger number to add more.")
+        if request.resume:
+            reopen_damaged(run)
+        if missing := missing_trials(run, search.trials):
+            print(f"Run {run.name}: {missing} trials to go, in {run.store.uri}", flush=True)
+            reason = tune_trials(search)
+        else:
+            print(f"All {search.trials} trials of {run.name} are done; give --trials a larger number to add more.")
     except KeyboardInterrupt:
         reason = "by the second Ctrl-C"
     except CxrltError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +105,41 @@ for name in {names}:
         sys.exit(f"{{name}} imports Ray")
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+STOPPED = """
+import sys, time, types
+from cxrlt_ray import cli
+
+def main():
+    print("at work", flush=True)
+    time.sleep(60)
+
+sys.modules["cxrlt_ray.cohort"] = types.SimpleNamespace(main=main)
+cli.run("cohort", [])
+"""
+
+
+@pytest.mark.parametrize(("number", "by"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_who_stops_a_command_is_given_the_one_that_goes_on(number, by):
+    command = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert (
+        said == f"stopped by {by}; what is done is kept, and the same command goes on: `python -m cxrlt_ray.cohort`\n"
+    )
+
+
+def test_a_name_that_the_output_cannot_hold_is_printed_with_escapes_and_ends_nothing(tmp_path):
+    code = "import sys; from cxrlt_ray import cli; import types\n"
+    code += "sys.modules['cxrlt_ray.cohort'] = types.SimpleNamespace(main=main)\ncli.run('cohort', [])"
+    main = "def main():\n    print('Épanchement \\udcff'); cli.console().print('Größe')\n"
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", main + code], capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        words = "Épanchement \udcff\nGröße\n"
+        assert done.stdout == words.encode(encoding, errors="backslashreplace")

@@ -6,6 +6,9 @@ tests/cluster/test_ray_private.py says what is missing and what is called otherw
 
 from __future__ import annotations
 
+import os
+import sys
+from importlib.machinery import PathFinder
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +25,37 @@ def listen_on_loopback() -> None:
 def directory_option(path: str) -> dict[str, str]:
     """The option of `ray.init` that puts sockets, logs and spilled objects below `path`."""
     return {"_temp_dir": path}
+
+
+def job_of_this_package() -> Any:
+    """A JobConfig whose workers find this package and do not look for modules in the driver's working folder.
+
+    Ray puts that folder first on their path: a file torch.py or csv.py there would be imported for the library. It
+    stays only where the package itself is found nowhere else.
+    """
+    from ray.job_config import JobConfig
+
+    folder = os.path.realpath(os.curdir)
+    others = [path for path in sys.path if os.path.realpath(path or os.curdir) != folder]
+    paths = [] if PathFinder.find_spec("cxrlt_ray", others) else [folder]
+
+    class PackageJob(JobConfig):
+        @property
+        def _py_driver_sys_path(self) -> list[str]:
+            return list(paths)  # what Ray adds to it is lost
+
+        @_py_driver_sys_path.setter
+        def _py_driver_sys_path(self, value: list[str]) -> None:
+            pass
+
+    return PackageJob()
+
+
+def started_address() -> str | None:
+    """HOST:PORT of the Ray that `ray start` last started on this machine, be it gone or not; None without one."""
+    from ray._private import services
+
+    return services.find_bootstrap_address(None)
 
 
 def dashboard_url() -> str:

@@ -6,6 +6,7 @@ it holds and lists everything for which a sweep would refuse it, where the sweep
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -57,7 +58,7 @@ def read_cohort(
         others=others,
     )
     if problems:
-        more = f" ({len(problems) - 1} more: python -m cxrlt_ray.cohort {data}{sweep_options(others)})"
+        more = f" ({len(problems) - 1} more: python -m cxrlt_ray.cohort {shlex.quote(data)}{sweep_options(others)})"
         more = more if len(problems) > 1 else ""
         raise CxrltError(problems[0] + more)
     return cohort

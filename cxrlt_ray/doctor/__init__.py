@@ -5,6 +5,7 @@
     weights.py   whether a machine will have the models' weights
     judge.py     from the machines' dicts to checks, pure
     store.py     the storage, as the driver sees it
+    surroundings.py  terminal, home, temporary files, proxies, other Rays, as the driver finds them
     cluster.py   asks every machine, within a time limit, and Ray for its own records
 
 A sweep runs `preflight`: the same without what takes seconds (speed of the storage, work on each GPU). No message names
@@ -14,6 +15,7 @@ a patient or an image: "row 17" is of the data's table, sorted by subject.
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +29,7 @@ from cxrlt_ray.doctor.cluster import alone, ask_all, of_ray
 from cxrlt_ray.doctor.judge import judge
 from cxrlt_ray.doctor.machine import Ask, Report
 from cxrlt_ray.doctor.store import privacy, reach, write
+from cxrlt_ray.doctor.surroundings import examine_surroundings
 from cxrlt_ray.doctor.weights import Asset, assets
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
@@ -44,6 +47,7 @@ SAMPLE = 20  # images read on each machine
 EDGE = 512  # pixels to decode them for, without a space
 GROUPS = {
     "Ray": ("ray", "machines", "jobs", "versions", "clock", "access", "dashboard"),
+    "Surroundings": ("terminal", "home", "temporary files", "proxy", "other Rays", "compiled code"),
     "Machines": ("gpu", "memory", "shared memory", "open files", "disk"),
     "Storage": ("storage", "shared", "locks", "speed", "privacy"),
     "Data and weights": ("data", "images", "weights"),
@@ -71,12 +75,13 @@ def checks(
         ray = start_ray(address)
     except Exception as error:
         yield Check("ray", FAIL, reason(error), "`ray start --head`, or leave --address out" if address else "")
+    yield from examine_surroundings(address)
     if data is not None:
         try:
             check, manifest = _read(data)
             yield check
         except Exception as error:
-            yield Check("data", FAIL, reason(error), f"python -m cxrlt_ray.cohort {data} says more")
+            yield Check("data", FAIL, reason(error), f"python -m cxrlt_ray.cohort {shlex.quote(data)} says more")
     try:
         needed = list(assets(specs, findings))
     except Exception as error:
@@ -174,7 +179,7 @@ def _read(data: str) -> tuple[Check, Manifest]:
     message = f"{manifest.source}, {len(manifest.table):,} images: {parts}"
     if problems:
         message += f"; a sweep would refuse it for {len(problems)} reason{'s' * (len(problems) > 1)}"
-        return Check("data", FAIL, message, f"python -m cxrlt_ray.cohort {data} lists them"), manifest
+        return Check("data", FAIL, message, f"python -m cxrlt_ray.cohort {shlex.quote(data)} lists them"), manifest
     if "test" not in counts:
         return Check("data", WARN, message, "without a test split nothing is scored at the end"), manifest
     return Check("data", OK, message), manifest

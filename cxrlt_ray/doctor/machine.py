@@ -169,7 +169,7 @@ def _tried() -> list[Report]:
         del environment["CUDA_VISIBLE_DEVICES"]  # hidden by Ray from a task that asks for no GPU
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", _TRY],
+            [sys.executable, "-P", "-c", _TRY],  # -P: a torch.py of the working folder is not torch
             capture_output=True,
             text=True,
             timeout=GPU_SECONDS,

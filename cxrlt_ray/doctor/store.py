@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from cxrlt_ray.config import PACKAGE
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, guarded, reason
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import PHANTOM_MARKER
@@ -23,6 +25,7 @@ REMOTE_SECONDS = 20.0  # until a server that does not answer has failed
 SLOW = 5.0  # MB/s
 _REACH = """
 import sys
+sys.path.append(sys.argv.pop())
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 try:
@@ -37,7 +40,8 @@ def reach(store: Store, *call: str) -> None:
 
     Raises CxrltError where it fails or takes REMOTE_SECONDS.
     """
-    command = [sys.executable, "-c", _REACH, *call]
+    # -P: a json.py of the working folder is not Python's
+    command = [sys.executable, "-P", "-c", _REACH, *call, str(PACKAGE.parent)]
     try:
         done = subprocess.run(
             command, input=store.uri, capture_output=True, text=True, timeout=REMOTE_SECONDS, check=False
@@ -116,7 +120,7 @@ def privacy(storage: Store) -> Iterator[Check]:
                 exposed.append(run)
     if exposed:
         message = f"every user of this machine can read {len(exposed)} of the runs there, with ids of patients"
-        yield Check("privacy", WARN, message, f"chmod 700 {storage.uri}")
+        yield Check("privacy", WARN, message, f"chmod 700 {shlex.quote(storage.uri)}")
     else:
         yield Check("privacy", OK, "other users of this machine can read nothing of patients there")
 

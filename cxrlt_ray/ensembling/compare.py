@@ -6,8 +6,9 @@ ensemble.json and report.json hold it.
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,9 @@ class Comparison:
 
 def compare(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Say = cli.say) -> list[System]:
     """The best single trial, the plain mean and the ensemble of `file`, on validation; `say` takes its choices."""
-    if not any(Path(selection.__file__).parent.glob("__pycache__/*.nbi")):
+    from cxrlt_ray.evaluation.compiled import cache_directories
+
+    if not any(path for place in cache_directories(Path(selection.__file__).parent) for path in place.rglob("*.nbi")):
         say("Compiling what selection counts with (once, about 20 s)")
     kind = "trial" if pool.trials else "member"
     best = _fitted(EnsembleFile(selector="best"), file, pool, seed)
@@ -258,6 +261,7 @@ def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, sa
             costs=pool.costs,
             margin=file.margin(),
             rules=[as_given] if single else transforms,
+            progress=None if say is None else _progress_lines(say),
         )
     values = values if single else transforms[fitted.rule](pool.predictions)
     if say is not None:
@@ -275,6 +279,20 @@ def _named(doubt: Warning | str, pool: Pool) -> str:
     if isinstance(doubt, FindingDoubt) and pool.findings:
         return doubt.named(pool.findings)
     return doubt.named(pool.names) if isinstance(doubt, MemberDoubt) else str(doubt)
+
+
+def _progress_lines(say: Say) -> Callable[[float], None]:
+    """What takes the share of a selection that is done, and gives `say` a line each cli.REPORT_SECONDS."""
+    started = reported = time.monotonic()
+
+    def report(share: float) -> None:
+        nonlocal reported
+        if share > 0 and (now := time.monotonic()) - reported > cli.REPORT_SECONDS:
+            reported = now
+            left = (now - started) * (1 - share) / share
+            say(f"  {share:.0%} of the selection done, {cli.duration(left)} left")
+
+    return report
 
 
 def _rules(file: EnsembleFile, pool: Pool, say: Say | None) -> list[StudyRule]:

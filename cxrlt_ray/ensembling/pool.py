@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.records import FINISHED, PRUNED
 from cxrlt_ray.runs.store import Run, Trial
+from cxrlt_ray.search.resume import resume_command
 from cxrlt_ray.selection.registry import FEW
 
 Say = Callable[[str], None]  # takes a line for the user
@@ -78,8 +80,8 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = pri
         able = finished
     if not able:
         raise CxrltError(
-            f"run {run.name} has no finished trial to choose from: `python -m cxrlt_ray.trials {run.name}` says why; "
-            f"continue it with `python -m cxrlt_ray.sweep {run.record.task_argument} --resume --name {run.name}`."
+            f"run {run.name} has no finished trial to choose from: `python -m cxrlt_ray.trials {shlex.quote(run.name)}`"
+            f" says why; continue it with `{resume_command(run, run.store.uri.rpartition('/')[0])}`."
         )
     return able
 

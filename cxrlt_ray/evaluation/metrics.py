@@ -350,7 +350,7 @@ def _sorted(targets: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple
 @functools.cache
 def _compiled() -> Any:
     """The count of LANES rounds; numba is imported only where it is wanted."""
-    from numba import njit
+    from cxrlt_ray.evaluation.compiled import njit
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def resampled(positive, last, group, drawn):  # type: ignore[no-untyped-def]

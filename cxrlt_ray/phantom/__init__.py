@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def main(
     python -m cxrlt_ray.phantom tables --images 377110 --no-pictures
     """
     write_phantom(folder, images, size, seed, pictures=pictures, processes=processes)
-    following = f"sweep task1 --data {folder}" if pictures else f"cohort {folder}"
+    following = f"sweep task1 --data {shlex.quote(str(folder))}" if pictures else f"cohort {shlex.quote(str(folder))}"
     print(f"{folder}: a phantom cohort of {images:,} images. Next: python -m cxrlt_ray.{following}")
 
 

@@ -16,6 +16,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class OptunaStudy:
         self.run, self.space, self.sampler, self.metric = run, space, SeededTPE(seed), metric
         self.costs = COST in run.record.objectives
         self.file = None if url else _local_file(run)
-        self.url = url or f"sqlite:///{self.file}"
+        self.url = url or ""
         self.study = self._open()
         self._waiting = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
 
@@ -115,18 +116,20 @@ class OptunaStudy:
             self.file.unlink(missing_ok=True)  # damaged
             return self._remade(self._storage(), trials)
 
-    def _storage(self) -> Any:
-        options = {"pool_pre_ping": True} if self.file is None else {"connect_args": {"timeout": 60}}
+    def _storage(self) -> optuna.storages.RDBStorage:
+        if self.file is not None:
+            try:
+                return sqlite_storage(self.file)
+            except FAULTS:
+                self.file.unlink(missing_ok=True)
+                return sqlite_storage(self.file)
         try:
-            return optuna.storages.RDBStorage(self.url, engine_kwargs=options)
+            return optuna.storages.RDBStorage(self.url, engine_kwargs={"pool_pre_ping": True})
         except FAULTS as error:
-            if self.file is None:
-                raise CxrltError(
-                    f"the search's database cannot be opened: {_first_line(error)}. Is --search-db right, does the "
-                    "server answer, and is the password in PGPASSWORD or ~/.pgpass?"
-                ) from None
-            self.file.unlink(missing_ok=True)
-            return optuna.storages.RDBStorage(self.url, engine_kwargs=options)
+            raise CxrltError(
+                f"the search's database cannot be opened: {_first_line(error)}. Is --search-db right, does the "
+                "server answer, and is the password in PGPASSWORD or ~/.pgpass?"
+            ) from None
 
     def _agrees(self, known: list[FrozenTrial], trials: list[Trial]) -> bool:
         """Whether the study has the store's trials with their parameters, and says of none that it ended too soon."""
@@ -237,6 +240,12 @@ def _optuna_state(trial: Trial) -> TrialState:
     if trial.state == RUNNING:
         return TrialState.RUNNING
     return TrialState.FAIL if trial.score != trial.score else ENDED[trial.state]
+
+
+def sqlite_storage(file: Path) -> optuna.storages.RDBStorage:
+    """Optuna's storage in a SQLite file, by its path: in a URL %, ? and { of a folder's name would mean something."""
+    connect = partial(sqlite3.connect, file, timeout=60, check_same_thread=False)
+    return optuna.storages.RDBStorage("sqlite:///optuna.db", engine_kwargs={"creator": connect})
 
 
 def check_url(url: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
+import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cxrlt_ray import config
@@ -15,6 +13,7 @@ from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.claim import Taken, claim
 
 # what a run is made with, that --resume cannot change: the option, and its value as RunRecord has it
 _FIXED: dict[str, Any] = {
@@ -103,27 +102,26 @@ def claimed(run: Run) -> Iterator[None]:
     if run.store.local is None:
         yield
         return
-    with open(run.store.local / ".claim", "a+") as file:
+    with ExitStack() as claims:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UsageError(f"run {run.name} is being swept by another process ({file.read().strip()}).") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+            claims.enter_context(claim(run.store))
+        except Taken as other:
+            raise UsageError(f"run {run.name} is being swept by another process ({other}).") from None
         yield
 
 
 def resume_command(run: Run, storage: str) -> str:
     """The command that continues the run."""
-    where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
-    return f"python -m cxrlt_ray.sweep {run.record.task_argument} --resume --name {run.name}{where}"
+    words = [run.record.task_argument, "--resume", "--name", run.name, *_storage_option(storage)]
+    return f"python -m cxrlt_ray.sweep {shlex.join(words)}"
 
 
 def ensemble_command(run: Run, storage: str) -> str:
     """The command that makes the run's ensemble."""
     select = run.record.space if run.record.space in config.names("ensembles") else "greedy"
-    latest = "" if load_run(storage).name == run.name else f" --run {run.name}"
-    where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
-    return f"python -m cxrlt_ray.ensemble --select {select}{latest}{where}"
+    latest = [] if load_run(storage).name == run.name else ["--run", run.name]
+    return f"python -m cxrlt_ray.ensemble {shlex.join(['--select', select, *latest, *_storage_option(storage)])}"
+
+
+def _storage_option(storage: str) -> list[str]:
+    return [] if storage == DEFAULT_STORAGE else ["--storage", storage]

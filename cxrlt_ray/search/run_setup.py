@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cxrlt_ray import config
 from cxrlt_ray.data.shards import Shards, parse_sizes
 from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, check_free, create_run
 from cxrlt_ray.search.budget import SearchSize
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources
+from cxrlt_ray.search.resume import claimed
 from cxrlt_ray.search.run_data import RunData
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.claim import Taken, claim
 
 
-def free_name(request: SweepRequest) -> str:
-    """The new run's name. Raises where it is taken, or the storage cannot be written."""
+@contextmanager
+def claimed_name(request: SweepRequest, existing: Run | None) -> Iterator[str]:
+    """The run's name, kept from other sweeps while this one lives: one that is chosen here and taken becomes NAME-2.
+
+    Raises UsageError where a name that was given is taken, CxrltError where the storage cannot be written.
+    """
     name = request.name or f"{Path(request.task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not request.starts_nothing:
-        Store(request.storage).check_writable()
+    if request.starts_nothing:
+        yield existing.name if existing else name
+        return
+    if existing:
+        with claimed(existing):
+            yield existing.name
+        return
+    Store(request.storage).check_writable()
+    names = [name] if request.name else (name if k == 1 else f"{name}-{k}" for k in itertools.count(1))
+    with ExitStack() as claims:
+        yield next(free for free in names if _claim_free(request, free, claims))
+
+
+def _claim_free(request: SweepRequest, name: str, claims: ExitStack) -> bool:
+    """Claim a new run's name; False where it is taken, UsageError where it was asked for."""
+    store, given = Store(request.storage) / name, request.name is not None
+    if given or not store.exists("run.json"):
         check_free(request.storage, name)
-    return name
+        try:
+            claims.enter_context(claim(store))
+            return True
+        except Taken as other:
+            if given:
+                raise UsageError(
+                    f"run '{name}' is being made in {request.storage} by another sweep ({other}): give another --name."
+                ) from None
+    return False
 
 
 def space_for(request: SweepRequest, existing: Run | None, resources: Resources) -> tuple[Space, bytes]:

@@ -32,7 +32,7 @@ ELASTIC = 60.0  # seconds that a trial waits for the machines of all its workers
 
 
 def run_trial(point: dict[str, Any], job: Job, space: Space, resources: Resources) -> None:
-    """Train the trial `point` ({"number", "params"}) in this process, or in a group of Train workers."""
+    """Train the trial `point` ({"number", "params", "seed"}) in this process, or in a group of Train workers."""
     from ray import tune
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -41,7 +41,7 @@ def run_trial(point: dict[str, Any], job: Job, space: Space, resources: Resource
     _release_memory()
     _limit_data_cpus(resources)
     name, params = trial_name(point["number"]), point["params"]
-    config = space.to_config(params, job.seed)
+    config = space.to_config(params, point["seed"])
     if resources.workers_per_trial > 1:
         _train_in_workers(job, name, config, params, resources)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED, RUNNING, Retraining, Retry, State
@@ -21,6 +21,19 @@ def trial_name(number: int) -> str:
 def trial_number(trial: Trial) -> int:
     """The search's number of a trial."""
     return int(trial.name.removeprefix("T"))
+
+
+def trial_seed(trials: Iterable[Trial], number: int, seed: int) -> tuple[int, str]:
+    """The seed that trial `number` of `trials` is trained with, and the name of the first trial of its settings, or "".
+
+    It is the run's `seed`, plus 1 for each earlier trial of these settings: with one seed for all a repeat would cost
+    as much and end with the same weights. A trial that was begun keeps the seed that it has.
+    """
+    by_number = {trial_number(trial): trial for trial in trials}
+    own = by_number[number].record
+    equal = [by_number[k].name for k in sorted(by_number) if k < number and by_number[k].record.params == own.params]
+    first = equal[0] if equal else ""
+    return (seed + len(equal) if own.config is None else own.config.seed), first
 
 
 def settle_trial(run: Run, number: int, error: bool = False, cut: bool = False) -> Trial:

@@ -33,7 +33,14 @@ from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.stop import StopRequest, SweepStopper
 from cxrlt_ray.search.trainable import run_trial
-from cxrlt_ray.search.trial_states import has_no_more_to_do, note_retry, reopen_trial, trial_name, trial_number
+from cxrlt_ray.search.trial_states import (
+    has_no_more_to_do,
+    note_retry,
+    reopen_trial,
+    trial_name,
+    trial_number,
+    trial_seed,
+)
 from cxrlt_ray.search.watchdog import Watchdog
 from cxrlt_ray.storage.patience import patiently
 
@@ -193,11 +200,21 @@ class StudySearcher(Searcher):
             self.stop.begin_no_more(shortage)
         if self.stop.reason or self.fault:
             return Searcher.FINISHED
-        point = self._with_patience(self.optuna_study.next)
+        point = self._with_patience(self._next)
         if point is None:
             return Searcher.FINISHED
-        self.numbers[trial_id], params = point
-        return {"number": point[0], "params": params}
+        self.numbers[trial_id] = point["number"]
+        return point
+
+    def _next(self) -> dict[str, Any]:
+        """The next trial as `run_trial` takes it; prints where it repeats an earlier one's settings."""
+        number, params = self.optuna_study.next()
+        seed, earlier = trial_seed(self.run.trials(), number, self.optuna_study.sampler.seed)
+        if earlier:
+            fixed = "seed" in self.optuna_study.space.domains
+            how = "the same weights are trained again" if fixed else f"it is trained with seed {seed}"
+            print(f"  {trial_name(number)} has the settings of {earlier}: {how}", flush=True)
+        return {"number": number, "params": params, "seed": seed}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the study learns of a trial when it has ended."""

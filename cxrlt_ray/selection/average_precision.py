@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cxrlt_ray.evaluation.compiled import njit
 from cxrlt_ray.selection.finding import prepare
 from cxrlt_ray.selection.kernels import COMPILED, EQUAL, average_precision, judge_all
 from cxrlt_ray.selection.threads import by_work, for_each

@@ -9,7 +9,9 @@ gained, and it is slow; so its steps are stretched as long as the likelihood kee
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from cxrlt_ray.evaluation.compiled import njit
 
 BLOCK = 4096  # images whose pool stays in the cache while all members pass
 GAP = 1e-6  # nats an image from the optimum at which to stop

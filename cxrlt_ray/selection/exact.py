@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba.typed import List
 
-from cxrlt_ray.selection import kernels
+from cxrlt_ray.selection import kernels, progress
 from cxrlt_ray.selection.finding import Finding, prepare
 from cxrlt_ray.selection.kernels import SLACK, foremost
 from cxrlt_ray.selection.threads import by_work, for_each, in_shares
@@ -31,7 +31,7 @@ def greedy_each(predictions: np.ndarray, targets: np.ndarray, rounds: int, bags:
     def one(c: int) -> None:
         counts[:, :, c] = kernels.select(prepare(predictions, targets, c), bags, rounds)
 
-    for_each(one, by_work(targets), predictions.size)
+    for_each(one, by_work(targets), predictions.size, progress.step)
     return counts
 
 
@@ -54,6 +54,7 @@ def greedy_together(predictions: np.ndarray, targets: np.ndarray, rounds: int, b
             in_shares(kernels.begin_some, findings, every, size)
             picked[turn], reached[turn] = _best_together(findings, ranks, size)
             in_shares(kernels.take_some, findings, every, size, picked[turn])
+            progress.step((bag * rounds + turn + 1) / (len(bags) * rounds))
         last = foremost(reached, np.zeros(rounds))
         counts[bag] = np.bincount(picked[: last + 1], minlength=bags.shape[1])
     return counts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from cxrlt_ray.evaluation.compiled import njit
 from cxrlt_ray.selection.kernels import COMPILED, TILE
 
 HARD, HARD_PER_POSITIVE = 2048, 16  # negatives that the coarse bound counts in full: so many, and so many a positive

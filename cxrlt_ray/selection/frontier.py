@@ -13,6 +13,7 @@ import numpy as np
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.greedy import greedy
+from cxrlt_ray.selection.progress import uncounted
 from cxrlt_ray.selection.registry import checked, choose_by, register_selector, within
 
 CEILINGS = 4  # lower budgets that are searched too
@@ -149,7 +150,8 @@ def _ensemble(
 ) -> Point:
     chosen, weights = list(members), np.zeros((len(predictions), targets.shape[1]))
     bare = inspect.unwrap(greedy)
-    weights[chosen] = choose_by(bare, predictions[chosen], targets, groups, together=together, rounds=rounds)
+    with uncounted():
+        weights[chosen] = choose_by(bare, predictions[chosen], targets, groups, together=together, rounds=rounds)
     used = np.flatnonzero(weights.any(axis=1)).tolist()
     score = _ap(_pool(predictions, weights, used), targets).mean()
     return Point(float(price[used].sum()), float(score), tuple(used), weights)

@@ -25,6 +25,7 @@ from cxrlt_ray.data.splits import assign_folds
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.method import AUTO, PRECISE, STRENGTHS, Method, own_share, sound
+from cxrlt_ray.selection.progress import Listener, Progress, count_selections
 from cxrlt_ray.selection.registry import SELECTORS, check, copies, takes_costs
 
 PLENTY = 20_000  # images from which on a choice within folds uses two of them, not all: the others cost the most
@@ -72,6 +73,7 @@ def fit(
     costs: np.ndarray | None = None,
     margin: float = 1.0,
     rules: Sequence[Transform] = (as_given,),
+    progress: Listener | None = None,
 ) -> Fitted:
     """Weights by the best of `methods`, and their scores on subjects they never saw.
 
@@ -80,7 +82,8 @@ def fit(
     transforms of the predictions, each subject's by itself, in order of preference: each with its own best method, the
     first is taken that is not worse than the best by more than BETTER standard errors. folds below 2:
     no cross-fitting, the first are taken, and `crossed` is what the weights score where they were chosen. costs: [M],
-    for selectors that weigh them. Raises CxrltError where inputs do not fit.
+    for selectors that weigh them. progress: takes the share of the work that is done, 0 to 1, about.
+    Raises CxrltError where inputs do not fit.
     """
     predictions, targets, groups = check(predictions, targets, groups)
     predictions = side_by_side(predictions)
@@ -89,7 +92,10 @@ def fit(
 
     def chooser(rule: int, fold: np.ndarray | None) -> _Chooser:
         values = side_by_side(rules[rule](predictions))
-        return _Chooser(options, values, targets, groups, fold, seed, costs, margin)
+        return _Chooser(options, values, targets, groups, fold, seed, costs, margin, counted)
+
+    pairs = folds if len(targets) >= PLENTY else folds * (folds - 1) // 2
+    counted = Progress(count_selections(options, folds, repeats, len(rules), pairs), progress)
 
     if folds < 2:
         unfolded = chooser(0, None)
@@ -218,7 +224,9 @@ class _Chooser:
         seed: int,
         costs: np.ndarray | None,
         margin: float,
+        progress: Progress,
     ) -> None:
+        self.progress = progress
         self.options, self.predictions, self.targets = options, predictions, targets
         self.groups = metrics.numbered(groups)  # numbers compare faster
         self.fold, self.seed, self.costs, self.margin = fold, seed, costs, margin
@@ -347,7 +355,8 @@ class _Chooser:
                 options["costs"] = self.costs[among]
             predictions = self.predictions if len(among) == len(self.predictions) else self.predictions[among]
             selector = inspect.unwrap(SELECTORS[name])
-            self._bases[key] = selector(predictions, targets, self.groups, **options)
+            with self.progress.selection():
+                self._bases[key] = selector(predictions, targets, self.groups, **options)
         return self._bases[key]
 
     @_cached

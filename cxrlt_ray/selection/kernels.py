@@ -21,7 +21,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from cxrlt_ray.evaluation.compiled import njit
 
 EQUAL = 1e-12  # scores nearer than this are equal; the first member, the shortest prefix wins
 TOP = 65535  # the largest 16-bit score

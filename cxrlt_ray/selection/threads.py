@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,14 +23,18 @@ def by_work(targets: np.ndarray) -> list[int]:
     return [int(c) for c in np.argsort(-positives, kind="stable") if positives[c]]
 
 
-def for_each(work: Callable[[Item], None], items: Iterable[Item], scores: int) -> None:
-    """Do `work` for every item, in threads where the number of scores is worth it."""
+def for_each(
+    work: Callable[[Item], None],
+    items: Sequence[Item],
+    scores: int,
+    report: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Do `work` for every item, in threads where the number of scores is worth it. report: takes the share done."""
     threads = numba.get_num_threads()
-    if threads == 1 or scores < SMALL:
-        for item in items:
-            work(item)
-    else:
-        list(_pool(os.getpid(), threads).map(work, items))
+    alone = threads == 1 or scores < SMALL
+    ends = map(work, items) if alone else _pool(os.getpid(), threads).map(work, items)
+    for k, _ in enumerate(ends, start=1):
+        report(k / len(items))
 
 
 def in_shares(

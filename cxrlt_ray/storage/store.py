@@ -35,20 +35,21 @@ PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 class Store:
     """Files under `uri`, addressed by relative names with `/`.
 
-    Every method raises CxrltError, naming the file, where the storage refuses or does not answer. A Store holds its
-    URI only: it may be pickled, and its connections are kept by process.
+    A file:// URI is kept as the path that it means: its escapes (%20) must not be undone twice. Every method raises
+    CxrltError, naming the file, where the storage refuses or does not answer. A Store holds its URI only: it may be
+    pickled, and its connections are kept by process.
     """
 
     uri: str
 
     def __post_init__(self) -> None:
         check_uri(self.uri)
+        if self.uri.startswith("file://"):
+            object.__setattr__(self, "uri", unquote(self.uri.removeprefix("file://")))
 
     @property
     def local(self) -> Path | None:
         """The directory, where it is a local one."""
-        if self.uri.startswith("file://"):
-            return Path(unquote(self.uri.removeprefix("file://")))
         return None if "://" in self.uri else Path(self.uri)
 
     def __truediv__(self, name: str) -> Store:
@@ -167,7 +168,7 @@ class Store:
         """A local path to write a file or directory to, which becomes `name` when the block ends well."""
         failure = f"{self._where(name)} cannot be written"
         if self.local is not None:
-            target = self.local / name
+            target = (self.local / name).absolute()  # a relative one may look like a URI: pyarrow takes s3:x for one
             with explained(failure), new_part(target.name) as part_name:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(part_name)

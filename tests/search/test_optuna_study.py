@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import time
+from contextlib import closing
 
 import optuna
 import pytest
@@ -123,6 +124,20 @@ def test_a_search_cut_off_at_any_step_of_any_trial_goes_on_as_it_would_have(run,
     assert [trial.params for trial in study.trials] == list(wanted.values())
     pruned = {trial.number for trial in study.trials if trial.state.name == "PRUNED"}
     assert pruned == {2, 5, 8}
+
+
+@pytest.mark.parametrize(
+    "name", ["my%20runs", "a%41", "a?b=c", "a#b", "a b", "Größe", "a{b}", "a\nb", "s3:x", "'\"$HOME"]
+)
+def test_a_search_remembers_in_a_folder_of_any_name(space, wanted, tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = create_run(name, RECORD, write_images(tmp_path / "images", 8), {})
+    searched(run, space, until=5)
+    with closing(sqlite3.connect(tmp_path / name / "mine" / "optuna.db")) as database:
+        assert database.execute("select count(*) from trials").fetchone() == (5,)
+    assert len(OptunaStudy(load_run(name, "mine"), space, 0).study.trials) == 5
+    assert {path.name for path in tmp_path.iterdir()} == {name, "images"}
 
 
 def test_a_trial_cut_off_while_it_is_suggested_keeps_what_it_has(run, space, wanted, monkeypatch):

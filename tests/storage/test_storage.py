@@ -143,6 +143,24 @@ def test_after_a_fault_no_more_of_many_files_are_asked_for(s3, far):
     assert len(s3.requests) - before < 100
 
 
+@pytest.mark.parametrize("name", ["my%20runs", "a%41", "a?b", "a#b", "a b", "Größe", "a{b}", "a\nb", "s3:x", "-x", "~"])
+@pytest.mark.parametrize("given", ["as a path", "below the working folder", "as a URI"])
+def test_a_folder_of_any_name_holds_what_is_written_there(tmp_path, monkeypatch, name, given):
+    monkeypatch.chdir(tmp_path)
+    ways = {"as a path": str(tmp_path / name), "below the working folder": name, "as a URI": (tmp_path / name).as_uri()}
+    store = Store(ways[given])
+    (store / name).write("a.txt", b"content")
+    with store.place("table.parquet") as path:
+        pd.DataFrame({"a": [1]}).to_parquet(path)
+    with store.fetched("table.parquet") as path:
+        assert pd.read_parquet(path)["a"].tolist() == [1]
+    assert (tmp_path / name / name / "a.txt").read_bytes() == b"content"
+    assert store.list() == sorted([name, "table.parquet"])
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    again = store.absolute()
+    assert again.absolute().local == Store(again.uri).local == tmp_path / name
+
+
 def test_a_packed_file_is_unpacked(store, tmp_path):
     import gzip
 

@@ -1,0 +1,89 @@
+"""A run's name: claimed before any work, different from every other, and free again where nothing came of it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.records import RunRecord
+from cxrlt_ray.runs.store import Run
+from cxrlt_ray.search.request import SweepRequest
+from cxrlt_ray.search.resume import resume_command
+from cxrlt_ray.search.run_setup import claimed_name
+from cxrlt_ray.storage import Store
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """A second that does not end."""
+    monkeypatch.setattr(time, "strftime", lambda *_: "20261129-101500")
+
+
+def asked(tmp_path, **options):
+    return SweepRequest(task="auto", storage=str(tmp_path / "my runs"), **options)
+
+
+def test_sweeps_that_begin_in_the_same_second_have_names_of_their_own(tmp_path, second):
+    request = asked(tmp_path)
+    with (
+        claimed_name(request, None) as first,
+        claimed_name(request, None) as other,
+        claimed_name(request, None) as third,
+    ):
+        assert [first, other, third] == [f"auto-20261129-101500{end}" for end in ("", "-2", "-3")]
+
+
+def test_a_name_is_free_again_once_a_sweep_has_ended_before_it_left_a_run(tmp_path, second):
+    request = asked(tmp_path)
+    for _ in range(2):
+        with claimed_name(request, None) as name:
+            assert name == "auto-20261129-101500"
+    assert Store(request.storage).list() == [".writable"]
+
+
+def test_the_name_of_a_finished_run_is_not_chosen_and_its_run_not_claimed(tmp_path, second):
+    request = asked(tmp_path)
+    Store(request.storage).write("auto-20261129-101500/run.json", b"{}")
+    with claimed_name(request, None) as name:
+        assert name == "auto-20261129-101500-2"
+        assert not Store(request.storage).exists("auto-20261129-101500/.claim")
+
+
+def test_a_given_name_that_another_sweep_prepares_is_refused_before_any_work(tmp_path):
+    request = asked(tmp_path, name="mine")
+    with (
+        claimed_name(request, None),
+        pytest.raises(UsageError, match=r"'mine' is being made .* by another sweep .process \d+ on .*another --name"),
+        claimed_name(request, None),
+    ):
+        pass
+
+
+def test_two_processes_at_once_have_two_names(tmp_path):
+    code = (
+        "import sys, time; from cxrlt_ray.search.request import SweepRequest\n"
+        "from cxrlt_ray.search.run_setup import claimed_name\n"
+        "time.strftime = lambda *_: 'now'\n"
+        "with claimed_name(SweepRequest(task='auto', storage=sys.argv[1]), None) as name:\n"
+        "    print(name, flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as two:
+        names = {one.stdout.readline().strip(), two.stdout.readline().strip()}
+        one.communicate("\n")
+        two.communicate("\n")
+    assert names == {"auto-now", "auto-now-2"}
+
+
+def test_the_command_that_goes_on_is_one_that_a_shell_takes(tmp_path):
+    storage = str(tmp_path / "my runs; #1")
+    record = RunRecord(name="my run", task=Task("auto", ("Mass",)), task_argument="my task.yaml")
+    words = shlex.split(resume_command(Run(Store(f"{storage}/my run"), record), storage))
+    assert words[2:] == ["cxrlt_ray.sweep", "my task.yaml", "--resume", "--name", "my run", "--storage", storage]
