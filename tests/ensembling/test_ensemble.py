@@ -127,7 +127,7 @@ def test_predict_scores_new_images_by_a_request(request_of, run, tmp_path, monke
 
     monkeypatch.setattr(score, "score", scored)
     monkeypatch.setattr("cxrlt_ray.cluster.start.start_ray", lambda address: None)
-    monkeypatch.setattr("cxrlt_ray.data.prepare.prepare", lambda *arguments: ())
+    monkeypatch.setattr("cxrlt_ray.data.prepare.prepare", lambda *arguments, **options: ())
     out = tmp_path / "out"
     request = predict.PredictRequest(ensemble=f"{stacked.store.uri}/ensemble.json", data=str(data), out=str(out))
     predictions = predict.run(request)
