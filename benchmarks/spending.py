@@ -134,7 +134,9 @@ def section(data: list[str], total: int, seeds: list[int]) -> list[str]:
                 spent = Spent(**json.loads((done[-1] / "spent.json").read_text()))
                 print(f"{name}, seed {seed}: {way}: {spent}", flush=True)
         rows += compared(name, runs)
-    lines = [f"Test mAP of the ensemble, the mean of seeds {', '.join(map(str, seeds))} (of each), and what it is above"]
+    lines = [
+        f"Test mAP of the ensemble, the mean of seeds {', '.join(map(str, seeds))} (of each), and what it is above"
+    ]
     lines += ["one plain training, paired by subject. val: cross-fitted on validation images, which differ by way.", ""]
     heads = ["data", "way", "epochs", "val", "test", "above one plain training"]
     return lines + ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
