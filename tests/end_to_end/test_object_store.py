@@ -11,6 +11,7 @@ import s3 as server
 from conftest import write_images
 
 from cxrlt_ray.data import prepare
+from cxrlt_ray.data.file_states import file_states
 from cxrlt_ray.data.shards import QUALITY, Shards
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
@@ -52,7 +53,7 @@ def job(s3, tmp_path_factory):
     """A run's manifest and shards in the bucket."""
     manifest = write_images(tmp_path_factory.mktemp("images"), 48)
     run, shards = Store("s3://bucket/runs/one"), Store("s3://bucket/runs/shards/some-32px")
-    chunks = prepare._chunks(manifest)
+    chunks = list(prepare._chunks(manifest, file_states(manifest.root, manifest.table["path"].tolist()), None))
     for chunk in chunks:
         prepare._write_shard(chunk, {32: shards}, manifest.root, QUALITY)
     summary = prepare._close(shards, chunks, 32, QUALITY, 0.0)
