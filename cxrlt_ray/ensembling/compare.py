@@ -282,14 +282,22 @@ def _named(doubt: Warning | str, pool: Pool) -> str:
 
 
 def _progress_lines(say: Say) -> Callable[[float], None]:
-    """What takes the share of a selection that is done, and gives `say` a line each cli.REPORT_SECONDS."""
-    started = reported = time.monotonic()
+    """What takes the share of a selection that is done, and gives `say` a line each cli.REPORT_SECONDS.
+
+    The time left is by the pace since the first share: before it, code may have been compiled.
+    """
+    began: list[tuple[float, float]] = []
+    reported = 0.0
 
     def report(share: float) -> None:
         nonlocal reported
-        if share > 0 and (now := time.monotonic()) - reported > cli.REPORT_SECONDS:
+        now = time.monotonic()
+        if not began:
+            began.append((now, share))
             reported = now
-            left = (now - started) * (1 - share) / share
+        elif now - reported > cli.REPORT_SECONDS and share > began[0][1]:
+            reported = now
+            left = (now - began[0][0]) * (1 - share) / (share - began[0][1])
             say(f"  {share:.0%} of the selection done, {cli.duration(left)} left")
 
     return report
