@@ -62,15 +62,15 @@ def _lock(folder: Path) -> TextIO:
     path = folder / CLAIM
     while True:
         with explained(f"{folder} cannot be made"):
-            private_dir(folder)
             try:
+                private_dir(folder)
                 file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  it is locked while it is open
-            except FileNotFoundError:  # who had the claim has just removed the directory
-                continue
+            except (FileNotFoundError, FileExistsError):
+                if folder.is_symlink() or folder.is_file():
+                    raise
+                continue  # who had the claim has just removed the directory
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise CxrltError(
@@ -79,7 +79,17 @@ def _lock(folder: Path) -> TextIO:
                 ) from None
             file.seek(0)
             raise Taken(file.read().strip() or "unknown") from None
+        if _is_at(path, file):
+            return file
         file.close()  # who had it before removed it
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
