@@ -5,8 +5,12 @@ import os
 import numpy as np
 import pytest
 import s3 as server
+from conftest import write_images
 
+from cxrlt_ray.data.cohort import read_cohort
 from cxrlt_ray.data.file_states import ABSENT, CHECKSUM, STATE, file_states
+from cxrlt_ray.data.originals import read_original
+from cxrlt_ray.data.readers.files import compare_with_disk
 from cxrlt_ray.storage import Store
 
 
@@ -33,6 +37,19 @@ def test_size_time_and_content_are_seen_and_absence_is_a_state(tmp_path):
     assert (first[CHECKSUM] != second[CHECKSUM]).tolist() == [True, False, False, False, True]
     os.utime(tmp_path / "a" / "2.png", ns=(1, 1))
     assert (file_states(str(tmp_path), paths)["modified"] != first["modified"]).tolist() == [False, True, *[False] * 3]
+
+
+@pytest.mark.parametrize("name", ["my%20data", "a%41", "a?b", "a#b", "a b", "Größe", "a{b}"])
+def test_data_in_a_folder_of_any_name_is_read_to_its_last_image(tmp_path, name):
+    manifest = write_images(tmp_path / name, 6)
+    columns = ["image_id", "path", "subject_id", "split", *manifest.findings]
+    manifest.table[columns].to_csv(tmp_path / name / "labels.csv", index=False)
+    read = read_cohort(str(tmp_path / name), task="auto", labelled=False).manifest
+    paths = read.table["path"].tolist()
+    assert len(paths) == 6
+    assert (file_states(read.root, paths)["bytes"] > 0).all()
+    assert compare_with_disk(read.table["path"], read.root).missing == []
+    assert all(read_original(read.root, path).startswith(b"\xff\xd8") for path in paths)
 
 
 def test_no_paths_have_no_states(tmp_path):
