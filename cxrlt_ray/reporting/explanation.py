@@ -143,8 +143,9 @@ def _draw_correlation(axes: Any, explanation: Explanation) -> Any:
 def _draw_growth(axes: Any, explanation: Explanation) -> None:
     growth = explanation.growth
     value, low, high = growth.curve.T
-    axes.plot(growth.ahead, value, color="C0", label="power law")
-    axes.fill_between(growth.ahead, low, high, color="C0", alpha=0.2, lw=0)
+    if np.isfinite(value).any():  # few trials give no curve
+        axes.plot(growth.ahead, value, color="C0", label="power law")
+        axes.fill_between(growth.ahead, low, high, color="C0", alpha=0.2, lw=0)
     value, low, high = growth.scores.T
     axes.vlines(growth.sizes, low, high, color="0.25", lw=1.2)
     axes.plot(growth.sizes, value, "o", color="C1", label="measured, random subsets")
