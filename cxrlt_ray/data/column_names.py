@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cxrlt_ray.data.manifest import META
 
@@ -48,12 +48,15 @@ def tidy(name: str) -> str:
     return re.sub(r"[ \xa0\r\n]+", " ", re.sub("[\ufeff\u200b]", "", name)).strip()
 
 
-def renamed(columns: Sequence[str], known: Iterable[str]) -> dict[str, str]:
-    """Columns that are `known` under another case, blanks or signs -> the known name; none where two would be."""
-    count = Counter(map(folded, columns))
-    by_fold = {folded(name): name for name in known if name not in columns}
+def renamed(columns: Sequence[str], known: Iterable[str], form: Callable[[str], str] = folded) -> dict[str, str]:
+    """Columns that are `known` under another case, blanks or signs -> the known name; none where two would be.
+
+    form: what two ways to write one name have in common.
+    """
+    count = Counter(map(form, columns))
+    by_form = {form(name): name for name in known if name not in columns}
     return {
-        column: by_fold[folded(column)]
+        column: by_form[form(column)]
         for column in columns
-        if column and folded(column) in by_fold and count[folded(column)] == 1
+        if column and form(column) in by_form and count[form(column)] == 1
     }

@@ -66,15 +66,15 @@ def prepare(
     check_originals(manifest)
     stores = {size: shards_store(manifest, storage, size, quality) for size in sorted(set(sizes))}
     states = file_states(manifest.root, manifest.table["path"].tolist(), checksum)
-    whole = {size: store for size, store in stores.items() if store.exists(SUMMARY)}
-    known = {size: _recorded(store, manifest) for size, store in whole.items()}
-    chunks = list(_chunks(manifest, states, next(iter(known.values()), None)))
+    known = {size: _recorded(store, manifest) for size, store in stores.items() if store.exists(SUMMARY)}
+    before = next(iter(known.values()), None)
+    chunks = list(_chunks(manifest, states, before))
     names = {chunk["file"] for chunk in chunks}
     current = {size for size, table in known.items() if table[STATE].equals(states[STATE])}
     incomplete = {
         size: store for size, store in stores.items() if size not in current or not names <= set(store.list())
     }
-    if known and (changed := _changed(next(iter(known.values())), states)):
+    if before is not None and (changed := int((~_unchanged(before, states)).sum())):
         say(f"{changed:,} of {len(states):,} images have changed since they were prepared: they are prepared anew")
     if incomplete:
         _write_shards(manifest, chunks, incomplete, quality, say)
@@ -103,10 +103,6 @@ def _unchanged(known: pd.DataFrame, states: pd.DataFrame) -> np.ndarray:
     """Which originals are as they were prepared, bool [N]: by their contents where these were compared."""
     by = [CHECKSUM] if CHECKSUM in states else STATE
     return (known[by].to_numpy() == states[by].to_numpy()).all(axis=1)
-
-
-def _changed(known: pd.DataFrame, states: pd.DataFrame) -> int:
-    return int((~_unchanged(known, states)).sum())
 
 
 def _write_shards(manifest: Manifest, chunks: list[Chunk], stores: dict[int, Store], quality: int, say: Say) -> None:

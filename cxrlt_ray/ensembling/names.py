@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from cxrlt_ray.data import column_names
 from cxrlt_ray.privacy import heads
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ def renamed(frame: pd.DataFrame, names: Iterable[str]) -> tuple[pd.DataFrame, di
 
     A column means a name that is no column, where both are written alike but for case, blanks, - and _.
     """
-    forms = Counter(_form(column) for column in frame)
-    meant = {_form(name): name for name in names if name not in frame}
-    changes = {column: meant[_form(column)] for column in frame if _form(column) in meant and forms[_form(column)] == 1}
+    changes = column_names.renamed(list(frame), names, _form)
     return (frame.rename(columns=changes) if changes else frame), changes
 
 

@@ -61,7 +61,7 @@ class Course:
             for epoch in train_stage(job, stage, model, training, self.fold, self.clock, before):
                 model = epoch.model
                 self.judge(number, stage, epoch)
-                if agree(self.is_over(number, stage), worker_of(job)):
+                if stage.patience and agree(self.is_over(number, stage), worker_of(job)):
                     break
             self.done += stage.epochs
             if key and self.trial.store:
