@@ -26,11 +26,20 @@ from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
 from cxrlt_ray.search.resume import ensemble_command, resume_command, resumed, run_to_resume
 from cxrlt_ray.search.run_data import PHANTOM_IMAGES, RunData, data_of, run_data, soft_targets_for
-from cxrlt_ray.search.run_setup import claimed_name, draft_record, fitted_record, sizes_to_prepare, space_for, write_run
+from cxrlt_ray.search.run_setup import (
+    claimed_name,
+    draft_record,
+    fitted_record,
+    sizes_to_prepare,
+    space_for,
+    with_all_trials,
+    write_run,
+)
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
     from cxrlt_ray.data.shards import Shards
+    from cxrlt_ray.search.pacing import Pace
     from cxrlt_ray.search.plan import Forecast, Planner
     from cxrlt_ray.search.space import Space
     from cxrlt_ray.search.tuner import Search
@@ -66,9 +75,11 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
         space, record, planner = _fit(request, record, space, planner, data.manifest, deadline)
     own_run = write_run(request, existing, record, data, shards, space_file)
     trial_bytes = planner.trial_bytes(data.manifest)
-    search = _search(request, own_run, shards, space, resources, engine, trial_bytes, deadline)
+    pace = _pace(request, planner, data.manifest, deadline)
+    search = _search(request, own_run, shards, space, resources, engine, trial_bytes, pace)
     forecast, fresh, started = planner.forecast(data.manifest), not own_run.trials(), time.monotonic()
     reason = _train(request, search)
+    own_run = with_all_trials(own_run)
     _finish(request, own_run, reason)
     if fresh:
         _compare(planner, forecast, own_run, time.monotonic() - started)
@@ -143,8 +154,18 @@ def _fit(
         storage = Store(request.storage)
         planner = Planner(space, record.trials, record.folds, record.seed, planner.resources, storage, request.address)
     rate = planner.first_rate()
-    print(fit.line(request.seconds, rate.rate, not rate.source.startswith("estimated")), flush=True)
+    measured = not rate.source.startswith("estimated")
+    print(fit.line(request.seconds, rate.rate, measured, request.trials is None), flush=True)
     return space, record, planner
+
+
+def _pace(request: SweepRequest, planner: Planner, manifest: Manifest, deadline: float | None) -> Pace | None:
+    """Of a sweep that is to end by the deadline: a number of trials that was asked for is not exceeded."""
+    from cxrlt_ray.search.pacing import Pace
+
+    if deadline is None:
+        return None
+    return Pace(deadline, planner.epoch_seconds(manifest), open_ended=request.trials is None)
 
 
 def _search(
@@ -155,7 +176,7 @@ def _search(
     resources: Resources,
     engine: str,
     trial_bytes: tuple[float, float],
-    deadline: float | None,
+    pace: Pace | None,
 ) -> Search:
     """The trials that are to be done, with what they share; prints how images are streamed, and the disk they take.
 
@@ -187,7 +208,7 @@ def _search(
     )
     disk = DiskRoom(run.store, running, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)
-    return Search(run, job, space, resources, record.trials, deadline, record.seed, policy, record.search_db)
+    return Search(run, job, space, resources, record.trials, pace, record.seed, policy, record.search_db)
 
 
 def _train(request: SweepRequest, search: Search) -> str:
@@ -199,8 +220,9 @@ def _train(request: SweepRequest, search: Search) -> str:
     try:
         if request.resume:
             reopen_damaged(run)
-        if missing := missing_trials(run, search.trials):
-            print(f"Run {run.name}: {missing} trials to go, in {run.store.uri}", flush=True)
+        if (missing := missing_trials(run, search.trials)) or search.open_ended:
+            more = f"{missing} trials to go" + (", and more as time allows" if search.open_ended else "")
+            print(f"Run {run.name}: {more}, in {run.store.uri}", flush=True)
             reason = tune_trials(search)
         else:
             print(f"All {search.trials} trials of {run.name} are done; give --trials a larger number to add more.")

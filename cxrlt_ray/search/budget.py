@@ -1,8 +1,10 @@
-"""Fitting a search to a time budget: fewer pixels, epochs and trials, decided before the first epoch is spent.
+"""Fitting a search to a time budget: fewer trials, pixels and epochs, decided before the first epoch is spent.
 
 Searches are tried in a fixed order, each no larger than the one before in any of the three, until one's planned time
-is within the budget: first the space as it is, then in turn the next smaller images, 15 % fewer epochs, 15 % fewer
-trials, down to two trials of one epoch. So a larger budget never gives a smaller search.
+is within the budget: first the space as it is, then 15 % fewer trials down to MEMBERS, then in turn the next smaller
+images, 15 % fewer epochs, 15 % fewer trials, down to two trials of one epoch. So a larger budget never gives a smaller
+search, and a trial's epochs are the last to be cut: few members that have learnt make a better ensemble than many that
+have not (benchmarks/lengths.py).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from cxrlt_ray import cli
 
 STEP = 0.85  # of the epochs, and of the trials, from one search to the next smaller one
+MEMBERS = 3  # trials that are kept before their length is cut
 FEWEST = 2  # trials of the smallest search: an ensemble's
 
 
@@ -37,11 +40,12 @@ class Fit:
     seconds: float
     fits: bool
 
-    def line(self, budget: float, images_per_second: float, measured: bool) -> str:
-        """One line for the console."""
+    def line(self, budget: float, images_per_second: float, measured: bool, open_ended: bool = False) -> str:
+        """One line for the console. open_ended: the time that is left goes to more trials."""
         size, rate = self.size, f"{images_per_second:,.0f} images/s {'measured' if measured else 'estimated'}"
         if size.full and self.fits:
-            return f"Fits in {cli.duration(budget)}: about {cli.duration(self.seconds)} planned ({rate})"
+            more = "; the time left goes to more trials" if open_ended else ""
+            return f"Fits in {cli.duration(budget)}: about {cli.duration(self.seconds)} planned ({rate}){more}"
         epochs = f"{size.epochs} epoch{'s' if size.epochs > 1 else ''}"
         line = f"Fitted to {cli.duration(budget)}: {size.trials} trials of up to {epochs} at {size.pixels} px ({rate})"
         if self.fits:
@@ -71,6 +75,9 @@ def search_sizes(trials: int, epochs: int, sizes: Sequence[int]) -> Iterator[Sea
     smaller = sorted(set(sizes), reverse=True)
     pixels, fewest = smaller.pop(0), min(FEWEST, trials)
     yield SearchSize(trials, epochs, pixels, full=True)
+    while trials > MEMBERS:
+        trials = max(MEMBERS, _fewer(trials))
+        yield SearchSize(trials, epochs, pixels)
     while smaller or epochs > 1 or trials > fewest:
         if smaller:
             pixels = smaller.pop(0)

@@ -56,6 +56,11 @@ class OptunaStudy:
         self.study = self._open()
         self._waiting = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next trial is one that was cut off."""
+        return bool(self._waiting)
+
     def next(self) -> tuple[int, dict[str, Any]]:
         """The number and parameters of the next trial, one that was cut off or a new one; it is in the store then."""
         if not self._waiting:

@@ -7,7 +7,7 @@ ASHA saves is found by simulating the search with made-up learning curves (sched
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -193,6 +193,11 @@ class Planner:
         if unknown:
             with suppress(MemoryError, RuntimeError):  # a batch does not fit: training takes it in pieces
                 self.probe(unknown, seconds)
+
+    def epoch_seconds(self, images: int | Manifest) -> Callable[[TrialConfig], list[float]]:
+        """The planned seconds of each epoch of a trial on this machine."""
+        workload = self.workload(images)
+        return lambda config: trial_seconds(config, self.rates_of([config], self.device), workload)
 
     def first_rate(self) -> ModelRate:
         """The rate here of the model of the search's first trial."""

@@ -21,7 +21,8 @@ class Progress(tune.Callback):
     """One line a finished trial: how it did, the best so far, images/s, time left; and of long trials, of epochs.
 
     trials: of the whole run. missing: that were not done when the sweep began. deadline: of the time budget, by
-    time.monotonic(): where fewer trials will be done by then, that is printed as soon as it is foreseen.
+    time.monotonic(): where fewer trials will be done by then, that is printed as soon as it is foreseen. open_ended:
+    trials are begun until then, however many were planned.
     """
 
     run: Run
@@ -29,6 +30,7 @@ class Progress(tune.Callback):
     missing: int
     metric: Metric = VAL_MAP
     deadline: float | None = None
+    open_ended: bool = False
 
     def __post_init__(self) -> None:
         self.started, self.printed, self.done = time.monotonic(), time.monotonic(), 0
@@ -68,10 +70,12 @@ class Progress(tune.Callback):
         self.printed = time.monotonic()
         seconds = (time.monotonic() - self.started) / self.done  # a trial
         left = seconds * (self.missing - self.done)
+        if self.open_ended and self.deadline is not None:
+            left = max(0.0, self.deadline - time.monotonic())
         scored = best_first(trial for trial in trials if trial.score == trial.score)
         best = f"best {scored[0].score:.4f} ({scored[0].name})" if scored else "none yet"
         total = self.trials - self.missing + self.done
-        print(f"[{total}/{self.trials}] {line_of(trial)} | {best} | {left / 60:.1f} min left", flush=True)
+        print(f"[{total}/{max(total, self.trials)}] {line_of(trial)} | {best} | {left / 60:.1f} min left", flush=True)
         self._print_unreached(seconds)
 
     def _print_unreached(self, seconds: float) -> None:

@@ -152,3 +152,13 @@ def write_run(
         }
     )
     return create_run(request.storage, record, data.manifest, {"space.yaml": space_file}, data.soft)
+
+
+def with_all_trials(run: Run) -> Run:
+    """The run, whose record counts the trials that a time budget held beyond those that were planned."""
+    count = len(run.trials())
+    if count <= run.record.trials:
+        return run
+    record = run.record.model_copy(update={"trials": count})
+    run.write(record)
+    return dataclasses.replace(run, record=record)

@@ -32,7 +32,10 @@ ELASTIC = 60.0  # seconds that a trial waits for the machines of all its workers
 
 
 def run_trial(point: dict[str, Any], job: Job, space: Space, resources: Resources) -> None:
-    """Train the trial `point` ({"number", "params", "seed"}) in this process, or in a group of Train workers."""
+    """Train the trial `point` in this process, or in a group of Train workers.
+
+    point: {"number", "params", "seed", "epochs"}; epochs: None for the space's own.
+    """
     from ray import tune
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -42,6 +45,8 @@ def run_trial(point: dict[str, Any], job: Job, space: Space, resources: Resource
     _limit_data_cpus(resources)
     name, params = trial_name(point["number"]), point["params"]
     config = space.to_config(params, point["seed"])
+    if point["epochs"]:
+        config = config.model_copy(update={"epochs": point["epochs"]})
     if resources.workers_per_trial > 1:
         _train_in_workers(job, name, config, params, resources)
         return

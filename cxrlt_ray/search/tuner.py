@@ -24,10 +24,11 @@ from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FAILED, RUNNING
-from cxrlt_ray.runs.store import Run, damage, drop_checkpoints
+from cxrlt_ray.runs.store import Run, Trial, damage, drop_checkpoints
 from cxrlt_ray.search.asha import scheduler_of
 from cxrlt_ray.search.disk import DiskRoom
 from cxrlt_ray.search.optuna_study import OptunaStudy
+from cxrlt_ray.search.pacing import LONGEST, Pace
 from cxrlt_ray.search.progress import Progress
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.space import Space
@@ -70,8 +71,8 @@ class FaultPolicy:
 class Search:
     """The trials of a run that are to be done.
 
-    trials: how many in all. deadline: of the time budget, by time.monotonic(), or None. database: the URL of Optuna's,
-    or None.
+    trials: how many in all, at least where the pace is open-ended. pace: of a time budget, or None. database: the URL
+    of Optuna's, or None.
     """
 
     run: Run
@@ -79,10 +80,20 @@ class Search:
     space: Space
     resources: Resources
     trials: int
-    deadline: float | None
+    pace: Pace | None
     seed: int
     policy: FaultPolicy
     database: str | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """Of the time budget, by time.monotonic()."""
+        return None if self.pace is None else self.pace.deadline
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether trials are begun as long as there is time."""
+        return self.pace is not None and self.pace.open_ended
 
 
 def tune_trials(search: Search) -> str:
@@ -90,13 +101,14 @@ def tune_trials(search: Search) -> str:
     _quieten()
     run, space, policy, metric = search.run, search.space, search.policy, search.space.metric
     optuna_study = OptunaStudy(run, space, search.seed, search.database, metric)
-    scheduler, stopped = scheduler_of(space, space.epochs + _reports_after_training(search), run, metric)
+    longest = space.epochs if search.pace is None or space.staged else int(LONGEST * space.epochs)
+    scheduler, stopped = scheduler_of(space, longest + _reports_after_training(search), run, metric)
     for number in stopped:
         optuna_study.settle(number)
     missing = missing_trials(run, search.trials)
     stop, deadline = StopRequest(), search.deadline
     watchdog = Watchdog(run, policy.hung_after, DATA_CPUS if search.job.ingest.engine == RAY else 0.0)
-    searcher = StudySearcher(run, optuna_study, policy, stop, watchdog)
+    searcher = StudySearcher(search, optuna_study, stop, watchdog)
     with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder, stop.on_signals():
         tuner = tune.Tuner(
             _trainable(search),
@@ -105,7 +117,7 @@ def tune_trials(search: Search) -> str:
                 mode=metric.mode,
                 search_alg=searcher,
                 scheduler=scheduler,
-                num_samples=missing,
+                num_samples=-1 if search.open_ended else missing,
                 max_concurrent_trials=search.resources.max_concurrent,
                 time_budget_s=None if deadline is None else max(1.0, deadline - time.monotonic()),
                 # a worker group that Tune has stopped does not let go of its actor in time
@@ -117,7 +129,7 @@ def tune_trials(search: Search) -> str:
                 verbose=0,
                 stop=SweepStopper(stop, watchdog.busy),
                 failure_config=tune.FailureConfig(max_failures=policy.retries),
-                callbacks=[watchdog, Progress(run, search.trials, missing, metric, deadline)],
+                callbacks=[watchdog, Progress(run, search.trials, missing, metric, deadline, search.open_ended)],
             ),
         )
         try:
@@ -126,12 +138,12 @@ def tune_trials(search: Search) -> str:
             watchdog.release()
     if searcher.fault:
         raise searcher.fault
-    if not missing_trials(run, search.trials):
-        return ""
     if deadline is not None and time.monotonic() >= deadline:
         for trial in run.trials():  # they stand where ASHA would have left them
             if trial.state == RUNNING:
                 optuna_study.settle(trial_number(trial), cut=True)
+        return ""
+    if searcher.out_of_time or not missing_trials(run, search.trials):
         return ""
     return stop.reason or "before its end"
 
@@ -183,22 +195,22 @@ def reopen_damaged(run: Run) -> None:
 class StudySearcher(Searcher):
     """Tune's questions put to the run's Optuna study; storage that fails for a while is waited for.
 
-    fault: what ended the search, where the storage did not heal.
+    fault: what ended the search, where the storage did not heal. out_of_time: the time left holds no further trial.
     """
 
-    def __init__(
-        self, run: Run, optuna_study: OptunaStudy, policy: FaultPolicy, stop: StopRequest, watchdog: Watchdog
-    ) -> None:
+    def __init__(self, search: Search, optuna_study: OptunaStudy, stop: StopRequest, watchdog: Watchdog) -> None:
         super().__init__()
-        self.run, self.optuna_study, self.policy, self.stop, self.watchdog = run, optuna_study, policy, stop, watchdog
+        self.run, self.pace, self.policy = search.run, search.pace, search.policy
+        self.optuna_study, self.stop, self.watchdog = optuna_study, stop, watchdog
         self.numbers: dict[str, int] = {}
         self.fault: CxrltError | None = None
+        self.out_of_time = False
 
     def suggest(self, trial_id: str) -> Any:
         """The next point, with the number that names the trial; FINISHED where the sweep is to end."""
         if self.policy.disk and (shortage := self.policy.disk.shortage()):
             self.stop.begin_no_more(shortage)
-        if self.stop.reason or self.fault:
+        if self.stop.reason or self.fault or self.out_of_time:
             return Searcher.FINISHED
         point = self._with_patience(self._next)
         if point is None:
@@ -206,15 +218,29 @@ class StudySearcher(Searcher):
         self.numbers[trial_id] = point["number"]
         return point
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self) -> dict[str, Any] | None:
         """The next trial as `run_trial` takes it; prints where it repeats an earlier one's settings."""
+        goes_on = self.optuna_study.goes_on  # a trial that was cut off is worth what it has
+        if self.pace is not None and not goes_on and not self.pace.holds_another(self.run.trials()):
+            self.out_of_time = True
+            return None
         number, params = self.optuna_study.next()
-        seed, earlier = trial_seed(self.run.trials(), number, self.optuna_study.sampler.seed)
+        trials = self.run.trials()
+        seed, earlier = trial_seed(trials, number, self.optuna_study.sampler.seed)
         if earlier:
             fixed = "seed" in self.optuna_study.space.domains
             how = "the same weights are trained again" if fixed else f"it is trained with seed {seed}"
             print(f"  {trial_name(number)} has the settings of {earlier}: {how}", flush=True)
-        return {"number": number, "params": params, "seed": seed}
+        return {"number": number, "params": params, "seed": seed, "epochs": self._epochs(number, params, trials)}
+
+    def _epochs(self, number: int, params: dict[str, Any], trials: list[Trial]) -> int | None:
+        """Of a trial where they are not the space's own: it was begun with them, or the time left holds others."""
+        begun = next((trial.record.config for trial in trials if trial_number(trial) == number), None)
+        if begun is not None:
+            return begun.epochs
+        if self.pace is None:
+            return None
+        return self.pace.epochs(self.optuna_study.space.to_config(params), trials)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the study learns of a trial when it has ended."""

@@ -1,0 +1,79 @@
+"""How many epochs the next trial is given, where a time budget ends the sweep, and whether one is begun at all.
+
+A trial's learning rate falls to nothing over the epochs that it is given, so one that the deadline cuts has not learnt
+what its time could teach. The last trials are given what the time left holds, more or fewer than the space's epochs;
+what is left after them is too short for a trial.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from cxrlt_ray.runs.records import FINISHED, PRUNED
+from cxrlt_ray.runs.store import Trial
+from cxrlt_ray.runs.trial_config import TrialConfig
+
+SHORTEST, LONGEST = 0.5, 1.5  # epochs of a budget's last trial, in those of the space
+LATEST = 5  # ended trials by which plans are corrected: a machine's speed changes
+BETWEEN = 5.0  # seconds from a trial's end to the next one's first step
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The time that is left to a sweep.
+
+    deadline: by `clock`. plan: seconds of each epoch of a trial, as planned. open_ended: trials are begun as long as
+    there is time, however many were planned.
+    """
+
+    deadline: float
+    plan: Callable[[TrialConfig], list[float]]
+    open_ended: bool = False
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def left(self) -> float:
+        """Seconds for the next trial's epochs."""
+        return self.deadline - self.clock() - BETWEEN
+
+    def holds_another(self, trials: Iterable[Trial]) -> bool:
+        """Whether the time left holds a trial of at least SHORTEST the length of a usual one of `trials`.
+
+        A run without a whole trial is always to begin one.
+        """
+        lengths = [_seconds(trial) for trial in _latest(trials, (FINISHED,))]
+        return not lengths or self.left >= SHORTEST * statistics.median(lengths)
+
+    def epochs(self, config: TrialConfig, trials: Iterable[Trial]) -> int:
+        """Of the next trial, at the space's config: its own number, or what the time left holds where it is the last.
+
+        A trial of stages has epochs of its own.
+        """
+        if config.stages:
+            return config.epochs
+        held = int(self.left / max(self.correction(trials) * self.plan(config)[0], 1e-9))
+        if held >= LONGEST * config.epochs:
+            return config.epochs
+        return max(1, held)
+
+    def correction(self, trials: Iterable[Trial]) -> float:
+        """Seconds that the latest trials took over those that were planned for the epochs they had; 1 without any."""
+        ratios = []
+        for trial in _latest(trials, (FINISHED, PRUNED)):
+            assert trial.record.config is not None
+            planned = sum(self.plan(trial.record.config)[: len(trial.record.epochs_of())])
+            ratios.append(_seconds(trial) / max(planned, 1e-9))
+        return statistics.median(ratios) if ratios else 1.0
+
+
+def _latest(trials: Iterable[Trial], states: tuple[str, ...]) -> list[Trial]:
+    """The trials in one of these states that ended last, whose time is known: not those that were begun anew."""
+    ended = [trial for trial in trials if trial.state in states and trial.record.attempt == 1 and trial.record.epochs]
+    return sorted(ended, key=lambda trial: trial.record.ended or 0.0)[-LATEST:]
+
+
+def _seconds(trial: Trial) -> float:
+    return (trial.record.ended or 0.0) - (trial.record.began or 0.0)

@@ -1,0 +1,82 @@
+"""How long a budget's trials are: the space's own epochs, and at the end what the time left holds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxrlt_ray.runs.records import EpochRecord, TrialRecord
+from cxrlt_ray.runs.store import Trial
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search.pacing import BETWEEN, Pace
+from cxrlt_ray.storage import Store
+
+EPOCHS = 12
+
+
+def config(epochs=EPOCHS, **others):
+    return TrialConfig(backbone="test_resnet", resolution=64, epochs=epochs, pretrained=False, **others)
+
+
+def pace(left, planned=10.0, **others):
+    """`left` seconds for a trial's epochs, each planned to take `planned` seconds."""
+    return Pace(BETWEEN + left, lambda config: [planned] * config.epochs, clock=lambda: 0.0, **others)
+
+
+def ended(seconds, state="finished", epochs=EPOCHS, attempt=1):
+    """A trial that took so long."""
+    records = [
+        EpochRecord(fold=0, stage=0, epoch=k, score=0.5, loss=0.1, images_per_second=9.0) for k in range(epochs)
+    ]
+    record = TrialRecord(
+        name="T0000", state=state, config=config(), began=100.0, ended=100.0 + seconds, attempt=attempt, epochs=records
+    )
+    return Trial(Store("nowhere"), record)
+
+
+@pytest.mark.parametrize(
+    ("left", "epochs"),
+    [(1000, 12), (180, 12), (179, 17), (130, 13), (120, 12), (119, 11), (60, 6), (9, 1)],
+)
+def test_a_trial_has_its_own_epochs_and_the_last_what_the_time_left_holds(left, epochs):
+    assert pace(left).epochs(config(), []) == epochs
+
+
+def test_a_machine_that_is_slower_than_planned_gives_shorter_trials():
+    slow = [ended(240.0), ended(250.0), ended(230.0, "pruned")]
+    assert pace(240.0).correction(slow) == pytest.approx(2.0)
+    assert pace(240.0).epochs(config(), slow) == 12
+    assert pace(200.0).epochs(config(), slow) == 10
+
+
+def test_what_a_pruned_trial_took_is_compared_with_the_epochs_it_had():
+    assert pace(100.0).correction([ended(60.0, "pruned", epochs=3)]) == pytest.approx(2.0)
+
+
+def test_a_trial_that_was_begun_anew_says_nothing_of_speed():
+    assert pace(100.0).correction([ended(9000.0, attempt=2)]) == 1.0
+
+
+def test_no_trial_is_begun_that_would_have_less_than_half_of_its_length():
+    before = [ended(120.0)]
+    assert pace(61.0).holds_another(before)
+    assert not pace(59.0).holds_another(before)
+
+
+def test_a_run_without_a_whole_trial_always_begins_one():
+    assert pace(0.0).holds_another([])
+    assert pace(0.0).holds_another([ended(10.0, "pruned"), ended(10.0, "failed")])
+    assert pace(0.0).epochs(config(), []) == 1
+
+
+def test_stages_keep_their_epochs():
+    staged = config(stages=({"epochs": 2}, {"epochs": 3, "lr": 1e-4}))
+    assert pace(1.0).epochs(staged, []) == staged.epochs
+
+
+@given(st.floats(0, 1e5), st.floats(0.01, 1e4), st.integers(1, 50))
+def test_a_planned_trial_ends_in_time_unless_one_epoch_does_not(left, planned, epochs):
+    given_ = pace(left, planned).epochs(config(epochs), [])
+    assert 1 <= given_ <= 1.5 * epochs
+    assert given_ == 1 or given_ * planned <= left * (1 + 1e-9)
