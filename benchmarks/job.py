@@ -1,0 +1,156 @@
+"""The whole job against its peers at equal wall time. `python benchmarks/job.py --minutes 10 --write`.
+
+On nih384 and on a phantom of 1,600 images to train and choose on and 4,000 test images (cohort `lengths.py` draws):
+
+ours          `sweep --time-budget T` and `ensemble --select greedy`, with default options
+plain         our own `sweep --trials 1` of the space's first start point for the whole time, and its test scores
+timm          one fine-tuning with timm of the same weights for the whole time (benchmarks/job_timm.py)
+
+The budget is the sweep's; the others have the wall time that sweep and ensemble took together. Test mAP of the mean of
+seeds; intervals are paired by subject. Runs are kept in build/job: a command that was cut goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from lengths import NIH, cohort_of
+from report import publish
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "job"
+ROUNDS = 1000
+WAYS = ("ours", "plain", "timm")
+
+
+def cohort(dataset: str) -> Path:
+    """The data set as a folder with labels.csv, which `sweep auto` and the peers read."""
+    folder = BUILD / "data" / dataset
+    if not (folder / "labels.csv").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = cohort_of(dataset)
+        table = manifest.table[["image_id", "path", "subject_id", "study_id", "view", "split"]].copy()
+        root = Path(manifest.root)
+        table["path"] = [str(root / path) for path in table["path"]]
+        labels = manifest.table[list(manifest.findings)].fillna(0).astype(int)
+        table.join(labels).to_csv(folder / "labels.csv", index=False)
+    return folder
+
+
+def spend(dataset: str, way: str, minutes: float, seed: int) -> dict[str, float]:
+    """Run one way, unless it is done: its wall seconds, and the peak memory in GiB of its largest process."""
+    run = BUILD / f"{dataset}-{minutes:g}-{way}-{seed}"
+    if (run / "spent.json").exists():
+        spent: dict[str, float] = json.loads((run / "spent.json").read_text())
+        return spent
+    shutil.rmtree(run, ignore_errors=True)
+    seconds = minutes * 60 if way == "ours" else spend(dataset, "ours", minutes, seed)["seconds"]
+    started = time.monotonic()
+    {"ours": _ours, "plain": _plain, "timm": _timm}[way](dataset, run, seconds, seed)
+    spent = {"seconds": time.monotonic() - started}
+    (run / "spent.json").write_text(json.dumps(spent))
+    print(f"{run.name}: {spent['seconds']:.0f} s", flush=True)
+    return spent
+
+
+def _ours(dataset: str, run: Path, seconds: float, seed: int, *options: str) -> None:
+    sweep = ["auto", "--data", str(cohort(dataset)), "--storage", str(BUILD), "--name", run.name, "--seed", str(seed)]
+    _python("-m", "cxrlt_ray.sweep", *sweep, "--time-budget", f"{seconds:.0f}s", *options)
+    _python("-m", "cxrlt_ray.ensemble", "--select", "greedy", "--run", run.name, "--storage", str(BUILD))
+    _keep(dataset, run, run / "ensembles" / "greedy" / "predictions.parquet")
+
+
+def _plain(dataset: str, run: Path, seconds: float, seed: int) -> None:
+    """One trial of the first start point; its epochs are those that the time holds."""
+    import yaml
+
+    from cxrlt_ray import config
+
+    content = config.read_yaml(config.find("search_spaces", "laptop"))
+    first = content["start"][0]
+    names = {name: domain for name, domain in content["parameters"].items() if not isinstance(domain, dict)}
+    names |= {"pretrained": True, "patience": 0} | first
+    space = {"trials": 1, "epochs": 500, "parameters": {name: {"value": value} for name, value in names.items()}}
+    path = BUILD / "plain.yaml"
+    path.write_text(yaml.safe_dump(space))
+    _ours(dataset, run, seconds - 20, seed, "--space", str(path), "--trials", "1")  # its own scoring of test images
+
+
+def _timm(dataset: str, run: Path, seconds: float, seed: int) -> None:
+    run.mkdir(parents=True)
+    labels = str(cohort(dataset) / "labels.csv")
+    _python(str(HERE / "job_timm.py"), labels, f"{seconds:.0f}", str(seed), str(run / "test.npy"))
+        str(HERE / "job_timm.py"),
+        str(cohort(dataset) / "labels.csv"),
+        f"{seconds:.0f}",
+        str(seed),
+        str(run / "test.npy"),
+    )
+
+
+def _keep(dataset: str, run: Path, predictions: Path) -> None:
+    """The test images' scores in the order of labels.csv."""
+    import pandas as pd
+
+    table = pd.read_csv(cohort(dataset) / "labels.csv", dtype={"image_id": str})
+    names = list(table.columns[6:])
+    scores = pd.read_parquet(predictions).set_index("image_id")
+    np.save(run / "test.npy", scores.reindex(table[table["split"] == "test"]["image_id"])[names].to_numpy(np.float32))
+
+
+def _python(*arguments: str) -> None:
+    env = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    subprocess.run([sys.executable, *arguments], check=True, env=env, cwd=BUILD)
+
+
+def rows_of(dataset: str, minutes: float, seeds: list[int]) -> list[list[str]]:
+    """A row a way."""
+    import pandas as pd
+
+    from cxrlt_ray.evaluation import metrics
+    from cxrlt_ray.evaluation.estimate import Estimate, Sample
+    from cxrlt_ray.selection.average_precision import precisions
+
+    spent = {way: [spend(dataset, way, minutes, seed) for seed in seeds] for way in WAYS}
+    table = pd.read_csv(cohort(dataset) / "labels.csv", dtype={"subject_id": str})
+    test = table[table["split"] == "test"]
+    targets, groups = test.iloc[:, 6:].to_numpy(np.int8), test["subject_id"].to_numpy().astype(str)
+    flat = [np.load(BUILD / f"{dataset}-{minutes:g}-{way}-{seed}" / "test.npy") for way in WAYS for seed in seeds]
+    values = np.array([metrics.macro(ap) for ap in precisions(np.array(flat), targets)]).reshape(len(WAYS), -1)
+    names, rng = np.unique(groups), np.random.default_rng(0)
+    drawn = [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(ROUNDS)]
+    again = metrics.reweighted(targets, flat, groups, np.array(drawn))
+    draws = np.array([metrics.means(of_draws[0]) for of_draws in again]).reshape(len(WAYS), len(seeds), -1)
+    sample, rows = Sample.of(targets, groups), []
+    for k, way in enumerate(WAYS):
+        gain = Estimate.of_difference(values[0].mean() - values[k].mean(), (draws[0] - draws[k]).mean(axis=0), sample)
+        row = [dataset, f"{minutes:g}", way, f"{np.mean([s['seconds'] for s in spent[way]]) / 60:.1f}"]
+        row += [f"{values[k].mean():.3f} ({', '.join(f'{value:.3f}' for value in values[k])})"]
+        rows.append([*row, f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if k else ""])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["phantom", "nih384"], choices=["phantom", "nih384"])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[5, 10, 20])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
+    args = parser.parse_args()
+    assert NIH.is_dir() or "nih384" not in args.data, f"{NIH} is not here"
+    heads = ["data", "minutes", "way", "wall minutes", "test mAP (by seed)", "ours above it"]
+    rows = [row for dataset in args.data for minutes in args.minutes for row in rows_of(dataset, minutes, args.seeds)]
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+    publish("job", "The whole job at equal wall time", ".", lines, args.write)
+
+
+if __name__ == "__main__":
+    main()
