@@ -88,12 +88,6 @@ def _timm(dataset: str, run: Path, seconds: float, seed: int) -> None:
     run.mkdir(parents=True)
     labels = str(cohort(dataset) / "labels.csv")
     _python(str(HERE / "job_timm.py"), labels, f"{seconds:.0f}", str(seed), str(run / "test.npy"))
-        str(HERE / "job_timm.py"),
-        str(cohort(dataset) / "labels.csv"),
-        f"{seconds:.0f}",
-        str(seed),
-        str(run / "test.npy"),
-    )
 
 
 def _keep(dataset: str, run: Path, predictions: Path) -> None:

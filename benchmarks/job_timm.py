@@ -32,8 +32,6 @@ def images_of(paths: list[str]) -> torch.Tensor:
     read = (cv2.imread(path, cv2.IMREAD_GRAYSCALE) for path in paths)
     small = [cv2.resize(image, (EDGE, EDGE), interpolation=cv2.INTER_AREA) for image in read]
     return torch.from_numpy(np.stack(small))[:, None]
-        :, None
-    ]
 
 
 def network(findings: int) -> torch.nn.Module:
