@@ -274,7 +274,7 @@ main = cli.command(
     python -m cxrlt_ray.sweep task1 --space team_d --smoke
     python -m cxrlt_ray.sweep task1 --space team_d --dry-run --images 377110
     """,
-    many=("--cohort",),
+    many=("--cohort", "--warm-from"),
 )
 
 if __name__ == "__main__":

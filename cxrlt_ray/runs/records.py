@@ -253,6 +253,8 @@ class RunRecord(Record):
     quality: int = 95
     search_db: str | None = None
     soft_targets: str | None = None
+    warm_from: tuple[str, ...] = ()  # earlier runs whose best settings are tried first
+    start: tuple[dict[str, Value], ...] = ()  # the start points with them, under Optuna's names; () for the space's own
     pixels: int | None = None  # to which a time budget capped the space's resolutions
     prune: bool | None = None  # whether ASHA stops trials, where a time budget decided it
     shards: tuple[ShardsRecord, ...] = ()

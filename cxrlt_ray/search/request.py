@@ -54,6 +54,7 @@ class SweepRequest(Config):
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None
+    warm_from: Annotated[list[str] | None, cli.option("RUN: begin with the best settings of an earlier run")] = None
     objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map"
     seed: Annotated[int, cli.option("seed of the search, the splits and the trials")] = 0
     name: Annotated[str | None, cli.option("the run's name; task and time without it")] = None

@@ -32,6 +32,7 @@ _FIXED: dict[str, Any] = {
     "uncertain": lambda request: request.uncertain,
     "max_bad": lambda request: request.max_bad,
     "seed": lambda request: request.seed,
+    "warm_from": lambda request: tuple(request.warm_from or ()),
     "soft_targets": lambda request: _provenance(request.soft_targets),
 }
 

@@ -22,6 +22,7 @@ from cxrlt_ray.search.resume import claimed
 from cxrlt_ray.search.run_data import RunData
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.search.warm_start import warm_points
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
 
@@ -76,11 +77,16 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
     space = load_space(name, request.epochs, request.smoke, request.storage)
     for note in space.notes:
         print(note)
+    if request.warm_from:
+        points = warm_points(request.storage, request.warm_from, space, space.metric)
+        space = dataclasses.replace(space, start=(*points, *(point for point in space.start if point not in points)))
     return space, config.find("search_spaces", name).read_bytes()
 
 
 def _as_fitted(space: Space, record: RunRecord) -> Space:
-    """The space as a time budget had brought it down when the run was made."""
+    """The space as its start points and a time budget were when the run was made."""
+    if record.start:
+        space = dataclasses.replace(space, start=record.start)
     if record.pixels is not None:
         space = space.capped(record.pixels)
     return space if record.prune is None else dataclasses.replace(space, prune=record.prune)
@@ -116,6 +122,8 @@ def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
         sizes=request.sizes,
         quality=request.jpeg_quality,
         search_db=request.database,
+        warm_from=tuple(request.warm_from or ()),
+        start=space.start if request.warm_from else (),
     )
 
 

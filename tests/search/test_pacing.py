@@ -26,9 +26,7 @@ def pace(left, planned=10.0, **others):
 
 def ended(seconds, state="finished", epochs=EPOCHS, attempt=1):
     """A trial that took so long."""
-    records = [
-        EpochRecord(fold=0, stage=0, epoch=k, score=0.5, loss=0.1, images_per_second=9.0) for k in range(epochs)
-    ]
+    records = [EpochRecord(fold=0, stage=0, epoch=k, score=0.5, loss=0.1, images_per_second=9.0) for k in range(epochs)]
     record = TrialRecord(
         name="T0000", state=state, config=config(), began=100.0, ended=100.0 + seconds, attempt=attempt, epochs=records
     )

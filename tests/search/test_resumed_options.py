@@ -20,7 +20,7 @@ DEFAULTS |= {"folds": 0, "objectives": "map", "smoke": False}
 # a run of which no option is at its default
 MADE = {"holdout": 0.3, "views": "frontal", "uncertain": "one", "max_bad": 0.2, "quality": "90", "seed": 3}
 MADE |= {"folds": 5, "objectives": "map,cost", "smoke": True, "sizes": "96", "space": "laptop", "format": "table"}
-MADE |= {"val_like": "frontal"}
+MADE |= {"val_like": "frontal", "warm_from": ["earlier"]}
 # what a run that goes on takes from the request
 HEEDED = {"trials", "epochs", "time_budget", "max_concurrent", "gpus_per_trial", "cpus_per_trial", "workers_per_trial"}
 HEEDED |= {"min_workers", "ingest", "cache_gb", "name", "storage", "address", "resume", "retries", "hung_after"}
