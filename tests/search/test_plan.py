@@ -242,9 +242,12 @@ def demo(monkeypatch):
     monkeypatch.setattr(plan, "probe", lambda *_: pytest.fail("rates are known"))
 
 
-def test_the_demos_search_is_as_it_is_on_a_quick_machine_and_small_on_one_four_times_slower(demo, tmp_path):
+def test_the_demos_search_is_as_it_is_with_ample_time_and_has_two_long_trials_in_little(demo, tmp_path):
     quick, slow = (planner(tmp_path / str(slowness), slowness) for slowness in (1, 4))
-    fit = quick.fit(240, 1600)
+    short = quick.fit(240, 1600).size
+    assert short.trials == 2
+    assert short.epochs >= 8
+    fit = quick.fit(1200, 1600)
     assert fit.size.full
     assert quick.space.fitted(fit.size) == quick.space
     fit = slow.fit(170, 1600)
