@@ -5,6 +5,8 @@ On nih384 and on a phantom of 1,600 images to train and choose on and 4,000 test
 ours          `sweep --time-budget T` and `ensemble --select greedy`, with default options
 plain         our own `sweep --trials 1` of the space's first start point for the whole time, and its test scores
 timm          one fine-tuning with timm of the same weights for the whole time (benchmarks/job_timm.py)
+ray           what Ray's documentation shows: read_images, TorchTrainer, Tune with Optuna and ASHA, the mean of the best
+              three trials (benchmarks/job_ray_docs.py)
 
 The budget is the sweep's; the others have the wall time that sweep and ensemble took together. Test mAP of the mean of
 seeds; intervals are paired by subject. Runs are kept in build/job: a command that was cut goes on.
@@ -28,7 +30,8 @@ from report import publish
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "job"
 ROUNDS = 1000
-WAYS = ("ours", "plain", "timm")
+START = 10.0  # seconds of imports
+WAYS = ("ours", "plain", "timm", "ray")
 
 
 def cohort(dataset: str) -> Path:
@@ -54,7 +57,7 @@ def spend(dataset: str, way: str, minutes: float, seed: int) -> dict[str, float]
     shutil.rmtree(run, ignore_errors=True)
     seconds = minutes * 60 if way == "ours" else spend(dataset, "ours", minutes, seed)["seconds"]
     started = time.monotonic()
-    {"ours": _ours, "plain": _plain, "timm": _timm}[way](dataset, run, seconds, seed)
+    {"ours": _ours, "plain": _plain, "timm": _timm, "ray": _ray_docs}[way](dataset, run, seconds, seed)
     spent = {"seconds": time.monotonic() - started}
     (run / "spent.json").write_text(json.dumps(spent))
     print(f"{run.name}: {spent['seconds']:.0f} s", flush=True)
@@ -81,13 +84,19 @@ def _plain(dataset: str, run: Path, seconds: float, seed: int) -> None:
     space = {"trials": 1, "epochs": 500, "parameters": {name: {"value": value} for name, value in names.items()}}
     path = BUILD / "plain.yaml"
     path.write_text(yaml.safe_dump(space))
-    _ours(dataset, run, seconds - 20, seed, "--space", str(path), "--trials", "1")  # its own scoring of test images
+    _ours(
+        dataset, run, seconds - 2 * START, seed, "--space", str(path), "--trials", "1"
+    )  # its own scoring of test images
 
 
-def _timm(dataset: str, run: Path, seconds: float, seed: int) -> None:
+def _timm(dataset: str, run: Path, seconds: float, seed: int, script: str = "job_timm.py") -> None:
     run.mkdir(parents=True)
     labels = str(cohort(dataset) / "labels.csv")
-    _python(str(HERE / "job_timm.py"), labels, f"{seconds:.0f}", str(seed), str(run / "test.npy"))
+    _python(str(HERE / script), labels, f"{seconds - START:.0f}", str(seed), str(run / "test.npy"))
+
+
+def _ray_docs(dataset: str, run: Path, seconds: float, seed: int) -> None:
+    _timm(dataset, run, seconds, seed, "job_ray_docs.py")
 
 
 def _keep(dataset: str, run: Path, predictions: Path) -> None:
@@ -105,7 +114,7 @@ def _python(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], check=True, env=env, cwd=BUILD)
 
 
-def rows_of(dataset: str, minutes: float, seeds: list[int]) -> list[list[str]]:
+def rows_of(dataset: str, minutes: float, seeds: list[int], ways: list[str]) -> list[list[str]]:
     """A row a way."""
     import pandas as pd
 
@@ -113,18 +122,18 @@ def rows_of(dataset: str, minutes: float, seeds: list[int]) -> list[list[str]]:
     from cxrlt_ray.evaluation.estimate import Estimate, Sample
     from cxrlt_ray.selection.average_precision import precisions
 
-    spent = {way: [spend(dataset, way, minutes, seed) for seed in seeds] for way in WAYS}
+    spent = {way: [spend(dataset, way, minutes, seed) for seed in seeds] for way in ways}
     table = pd.read_csv(cohort(dataset) / "labels.csv", dtype={"subject_id": str})
     test = table[table["split"] == "test"]
     targets, groups = test.iloc[:, 6:].to_numpy(np.int8), test["subject_id"].to_numpy().astype(str)
-    flat = [np.load(BUILD / f"{dataset}-{minutes:g}-{way}-{seed}" / "test.npy") for way in WAYS for seed in seeds]
-    values = np.array([metrics.macro(ap) for ap in precisions(np.array(flat), targets)]).reshape(len(WAYS), -1)
+    flat = [np.load(BUILD / f"{dataset}-{minutes:g}-{way}-{seed}" / "test.npy") for way in ways for seed in seeds]
+    values = np.array([metrics.macro(ap) for ap in precisions(np.array(flat), targets)]).reshape(len(ways), -1)
     names, rng = np.unique(groups), np.random.default_rng(0)
     drawn = [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(ROUNDS)]
     again = metrics.reweighted(targets, flat, groups, np.array(drawn))
-    draws = np.array([metrics.means(of_draws[0]) for of_draws in again]).reshape(len(WAYS), len(seeds), -1)
+    draws = np.array([metrics.means(of_draws[0]) for of_draws in again]).reshape(len(ways), len(seeds), -1)
     sample, rows = Sample.of(targets, groups), []
-    for k, way in enumerate(WAYS):
+    for k, way in enumerate(ways):
         gain = Estimate.of_difference(values[0].mean() - values[k].mean(), (draws[0] - draws[k]).mean(axis=0), sample)
         row = [dataset, f"{minutes:g}", way, f"{np.mean([s['seconds'] for s in spent[way]]) / 60:.1f}"]
         row += [f"{values[k].mean():.3f} ({', '.join(f'{value:.3f}' for value in values[k])})"]
@@ -137,11 +146,15 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["phantom", "nih384"], choices=["phantom", "nih384"])
     parser.add_argument("--minutes", nargs="+", type=float, default=[5, 10, 20])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="peers of ours")
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     args = parser.parse_args()
+    ways = ["ours", *(way for way in args.ways if way != "ours")]
     assert NIH.is_dir() or "nih384" not in args.data, f"{NIH} is not here"
     heads = ["data", "minutes", "way", "wall minutes", "test mAP (by seed)", "ours above it"]
-    rows = [row for dataset in args.data for minutes in args.minutes for row in rows_of(dataset, minutes, args.seeds)]
+    rows = [
+        row for dataset in args.data for minutes in args.minutes for row in rows_of(dataset, minutes, args.seeds, ways)
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
     publish("job", "The whole job at equal wall time", ".", lines, args.write)
 

@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 
 EDGE, CROP, BATCH, LR = 128, 112, 32, 2e-3
 MEAN, STD = 127 / 255, 128 / 255  # of these weights
+META = ("image_id", "path", "subject_id", "study_id", "view", "split")
 
 
 def images_of(paths: list[str]) -> torch.Tensor:
@@ -118,7 +119,7 @@ def main() -> None:
     until = time.monotonic() + float(seconds)
     torch.set_num_threads(2)
     table = pd.read_csv(cohort)
-    findings = [name for name in table.columns if name not in ("path", "split", "image_id", "subject_id")]
+    findings = [name for name in table.columns if name not in META]
     split = {name: table[table["split"] == name] for name in ("train", "val", "test")}
     images = {name: images_of(rows["path"].tolist()) for name, rows in split.items()}
     val = (images["val"], split["val"][findings].to_numpy(int))
