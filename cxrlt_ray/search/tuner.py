@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
+from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError
@@ -117,7 +118,11 @@ def tune_trials(search: Search) -> str:
                 verbose=0,
                 stop=SweepStopper(stop, watchdog.busy),
                 failure_config=tune.FailureConfig(max_failures=policy.retries),
-                callbacks=[watchdog, Progress(run, search.trials, missing, metric, deadline)],
+                callbacks=[
+                    watchdog,
+                    Progress(run, search.trials, missing, metric, deadline),
+                    ray_private.silent_progress(),
+                ],
             ),
         )
         try:
