@@ -14,7 +14,7 @@ from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.records import FINISHED, PRUNED
-from cxrlt_ray.runs.store import Run, Trial
+from cxrlt_ray.runs.store import REFIT, Run, Trial
 from cxrlt_ray.search.resume import resume_command
 from cxrlt_ray.selection.registry import FEW
 
@@ -70,8 +70,16 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = pri
     it finds on other subjects (benchmarks/search.py). Raises CxrltError where there is none.
     """
     # a trial that still runs would change under the ensemble, or be run anew by --resume
-    judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and trial.has_predictions()]
-    able = [t for t in judged if split is None or t.checkpoints or t.has_predictions(split)]
+    files = run.files()  # one listing: of 10,000 trials on an object store single questions take minutes
+
+    def scores(trial: Trial, part: str) -> bool:
+        return f"predictions/{part}.parquet" in files.get(trial.name, {})
+
+    def has_checkpoint(trial: Trial) -> bool:
+        return any(path.startswith(("fold-", f"{REFIT}/")) for path in files.get(trial.name, {}))
+
+    judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and scores(trial, "val")]
+    able = [t for t in judged if split is None or has_checkpoint(t) or scores(t, split)]
     if len(able) < len(judged):
         say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
     finished = [trial for trial in able if trial.state == FINISHED]
