@@ -344,8 +344,8 @@ def follow(finding, ranks, picked, reached):  # type: ignore[no-untyped-def]
     for turn in range(picked.size):
         begin(finding)
         for m in range(members):
-            stage[m], exact[m] = 0, -np.inf
-            value[m] = np.inf if ranks[m] > 0 else -np.inf
+            stage[m], exact[m] = 1, -np.inf
+            value[m] = judge(finding, m, 0) if ranks[m] > 0 else -np.inf
         best = -np.inf
         while True:
             m = np.argmax(value)  # type: ignore[assignment]
