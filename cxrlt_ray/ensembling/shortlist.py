@@ -119,7 +119,7 @@ def _picked(
     targets, subjects = labels.of(ids)
     targets = np.where(shared[:, None], targets, np.int8(-1))
     paths = follow(scratch.finding, _sets(targets, subjects, shared, first), len(able), first.rounds)
-    order = np.lexsort([_by_ap(_known(paths.ap, targets)), rounds := paths.earliest()])
+    order = np.lexsort([by_ap(_known(paths.ap, targets)), rounds := paths.earliest()])
     picked = int((rounds < first.rounds).sum())
     rest = f" and the {most - picked:,} next by validation AP" if most > picked else ""
     part = f"the first {most:,} of " if picked > most else ""
@@ -169,10 +169,10 @@ def foremost(ap: np.ndarray, most: int) -> np.ndarray:
     Taken in turn: each finding's best member and the best by the mean over findings, then each one's second ...;
     of those equally high in some list, the better by the mean. One that is good at a rare finding alone is not lost.
     """
-    return np.sort(_by_ap(ap).argsort()[:most])
+    return np.sort(by_ap(ap).argsort()[:most])
 
 
-def _by_ap(ap: np.ndarray) -> np.ndarray:
+def by_ap(ap: np.ndarray) -> np.ndarray:
     """The place [M] from 0 of each member in the order of `foremost`."""
     known = ~np.isnan(ap).all(axis=0)
     means = np.nanmean(ap[:, known], axis=1) if known.any() else np.zeros(len(ap))

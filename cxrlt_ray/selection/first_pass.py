@@ -38,11 +38,12 @@ class Paths:
     ap: np.ndarray
 
     def weights(self, s: int = 0) -> np.ndarray:
-        """Weights float64 [M, C] by set s: those of `greedy` for each finding; 0 for one without positives."""
-        weights = np.zeros(self.ap.shape)
-        for c in np.flatnonzero(self.picked[s, :, 0] != NONE):
+        """Weights float64 [M, C] by set s: those of `greedy` for each finding; equal for one without positives."""
+        nothing = self.picked[s, :, 0] == NONE
+        weights = np.repeat(np.where(nothing, 1 / len(self.ap), 0.0)[None], len(self.ap), axis=0)
+        for c in np.flatnonzero(~nothing):
             last = kernels.foremost(self.reached[s, c], np.zeros(self.reached.shape[2]))
-            np.add.at(weights[:, c], self.picked[s, c, : last + 1], 1 / (last + 1))
+            weights[:, c] = np.bincount(self.picked[s, c, : last + 1], minlength=len(weights)) / (last + 1)
         return weights
 
     def earliest(self) -> np.ndarray:
