@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -262,3 +264,15 @@ def test_a_record_of_this_version_is_the_same_whichever_way_it_is_parsed():
     assert TrialRecord.parse_json(json.dumps(content).encode(), "where") == TrialRecord.parse(content, "where")
     old = {key: value for key, value in content.items() if key not in ("version", "score")} | {"val_map": 0.25}
     assert TrialRecord.parse_json(json.dumps(old).encode(), "where").score == 0.25
+
+
+def test_records_are_read_without_torch(tmp_path):
+    ended(0).write(Store(str(tmp_path)) / trial_name(0), "trial.json")
+    code = f"""
+import sys
+from cxrlt_ray.runs.store import read_trials
+from cxrlt_ray.storage import Store
+assert read_trials(Store({str(tmp_path)!r}))[0].record.config.epochs == 3
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
