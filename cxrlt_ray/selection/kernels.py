@@ -334,19 +334,14 @@ def take(finding, m):  # type: ignore[no-untyped-def]
 
 @njit(**COMPILED)
 def follow(finding, ranks, picked, reached):  # type: ignore[no-untyped-def]
-    """Greedy selection with replacement for one finding among the members of ranks [M] > 0, the lowest first of equals.
-
-    Fills picked [R] with the member of each round and reached [R] with the AP then.
-    """
-    members = ranks.size
-    stage, value, exact = np.empty(members, np.int64), np.empty(members), np.empty(members)
+    """Greedy selection for one finding among members of ranks [M] > 0: each round's pick [R], and the AP it reached."""
+    stage, value, exact = np.empty(ranks.size, np.int64), np.empty(ranks.size), np.empty(ranks.size)
     reset(finding)
     for turn in range(picked.size):
         begin(finding)
-        for m in range(members):
-            stage[m], exact[m] = 1, -np.inf
+        stage[:], exact[:], best = 1, -np.inf, -np.inf
+        for m in range(ranks.size):
             value[m] = judge(finding, m, 0) if ranks[m] > 0 else -np.inf
-        best = -np.inf
         while True:
             m = np.argmax(value)  # type: ignore[assignment]
             if value[m] == -np.inf or value[m] < best - SLACK:
