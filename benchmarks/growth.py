@@ -14,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,69 @@ def prepared(name: str, count: int, manifest: Manifest) -> Callable[[], object]:
     return submit
 
 
+def keep(scheduler: str, count: int) -> None:
+    """Run trials that do no work one after the other, and print the driver's bytes a trial and seconds in all."""
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+
+    from cxrlt_ray.cluster import ray_private
+    from cxrlt_ray.cluster.start import start_ray
+    from cxrlt_ray.search.asha import ForgetfulScheduler
+    from cxrlt_ray.search.tuner import _quieten
+
+    memory: list[int] = []
+
+    class Sampled(tune.Callback):
+        def on_trial_complete(self, **info: object) -> None:
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+    class Point(tune.search.Searcher):
+        def suggest(self, trial_id: str) -> dict[str, object]:
+            return {"number": len(memory), "params": {f"p{k}": 0.1 * k for k in range(12)}, "seed": 0}
+
+        def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
+            pass
+
+    def trial(point: dict[str, object]) -> None:
+        for epoch in range(3):
+            tune.report({"epoch": epoch + 1, "val_map": 0.1, "images_per_second": 1.0})
+
+    own = scheduler == "ours"
+    callbacks = [Sampled(), *([ray_private.silent_progress()] if own else [])]
+    _quieten()
+    start_ray()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        tune.Tuner(
+            tune.with_resources(trial, {"CPU": 1}),
+            tune_config=tune.TuneConfig(
+                metric="val_map",
+                mode="max",
+                search_alg=Point(),
+                scheduler=ForgetfulScheduler() if own else FIFOScheduler(),
+                num_samples=count,
+                max_concurrent_trials=1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(storage_path=folder, name="tune", verbose=0, callbacks=callbacks),
+        ).fit()
+    grown = np.polyfit(np.arange(len(memory))[count // 3 :], memory[count // 3 :], 1)[0]
+    print(json.dumps({"bytes": grown, "trials": len(memory), "seconds": time.perf_counter() - start}))
+
+
+def kept_by_tune(count: int) -> list[str]:
+    """A table of what the driver keeps of each trial with Tune's own scheduler and with ours."""
+    lines = ["| scheduler | KiB a trial in the driver | MiB of 10,000 trials | s |", "|---|---|---|---|"]
+    titles = {"tune's": "Tune's own: every trial is kept", "ours": "ours: ended trials leave Tune's state"}
+    for name, title in titles.items():
+        command = [sys.executable, __file__, "--keep", name, str(count)]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        measured = json.loads(output.splitlines()[-1])
+        kilobytes = measured["bytes"] / 1024
+        lines.append(f"| {title} | {kilobytes:,.1f} | {kilobytes * 10_000 / 1024:,.0f} | {measured['seconds']:,.0f} |")
+    return lines
+
+
 def planned() -> list[str]:
     """What `sweep --plan` says of the challenge's images and of 10 million, in a store without measured rates."""
     import tempfile
@@ -183,7 +247,14 @@ def main() -> None:
     if sys.argv[1:2] == ["--stage"]:
         stage(sys.argv[2], int(sys.argv[3]))
         return
-    args = options(__doc__, {"most": 100_000}).parse_args()
+    if sys.argv[1:2] == ["--keep"]:
+        keep(sys.argv[2], int(sys.argv[3]))
+        return
+    args = options(__doc__, {"most": 100_000, "tune": 0}).parse_args()
+    if args.tune:
+        conditions = f": {args.tune:,} trials that report three times and do no work, one at a time in one process."
+        publish("kept", "What Tune keeps of a trial", conditions, kept_by_tune(args.tune), args.write)
+        return
     counts = [count for count in (1_000, 10_000, 100_000, 1_000_000) if count <= args.most]
     lines = [
         f"| stage | {' | '.join(f'{count:,} images, s' for count in counts)} | time for 10 times the images | "

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +51,15 @@ def reference(
     member sees a positive's shift, the difficulty that all members see, and noise of its own; its output is the
     posterior of what it sees, over- or under-confident. Members are independent draws: fewer are the first of more.
     """
+    targets, groups, member = drawn(images, findings, seed)
+    predictions = np.empty((members, images, findings), np.float32)
+    for m in range(members):
+        predictions[m] = member(m)
+    return predictions, targets, groups
+
+
+def drawn(images: int, findings: int, seed: int) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
+    """Targets and groups as `reference` draws them, and what gives member m's predictions [N, C]."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(images), rng.integers(3, 7, images))[:images]
     shares = np.array([PREVALENCE[name] for name in TASK1])
@@ -64,14 +74,15 @@ def reference(
     shift = (1.0 - 0.65 * np.log10(shares) + rng.normal(0, 0.2, findings)).astype(np.float32)  # rare ones stand out
     difficulty = _normal(rng, images, findings)
     prior = np.log(shares / (1 - shares)).astype(np.float32)
-    predictions = np.empty((members, images, findings), np.float32)
-    for m in range(members):
+
+    def member(m: int) -> np.ndarray:
         rng = np.random.default_rng([seed, m + 1])
         noise = rng.uniform(0.4, 1.1) * np.exp(rng.normal(0, 0.15, findings)).astype(np.float32)
         slope = rng.uniform(0.7, 1.3) * shift / (1 + noise**2)
         evidence = shift * (targets - np.float32(0.5)) + difficulty + noise * _normal(rng, images, findings)
-        predictions[m] = 1 / (1 + np.exp(-prior - slope * evidence))
-    return predictions, targets, groups
+        return (1 / (1 + np.exp(-prior - slope * evidence))).astype(np.float32)
+
+    return targets, groups, member
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -225,7 +236,19 @@ def main() -> None:
         metavar="DIR",
         help="AutoGluon's environment, made where it does not exist; build/peers-venv unless given",
     )
+    parser.add_argument("--trials", type=int, default=0, metavar="N", help="only: among N trials, as many.py says")
+    parser.add_argument("--most", type=int, default=40, metavar="N", help="with --trials: of a shortlist, 40")
+    parser.add_argument("--loss", type=int, default=0, metavar="N", help="with --trials: its loss among N trials")
+    parser.add_argument("--loss-images", type=int, default=8000, metavar="N", help="of that, chosen on N images")
     args = parser.parse_args()
+    if args.trials:
+        from many import many
+
+        with tempfile.TemporaryDirectory() as folder:
+            lines, rows = many(args, Path(folder))
+        conditions = f" on {machine()}; {software()}; {args.rounds} rounds, data from seed {args.seed}."
+        publish("many", f"Selection among {args.trials:,} trials", conditions, lines, args.write, rows)
+        return
     if min(args.members // 2, args.images // 10, args.findings, args.rounds, args.repeats, args.seed + 1) < 1:
         parser.error("need at least 2 members, 10 images, 1 finding, 1 round, 1 repeat, and a seed from 0")
     with tempfile.TemporaryDirectory() as folder:

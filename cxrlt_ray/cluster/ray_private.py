@@ -117,6 +117,48 @@ def asha_max_epochs(scheduler: Any) -> int:
     return scheduler._max_t
 
 
+def forget_ended_trials(controller: Any) -> int:
+    """Let a TuneController, as schedulers are given it, forget the trials that have ended; how many it forgot.
+
+    Tune keeps each trial with its results and its JSON until the sweep ends, and writes all of them to disk every few
+    seconds. One whose actor is still about to change hands stays until the next call.
+    """
+    controller = getattr(controller, "_tune_controller", controller)
+    busy = controller._trial_to_actor.keys() | controller._staged_trials | controller._resetting_trials
+    ended = (controller._stopped_trials | controller._failed_trials) - busy
+    if not ended:
+        return 0
+    for trials in (
+        controller._stopped_trials,
+        controller._failed_trials,
+        controller._live_trials,
+        controller._trials_to_cache,
+    ):
+        trials -= ended
+    for trial in ended:
+        controller._trial_metadata.pop(trial.trial_id, None)
+    for kept in (controller._trials, controller._pending_trials_list):  # callbacks and schedulers hold the first
+        kept[:] = [trial for trial in kept if trial not in ended]
+    return len(ended)
+
+
+def silent_progress() -> Any:
+    """A Tune callback in the place of Tune's own, which prints nothing at verbosity 0 and yet keeps every trial."""
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    class SilentProgress(TrialProgressCallback):
+        def on_trial_result(self, *trial: Any, **info: Any) -> None:
+            pass
+
+        def on_trial_complete(self, *trial: Any, **info: Any) -> None:
+            pass
+
+        def on_trial_error(self, *trial: Any, **info: Any) -> None:
+            pass
+
+    return SilentProgress()
+
+
 def trial_actor(trial: Any) -> Any:
     """The actor that runs a Tune trial; None where none does."""
     return trial.temporary_state.ray_actor

@@ -10,6 +10,7 @@ from cxrlt_ray.ensembling.costs import read_costs
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, Say, candidates, gather
 from cxrlt_ray.ensembling.request import EnsembleRequest
+from cxrlt_ray.ensembling.shortlist import first_pass_of
 from cxrlt_ray.ensembling.tta import under_tta
 from cxrlt_ray.runs.cost import gflops
 from cxrlt_ray.runs.store import Run
@@ -26,7 +27,8 @@ def pool_of_run(
     transformed = file.used_space() != "probability" or file.used_aggregation() != "none" or file.gating != 0
     copies = COPIES + ANOTHER * transformed + AGAIN * request.explain
     trials = candidates(run, split, request.pruned, say)
-    pool = gather(run, manifest, trials, say, most=request.most, copies=copies)
+    first = first_pass_of(file, request.seed)
+    pool = gather(run, manifest, trials, say, most=request.most, copies=copies, first=first)
     pool = under_tta(pool, file.tta, split, request.seed, say)
     if takes_costs(file.selector) or request.explain:
         costs = read_costs(request.costs, pool.names) if request.costs else gflops(pool.trials, pool.tta)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +10,13 @@ import pandas as pd
 
 from cxrlt_ray.cluster.memory import available_memory
 from cxrlt_ray.data.manifest import Manifest, studies
+from cxrlt_ray.ensembling.shortlist import FirstPass, Say, readable, shortlist
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.records import FINISHED, PRUNED
-from cxrlt_ray.runs.store import Run, Trial
+from cxrlt_ray.runs.store import REFIT, Run, Trial
 from cxrlt_ray.search.resume import resume_command
-from cxrlt_ray.selection.registry import FEW
 
-Say = Callable[[str], None]  # takes a line for the user
 ENOUGH = 2  # finished trials, without which pruned ones are chosen among
 # of the predictions, in memory while it is chosen: the pool's own, those that greedy sorts by label, these in 16 bits
 COPIES = 2.5
@@ -70,8 +68,16 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = pri
     it finds on other subjects (benchmarks/search.py). Raises CxrltError where there is none.
     """
     # a trial that still runs would change under the ensemble, or be run anew by --resume
-    judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and trial.has_predictions()]
-    able = [t for t in judged if split is None or t.checkpoints or t.has_predictions(split)]
+    files = run.files()  # one listing: of 10,000 trials on an object store single questions take minutes
+
+    def scores(trial: Trial, part: str) -> bool:
+        return f"predictions/{part}.parquet" in files.get(trial.name, {})
+
+    def has_checkpoint(trial: Trial) -> bool:
+        return any(path.startswith(("fold-", f"{REFIT}/")) for path in files.get(trial.name, {}))
+
+    judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and scores(trial, "val")]
+    able = [t for t in judged if split is None or has_checkpoint(t) or scores(t, split)]
     if len(able) < len(judged):
         say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
     finished = [trial for trial in able if trial.state == FINISHED]
@@ -93,90 +99,53 @@ def gather(
     say: Say = print,
     most: int | None = None,
     copies: float = COPIES,
+    first: FirstPass | None = None,
 ) -> Pool:
     """The trials' validation predictions side by side; a trial whose file does not fit is named and left out.
 
-    most: so many trials are chosen among, the `foremost`; None: as many as memory holds `copies` of (all, where it
-    does). Files are read one after the other into their place, twice where not all can stay.
+    most: so many trials are chosen among, the `shortlist` by `first`; None: as many as memory holds `copies` of (all,
+    where it does). Files are read one after the other into their place, twice where not all can stay.
     """
     findings, limit = list(run.task.findings), most or _room(trials, copies)
     if len(trials) > limit:
         say(f"{len(trials):,} trials are more than " + (f"--most {most:,}" if most else f"the {limit:,} memory holds"))
-        trials = _foremost_of(manifest, findings, trials, limit, say)
-        say(f"Chosen among: the {len(trials):,} first by validation AP, each finding's and over all, in turn")
-    readable: list[Trial] = []
-    for trial, frame in _readable(trials, say):
-        if not readable:
-            ids, shared = frame.index, np.ones(len(frame), bool)
+        trials = shortlist(manifest, run.task.findings, trials, limit, first, say)
+    able: list[Trial] = []
+    for trial, stored in readable(trials, say):
+        if not able:
+            ids, shared = pd.Index(stored.image_id), np.ones(len(stored.image_id), bool)
             predictions = np.empty((len(findings), len(trials), len(ids)), np.float32)
-        if not frame.index.equals(ids):
-            shared &= ids.isin(frame.index)
-            frame = frame.reindex(ids)
-        predictions[:, len(readable)] = frame[findings].to_numpy(np.float32).T
-        readable.append(trial)
-    if not readable:
+        if np.array_equal(stored.image_id, ids):
+            predictions[:, len(able)] = stored.probabilities.T
+        else:
+            rows = pd.Index(stored.image_id).get_indexer(ids)
+            shared &= rows >= 0
+            predictions[:, len(able)] = stored.probabilities[rows].T
+        able.append(trial)
+    if not able:
         raise CxrltError(f"none of the {len(trials)} trials of run {run.name} has predictions that fit it.")
-    if len(readable) < len(trials) or not shared.all():
-        predictions = np.ascontiguousarray(predictions[:, : len(readable), shared])
+    if len(able) < len(trials) or not shared.all():
+        predictions = np.ascontiguousarray(predictions[:, : len(able), shared])
     table = manifest.table.set_index("image_id")
     rows = pd.Index(table.index).get_indexer(ids[shared])
     study, view = studies(manifest.table.iloc[rows])
     return Pool(
-        names=[trial.name for trial in readable],
+        names=[trial.name for trial in able],
         image_id=ids[shared].to_numpy(),
         predictions=predictions.transpose(1, 2, 0),  # laid out as selection.honest.side_by_side
         targets=manifest.targets(run.task.findings)[rows],
         groups=table["subject_id"].to_numpy()[rows],
-        trials=readable,
+        trials=able,
         study=study,
         view=view,
         findings=run.task.findings,
     )
 
 
-def foremost(ap: np.ndarray, most: int) -> np.ndarray:
-    """Which `most` of M members to choose among, int [P] in order, by their AP [M, C]; nan where it says nothing.
-
-    Taken in turn: each finding's best member and the best by the mean over findings, then each one's second ...;
-    of those equally high in some list, the better by the mean. One that is good at a rare finding alone is not lost.
-    """
-    known = ~np.isnan(ap).all(axis=0)
-    means = np.nanmean(ap[:, known], axis=1) if known.any() else np.zeros(len(ap))
-    lists = -np.column_stack([means, np.nan_to_num(ap[:, known])]).round(12)
-    ranks = lists.argsort(axis=0, kind="stable").argsort(axis=0)
-    return np.sort(np.lexsort([ranks[:, 0], ranks.min(axis=1)])[:most])
-
-
-def _readable(trials: list[Trial], say: Say) -> Iterator[tuple[Trial, pd.DataFrame]]:
-    """Trials with their validation predictions, one at a time; what does not fit is named."""
-    for trial in trials:
-        try:
-            yield trial, trial.predictions()
-        except CxrltError as error:
-            say(f"Left out {trial.name}: {error}")
-
-
 def _room(trials: list[Trial], copies: float) -> int:
     """Of how many trials memory holds `copies` of the predictions; all of them where that is not known."""
-    frame = next((frame for _, frame in _readable(trials, lambda _: None)), None)
-    if frame is None or (free := available_memory()) is None:
+    stored = next((stored for _, stored in readable(trials, lambda _: None)), None)
+    if stored is None or (free := available_memory()) is None:
         return len(trials)
-    trial_bytes = frame.size * np.dtype(np.float32).itemsize * copies
+    trial_bytes = stored.probabilities.size * np.dtype(np.float32).itemsize * copies
     return len(trials) if len(trials) * trial_bytes <= free else max(1, int(SHARE * free / trial_bytes))
-
-
-def _foremost_of(manifest: Manifest, findings: list[str], trials: list[Trial], most: int, say: Say) -> list[Trial]:
-    """The `foremost` of the trials, whose predictions are read one by one and not kept."""
-    from cxrlt_ray.selection.average_precision import precisions
-
-    readable: list[Trial] = []
-    scores, manifest_rows = [], pd.Index(manifest.table["image_id"])
-    all_targets, ids = manifest.targets(tuple(findings)), None
-    for trial, frame in _readable(trials, say):
-        if ids is None or not frame.index.equals(ids):
-            ids = frame.index
-            targets = all_targets[manifest_rows.get_indexer(ids)]
-            few = (targets == 1).sum(axis=0) < FEW
-        scores.append(np.where(few, np.nan, precisions(frame[findings].to_numpy(np.float32)[None], targets)[0]))
-        readable.append(trial)
-    return [readable[m] for m in foremost(np.array(scores), most)] if readable else trials

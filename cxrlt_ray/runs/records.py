@@ -7,6 +7,7 @@ a later version, or one that is damaged, is refused with a sentence that names t
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -42,6 +43,17 @@ class Record(BaseModel):
     def read(cls, store: Store, name: str) -> Self:
         """The record in file `name`. Raises CxrltError for a damaged one, UsageError for one of another version."""
         return cls.parse(store.read_json(name), f"{store.uri}/{name}")
+
+    @classmethod
+    def parse_json(cls, content: bytes, where: str) -> Self:
+        """As `parse`, of a file's bytes: half the time where it is as this version writes it. ValueError: no JSON."""
+        try:
+            record = cls.model_validate_json(content)
+            if record.version == cls.VERSION and "version" in record.model_fields_set:
+                return record
+        except ValidationError:
+            pass
+        return cls.parse(json.loads(content), where)
 
     @classmethod
     def parse(cls, content: Any, where: str) -> Self:

@@ -1,4 +1,7 @@
-"""ASHA as Ray Tune has it, that goes on after the sweep was cut off: it is told again what trials had reported."""
+"""ASHA as Ray Tune has it, that goes on after the sweep was cut off: it is told again what trials had reported.
+
+With it or without, Tune forgets the trials that have ended: it would keep some 90 KB of each.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,16 @@ from cxrlt_ray.search.space import REDUCTION, Space
 from cxrlt_ray.search.trial_states import learning_curve, trial_name, trial_number
 
 
-class ResumableASHA(ASHAScheduler):
+class ForgetfulScheduler(FIFOScheduler):
+    """Tune's scheduler that stops no trial, and lets Tune forget those that have ended: the store has them."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """As Tune's own; it is asked at every step of the sweep."""
+        ray_private.forget_ended_trials(tune_controller)
+        return super().choose_trial_to_run(tune_controller)
+
+
+class ResumableASHA(ForgetfulScheduler, ASHAScheduler):
     """ASHA that knows trials by the names they have in the store, and can be told what they had reported."""
 
     def recall(self, trials: list[Trial], metric: Metric = VAL_MAP) -> list[int]:
@@ -59,7 +71,7 @@ def scheduler_of(space: Space, steps: int, run: Run, metric: Metric = VAL_MAP) -
     Where the space says `prune: false` no trial is stopped. steps: reports of the longest trial.
     """
     if not space.prune:
-        return FIFOScheduler(), []
+        return ForgetfulScheduler(), []
     # by epoch, not by Tune's count of reports: a stage that was trained before is not reported again
     asha = ResumableASHA("epoch", max_t=steps, grace_period=space.grace(steps), reduction_factor=REDUCTION)
     return asha, asha.recall(run.trials(), metric)

@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,11 +21,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
+from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FAILED, RUNNING
-from cxrlt_ray.runs.store import Run, Trial, damage, drop_checkpoints
+from cxrlt_ray.runs.store import Run, Trial, damages, drop_checkpoints, keep_index
 from cxrlt_ray.search.asha import scheduler_of
 from cxrlt_ray.search.disk import DiskRoom
 from cxrlt_ray.search.optuna_study import OptunaStudy
@@ -129,13 +131,19 @@ def tune_trials(search: Search) -> str:
                 verbose=0,
                 stop=SweepStopper(stop, watchdog.busy),
                 failure_config=tune.FailureConfig(max_failures=policy.retries),
-                callbacks=[watchdog, Progress(run, search.trials, missing, metric, deadline, search.open_ended)],
+                callbacks=[
+                    watchdog,
+                    Progress(run, search.trials, missing, metric, deadline, search.open_ended),
+                    ray_private.silent_progress(),
+                ],
             ),
         )
         try:
             tuner.fit()
         finally:
             watchdog.release()
+            with suppress(CxrltError):  # it is a copy
+                keep_index(run, every=1)
     if searcher.fault:
         raise searcher.fault
     if deadline is not None and time.monotonic() >= deadline:
@@ -183,13 +191,16 @@ def missing_trials(run: Run, trials: int) -> int:
 
 def reopen_damaged(run: Run) -> None:
     """Before a run is resumed: trials that failed by no fault of their own, or whose files are damaged, go on."""
-    for trial in run.trials():
+    trials = run.trials()
+    faults = damages(run, [trial for trial in trials if trial.state not in (FAILED, RUNNING)])
+    for trial in trials:
         if trial.state == FAILED and not trial.record.own_fault:
             print(f"{trial.name} is tried again: it had failed ({trial.record.reason})")
             reopen_trial(trial)
-        elif trial.state not in (FAILED, RUNNING) and (fault := damage(trial)):
-            print(f"{trial.name} is trained again: {fault}")
+        elif trial.name in faults:
+            print(f"{trial.name} is trained again: {faults[trial.name]}")
             reopen_trial(trial)
+    keep_index(run)
 
 
 class StudySearcher(Searcher):
@@ -259,6 +270,7 @@ class StudySearcher(Searcher):
         self.optuna_study.settle(number, error)
         if self.policy.keep_checkpoints is not None:
             drop_checkpoints(self.run, self.policy.keep_checkpoints)
+        keep_index(self.run)
 
     def _with_patience(self, act: Callable[[], Result]) -> Result | None:
         """What `act` returns; where the storage does not heal, None, and the sweep ends."""

@@ -6,6 +6,7 @@
     threads.py            findings shared among threads
     average_precision.py  average precision of members and systems, weighted means
     exact.py              greedy selection on exact average precision
+    first_pass.py         the same among more members than memory holds, one finding at a time
     spaces.py             probability, logit or rank: where predictions are averaged
     views.py              one prediction per study: how its images' predictions are joined
     honest.py             around a selector: the tail guard, choices, cross-fitting by subject

@@ -333,33 +333,38 @@ def take(finding, m):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILED)
+def follow(finding, ranks, picked, reached):  # type: ignore[no-untyped-def]
+    """Greedy selection for one finding among members of ranks [M] > 0: each round's pick [R], and the AP it reached."""
+    stage, value, exact = np.empty(ranks.size, np.int64), np.empty(ranks.size), np.empty(ranks.size)
+    reset(finding)
+    for turn in range(picked.size):
+        begin(finding)
+        stage[:], exact[:], best = 1, -np.inf, -np.inf
+        for m in range(ranks.size):
+            value[m] = judge(finding, m, 0) if ranks[m] > 0 else -np.inf
+        while True:
+            m = np.argmax(value)  # type: ignore[assignment]
+            if value[m] == -np.inf or value[m] < best - SLACK:
+                break
+            judged = judge(finding, m, stage[m])
+            if stage[m] == 2:
+                exact[m], value[m] = judged, -np.inf
+                best = max(best, judged)
+            else:
+                value[m] = min(value[m], judged)
+            stage[m] += 1
+        picked[turn] = foremost(exact, ranks)
+        reached[turn] = exact[picked[turn]]
+        take(finding, picked[turn])
+
+
+@njit(**COMPILED)
 def select(finding, bags, rounds):  # type: ignore[no-untyped-def]
-    """Greedy selection with replacement for one finding, in each of `bags`: counts float64 [B, M], as greedy_each's."""
-    counts, members = np.zeros(bags.shape), bags.shape[1]
-    stage, value, exact = np.empty(members, np.int64), np.empty(members), np.empty(members)
+    """Greedy selection for one finding, in each of `bags`: counts float64 [B, M], as greedy_each's."""
+    counts = np.zeros(bags.shape)
     picked, reached = np.empty(rounds, np.int64), np.empty(rounds)
     for bag in range(bags.shape[0]):
-        reset(finding)
-        for turn in range(rounds):
-            begin(finding)
-            for m in range(members):
-                stage[m], exact[m] = 0, -np.inf
-                value[m] = np.inf if bags[bag, m] > 0 else -np.inf
-            best = -np.inf
-            while True:
-                m = np.argmax(value)  # type: ignore[assignment]
-                if value[m] == -np.inf or value[m] < best - SLACK:
-                    break
-                judged = judge(finding, m, stage[m])
-                if stage[m] == 2:
-                    exact[m], value[m] = judged, -np.inf
-                    best = max(best, judged)
-                else:
-                    value[m] = min(value[m], judged)
-                stage[m] += 1
-            picked[turn] = foremost(exact, bags[bag])
-            reached[turn] = exact[picked[turn]]
-            take(finding, picked[turn])
+        follow(finding, bags[bag], picked, reached)
         for turn in range(foremost(reached, np.zeros(rounds)) + 1):
             counts[bag, picked[turn]] += 1
     return counts

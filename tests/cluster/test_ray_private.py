@@ -119,6 +119,88 @@ def test_a_trial_says_which_actor_runs_it_and_where_its_error_is():
     assert ray_private.trial_error_file(None) is None
 
 
+@pytest.fixture
+def controller(tmp_path, monkeypatch):
+    """Tune's controller of trials that no Ray runs."""
+    from ray.tune.execution import tune_controller
+    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search import BasicVariantGenerator
+
+    monkeypatch.setattr(tune_controller, "PlacementGroupResourceManager", lambda: None)
+    monkeypatch.setattr(tune_controller, "_get_max_pending_trials", lambda search: 1)
+    return tune_controller.TuneController(search_alg=BasicVariantGenerator(), scheduler=FIFOScheduler())
+
+
+def ended_trial(controller, status):
+    from ray.tune.experiment import Trial
+
+    trial = Trial("trainable", stub=True)
+    trial.create_placement_group_factory = lambda: None
+    controller.add_trial(trial)
+    for following in (Trial.RUNNING, status):
+        controller._set_trial_status(trial, following)
+    controller._trial_metadata[trial.trial_id] = "its state as JSON"
+    return trial
+
+
+def holders(controller, trial):
+    """The attributes of Tune's controller in which a trial stands, by itself or by its id."""
+    kept = {name: value for name, value in vars(controller).items() if isinstance(value, (dict, list, set))}
+    return sorted(name for name, value in kept.items() if trial in value or trial.trial_id in value)
+
+
+def test_tunes_controller_has_the_attributes_that_are_emptied(controller):
+    names = set(re.findall(r"controller\.(_\w+)", inspect.getsource(ray_private.forget_ended_trials)))
+    assert len(names) > 5
+    missing = sorted(name for name in names if not hasattr(controller, name))
+    assert not missing, f"Ray's TuneController has no {', '.join(missing)} any more: forget_ended_trials uses it"
+
+
+@pytest.mark.parametrize("status", ["TERMINATED", "ERROR"])
+def test_tune_forgets_a_trial_that_has_ended_wherever_it_kept_it(controller, status):
+    ended = ended_trial(controller, status)
+    running = ended_trial(controller, "RUNNING")
+    seen_by_callbacks = controller._trials
+    before = holders(controller, ended)
+    assert {"_trials", "_trial_metadata"} < set(before), f"Tune keeps trials elsewhere now: {before}"
+    assert ray_private.forget_ended_trials(controller._wrapped()) == 1
+    assert holders(controller, ended) == []
+    assert {"_trials", "_running_trials"} < set(holders(controller, running))
+    assert seen_by_callbacks == [running]
+    assert ray_private.forget_ended_trials(controller) == 0
+
+
+@pytest.mark.parametrize("where", ["_trial_to_actor", "_staged_trials", "_resetting_trials"])
+def test_tune_keeps_an_ended_trial_whose_actor_is_still_in_its_hands(controller, where):
+    ended = ended_trial(controller, "TERMINATED")
+    kept = getattr(controller, where)
+    kept.update({ended: None} if isinstance(kept, dict) else {ended})
+    assert ray_private.forget_ended_trials(controller) == 0
+    kept.clear()
+    assert ray_private.forget_ended_trials(controller) == 1
+
+
+def test_no_callback_of_tunes_own_is_added_that_would_keep_every_trial():
+    from ray.tune.utils.callback import _create_default_callbacks
+
+    own = ray_private.silent_progress()
+    assert _create_default_callbacks([own], air_verbosity=None)[0] is own
+    kinds = [type(callback).__name__ for callback in _create_default_callbacks([own], air_verbosity=None)]
+    assert "TrialProgressCallback" not in kinds
+    for hook in (own.on_trial_result, own.on_trial_complete, own.on_trial_error):
+        hook(iteration=1, trials=[], trial="trial", result={})
+    assert not any(vars(own)[name] for name in ("_last_print", "_completed_trials", "_last_result_str"))
+
+
+def test_the_schedulers_of_a_sweep_let_tune_forget_at_every_step(controller):
+    from cxrlt_ray.search.asha import ForgetfulScheduler, ResumableASHA
+
+    for scheduler in (ForgetfulScheduler(), ResumableASHA("epoch", metric="m", mode="max")):
+        ended_trial(controller, "TERMINATED")
+        assert scheduler.choose_trial_to_run(controller._wrapped()) is None
+        assert controller._trials == []
+
+
 def test_the_trainer_lacks_only_the_cleaner_of_placement_groups():
     from ray.train.torch import TorchTrainer
 

@@ -8,7 +8,8 @@ from drawn_run import make_run
 
 from cxrlt_ray.ensembling.compare import compare
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
-from cxrlt_ray.ensembling.pool import foremost, gather
+from cxrlt_ray.ensembling.pool import gather
+from cxrlt_ray.ensembling.shortlist import foremost
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +14,11 @@ from conftest import write_images
 
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.runs import store as trial_store
 from cxrlt_ray.runs.records import EpochRecord, RunRecord, TrialRecord
-from cxrlt_ray.runs.store import Run, Trial, create_run, read_run, read_trial, read_trials
+from cxrlt_ray.runs.store import Run, Trial, create_run, damages, keep_index, read_run, read_trial, read_trials
 from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.runs.trial_index import INDEX, read_index
 from cxrlt_ray.search.disk import DiskRoom
 from cxrlt_ray.search.optuna_study import OptunaStudy
 from cxrlt_ray.search.progress import Progress
@@ -36,6 +40,7 @@ parameters:
   lr: {low: 1e-4, high: 1e-1, log: true}
 """
 MANY = 200  # trials that have ended
+SMALL = 16
 
 
 def ended(number, **changes):
@@ -155,3 +160,119 @@ def test_a_record_that_cannot_be_read_is_refused_with_the_file_and_the_reason(tm
     with pytest.raises(CxrltError, match=message) as refusal:
         read_trial(Store(str(tmp_path)))
     assert str(tmp_path) in str(refusal.value)
+
+
+@pytest.fixture
+def afresh(monkeypatch):
+    """As a process that has read nothing yet."""
+
+    def forget():
+        monkeypatch.setattr(trial_store, "_SETTLED", {})
+        monkeypatch.setattr(trial_store, "_INDEXED", {})
+
+    forget()
+    return forget
+
+
+@pytest.fixture
+def small(bucket, tmp_path, afresh, monkeypatch) -> Run:
+    """A run on an object store with SMALL trials that have ended, of which each is many."""
+    monkeypatch.setattr(trial_store, "FEW", 4)
+    run = Run(Store(f"s3://bucket/{tmp_path.name}"), RunRecord(name="small", task=Task("auto", ("Mass",))))
+    for number in range(SMALL):
+        ended(number, dropped=True).write(run.store / "trials" / trial_name(number), "trial.json")
+    return run
+
+
+def test_a_run_on_an_object_store_is_opened_by_its_index_and_a_listing(small, bucket, afresh):
+    before = small.trials()
+    keep_index(small, every=4)
+    afresh()
+    bucket.requests.clear()
+    assert small.trials() == before
+    assert len(bucket.requests) < SMALL / 2
+
+
+def test_what_changed_since_the_index_was_written_is_read_from_the_store(small, bucket, afresh):
+    keep_index(small, every=4)
+    ended(3, state="pruned", reason="by hand").write(small.store / "trials" / trial_name(3), "trial.json")
+    (small.store / "trials" / trial_name(5)).remove()
+    ended(SMALL).write(small.store / "trials" / trial_name(SMALL), "trial.json")
+    afresh()
+    bucket.requests.clear()
+    trials = {trial.name: trial for trial in small.trials()}
+    assert trials[trial_name(3)].state == "pruned"
+    assert trial_name(5) not in trials
+    assert trial_name(SMALL) in trials
+    assert len(trials) == SMALL
+    assert sum("trial.json" in path for method, path in bucket.requests if method == "GET") == 2
+
+
+@pytest.mark.parametrize("content", [b"half", b"", b"[1]\n{}"])
+def test_a_damaged_index_costs_time_and_nothing_else(small, afresh, content):
+    import gzip
+
+    small.store.write(INDEX, content if content == b"half" else gzip.compress(content))
+    assert read_index(small.store / "trials", [trial_name(0)]) == {}
+    assert len(small.trials()) == SMALL
+
+
+def test_the_index_is_written_anew_where_enough_trials_have_ended_since(small, afresh):
+    written = []
+    for number in range(SMALL, SMALL + 3):
+        keep_index(small, every=4)
+        written.append(small.store.files()[INDEX])
+        ended(number, dropped=True).write(small.store / "trials" / trial_name(number), "trial.json")
+    assert len(set(written)) == 1
+    keep_index(small, every=1)
+    assert small.store.files()[INDEX] != written[0]
+    afresh()
+    assert len(read_index(small.store / "trials", small.store.list("trials"))) == SMALL + 3
+
+
+def test_missing_files_of_many_trials_are_told_by_one_listing(small, bucket):
+    def put(number, *files):
+        for file in files:
+            small.store.write(f"trials/{trial_name(number)}/{file}", b"x")
+        trial = ended(number)
+        trial.write(small.store / "trials" / trial.name, "trial.json")
+
+    put(0, "predictions/val.parquet", "fold-0/model.safetensors")
+    put(1, "fold-0/model.safetensors")
+    put(2, "predictions/val.parquet")
+    trials = [small.trial(trial_name(number)) for number in range(3)]
+    bucket.requests.clear()
+    faults = damages(small, trials)
+    assert list(faults) == [trial_name(1), trial_name(2)]
+    assert "val.parquet is not there" in faults[trial_name(1)]
+    assert faults[trial_name(2)] == "its checkpoint is not there"
+    assert len(bucket.requests) == 1
+
+
+@pytest.mark.parametrize("content", [{"state": "later", "name": "T"}, {"version": 2, "name": "T", "state": "finished"}])
+def test_a_record_is_judged_alike_whichever_way_it_is_parsed(content):
+    faults = []
+    for parse, given in ((TrialRecord.parse, content), (TrialRecord.parse_json, json.dumps(content).encode())):
+        with pytest.raises((CxrltError, UsageError)) as error:
+            parse(given, "where")
+        faults.append(str(error.value))
+    assert faults[0] == faults[1]
+
+
+def test_a_record_of_this_version_is_the_same_whichever_way_it_is_parsed():
+    content = json.loads(ended(1).model_dump_json(exclude_none=True))
+    assert TrialRecord.parse_json(json.dumps(content).encode(), "where") == TrialRecord.parse(content, "where")
+    old = {key: value for key, value in content.items() if key not in ("version", "score")} | {"val_map": 0.25}
+    assert TrialRecord.parse_json(json.dumps(old).encode(), "where").score == 0.25
+
+
+def test_records_are_read_without_torch(tmp_path):
+    ended(0).write(Store(str(tmp_path)) / trial_name(0), "trial.json")
+    code = f"""
+import sys
+from cxrlt_ray.runs.store import read_trials
+from cxrlt_ray.storage import Store
+assert read_trials(Store({str(tmp_path)!r}))[0].record.config.epochs == 3
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

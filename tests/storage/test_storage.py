@@ -635,3 +635,13 @@ def test_a_storage_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CxrltError, match="cannot be written"):
         Store(str(tmp_path / "file" / "below")).check_writable()
+
+
+def test_all_files_below_are_listed_with_their_size_and_time(store):
+    store.write("a/b/c.txt", b"123")
+    store.write("d.txt", b"")
+    files = store.files()
+    assert {path: size for path, (size, _) in files.items()} == {"a/b/c.txt": 3, "d.txt": 0}
+    assert store.files("a") == {"b/c.txt": files["a/b/c.txt"]}
+    assert store.files("nothing") == {}
+    assert abs(files["d.txt"][1] / 1e9 - time.time()) < 60
