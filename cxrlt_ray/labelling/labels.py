@@ -88,8 +88,8 @@ def settled(value: int | None, policy: str) -> int | None:
 def read_labels(path: str, id_column: str | None = None, findings: Sequence[str] | None = None) -> LabelTable:
     """A table of labels, of ours or any that has an id a study and columns of 1, 0, -1 or empty.
 
-    id_column: default study_id, else the first column. findings: those to read (default: every column that holds
-    nothing but labels). Raises UsageError for a missing column, CxrltError where a study stands twice or a label is none.
+    id_column: default study_id, else the first column. findings: those to read (default: all but those of ids).
+    Raises UsageError for a missing column, CxrltError where a study stands twice or a cell is no label.
     """
     folder, _, name = path.rpartition("/")
     store = Store(folder or ".")

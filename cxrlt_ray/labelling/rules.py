@@ -5,12 +5,12 @@ A folder of the user's own needs only the files that differ: the others are thos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from cxrlt_ray.config import PACKAGE, Config, read_yaml, validate
 from cxrlt_ray.data.tasks import ALL_FINDINGS
@@ -47,7 +47,7 @@ class FindingRule(Config):
     normal: tuple[str, ...] = ()
     implies: tuple[str, ...] = ()
     uncertain: Literal["keep", "one", "zero", "null"] = "keep"
-    others: dict[Group, tuple[str, ...]] = {}
+    others: Mapping[Group, tuple[str, ...]] = Field(default_factory=dict)
     examples: tuple[Example, ...] = ()
 
     @field_validator("definition")
@@ -78,23 +78,36 @@ class ContextRule(Config):
 
 @dataclass(frozen=True, eq=False)
 class Rules:
-    """The rules of the findings asked for, in their order, and the context that all share."""
+    """All rules, and how they are applied.
 
-    findings: tuple[FindingRule, ...]
+    names: the findings asked for, in their order; others are read, too, since they imply these or block Normal.
+    blockers: groups whose findings keep a report from being Normal. hierarchy: whether CheXpert's holds.
+    """
+
+    every: tuple[FindingRule, ...]
+    names: tuple[str, ...]
     context: ContextRule
+    blockers: frozenset[Group] = frozenset({"cardiopulmonary"})
+    hierarchy: bool = False
 
     def __getitem__(self, finding: str) -> FindingRule:
-        return next(rule for rule in self.findings if rule.finding == finding)
+        return next(rule for rule in self.every if rule.finding == finding)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The findings' names."""
-        return tuple(rule.finding for rule in self.findings)
+    def findings(self) -> tuple[FindingRule, ...]:
+        """The rules of the findings asked for."""
+        return tuple(self[name] for name in self.names)
 
 
-def load_rules(folder: str | Path | None = None, findings: Sequence[str] | None = None) -> Rules:
+def load_rules(
+    folder: str | Path | None = None,
+    findings: Sequence[str] | None = None,
+    blockers: Iterable[Group] = ("cardiopulmonary",),
+    hierarchy: bool = False,
+) -> Rules:
     """The rules of `findings` (default: all 45, and any further that `folder` holds), by `folder` before the package's.
 
+    blockers, hierarchy: as of Rules.
     Raises UsageError, with every mistake, for a file that is wrong and for a finding that has no file.
     """
     files = _files(folder)
@@ -109,11 +122,12 @@ def load_rules(folder: str | Path | None = None, findings: Sequence[str] | None 
         by_name[rule.finding] = rule
     _check_implied(by_name)
     known = [*(name for name in ALL_FINDINGS if name in by_name), *sorted(set(by_name) - set(ALL_FINDINGS))]
-    asked = list(findings) if findings is not None else known
+    asked = findings if findings is not None else known
     if unknown := [name for name in asked if name not in by_name]:
         raise UsageError(f"no rules for finding '{unknown[0]}': there are rules for {', '.join(known)}.")
     triggers = validate(ContextRule, read_yaml(context), context)
-    return Rules(tuple(by_name[name] for name in dict.fromkeys(asked)), triggers)
+    every = tuple(by_name[name] for name in known)
+    return Rules(every, tuple(dict.fromkeys(asked)), triggers, frozenset(blockers), hierarchy)
 
 
 def _files(folder: str | Path | None) -> dict[str, Path]:
