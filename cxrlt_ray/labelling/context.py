@@ -34,7 +34,7 @@ def longest(places: Sequence[Place]) -> list[Place]:
     for place in sorted(places, key=lambda p: (p.begin, -p.end)):
         if not kept or place.end > kept[-1].end:
             kept.append(place)
-    return kept
+    return [place for place in kept if place.means != "pass"]
 
 
 def nearest(mention: Match, places: Sequence[Place], after_comma: Sequence[bool]) -> Place | None:

@@ -111,7 +111,9 @@ class Labeller:
 
     def _mentions(self, sentence: str) -> Iterator[Span]:
         words = words_of(sentence)
-        places, mentions, excluded = [], [], []
+        places: list[Place] = []
+        mentions: list[tuple[Match, _Entry]] = []
+        excluded: list[tuple[Match, _Entry]] = []
         for match in self._matcher.matches(words):
             entry = self._entries[match.number]
             if entry.trigger is not None:
