@@ -3,7 +3,7 @@
 In the way of ConText (Harkema et al. 2009): triggers act on the mentions before or after them as far as their scope
 goes, which ends at the sentence's end, at words that open another statement ("but"), or after the trigger's reach. Of
 the triggers in whose scope a mention lies, the nearest wins; of a trigger within a longer one, the longer. A trigger
-in the gap of a mention's phrase ("heart is not enlarged") is the nearest of all.
+that reaches into the gap of a mention's phrase ("heart is not enlarged") is the nearest of all.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def nearest(mention: Match, places: Sequence[Place], after_comma: Sequence[bool]
         elif place.begin >= mention.end:
             distance = place.begin - mention.end if place.after else least
             ended = any(p.means == "end" and p.begin >= mention.end for p in places[:k])
-        elif any(begin <= place.begin and place.end <= end for begin, end in mention.gaps):
+        elif any(place.begin < end and begin < place.end for begin, end in mention.gaps):
             return place
         else:
             continue
