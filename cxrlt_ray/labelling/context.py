@@ -29,10 +29,10 @@ class Place(NamedTuple):
 
 
 def longest(places: Sequence[Place]) -> list[Place]:
-    """Triggers that do not lie within a longer one, by their places."""
+    """Triggers that do not lie within a longer one, by their places; of two at one place both."""
     kept: list[Place] = []
     for place in sorted(places, key=lambda p: (p.begin, -p.end)):
-        if not kept or place.end > kept[-1].end:
+        if not kept or place.end > kept[-1].end or place[:2] == kept[-1][:2]:
             kept.append(place)
     return [place for place in kept if place.means != "pass"]
 
