@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from cxrlt_ray.labelling.closure import NORMAL, closed, is_normal, stronger
 from cxrlt_ray.labelling.context import Place, longest, nearest
-from cxrlt_ray.labelling.labels import LAST
+from cxrlt_ray.labelling.labels import FOREIGN, LAST
+from cxrlt_ray.labelling.language import is_foreign
 from cxrlt_ray.labelling.phrases import Match, Matcher, words_of
 from cxrlt_ray.labelling.rules import NEGATIVE, POSITIVE, UNCERTAIN, Rules, Trigger
 from cxrlt_ray.labelling.sections import Section, sections, whole
@@ -71,17 +72,15 @@ class Labeller:
         self._cached = cached
 
     def read(self, text: str) -> Reading:
-        """What a report says of the findings asked for."""
+        """What a report says of the findings asked for; nothing where it is not in English."""
+        if is_foreign(text):
+            return Reading({}, (), FOREIGN)
         parts, source = sections(text)
         spans = tuple(self._spans(text, parts))
         if source == LAST and not spans:
             parts, source = whole(text)
             spans = tuple(self._spans(text, parts))
         return self._reading(spans, source)
-
-    def knows(self, word: str) -> bool:
-        """Whether a word stands in a phrase of the rules."""
-        return self._matcher.knows(word)
 
     def mentions(self, sentence: str) -> tuple[Span, ...]:
         """The mentions in a sentence, by their places in it."""

@@ -76,7 +76,7 @@ class _State:
     ends: list[int] = field(default_factory=list)
 
     def reached(self) -> Iterator[_State]:
-        """This state and all that are reached at no cost."""
+        """The state itself and all that are reached at no cost."""
         known, waiting = {self}, [self]
         while waiting:
             yield (state := waiting.pop())
@@ -87,7 +87,7 @@ class _State:
 
 
 def _parsed(phrase: str) -> tuple[_State, _State]:
-    """The states in which a phrase begins and ends. Raises UsageError, with the phrase, for what is not in the grammar."""
+    """The states in which a phrase begins and ends. Raises UsageError for what is not in the grammar."""
     if len(phrase) > LENGTH:
         raise UsageError(f"a phrase of {len(phrase):,} letters ('{phrase[:40]} ...'): at most {LENGTH}; split it.")
     if phrase.count("...") > GAPS:
@@ -186,7 +186,9 @@ class Matcher:
         self._exact = {atom for atom in used if not atom.endswith("*")}
         self._stems = {atom[:-1] for atom in used if atom.endswith("*")}
         self._lengths = sorted({len(stem) for stem in self._stems})
-        self._atoms: dict[str, tuple[str, ...]] = {}  # of a word of a text: itself and its stems, as far as they are used
+        self._atoms: dict[
+            str, tuple[str, ...]
+        ] = {}  # of a word of a text: itself and its stems, as far as they are used
         self._starts: dict[str, tuple[_State, ...]] = {}
 
     def matches(self, text: Words) -> list[Match]:
@@ -200,12 +202,6 @@ class Matcher:
             if states:
                 self._follow(states, k, text, found)
         return found
-
-    def knows(self, word: str) -> bool:
-        """Whether a word (in small letters) stands in any phrase."""
-        if word not in self._atoms:
-            self._look_up(word)
-        return bool(self._atoms[word])
 
     def _look_up(self, word: str) -> tuple[_State, ...]:
         if len(self._starts) > VOCABULARY:
@@ -263,6 +259,6 @@ def _flattened(root: _State) -> set[str]:
         )
         for state, others in flat
     ]
-    for state, following, gaps, ends in merged:
-        state.next, state.gaps, state.ends, state.skips = following, gaps, ends, []
+    for state, steps, gaps, ends in merged:
+        state.next, state.gaps, state.ends, state.skips = steps, gaps, ends, []
     return used
