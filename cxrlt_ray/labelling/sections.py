@@ -24,7 +24,8 @@ _KINDS = {
     PRELIMINARY: "(?:wet|preliminary|prelim|initial) (?:read(?:ing)?|report|findings|interpretation)",
     BODY: "findings?|impressions?|conclusions?|opinion|interpretation|summary|diagnosis|results?|report|"
     "(?:findings?|conclusions?) ?(?:and|/|&) ?(?:impressions?|conclusions?|recommendations?)|"
-    "impressions? ?(?:and|/|&) ?(?:findings?|recommendations?)|(?:final|radiographic) (?:impression|findings|diagnosis)",
+    "impressions? ?(?:and|/|&) ?(?:findings?|recommendations?)|"
+    "(?:final|radiographic) (?:impression|findings|diagnosis)",
     SKIPPED: "(?:clinical |brief |pertinent |patient )?(?:indications?|history|information|data|context|statement|"
     "question|details|background|presentation)|(?:indication|history) ?(?:and|/|&|for) ?[a-z ]{3,20}|"
     "reason (?:for|of) (?:the )?(?:exam(?:ination)?|study|request|this exam(?:ination)?)|reason|hx|"

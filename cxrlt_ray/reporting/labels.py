@@ -46,4 +46,5 @@ def _line(span: Span) -> str:
 
 def normal_share(normal: int, studies: int) -> str:
     """How many are Normal, beside CXR-LT's train."""
-    return f"Normal: {normal:,} of {studies:,} studies ({100 * normal / max(studies, 1):.1f} %; CXR-LT 2024's train: 13 %)."
+    share = 100 * normal / max(studies, 1)
+    return f"Normal: {normal:,} of {studies:,} studies ({share:.1f} %; CXR-LT 2024's train: 13 %)."
