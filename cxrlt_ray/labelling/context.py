@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cxrlt_ray.labelling.phrases import Match, Words
 
 LIST_WORDS = {"and", "or", "nor"}
+DENYING_LIST = {"or", "nor"}  # "no opacity, nodule or density suspicious for a mass"
 DENIED_DOUBT = 3  # words at most from a denial to the doubt that it denies
 
 
@@ -64,8 +65,10 @@ def _denying(doubt: Place, places: Sequence[Place], text: Words) -> Place:
     """What denies the words of doubt that stand before a mention; else they themselves."""
     for place in reversed(places):
         if place.end <= doubt.begin and place.before:
-            near = doubt.begin - place.end <= DENIED_DOUBT and not any(text.after_comma[place.end : doubt.begin + 1])
-            return place if place.means == "negative" and near else doubt
+            commas = [k for k in range(place.end, doubt.begin + 1) if text.after_comma[k]]
+            listed = DENYING_LIST.intersection(text.words[max([place.end, *commas]) : doubt.begin])
+            near = not commas and doubt.begin - place.end <= DENIED_DOUBT
+            return place if place.means == "negative" and (near or listed) else doubt
     return doubt
 
 
