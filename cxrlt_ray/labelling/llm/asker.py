@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from cxrlt_ray.labelling.llm import prompt
 from cxrlt_ray.labelling.llm.cache import FAILED, Answer, Journal
-from cxrlt_ray.labelling.llm.endpoint import Client, Completion, Declined, Endpoint, Fault
+from cxrlt_ray.labelling.llm.endpoint import Client, Completion, Declined, Endpoint, Fault, Refusal
 from cxrlt_ray.labelling.llm.pace import Pace, backoff
 from cxrlt_ray.labelling.llm.tally import Counts
 
@@ -66,6 +66,7 @@ class Asker:
         self._free = asyncio.Semaphore(asking.concurrency)
         self._pace = Pace(asking.rate)
         self._client = Client(asking.endpoint, asking.concurrency)
+        self._refusal: Refusal | None = None
 
     async def __aenter__(self) -> Asker:
         await self._client.__aenter__()
@@ -86,6 +87,8 @@ class Asker:
 
     async def _ask(self, text: str, digest: bytes, asked: Asked) -> Counts:
         async with self._free:
+            if self._refusal is not None:
+                raise self._refusal
             counts = Counts()
             try:
                 reply, reason, seconds = await self._usable(text, asked.question, counts)
@@ -95,6 +98,9 @@ class Asker:
             except Declined as declined:
                 counts.failed[str(declined)] += 1
                 return counts
+            except Refusal as refusal:
+                self._refusal = refusal
+                raise
         label = reply.label if reply else FAILED
         place, reasoning = ((reply.begin, reply.end), reply.reasoning) if reply else ((-1, -1), "")
         tokens = counts.prompt_tokens, counts.completion_tokens

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class Journal:
         with explained(f"{self.folder} cannot be written"):
             if self._file < 0:
                 self._open()
-            row = asdict(answer) | {"key": answer.key.hex()}
+            row = vars(answer) | {"key": answer.key.hex()}
             line = (json.dumps(row, separators=(",", ":")) + "\n").encode()
             if os.write(self._file, line) < len(line):
                 raise CxrltError(f"{self.folder} cannot be written: {FULL}.")

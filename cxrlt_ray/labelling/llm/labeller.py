@@ -68,7 +68,7 @@ def label_by_llm(
     if options.ask == "mentioned":
         say(outcome.audit_line(questions, answers))
     _write_unanswered(questions, answers, reports, out, say)
-    return outcome.study_labels(questions, answers, reports)
+    return outcome.study_labels(questions, answers, reports, rules)
 
 
 def destination(endpoint: Endpoint) -> str:

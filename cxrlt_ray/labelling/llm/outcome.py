@@ -4,49 +4,74 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.labelling.closure import NORMAL, closed, is_normal
 from cxrlt_ray.labelling.labels import Evidence, StudyLabels
 from cxrlt_ray.labelling.llm import prompt
 from cxrlt_ray.labelling.llm.cache import FAILED, Answer, Answers
 from cxrlt_ray.labelling.llm.questions import Questions
 from cxrlt_ray.labelling.reports import Report
+from cxrlt_ray.labelling.rules import NEGATIVE, Rules
 
 READ, NOT_READ = "all", "none"  # of a report, as the column `source` of the labels says: the model reads it whole
 FOUND = ("present", "uncertain")
 NO_REPLY = "no reply"
+PIECE = 500  # texts
 LEVEL = 1.96  # standard errors of a 95 % interval
+
+Said = list[tuple[str, Answer | None]]  # a finding and its answer
 
 
 def known(questions: Questions, answers: Answers) -> tuple[np.ndarray, np.ndarray]:
     """Which questions have a label in the cache, and which have failed, bool [Q] each."""
-    parts = [answers.known(questions.keys(text)) for text in range(len(questions.texts))]
-    labelled, failed = zip(*parts, strict=True) if parts else ([np.zeros(0, bool)], [np.zeros(0, bool)])
+    labelled, failed = [np.zeros(0, bool)], [np.zeros(0, bool)]
+    for texts in _pieces(range(len(questions.texts))):
+        of_texts = answers.known([key for text in texts for key in questions.keys(text)])
+        labelled.append(of_texts[0])
+        failed.append(of_texts[1])
     return np.concatenate(labelled), np.concatenate(failed)
 
 
-def study_labels(questions: Questions, answers: Answers, reports: Sequence[Report]) -> Iterator[StudyLabels]:
-    """The labels of reports, in their order. reports: those of the questions."""
-    for report, text in zip(reports, questions.text_of.tolist(), strict=True):
+def study_labels(
+    questions: Questions, answers: Answers, reports: Sequence[Report], rules: Rules
+) -> Iterator[StudyLabels]:
+    """The labels of reports, in their order, with what they imply. reports, rules: those of the questions.
+
+    Normal is the model's own answer, but for a report with a finding that is not normal.
+    """
+    for report, (text, said) in zip(reports, _answers(questions, answers, questions.text_of.tolist()), strict=True):
         labels: dict[str, int] = {}
-        evidence = []
-        for finding, answer in _answers(questions, answers, text):
+        evidence: dict[str, Evidence] = {}
+        for finding, answer in said:
             value = None if answer is None else prompt.LABELS.get(answer.label)
             if answer is not None and value is not None:
                 labels[finding] = value
-                evidence.append(_evidence(report, finding, value, answer))
+                evidence[finding] = _evidence(report, finding, value, answer)
+        closure = closed(labels, rules)
+        for finding, (value, cause) in closure.items():
+            if cause and finding in rules.names:
+                while closure[cause][1]:  # what was said itself
+                    cause = closure[cause][1]
+                labels[finding] = value
+                phrase = f"{cause}: {evidence[cause].phrase}"
+                evidence[finding] = replace(evidence[cause], finding=finding, phrase=phrase)
+        if labels.get(NORMAL) and not is_normal(labels, (), rules):
+            labels[NORMAL] = NEGATIVE
+            del evidence[NORMAL]
         source = READ if text >= 0 else NOT_READ
-        yield StudyLabels(report.study_id, report.subject_id, labels, tuple(evidence), source)
+        yield StudyLabels(report.study_id, report.subject_id, labels, tuple(evidence.values()), source)
 
 
 def unanswered(questions: Questions, answers: Answers, reports: Sequence[Report]) -> pd.DataFrame:
     """The questions without a usable answer, in columns study_id, finding and reason."""
     rows = [
         (report.study_id, finding, answer.reason if answer else NO_REPLY)
-        for report, text in zip(reports, questions.text_of.tolist(), strict=True)
-        for finding, answer in _answers(questions, answers, text)
+        for report, (_, said) in zip(reports, _answers(questions, answers, questions.text_of.tolist()), strict=True)
+        for finding, answer in said
         if answer is None or answer.label == FAILED
     ]
     return pd.DataFrame(rows, columns=["study_id", "finding", "reason"])
@@ -55,19 +80,17 @@ def unanswered(questions: Questions, answers: Answers, reports: Sequence[Report]
 def failures(questions: Questions, answers: Answers) -> Counter[str]:
     """Why questions have no usable reply, of those that had some reply."""
     reasons: Counter[str] = Counter()
-    for text in range(len(questions.texts)):
-        of_text = (answer for _, answer in _answers(questions, answers, text))
-        reasons.update(answer.reason for answer in of_text if answer is not None and answer.label == FAILED)
+    for _, said in _answers(questions, answers, range(len(questions.texts))):
+        reasons.update(answer.reason for _, answer in said if answer is not None and answer.label == FAILED)
     return reasons
 
 
 def audit_line(questions: Questions, answers: Answers) -> str:
     """How often the model finds what the rules do not find mentioned."""
     labels = []
-    for text in range(len(questions.texts)):
+    for text, said in _answers(questions, answers, range(len(questions.texts))):
         audited = questions.audit[questions.of_text(text)]
-        of_text = [answer for _, answer in _answers(questions, answers, text)] if audited.any() else []
-        labels += [a.label for a, is_audit in zip(of_text, audited, strict=False) if is_audit and a is not None]
+        labels += [a.label for (_, a), is_audit in zip(said, audited, strict=True) if is_audit and a is not None]
     total, count = sum(label != FAILED for label in labels), sum(label in FOUND for label in labels)
     if not total:
         return "Audit: nothing was asked that the rules do not find mentioned (--audit is its share)"
@@ -92,11 +115,19 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _answers(questions: Questions, answers: Answers, text: int) -> Iterator[tuple[str, Answer | None]]:
-    """The findings that are asked of a text, with the answers; none of text -1."""
-    if text >= 0:
-        numbers = questions.finding[questions.of_text(text)]
-        yield from zip((questions.findings[k] for k in numbers), answers.get(questions.keys(text)), strict=True)
+def _answers(questions: Questions, answers: Answers, texts: Sequence[int]) -> Iterator[tuple[int, Said]]:
+    """Each of `texts`, by number, with the findings that are asked of it and the answers; none of text -1."""
+    for piece in _pieces(texts):
+        keys = [questions.keys(text) for text in piece]
+        known_answers = iter(answers.get([key for of_text in keys for key in of_text]))
+        for text, of_text in zip(piece, keys, strict=True):
+            names = [questions.findings[k] for k in questions.finding[questions.of_text(text)]] if of_text else []
+            yield text, [(name, next(known_answers)) for name in names]
+
+
+def _pieces(texts: Sequence[int]) -> Iterator[Sequence[int]]:
+    """`texts` by PIECE: their answers are looked up together."""
+    return (texts[k : k + PIECE] for k in range(0, len(texts), PIECE))
 
 
 def _evidence(report: Report, finding: str, value: int, answer: Answer) -> Evidence:

@@ -44,7 +44,9 @@ class Questions:
         return len(self.finding)
 
     def keys(self, text: int) -> list[bytes]:
-        """The names in the cache of the answers to a text's questions."""
+        """The names in the cache of the answers to a text's questions; none of text -1."""
+        if text < 0:
+            return []
         of_text = prompt.text_digest(self.texts[text])
         return [prompt.key(of_text, self.digests[k]) for k in self.finding[self.of_text(text)]]
 
