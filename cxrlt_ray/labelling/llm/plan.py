@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.labelling.llm import prompt
 from cxrlt_ray.labelling.llm.asker import TextQuestions
 
-CHARACTERS = 4.0  # of a token, in English reports and our questions (SmolLM2's tokens: 4.2)
+CHARACTERS = 4.0  # of a token, in English reports and our questions (SmolLM2: 4.0)
 FRAME_TOKENS = 20  # of a chat's frame
 REPLY_TOKENS, REASONING_TOKENS = 35, 90  # of a reply: a quote of some ten words and a label; three sentences before
 SECONDS = 1.0  # of a request, where no rate is given
@@ -36,8 +35,7 @@ def plan_of(
     texts: Sequence[TextQuestions], questions: Sequence[str], cot: bool, concurrency: int, rate: float | None
 ) -> RequestPlan:
     """The plan for `texts`. questions: what is asked, by finding. rate: requests a second, if limited."""
-    frame = len(prompt.SYSTEM) + len(json.dumps(prompt.response_format(cot)))
-    of_question = [len(question) + frame for question in questions]
+    of_question = [len(question) + len(prompt.SYSTEM) for question in questions]
     requests = sum(len(text.findings) for text in texts)
     of_texts = [len(text.text) for text in texts]
     asked = sum(of_question[k] for text in texts for k in text.findings)

@@ -141,4 +141,4 @@ class Tally:
         left = cli.duration((self.total - self.done) / rate) if rate else "?"
         failed = self.counts.failed.total() + self.counts.silent.total()
         tail = f", {failed:,} without an answer" if failed else ""
-        return f"  {self.done:,} of {self.total:,} questions, {rate:,.0f} a second, {left} left{tail}"
+        return f"  {self.done:,} of {self.total:,} questions, {rate:,.{0 if rate > 10 else 1}f} a second, {left} left{tail}"
