@@ -19,7 +19,7 @@ from chat_server import ChatServer, finding_of, other_process, reads, reply, rep
 
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.labelling.llm import labeller, pace, prompt
-from cxrlt_ray.labelling.llm.labeller import label_by_llm
+from cxrlt_ray.labelling.llm.labeller import Output, label_by_llm
 from cxrlt_ray.labelling.llm.options import LlmOptions
 from cxrlt_ray.labelling.reports import Report
 from cxrlt_ray.labelling.rules import ContextRule, FindingRule, Rules
@@ -56,7 +56,7 @@ def run(tmp_path, capfd):
         run.said = []
         try:
             labels = label_by_llm(
-                LlmOptions(**options), reports, rules, mentioned, Store(str(tmp_path)), run.said.append
+                LlmOptions(**options), reports, rules, mentioned, Output(Store(str(tmp_path))), say=run.said.append
             )
             return labels if labels is None else {labels.study_id: labels for labels in labels}
         except CxrltError as error:
@@ -471,7 +471,7 @@ def test_a_run_says_first_where_reports_go(run):
 
 KILLED = """
 import sys
-from cxrlt_ray.labelling.llm.labeller import label_by_llm
+from cxrlt_ray.labelling.llm.labeller import Output, label_by_llm
 from cxrlt_ray.labelling.llm.options import LlmOptions
 from cxrlt_ray.labelling.reports import Report
 from cxrlt_ray.storage import Store
@@ -479,7 +479,7 @@ sys.path.insert(0, sys.argv[3])
 from test_llm_labeller import RULES
 reports = [Report(f"s{k}", None, f"Edema {k}.") for k in range(100)]
 options = LlmOptions(url=sys.argv[1], model="m", cache=sys.argv[2] + "/answers", concurrency=8)
-list(label_by_llm(options, reports, RULES, set, Store(sys.argv[2])))
+list(label_by_llm(options, reports, RULES, set, Output(Store(sys.argv[2]))))
 """
 
 
@@ -509,3 +509,75 @@ def test_after_a_kill_no_answered_question_is_sent_again(tmp_path, number):
     assert len(answered) == 400
     again = sum(count - 1 for count in answered.values())
     assert again <= 8  # those whose answers were on their way
+
+
+def test_the_command_labels_a_table_by_a_model_with_the_rule_files_findings(tmp_path, capsys):
+    from cxrlt_ray import label
+
+    table = pd.DataFrame({"study_id": ["s1", "s2", "s3"], "text": ["FINDINGS: No edema.", "Possible mass. Edema.", ""]})
+    table.to_csv(tmp_path / "reports.csv", index=False)
+    request = {
+        "reports": str(tmp_path / "reports.csv"),
+        "out": str(tmp_path / "labels.csv"),
+        "findings": ["Edema", "Mass"],
+        "by": "llm",
+        "model": "m",
+        "cache": str(tmp_path / "answers"),
+    }
+    with served(reads) as server:
+        request["url"] = server.url
+        label.run(label.LabelRequest(**request, plan=True))
+        assert not (tmp_path / "labels.csv").exists()
+        label.run(label.LabelRequest(**request, uncertain="one"))
+        label.run(label.LabelRequest(**request | {"out": str(tmp_path / "null.csv")}, uncertain="null"))
+        assert len(server.bodies) == 4
+    assert capsys.readouterr().out.startswith("Reports are sent to 127.0.0.1")
+    labels = pd.read_csv(tmp_path / "labels.csv", index_col="study_id")
+    assert labels["Edema"].to_dict() == pytest.approx({"s1": 0, "s2": 1, "s3": float("nan")}, nan_ok=True)
+    assert labels["Mass"].loc["s2"] == 1
+    assert pd.read_csv(tmp_path / "null.csv", index_col="study_id")["Mass"].isna().all()
+    evidence = pd.read_parquet(tmp_path / "evidence.parquet")
+    assert evidence[evidence.study_id == "s2"].set_index("finding")["phrase"]["Mass"] == "Possible mass"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "http://x/v1"}, "--url goes with --by llm alone"),
+        ({"by": "llm", "model": "m"}, "--by llm needs --url"),
+        ({"by": "llm", "url": "http://x/v1"}, "--by llm needs --model"),
+        ({"ask": "some"}, "--ask takes all or mentioned"),
+        ({"audit": 0.1}, "--audit goes with --ask mentioned"),
+        ({"ask": "mentioned", "audit": 2.0}, "--audit is a share"),
+        ({"max_failed": -1.0}, "--max-failed is a share"),
+        ({"concurrency": 0}, "--concurrency is 1 or more"),
+        ({"timeout": float("nan")}, "--timeout is above 0"),
+        ({"price_in": 1.0}, "--price-in .* goes with --plan"),
+        ({"cache": "s3://bucket/answers"}, "--cache is a folder of this machine"),
+        ({"explain": "s1"}, "leave out --by llm"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    from cxrlt_ray.label import LabelRequest
+
+    llm = {} if {"by", "url"} & set(options) else {"by": "llm", "url": "http://x/v1", "model": "m"}
+    with pytest.raises(UsageError, match=message):
+        LabelRequest(reports="reports.csv", **llm, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "localhost:8000"}, "--url is no address"),
+        ({"url": "ftp://host/v1"}, "--url is no address"),
+        ({"url": "http://user:pw@host/v1"}, "--url holds a user, a password"),
+        ({"url": "http://host:99999/v1"}, "--url is no address"),
+        ({"parameters": "top_p=1"}, "--parameters is no JSON object"),
+        ({"parameters": '{"messages": []}'}, "--parameters may not set 'messages'"),
+    ],
+)
+def test_addresses_and_parameters_that_are_wrong_are_refused_and_no_password_is_repeated(run, options, message):
+    url = options.pop("url", "http://localhost/v1")
+    with pytest.raises(UsageError, match=message) as caught:
+        run(url, **options)
+    assert "pw" not in str(caught.value)

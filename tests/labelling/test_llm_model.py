@@ -17,7 +17,7 @@ import pytest
 
 from cxrlt_ray.labelling.llm import prompt
 from cxrlt_ray.labelling.llm.cache import read_answers
-from cxrlt_ray.labelling.llm.labeller import label_by_llm
+from cxrlt_ray.labelling.llm.labeller import Output, label_by_llm
 from cxrlt_ray.labelling.llm.options import LlmOptions
 from cxrlt_ray.labelling.reports import Report
 from cxrlt_ray.labelling.rules import ContextRule, FindingRule, Rules
@@ -76,7 +76,7 @@ def test_a_real_model_is_asked_by_schema_and_its_quotes_are_checked(url, tmp_pat
         url=url, model="smollm2", cot=cot, cache=str(tmp_path / "answers"), concurrency=2, timeout=300.0, max_failed=1.0
     )
     said = []
-    labels = list(label_by_llm(options, reports, RULES, set, Store(str(tmp_path)), said.append))
+    labels = list(label_by_llm(options, reports, RULES, set, Output(Store(str(tmp_path))), say=said.append))
     print("\n".join(said))
     answers = read_answers(tmp_path / "answers")
     digests = [
@@ -92,5 +92,5 @@ def test_a_real_model_is_asked_by_schema_and_its_quotes_are_checked(url, tmp_pat
         for evidence in study.evidence:
             assert evidence.phrase.split(": ")[-1] in report.text
     again = []
-    assert list(label_by_llm(options, reports, RULES, set, Store(str(tmp_path)), again.append)) == labels
+    assert list(label_by_llm(options, reports, RULES, set, Output(Store(str(tmp_path))), say=again.append)) == labels
     assert not any("requests" in line for line in again)

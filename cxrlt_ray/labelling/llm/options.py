@@ -20,32 +20,25 @@ TOKENS, TOKENS_COT = 200, 600  # of a reply at most, without reasoning and with 
 class LlmOptions(Config):
     """Options of `label` for labels by a language model. With other labellers they are refused where they are given."""
 
-    url: Annotated[str | None, cli.option("by llm: the server's address, such as http://localhost:8000/v1")] = None
-    model: Annotated[str | None, cli.option("by llm: the model's name on that server")] = None
-    key_variable: Annotated[
-        str | None, cli.option("by llm: the environment variable that holds the server's API key; none is sent without")
-    ] = None
-    ask: Annotated[str, cli.option("by llm: all findings of each report, or those mentioned by the rules")] = "all"
-    audit: Annotated[float, cli.option("by llm: with --ask mentioned, this share of the others is asked too")] = 0.01
-    cot: Annotated[bool, cli.option("by llm: have the model reason before it quotes and judges", "--cot")] = False
-    parameters: Annotated[
-        str | None, cli.option('by llm: further fields of each request as JSON, such as {"top_p": 1}; null removes one')
-    ] = None
-    seed: Annotated[int, cli.option("by llm: seed of the model's sampling and of the audit")] = 0
-    concurrency: Annotated[int, cli.option("by llm: requests under way at a time")] = 64
-    rate: Annotated[float | None, cli.option("by llm: requests a second at most")] = None
-    timeout: Annotated[float, cli.option("by llm: seconds until a request counts as lost")] = 120.0
-    attempts: Annotated[int, cli.option("by llm: times that a request is sent where the server fails")] = 6
-    max_failed: Annotated[float, cli.option("by llm: share of the questions that may stay without an answer")] = 0.02
-    most_failed: Annotated[int, cli.option("by llm: number of questions that may, at most")] = 1000
-    retry_failed: Annotated[
-        bool, cli.option("by llm: ask once more what had no usable reply in earlier runs", "--retry-failed")
-    ] = False
-    cache: Annotated[str, cli.option("by llm: keep the answers in this folder, for the next run")] = "answers"
-    plan: Annotated[bool, cli.option("by llm: requests, tokens, time and cost; send nothing", "--plan")] = False
-    price_in: Annotated[float | None, cli.option("by llm: price of a million tokens of prompts, for --plan")] = None
-    price_out: Annotated[float | None, cli.option("by llm: price of a million tokens of replies, for --plan")] = None
-    address: Annotated[str | None, cli.option("by llm: join a Ray cluster, from its head: auto")] = None
+    url: Annotated[str | None, cli.option("llm: the server, such as http://localhost:8000/v1")] = None
+    model: Annotated[str | None, cli.option("llm: the model's name there")] = None
+    key_variable: Annotated[str | None, cli.option("llm: the environment variable with the server's API key")] = None
+    ask: Annotated[str, cli.option("llm: all findings of a report, or those mentioned by the rules")] = "all"
+    audit: Annotated[float, cli.option("llm: with --ask mentioned, ask this share of the others too")] = 0.01
+    cot: Annotated[bool, cli.option("llm: reason before the label", "--cot")] = False
+    parameters: Annotated[str | None, cli.option("llm: further fields of a request, as JSON")] = None
+    seed: Annotated[int, cli.option("llm: of the model's sampling and of the audit")] = 0
+    concurrency: Annotated[int, cli.option("llm: requests at a time")] = 64
+    rate: Annotated[float | None, cli.option("llm: requests a second at most")] = None
+    timeout: Annotated[float, cli.option("llm: seconds of a request at most")] = 120.0
+    attempts: Annotated[int, cli.option("llm: times that a request is sent where the server fails")] = 6
+    max_failed: Annotated[float, cli.option("llm: share of questions that may have no answer")] = 0.02
+    most_failed: Annotated[int, cli.option("llm: number of them that may, at most")] = 1000
+    retry_failed: Annotated[bool, cli.option("llm: ask what failed in earlier runs", "--retry-failed")] = False
+    cache: Annotated[str, cli.option("llm: folder of answers, for the next run")] = "answers"
+    plan: Annotated[bool, cli.option("llm: requests, tokens, time, cost; sends nothing", "--plan")] = False
+    price_in: Annotated[float | None, cli.option("llm: price of a million prompt tokens, for --plan")] = None
+    price_out: Annotated[float | None, cli.option("llm: price of a million reply tokens, for --plan")] = None
 
 
 def check_options(options: LlmOptions, by_llm: bool) -> None:

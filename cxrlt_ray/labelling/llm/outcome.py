@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.labelling.closure import NORMAL, closed, is_normal
-from cxrlt_ray.labelling.labels import Evidence, StudyLabels
+from cxrlt_ray.labelling.labels import ALL, NOTHING, Evidence, StudyLabels
 from cxrlt_ray.labelling.llm import prompt
 from cxrlt_ray.labelling.llm.cache import FAILED, Answer, Answers
 from cxrlt_ray.labelling.llm.questions import Questions
 from cxrlt_ray.labelling.reports import Report
 from cxrlt_ray.labelling.rules import NEGATIVE, Rules
 
-READ, NOT_READ = "all", "none"  # of a report, as the column `source` of the labels says: the model reads it whole
 FOUND = ("present", "uncertain")
 NO_REPLY = "no reply"
 PIECE = 500  # texts
@@ -62,19 +61,19 @@ def study_labels(
         if labels.get(NORMAL) and not is_normal(labels, (), rules):
             labels[NORMAL] = NEGATIVE
             del evidence[NORMAL]
-        source = READ if text >= 0 else NOT_READ
+        source = ALL if text >= 0 else NOTHING
         yield StudyLabels(report.study_id, report.subject_id, labels, tuple(evidence.values()), source)
 
 
-def unanswered(questions: Questions, answers: Answers, reports: Sequence[Report]) -> pd.DataFrame:
-    """The questions without a usable answer, in columns study_id, finding and reason."""
+def unanswered(questions: Questions, answers: Answers, reports: Sequence[Report], id_column: str) -> pd.DataFrame:
+    """The questions without a usable answer, in columns `id_column`, finding and reason."""
     rows = [
         (report.study_id, finding, answer.reason if answer else NO_REPLY)
         for report, (_, said) in zip(reports, _answers(questions, answers, questions.text_of.tolist()), strict=True)
         for finding, answer in said
         if answer is None or answer.label == FAILED
     ]
-    return pd.DataFrame(rows, columns=["study_id", "finding", "reason"])
+    return pd.DataFrame(rows, columns=[id_column, "finding", "reason"])
 
 
 def failures(questions: Questions, answers: Answers) -> Counter[str]:

@@ -141,4 +141,5 @@ class Tally:
         left = cli.duration((self.total - self.done) / rate) if rate else "?"
         failed = self.counts.failed.total() + self.counts.silent.total()
         tail = f", {failed:,} without an answer" if failed else ""
-        return f"  {self.done:,} of {self.total:,} questions, {rate:,.{0 if rate > 10 else 1}f} a second, {left} left{tail}"
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        return f"  {self.done:,} of {self.total:,} questions, {speed} a second, {left} left{tail}"
