@@ -77,9 +77,8 @@ def ask_on_ray(asking: Asking, folder: Path, texts: Sequence[TextQuestions], rep
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=CALLS),
         num_cpus=DATA_CPUS,
-        scheduling_strategy=here,
-        max_restarts=0,  # an actor that starts anew would send what was answered again
-        max_task_retries=0,
+        # an actor that starts anew would send what was answered again
+        ray_remote_args_fn=lambda: {"scheduling_strategy": here, "max_restarts": 0, "max_task_retries": 0},
     )
     try:
         for row in dataset.iter_rows():

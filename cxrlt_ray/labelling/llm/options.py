@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 from pydantic import SecretStr
@@ -71,7 +72,9 @@ def check_options(options: LlmOptions, by_llm: bool) -> None:
 
 
 def endpoint_of(options: LlmOptions) -> Endpoint:
-    """The server that is asked. Raises UsageError, also where the variable for the key is empty."""
+    """The server that is asked. Raises UsageError, also where the variable for the key is empty or aiohttp missing."""
+    if find_spec("aiohttp") is None:
+        raise UsageError("--by llm needs aiohttp: pip install 'cxrlt-ray[llm]'.")
     assert options.url is not None
     assert options.model is not None
     key = None

@@ -67,6 +67,8 @@ def study_labels(
 
 def unanswered(questions: Questions, answers: Answers, reports: Sequence[Report], id_column: str) -> pd.DataFrame:
     """The questions without a usable answer, in columns `id_column`, finding and reason."""
+    if known(questions, answers)[0].all():
+        return pd.DataFrame(columns=[id_column, "finding", "reason"])
     rows = [
         (report.study_id, finding, answer.reason if answer else NO_REPLY)
         for report, (_, said) in zip(reports, _answers(questions, answers, questions.text_of.tolist()), strict=True)
