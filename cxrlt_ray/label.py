@@ -13,6 +13,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.labelling.labelled import RuleSet, labelled
 from cxrlt_ray.labelling.labels import FOREIGN, NOTHING, SOURCE, written
+from cxrlt_ray.labelling.llm.labeller import labelled_by_llm
 from cxrlt_ray.labelling.reports import Reports, read_reports
 from cxrlt_ray.labelling.request import LabelRequest
 
@@ -33,16 +34,19 @@ def run(request: LabelRequest) -> None:
     rule_set = _rule_set(request)
     if request.check:
         return _check(rule_set)
-    if request.by != "rules":
-        raise UsageError("--by llm is not there yet: label by rules.")
     assert request.reports is not None
     rules = rule_set.load()
     reports = read_reports(request.reports, request.id_column, request.text_column)
     if request.explain is not None:
         return _explain(reports, rule_set, request.explain)
-    tables = _counted(labelled(reports, rule_set, request.address), reports)
+    if request.by == "llm":
+        tables = labelled_by_llm(request, reports, rule_set)
+    else:
+        tables = labelled(reports, rule_set, request.address)
+    if tables is None:  # --plan
+        return
     with written(request.out, reports.id_column, rules.names) as write:
-        for labels, evidence in tables:
+        for labels, evidence in _counted(tables, reports):
             write(labels, evidence)
     cli.say(f"Left in {request.out}; what each label stands on in evidence.parquet beside it.")
 

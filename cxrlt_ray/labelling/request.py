@@ -6,13 +6,14 @@ label.run(label.LabelRequest(reports="/data/mimic-cxr", out="labels.csv"))
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.labelling.llm.options import LlmOptions, check_options
 from cxrlt_ray.labelling.rules import POLICIES
 
 POLICY = "policy"
@@ -20,8 +21,8 @@ ENGINES = ("rules", "llm")
 GROUPS = ("cardiopulmonary", "bones", "devices")
 
 
-class LabelRequest(Config):
-    """What is asked of `label`: the options of the command, with their defaults. Raises UsageError for a wrong one."""
+class LabelOptions(Config):
+    """Options of `label`, whatever reads the reports. Raises UsageError for a wrong one."""
 
     reports: Annotated[str | None, cli.argument("MIMIC's tree of reports, or a table with a column of text")] = None
     out: Annotated[str, cli.option("leave the labels in this .csv, and evidence.parquet beside it")] = "labels.csv"
@@ -34,13 +35,15 @@ class LabelRequest(Config):
     normal_blocked_by: Annotated[
         list[str], cli.option("what keeps a report from being Normal: cardiopulmonary, bones, devices")
     ] = ["cardiopulmonary"]  # noqa: RUF012
-    hierarchy: Annotated[bool, cli.option("CheXpert's hierarchy: edema is an opacity, and so on")] = False
+    hierarchy: Annotated[bool, cli.option("CheXpert's hierarchy: edema is an opacity, and so on", "--hierarchy")] = (
+        False
+    )
     explain: Annotated[str | None, cli.option("print this study's report with its marks, and label nothing")] = None
-    check: Annotated[bool, cli.option("run the examples of all rule files, and label nothing")] = False
+    check: Annotated[bool, cli.option("run the examples of all rule files, and label nothing", "--check")] = False
     address: Annotated[str | None, cli.option("a Ray cluster to join, for many reports")] = None
 
     @model_validator(mode="after")
-    def _check(self) -> LabelRequest:
+    def _check(self) -> Self:
         for option, value, allowed in (
             ("uncertain", self.uncertain, (*POLICIES, POLICY)),
             ("by", self.by, ENGINES),
@@ -52,4 +55,15 @@ class LabelRequest(Config):
             raise UsageError("which reports? Give a folder or a table; --check alone needs none.")
         if not self.out.lower().endswith(".csv"):
             raise UsageError(f"--out {self.out} must end in .csv.")
+        return self
+
+
+class LabelRequest(LlmOptions, LabelOptions):
+    """What is asked of `label`: the options of the command, with their defaults. Raises UsageError for a wrong one."""
+
+    @model_validator(mode="after")
+    def _check_llm(self) -> Self:
+        check_options(self, self.by == "llm")
+        if self.by == "llm" and (self.check or self.explain is not None):
+            raise UsageError("--check and --explain are of the rules: leave out --by llm.")
         return self
