@@ -8,6 +8,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     data/                          images + labels -> manifest -> shards -> batches
     evaluation/                    metrics, scores of a submission, the published tables
     phantom/                       the built-in cohort of drawn chest X-rays
+    labelling/                     reports -> labels of studies, by rules or by a language model
     models/                        backbone + head + fusion of a study's views
     objectives/                    what is trained: batches, loss, predictions, metric
     runs/                          what a sweep leaves behind: records, predictions
@@ -17,7 +18,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     ensembling/                    the ensemble of a run or of tables, scored and written
     reporting/                     tables for the console
     doctor/                        what would go wrong, before it does
-    sweep ensemble predict evaluate cohort prepare trials      the commands
+    sweep ensemble predict evaluate cohort prepare trials label      the commands
 """
 
 import sys

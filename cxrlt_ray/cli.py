@@ -39,6 +39,7 @@ COMMANDS = {
     "ensemble": "select and weigh trials, score the test images, write the submission",
     "predict": "score new images with an ensemble",
     "evaluate": "score a submission",
+    "label": "label radiology reports",
 }
 
 

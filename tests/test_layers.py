@@ -20,6 +20,7 @@ ROOMS = (
     "data",
     "evaluation",
     "phantom",
+    "labelling",
     "models",
     "objectives",
     "runs",
@@ -30,8 +31,8 @@ ROOMS = (
     "reporting",
     "doctor",
 )
-COMMANDS = ("sweep", "ensemble", "predict", "evaluate", "cohort", "prepare", "trials")
-WITH_RAY = {"cluster", "data", "training", "search", "ensembling", "doctor", *COMMANDS}
+COMMANDS = ("sweep", "ensemble", "predict", "evaluate", "cohort", "prepare", "trials", "label")
+WITH_RAY = {"cluster", "data", "labelling", "training", "search", "ensembling", "doctor", *COMMANDS}
 LINES, FUNCTION_LINES = 400, 80
 
 

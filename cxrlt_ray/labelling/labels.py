@@ -1,0 +1,119 @@
+"""The table of labels: a row a study, 1, 0, -1 (uncertain) or empty (not mentioned) a finding, as CheXpert writes them.
+
+Beside it evidence.parquet: what in a report a label stands on, a row a mention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cxrlt_ray.data.column_names import is_no_finding
+from cxrlt_ray.data.table_file import read_table_file
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.labelling.rules import UNCERTAIN
+from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STUDY, SUBJECT, SOURCE = "study_id", "subject_id", "source"
+EVIDENCE = "evidence.parquet"  # beside the labels
+TO_LABEL = {"one": 1, "zero": 0, "null": None}
+SECTIONS, LAST, ALL, NOTHING = "sections", "last paragraph", "all", "none"  # of a report, what was read: column SOURCE
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A mention. begin, end: characters in the original text (of `column`, where the text is of a table's columns)."""
+
+    study_id: str
+    finding: str
+    value: int
+    column: str
+    section: str
+    sentence: int
+    begin: int
+    end: int
+    phrase: str
+    trigger: str
+
+
+@dataclass(frozen=True)
+class StudyLabels:
+    """A study's labels by finding; a finding that is not mentioned is not there. source: what was read."""
+
+    study_id: str
+    subject_id: str | None
+    labels: dict[str, int]
+    evidence: tuple[Evidence, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """table: Int8 by study id (text), a column a finding, null where not mentioned. subjects: by study, if known."""
+
+    table: pd.DataFrame
+    subjects: pd.Series | None
+    id_column: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The names of the findings."""
+        return tuple(self.table.columns)
+
+
+def evidence_schema() -> pa.Schema:
+    """Of evidence.parquet."""
+    import pyarrow as pa
+
+    kinds = {"value": pa.int8(), "sentence": pa.int32(), "begin": pa.int32(), "end": pa.int32()}
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in Evidence.__dataclass_fields__])
+
+
+def settled(value: int | None, policy: str) -> int | None:
+    """A label under a policy for uncertain: keep, one, zero or null.
+
+    >>> settled(-1, "one"), settled(-1, "null"), settled(0, "one"), settled(-1, "keep")
+    (1, None, 0, -1)
+    """
+    return TO_LABEL[policy] if value == UNCERTAIN and policy != "keep" else value
+
+
+def read_labels(path: str, id_column: str | None = None, findings: Sequence[str] | None = None) -> LabelTable:
+    """A table of labels, of ours or any that has an id a study and columns of 1, 0, -1 or empty.
+
+    id_column: default study_id, else the first column. findings: those to read (default: all but those of ids).
+    Raises UsageError for a missing column, CxrltError where a study stands twice or a cell is no label.
+    """
+    folder, _, name = path.rpartition("/")
+    store = Store(folder or ".")
+    read = read_table_file(store, name, text=tuple(c for c in (STUDY, SUBJECT, id_column) if c), known=findings or ())
+    columns = read.table.column_names
+    key = id_column or (STUDY if STUDY in columns else columns[0])
+    if missing := [c for c in (key, *(findings or ())) if c not in columns]:
+        raise UsageError(f"{path} has no column '{missing[0]}'.")
+    frame = read.table.to_pandas()
+    frame.index = pd.Index(frame.pop(key).astype("str"), name=key)
+    if frame.index.has_duplicates:
+        raise CxrltError(f"{path}: {frame.index.duplicated().sum():,} rows repeat a study: keep one row a study.")
+    subjects = frame[SUBJECT].astype("str") if SUBJECT in frame else None
+    names = list(findings) if findings is not None else [c for c in frame if not is_no_finding(c)]
+    return LabelTable(_labels(frame[names], path), subjects, key, read.remarks)
+
+
+def _labels(frame: pd.DataFrame, path: str) -> pd.DataFrame:
+    for name in frame:
+        cells = pd.to_numeric(frame[name], errors="coerce")
+        wrong = (frame[name].notna() & (frame[name].astype("str") != "") & cells.isna()) | ~cells.isin([1, 0, -1]) & (
+            cells.notna()
+        )
+        if wrong.any():
+            raise CxrltError(f"{path}: column '{name}' holds {wrong.sum():,} cells that are none of 1, 0, -1 or empty.")
+        frame = frame.assign(**{name: cells.astype("Int8")})
+    return frame

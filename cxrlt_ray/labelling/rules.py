@@ -1,0 +1,149 @@
+"""Rule files: one YAML a finding in label_rules/, which a radiologist reads and corrects (docs/labels.md).
+
+A folder of the user's own needs only the files that differ: the others are those of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from cxrlt_ray.config import PACKAGE, Config, read_yaml, validate
+from cxrlt_ray.data.tasks import ALL_FINDINGS
+from cxrlt_ray.errors import UsageError
+
+FOLDER = "label_rules"
+CONTEXT = "context"  # the file of what denies a finding or makes it uncertain, beside those of findings
+POSITIVE, NEGATIVE, UNCERTAIN = 1, 0, -1  # CheXpert's convention; a finding that is not mentioned has no label
+POLICIES = ("keep", "one", "zero", "null")  # what becomes of uncertain
+Group = Literal["cardiopulmonary", "bones", "devices"]
+
+
+class Example(Config):
+    """A text and the label that the finding must get in it: 1, 0, -1 (uncertain) or null (not mentioned)."""
+
+    text: str
+    label: Literal[1, 0, -1] | None
+
+
+class FindingRule(Config):
+    """The rules of one finding.
+
+    definition: what the finding is, in words that a radiologist would sign. phrases: what names it. excluded: phrases
+    that hold one of `phrases` and mean something else. normal: statements that deny it. implies: findings that are
+    there with it. uncertain: what `--uncertain policy` makes of -1. group: whether it is of heart, lungs and pleura, of
+    bones, or a device. others: for Normal alone, phrases for what is none of the findings and still not normal.
+    """
+
+    finding: str
+    definition: str
+    group: Group = "cardiopulmonary"
+    phrases: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    normal: tuple[str, ...] = ()
+    implies: tuple[str, ...] = ()
+    uncertain: Literal["keep", "one", "zero", "null"] = "keep"
+    others: Mapping[Group, tuple[str, ...]] = Field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+
+    @field_validator("definition")
+    @classmethod
+    def _in_one_line(cls, text: str) -> str:
+        return " ".join(text.split())
+
+
+class Trigger(Config):
+    """Phrases that change what a finding's mention means.
+
+    means: negative, uncertain, blank (no statement on this image), positive (shields from what stands before it) or
+    end (of the scope of all triggers). before, after: whether it acts on mentions after it (it stands before them) and
+    before it. reach: words at most between it and the mention.
+    """
+
+    means: Literal["negative", "uncertain", "blank", "positive", "end"]
+    position: Literal["before", "after", "both"] = "before"
+    reach: int = 60
+    phrases: tuple[str, ...]
+
+
+class ContextRule(Config):
+    """context.yaml: triggers in groups, by a name that the evidence shows."""
+
+    triggers: dict[str, Trigger]
+
+
+@dataclass(frozen=True, eq=False)
+class Rules:
+    """All rules, and how they are applied.
+
+    names: the findings asked for, in their order; others are read, too, since they imply these or block Normal.
+    blockers: groups whose findings keep a report from being Normal. hierarchy: whether CheXpert's holds.
+    """
+
+    every: tuple[FindingRule, ...]
+    names: tuple[str, ...]
+    context: ContextRule
+    blockers: frozenset[Group] = frozenset({"cardiopulmonary"})
+    hierarchy: bool = False
+
+    def __getitem__(self, finding: str) -> FindingRule:
+        return next(rule for rule in self.every if rule.finding == finding)
+
+    @property
+    def findings(self) -> tuple[FindingRule, ...]:
+        """The rules of the findings asked for."""
+        return tuple(self[name] for name in self.names)
+
+
+def load_rules(
+    folder: str | Path | None = None,
+    findings: Sequence[str] | None = None,
+    blockers: Iterable[Group] = ("cardiopulmonary",),
+    hierarchy: bool = False,
+) -> Rules:
+    """The rules of `findings` (default: all 45, and any further that `folder` holds), by `folder` before the package's.
+
+    blockers, hierarchy: as of Rules.
+    Raises UsageError, with every mistake, for a file that is wrong and for a finding that has no file.
+    """
+    files = _files(folder)
+    context = files.pop(CONTEXT, None)
+    if context is None:
+        raise UsageError(f"no {FOLDER}/{CONTEXT}.yaml: it says what denies a finding. Install the package anew.")
+    by_name: dict[str, FindingRule] = {}
+    for path in files.values():
+        rule = _finding_rule(read_yaml(path), path)
+        if rule.finding in by_name:
+            raise UsageError(f"{path}: finding '{rule.finding}' has another file in the same folder: keep one.")
+        by_name[rule.finding] = rule
+    _check_implied(by_name)
+    known = [*(name for name in ALL_FINDINGS if name in by_name), *sorted(set(by_name) - set(ALL_FINDINGS))]
+    asked = findings if findings is not None else known
+    if unknown := [name for name in asked if name not in by_name]:
+        raise UsageError(f"no rules for finding '{unknown[0]}': there are rules for {', '.join(known)}.")
+    triggers = validate(ContextRule, read_yaml(context), context)
+    every = tuple(by_name[name] for name in known)
+    return Rules(every, tuple(dict.fromkeys(asked)), triggers, frozenset(blockers), hierarchy)
+
+
+def _files(folder: str | Path | None) -> dict[str, Path]:
+    """The rule files by their names; of a name in two folders the user's own."""
+    if folder is not None and not Path(folder).is_dir():
+        raise UsageError(f"--rules {folder} is not a folder: give one with a YAML file a finding.")
+    folders = [PACKAGE.parent / FOLDER, PACKAGE / FOLDER, *([Path(folder)] if folder is not None else [])]
+    return {path.stem: path for place in folders for path in sorted(place.glob("*.yaml"))}
+
+
+def _finding_rule(content: dict[str, Any], path: Path) -> FindingRule:
+    return validate(FindingRule, content, path)
+
+
+def _check_implied(rules: dict[str, FindingRule]) -> None:
+    for rule in rules.values():
+        for name in rule.implies:
+            if name not in rules:
+                raise UsageError(f"rules of {rule.finding}: key 'implies' names '{name}', which has no rules.")
