@@ -60,9 +60,9 @@ def unfit(name: str) -> bool:
 
 
 def inert(text: str) -> str:
-    """A text as a cell of a CSV that a spreadsheet takes for text: a ' before = + - @, blanks for control characters.
+    r"""A text as a cell of a CSV that a spreadsheet takes for text: a ' before = + - @, blanks for control characters.
 
-    >>> inert("-1.2 cm nodule"), inert("a\\tb"), inert("No effusion.")
+    >>> inert("-1.2 cm nodule"), inert("a\tb"), inert("No effusion.")
     ("'-1.2 cm nodule", 'a b', 'No effusion.')
     """
     plain = re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", " ", text)  # a line break in a quoted cell is no harm

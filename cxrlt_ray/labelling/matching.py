@@ -106,7 +106,8 @@ def match(
     if not len(common):
         raise UsageError(f"{gold_path} and {', '.join(paths)} share no study: are they of the same reports?")
     if len(common) < len(frame):
-        notes.append(f"{counted(len(frame) - len(common), 'study of the gold is')} missing in a table and left out.")
+        lacking = len(frame) - len(common)
+        notes.append(f"Studies of the gold that a table lacks, and left out: {lacking:,} of {len(frame):,}.")
     weights = _weights(files[gold_path], gold_path, gold.table.index)
     subjects = _subjects([gold, *tables.values()], common, notes)
     return Matched(
@@ -227,9 +228,9 @@ def _subjects(tables: Sequence[LabelTable], studies: pd.Index, notes: list[str])
         both = (filled != "") & (subjects != "") & ~subjects.isin(["nan"])
         if (filled[both] != subjects[both]).any():
             count = int((filled[both] != subjects[both]).sum())
-            raise CxrltError(f"the tables name different subjects for {counted(count, 'study')}: they do not match.")
+            raise CxrltError(f"the tables name different subjects for one study, {count:,} times: they do not match.")
         filled = filled.where(filled != "", subjects)
     missing = ((filled == "") | (filled == "nan")).to_numpy()
     if missing.any():
-        notes.append(f"{counted(int(missing.sum()), 'study')} without a subject: each counts as a subject of its own.")
+        notes.append(f"Studies without a subject: {missing.sum():,}; each counts as a subject of its own.")
     return np.where(missing, "study " + studies.to_numpy(object), filled.to_numpy(object)).astype(str)

@@ -48,7 +48,8 @@ def test_a_rate_without_a_value_is_nan():
     table = np.array([[0, 0], [0, 2], [3, 0], [5, 6]])
     values = rates(table)
     assert np.isnan(values["precision"][0])
-    assert np.isnan(values["recall"][1]) and np.isnan(values["f1"][1])
+    assert np.isnan(values["recall"][1])
+    assert np.isnan(values["f1"][1])
     assert np.isnan(rates(np.array([0, 0, 0, 4]))["kappa"])
 
 
