@@ -55,13 +55,14 @@ class Treatment:
 class Matched:
     """Labels of the same N studies and C findings.
 
-    gold, tables: Int8 by study id, as read. subjects: [N]. weights: [N], where the gold is a weighted sample.
-    notes: what was left out or read otherwise.
+    gold, tables: Int8 by study id, as read. subjects: [N], the studies themselves where no table has_subjects.
+    weights: [N], where the gold is a weighted sample. notes: what was left out or read otherwise.
     """
 
     gold: pd.DataFrame
     tables: dict[str, pd.DataFrame]
     subjects: np.ndarray
+    has_subjects: bool
     weights: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -86,7 +87,7 @@ def match(
     gold_path: str, paths: Sequence[str], findings: Sequence[str] | None = None, id_column: str | None = None,
     where: str | None = None,
 ) -> Matched:  # fmt: skip
-    """The gold and the labels of `paths`, of the studies and findings that they share.
+    """The gold and the labels of `paths`, of the studies and findings that they share. The gold may be one of them.
 
     findings: those to compare; all that are shared without it. where: COLUMN=VALUE, the gold's rows to take.
     Raises UsageError where they share no study or no finding, or an asked finding is missing in one of them.
@@ -114,6 +115,7 @@ def match(
         frame.loc[common],
         {names[path]: table.table.loc[common] for path, table in tables.items()},
         subjects,
+        any(table.subjects is not None for table in (gold, *tables.values())),
         None if weights is None else weights.loc[common].to_numpy(),
         notes,
     )
