@@ -95,7 +95,7 @@ def match(
     notes: list[str] = []
     names = named(paths)
     files = {path: _file(path, id_column) for path in (gold_path, *paths)}
-    shared = shared_findings(files, findings, notes)
+    shared = shared_findings(files, findings, notes, id_column)
     tables = {path: label_table(path, files[path], shared, id_column) for path in (gold_path, *paths)}
     for path, table in tables.items():
         notes += [f"{path}: {note}" for note in table.notes]
@@ -131,9 +131,18 @@ def named(paths: Sequence[str]) -> dict[str, str]:
     return dict(zip(paths, full, strict=True))
 
 
-def shared_findings(files: dict[str, TableFile], asked: Sequence[str] | None, notes: list[str]) -> list[str]:
+def shared_findings(
+    files: dict[str, TableFile], asked: Sequence[str] | None, notes: list[str], id_column: str | None = None
+) -> list[str]:
     """The findings that all tables have, in the first one's order. Raises UsageError where there are none."""
-    columns = {path: [c for c in file.table.column_names if not is_no_finding(c)] for path, file in files.items()}
+    columns = {
+        path: [
+            name
+            for name in file.table.column_names
+            if not is_no_finding(name) and name not in (WEIGHT, id_column or _id_of(file))
+        ]
+        for path, file in files.items()
+    }
     for path, own in columns.items():
         if missing := [name for name in asked or () if name not in own]:
             raise UsageError(f"{path} has no finding '{missing[0]}'; it has {heads(own)}.")
@@ -148,6 +157,13 @@ def shared_findings(files: dict[str, TableFile], asked: Sequence[str] | None, no
     alone = [name for name in ALL_FINDINGS if name not in shared and any(name in own for own in columns.values())]
     notes += [f"Not in all tables, and left out: {', '.join(alone)}."] if alone else []
     return shared
+
+
+def read_label_table(path: str, findings: Sequence[str] | None = None, id_column: str | None = None) -> LabelTable:
+    """The labels of one table by study: `findings`, or all it has. Raises UsageError where it has none."""
+    file = _file(path, id_column)
+    notes: list[str] = []
+    return label_table(path, file, shared_findings({path: file}, findings, notes, id_column), id_column)
 
 
 def label_table(path: str, file: TableFile, findings: Sequence[str], id_column: str | None = None) -> LabelTable:
