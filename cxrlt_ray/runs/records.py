@@ -253,6 +253,9 @@ class RunRecord(Record):
     quality: int = 95
     search_db: str | None = None
     soft_targets: str | None = None
+    labels: str | None = None  # provenance of labels that were given beside the cohort's, and how they were used
+    labels_mode: str | None = None
+    labels_blank: str | None = None
     pixels: int | None = None  # to which a time budget capped the space's resolutions
     prune: bool | None = None  # whether ASHA stops trials, where a time budget decided it
     shards: tuple[ShardsRecord, ...] = ()

@@ -22,6 +22,7 @@ from cxrlt_ray.search.resume import claimed
 from cxrlt_ray.search.run_data import RunData
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.search.study_labels import record_of_labels
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
 
@@ -148,6 +149,7 @@ def write_run(
             "data": Store(data.data).absolute().uri,
             "format": data.manifest.source,
             "cohorts": data.cohorts,
+            **record_of_labels(data.labels),
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }
     )
