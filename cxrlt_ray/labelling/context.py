@@ -3,7 +3,7 @@
 In the way of ConText (Harkema et al. 2009): triggers act on the mentions before or after them as far as their scope
 goes, which ends at the sentence's end, at words that open another statement ("but"), or after the trigger's reach. Of
 the triggers in whose scope a mention lies, the nearest wins; of a trigger within a longer one, the longer. A trigger
-in the gap of a mention's phrase ("heart is not enlarged") is the nearest of all.
+that reaches into the gap of a mention's phrase ("heart is not enlarged") is the nearest of all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cxrlt_ray.labelling.phrases import Match
+from cxrlt_ray.labelling.phrases import Match, Words
 
 LIST_WORDS = {"and", "or", "nor"}
 
@@ -29,31 +29,41 @@ class Place(NamedTuple):
 
 
 def longest(places: Sequence[Place]) -> list[Place]:
-    """Triggers that do not lie within a longer one, by their places."""
+    """Triggers that do not lie within a longer one, by their places; of two at one place both."""
     kept: list[Place] = []
     for place in sorted(places, key=lambda p: (p.begin, -p.end)):
-        if not kept or place.end > kept[-1].end:
+        if not kept or place.end > kept[-1].end or place[:2] == kept[-1][:2]:
             kept.append(place)
-    return kept
+    return [place for place in kept if place.means != "pass"]
 
 
-def nearest(mention: Match, places: Sequence[Place], after_comma: Sequence[bool]) -> Place | None:
-    """The trigger that decides on a mention; None where there is none. places: as `longest` gives them."""
-    best, least = None, 1_000
-    for k, place in enumerate(places):
+def nearest(mention: Match, places: Sequence[Place], text: Words) -> Place | None:
+    """The trigger that decides on a mention; None where there is none. places: as `longest` gives them.
+
+    Of two at the same distance one that says something of this image.
+    """
+    best, least = None, (1_000, False)
+    for place in places:
         if place.means == "end":
             continue
-        if place.end <= mention.begin:
-            distance = mention.begin - place.end if place.before else least
-            between = places[k + 1 :]
-            ended = any(p.means == "end" and p.end <= mention.begin for p in between)
-        elif place.begin >= mention.end:
-            distance = place.begin - mention.end if place.after else least
-            ended = any(p.means == "end" and p.begin >= mention.end for p in places[:k])
-        elif any(begin <= place.begin and place.end <= end for begin, end in mention.gaps):
+        if any(place.begin < end and begin < place.end for begin, end in mention.gaps):
             return place
-        else:
+        distance = _distance(mention, place, text)
+        if distance is None or distance > place.reach or (distance, place.means == "blank") >= least:
             continue
-        if distance < least and distance <= place.reach and not ended:
-            best, least = place, distance
+        begin, end = min(mention.end, place.end), max(mention.begin, place.begin)
+        if not any(p.means == "end" and begin <= p.begin and p.end <= end for p in places):
+            best, least = place, (distance, place.means == "blank")
     return best
+
+
+def _distance(mention: Match, place: Place, text: Words) -> int | None:
+    """Words between a mention and a trigger that may act on it; None where it does not."""
+    if place.before and place.end <= mention.begin:
+        return mention.begin - place.end
+    if place.after and place.begin >= mention.end:
+        commas = [k for k in range(mention.end, place.begin + 1) if text.after_comma[k]]
+        # "A, B and C are not seen" is of all of them, "A, C is not seen" of C
+        if not commas or LIST_WORDS.intersection(text.words[commas[-1] - 1 : place.begin]):
+            return place.begin - mention.end
+    return None

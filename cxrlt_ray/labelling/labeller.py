@@ -111,7 +111,9 @@ class Labeller:
 
     def _mentions(self, sentence: str) -> Iterator[Span]:
         words = words_of(sentence)
-        places, mentions, excluded = [], [], []
+        places: list[Place] = []
+        mentions: list[tuple[Match, _Entry]] = []
+        excluded: list[tuple[Match, _Entry]] = []
         for match in self._matcher.matches(words):
             entry = self._entries[match.number]
             if entry.trigger is not None:
@@ -122,7 +124,7 @@ class Labeller:
             return
         places = longest(places)
         for match, entry in _outermost(mentions, excluded):
-            place = nearest(match, places, words.after_comma)
+            place = nearest(match, places, words)
             value = _value(entry, place)
             begin, end = words.spans[match.begin][0], words.spans[match.end - 1][1]
             yield Span(entry.owner, value, "", 0, begin, end, entry.phrase, place.phrase if place else "")

@@ -6,27 +6,28 @@
     [small|tiny]            one of these, or nothing
     heart ... enlarged      up to GAP words in between, without a comma; ...6 is up to 6 (at most LONGEST_GAP)
 
-A phrase is a set of word sequences, and all of them form one trie: matching looks at each word once and goes on only
-where a sequence goes on, so that no phrase can explode. 1,500 phrases take 0.1 ms a sentence.
+All phrases form one automaton without loops (Thompson's construction; the grammar repeats nothing), so that none can
+explode: from each word of a text, a phrase is followed through each of its states once a place at most. Words with
+which no phrase begins cost one look-up.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cxrlt_ray.errors import UsageError
 
 GAP, LONGEST_GAP, GAPS = 4, 10, 2  # words of a gap, at most; gaps of a phrase
-LENGTH, FORMS = 400, 3000  # letters of a phrase; word sequences that it stands for
+LENGTH = 500  # letters of a phrase
 STEM = 3
+VOCABULARY = 200_000  # different words of texts that are remembered; typing errors have no end
 _TOKEN = re.compile(r"\.\.\.\d*|[()|\[\]]|[^\s()|\[\]]+")
 _WORD = re.compile(r"\w+\*?")
 _TEXT = re.compile(r"\w+|,")
-
-Sequence_ = tuple[str | int, ...]  # words, stems with their *, and gaps as their numbers of words
+_CLOSING = {"(": ")", "[": "]"}
 
 
 class Match(NamedTuple):
@@ -65,146 +66,203 @@ def words_of(sentence: str) -> Words:
     return Words(words, spans, after_comma)
 
 
-def sequences(phrase: str) -> list[Sequence_]:
-    """All word sequences that a phrase stands for.
+@dataclass(eq=False)
+class _State:
+    """next: where a word or stem leads. gaps: so many words may be left out before the state. skips: at no cost."""
 
-    >>> sequences("[small] (pleural|left) effusion*")[:2]
-    [('small', 'pleural', 'effusion*'), ('small', 'left', 'effusion*')]
+    next: dict[str, list[_State]] = field(default_factory=dict)
+    gaps: list[tuple[int, _State]] = field(default_factory=list)
+    skips: list[_State] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
 
-    Raises UsageError, with the phrase, for what is not in the grammar or stands for more than FORMS sequences.
-    """
+    def reached(self) -> Iterator[_State]:
+        """This state and all that are reached at no cost."""
+        known, waiting = {self}, [self]
+        while waiting:
+            yield (state := waiting.pop())
+            for skipped in state.skips:
+                if skipped not in known:
+                    known.add(skipped)
+                    waiting.append(skipped)
+
+
+def _parsed(phrase: str) -> tuple[_State, _State]:
+    """The states in which a phrase begins and ends. Raises UsageError, with the phrase, for what is not in the grammar."""
     if len(phrase) > LENGTH:
         raise UsageError(f"a phrase of {len(phrase):,} letters ('{phrase[:40]} ...'): at most {LENGTH}; split it.")
     if phrase.count("...") > GAPS:
         raise UsageError(f"phrase '{phrase}' has more than {GAPS} gaps: split it.")
     tokens = _TOKEN.findall(phrase)
-    alternatives, end = _alternatives(phrase, tokens, 0)
-    if end < len(tokens):
-        raise UsageError(f"phrase '{phrase}': '{tokens[end]}' opens nothing.")
-    for form in alternatives:
-        if not form or isinstance(form[0], int) or isinstance(form[-1], int):
-            raise UsageError(f"phrase '{phrase}' may be empty, or begins or ends with a gap: give a word there.")
-    return list(dict.fromkeys(alternatives))
+    begin = _State()
+    end, at = _alternatives(phrase, tokens, 0, begin)
+    if at < len(tokens):
+        raise UsageError(f"phrase '{phrase}': a bracket '{tokens[at]}' closes nothing.")
+    first = list(begin.reached())
+    if end in first:
+        raise UsageError(f"phrase '{phrase}' may stand for no word at all: give a word that must be there.")
+    if any(state.gaps for state in first) or _ends_in_gap(begin, end):
+        raise UsageError(f"phrase '{phrase}' begins or ends with a gap, or has two in a row: give a word there.")
+    return begin, end
 
 
-def _alternatives(phrase: str, tokens: list[str], at: int) -> tuple[list[Sequence_], int]:
-    """The sequences from `at` to the bracket that closes there, or the end."""
-    done: list[Sequence_] = []
-    forms: list[Sequence_] = [()]
+def _alternatives(phrase: str, tokens: list[str], at: int, begin: _State) -> tuple[_State, int]:
+    """The state behind the alternatives that stand from tokens[at] to the closing bracket or the end, and its place."""
+    end, now = _State(), begin
     while at < len(tokens) and tokens[at] not in ")]":
         token = tokens[at]
         at += 1
         if token == "|":
-            done, forms = done + forms, [()]
-            continue
-        if token in "([":
-            inner, at = _alternatives(phrase, tokens, at)
-            if at == len(tokens) or tokens[at] != {"(": ")", "[": "]"}[token]:
+            now.skips.append(end)
+            now = _State()
+            begin.skips.append(now)
+        elif token in _CLOSING:
+            inner = _State()
+            now.skips.append(inner)
+            after, at = _alternatives(phrase, tokens, at, inner)
+            if at == len(tokens) or tokens[at] != _CLOSING[token]:
                 raise UsageError(f"phrase '{phrase}': a bracket '{token}' is not closed.")
             at += 1
-            choices = [*inner, ()] if token == "[" else inner
+            if token == "[":
+                inner.skips.append(after)
+            now = after
+        elif token.startswith("..."):
+            now.gaps.append((_gap(phrase, token), now := _State()))
         else:
-            choices = [_atoms(phrase, token)]
-        if len(forms) * len(choices) + len(done) > FORMS:
-            raise UsageError(f"phrase '{phrase}' stands for more than {FORMS:,} word sequences: split it.")
-        forms = [form + choice for form in forms for choice in choices]
-    return done + forms, at
+            for word in _words(phrase, token):
+                now.next.setdefault(word, []).append(now := _State())
+    now.skips.append(end)
+    return end, at
 
 
-def _atoms(phrase: str, token: str) -> Sequence_:
+def _gap(phrase: str, token: str) -> int:
+    words = int(token[3:] or GAP)
+    if not 1 <= words <= LONGEST_GAP:
+        raise UsageError(f"phrase '{phrase}': a gap has 1 to {LONGEST_GAP} words, not {words}.")
+    return words
+
+
+def _words(phrase: str, token: str) -> list[str]:
     """The words of a token without blanks: `air-fluid` is two."""
-    if token.startswith("..."):
-        words = int(token[3:] or GAP)
-        if not 1 <= words <= LONGEST_GAP:
-            raise UsageError(f"phrase '{phrase}': a gap has 1 to {LONGEST_GAP} words, not {words}.")
-        return (words,)
-    atoms = tuple(word.lower() for word in _WORD.findall(token))
-    if "-".join(atoms) != re.sub(r"[/'-]+", "-", token.lower()):
+    words = [word.lower() for word in _WORD.findall(token)]
+    if "-".join(words) != re.sub(r"[/'-]+", "-", token.lower()):
         raise UsageError(f"phrase '{phrase}': '{token}' is no word; there are words, stem*, (a|b), [a], ... and ...6.")
-    if any(atom.endswith("*") and len(atom) <= STEM for atom in atoms):
-        raise UsageError(f"phrase '{phrase}': a stem has {STEM} letters at least, not '{token}'.")
-    return atoms
+    if short := next((word for word in words if word.endswith("*") and len(word) <= STEM), None):
+        raise UsageError(f"phrase '{phrase}': a stem has {STEM} letters at least, not '{short}'.")
+    return words
 
 
-@dataclass
-class _Node:
-    next: dict[str, _Node] = field(default_factory=dict)
-    gaps: dict[int, _Node] = field(default_factory=dict)
-    ends: list[int] = field(default_factory=list)
+def _ends_in_gap(begin: _State, end: _State) -> bool:
+    """Whether a gap is followed by the end or another gap."""
+    known, waiting = {begin}, [begin]
+    while waiting:
+        state = waiting.pop()
+        following = [s for states in state.next.values() for s in states] + state.skips
+        for _, behind in state.gaps:
+            reached = list(behind.reached())
+            if end in reached or any(s.gaps for s in reached):
+                return True
+            following.append(behind)
+        waiting += (new := [s for s in dict.fromkeys(following) if s not in known])
+        known.update(new)
+    return False
+
+
+def check_phrase(phrase: str) -> None:
+    """Raise UsageError, with the phrase, where it is not in the grammar."""
+    _parsed(phrase)
 
 
 class Matcher:
     """Where phrases stand in a sentence; phrase k is `phrases[k]`."""
 
     def __init__(self, phrases: Sequence[str]) -> None:
-        self._root = _Node()
-        self._atoms: dict[str, tuple[str, ...]] = {}  # of a word of the text, as they were looked up
-        self._starts: dict[str, tuple[_Node, ...]] = {}
-        forms = {phrase: sequences(phrase) for phrase in dict.fromkeys(phrases)}
+        root = _State()
         for number, phrase in enumerate(phrases):
-            for form in forms[phrase]:
-                self._add(form, number)
-        used = {atom for form in forms.values() for one in form for atom in one if isinstance(atom, str)}
-        self._words = {atom for atom in used if not atom.endswith("*")}
-        self._stems = {atom for atom in used if atom.endswith("*")}
-        self._lengths = sorted({len(stem) - 1 for stem in self._stems})
+            begin, end = _parsed(phrase)
+            end.ends.append(number)
+            root.skips.append(begin)
+        used = _flattened(root)
+        self._root = root
+        self._exact = {atom for atom in used if not atom.endswith("*")}
+        self._stems = {atom[:-1] for atom in used if atom.endswith("*")}
+        self._lengths = sorted({len(stem) for stem in self._stems})
+        self._atoms: dict[str, tuple[str, ...]] = {}  # of a word of a text: itself and its stems, as far as they are used
+        self._starts: dict[str, tuple[_State, ...]] = {}
 
     def matches(self, text: Words) -> list[Match]:
         """Every place of every phrase, those within others too."""
-        words = text.words
         starts = self._starts
         found: list[Match] = []
-        for k, word in enumerate(words):
-            nodes = starts.get(word)
-            if nodes is None:
-                nodes = self._look_up(word)
-            for node in nodes:
-                self._follow(node, k, text, found)
+        for k, word in enumerate(text.words):
+            states = starts.get(word)
+            if states is None:
+                states = self._look_up(word)
+            if states:
+                self._follow(states, k, text, found)
         return found
 
     def knows(self, word: str) -> bool:
         """Whether a word (in small letters) stands in any phrase."""
-        if word not in self._starts:
+        if word not in self._atoms:
             self._look_up(word)
         return bool(self._atoms[word])
 
-    def _add(self, form: Iterable[str | int], number: int) -> None:
-        node = self._root
-        for atom in form:
-            node = node.gaps.setdefault(atom, _Node()) if isinstance(atom, int) else node.next.setdefault(atom, _Node())
-        node.ends.append(number)
-
-    def _look_up(self, word: str) -> tuple[_Node, ...]:
-        atoms = [word] if word in self._words else []
-        atoms += [stem for n in self._lengths if n <= len(word) and (stem := word[:n] + "*") in self._stems]
-        if len(self._starts) > 200_000:  # words that are typed wrong have no end
+    def _look_up(self, word: str) -> tuple[_State, ...]:
+        if len(self._starts) > VOCABULARY:
             self._starts.clear()
             self._atoms.clear()
+        atoms = [word] if word in self._exact else []
+        atoms += [f"{word[:n]}*" for n in self._lengths if word[:n] in self._stems and n <= len(word)]
         self._atoms[word] = tuple(atoms)
-        self._starts[word] = tuple(self._root.next[atom] for atom in atoms if atom in self._root.next)
+        self._starts[word] = tuple(state for atom in atoms for state in self._root.next.get(atom, ()))
         return self._starts[word]
 
-    def _follow(self, node: _Node, begin: int, text: Words, found: list[Match]) -> None:
-        """Add the matches that begin with the word `begin`, which led to `node`."""
-        words, count = text.words, len(text.words)
-        open_: list[tuple[_Node, int, tuple[tuple[int, int], ...]]] = [(node, begin + 1, ())]
-        while open_:
-            node, at, gaps = open_.pop()
-            for number in node.ends:
+    def _follow(self, states: tuple[_State, ...], begin: int, text: Words, found: list[Match]) -> None:
+        """Add the matches that begin with the word `begin`, which led to `states`."""
+        words, count, known = text.words, len(text.words), set()
+        waiting: list[tuple[_State, int, tuple[tuple[int, int], ...]]] = [(state, begin + 1, ()) for state in states]
+        while waiting:
+            state, at, gaps = waiting.pop()
+            for number in state.ends:
                 found.append(Match(begin, at, number, gaps))
-            if at == count:
+            if at == count or not (state.next or state.gaps) or (id(state), at) in known:
                 continue
-            if node.next:
+            known.add((id(state), at))
+            if state.next:
                 word = words[at]
                 if word not in self._atoms:
                     self._look_up(word)
                 for atom in self._atoms[word]:
-                    if atom in node.next:
-                        open_.append((node.next[atom], at + 1, gaps))
-            for most, behind in node.gaps.items():
-                for skipped in range(min(most, count - at - 1) + 1):
-                    if text.after_comma[at + skipped]:
+                    for following in state.next.get(atom, ()):
+                        waiting.append((following, at + 1, gaps))
+            for most, behind in state.gaps:
+                for left_out in range(min(most, count - at - 1) + 1):
+                    if text.after_comma[at + left_out]:
                         break
-                    # behind a gap a word follows: its node is reached from `behind` as any other
-                    gap = ((at, at + skipped),) if skipped else ()
-                    open_.append((behind, at + skipped, gaps + gap))
+                    gap = ((at, at + left_out),) if left_out else ()
+                    waiting.append((behind, at + left_out, gaps + gap))
+
+
+def _flattened(root: _State) -> set[str]:
+    """Give each state what it reaches at no cost; all words and stems in use."""
+    used: set[str] = set()
+    states, waiting = {root}, [root]
+    while waiting:
+        state = waiting.pop()
+        following = [s for states in state.next.values() for s in states] + [s for _, s in state.gaps] + state.skips
+        waiting += (new := [s for s in dict.fromkeys(following) if s not in states])
+        states.update(new)
+        used.update(state.next)
+    flat = [(state, [s for s in state.reached() if s is not state]) for state in states]
+    merged = [
+        (
+            state,
+            {w: [t for s in (state, *others) for t in s.next.get(w, ())] for s in (state, *others) for w in s.next},
+            [gap for s in (state, *others) for gap in s.gaps],
+            list(dict.fromkeys(number for s in (state, *others) for number in s.ends)),
+        )
+        for state, others in flat
+    ]
+    for state, following, gaps, ends in merged:
+        state.next, state.gaps, state.ends, state.skips = following, gaps, ends, []
+    return used

@@ -59,12 +59,12 @@ class FindingRule(Config):
 class Trigger(Config):
     """Phrases that change what a finding's mention means.
 
-    means: negative, uncertain, blank (no statement on this image), positive (shields from what stands before it) or
-    end (of the scope of all triggers). before, after: whether it acts on mentions after it (it stands before them) and
+    means: negative, uncertain, blank (no statement on this image), positive (shields from what stands before it), end
+    (of the scope of all triggers) or pass (nothing, and what it holds neither). before, after: whether it acts on mentions after it (it stands before them) and
     before it. reach: words at most between it and the mention.
     """
 
-    means: Literal["negative", "uncertain", "blank", "positive", "end"]
+    means: Literal["negative", "uncertain", "blank", "positive", "end", "pass"]
     position: Literal["before", "after", "both"] = "before"
     reach: int = 60
     phrases: tuple[str, ...]
