@@ -137,5 +137,5 @@ def test_wrong_options_of_labels_are_refused(options, message):
 def test_labels_that_are_not_there_are_refused(tmp_path):
     made = write_images(tmp_path, 8)
     made.table.dropna(axis=1).to_csv(tmp_path / "labels.csv", index=False)
-    with pytest.raises(UsageError, match="--labels .*cannot be read"):
+    with pytest.raises(UsageError, match=r"--labels .*cannot be read"):
         _data(SweepRequest(task="auto", data=str(tmp_path), labels=str(tmp_path / "nowhere.csv")))
