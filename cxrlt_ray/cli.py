@@ -128,11 +128,15 @@ def size(count: float) -> str:
 
 
 def with_progress(
-    results: Iterable[Result], total: int, say: Callable[[str], None], count: Callable[[Result], int] = lambda _: 1
+    results: Iterable[Result],
+    total: int,
+    say: Callable[[str], None],
+    count: Callable[[Result], int] = lambda _: 1,
+    noun: str = "images",
 ) -> Iterator[Result]:
     """`results` as they come, with a line each REPORT_SECONDS on how many of `total` images are done.
 
-    count: the images that a result stands for.
+    count: the images that a result stands for. noun: what is counted.
     """
     started = reported = time.monotonic()
     done = 0
@@ -142,7 +146,7 @@ def with_progress(
         if (now := time.monotonic()) - reported > REPORT_SECONDS:
             reported = now
             rate = done / (now - started)
-            say(f"  {done:,} of {total:,} images, {rate:,.0f} images/s, {duration((total - done) / rate)} left")
+            say(f"  {done:,} of {total:,} {noun}, {rate:,.0f} {noun}/s, {duration((total - done) / rate)} left")
 
 
 TOO_FEW = "(too few)"  # positive subjects, to give an interval

@@ -25,7 +25,6 @@ class Place(NamedTuple):
     before: bool  # it acts on mentions after it
     after: bool
     reach: int
-    phrase: str
 
 
 def longest(places: Sequence[Place]) -> list[Place]:

@@ -8,14 +8,15 @@ A sentence's mentions do not depend on the rest of the report: equal sentences a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from cxrlt_ray.labelling.closure import NORMAL, closed, is_normal, stronger
 from cxrlt_ray.labelling.context import Place, longest, nearest
-from cxrlt_ray.labelling.labels import LAST
-from cxrlt_ray.labelling.phrases import Match, Matcher, words_of
+from cxrlt_ray.labelling.labels import FOREIGN, LAST
+from cxrlt_ray.labelling.language import is_foreign
+from cxrlt_ray.labelling.phrases import Match, Matcher, Words, words_of
 from cxrlt_ray.labelling.rules import NEGATIVE, POSITIVE, UNCERTAIN, Rules, Trigger
 from cxrlt_ray.labelling.sections import Section, sections, whole
 from cxrlt_ray.labelling.sentences import sentences
@@ -24,8 +25,7 @@ CACHED = 100_000  # sentences that are kept
 VALUES = {"positive": POSITIVE, "uncertain": UNCERTAIN, "negative": NEGATIVE, "blank": None}
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A mention in a report: text[begin:end], its value (None: no statement on this image), and why."""
 
     finding: str
@@ -71,17 +71,15 @@ class Labeller:
         self._cached = cached
 
     def read(self, text: str) -> Reading:
-        """What a report says of the findings asked for."""
+        """What a report says of the findings asked for; nothing where it is not in English."""
+        if is_foreign(text):
+            return Reading({}, (), FOREIGN)
         parts, source = sections(text)
         spans = tuple(self._spans(text, parts))
         if source == LAST and not spans:
             parts, source = whole(text)
             spans = tuple(self._spans(text, parts))
         return self._reading(spans, source)
-
-    def knows(self, word: str) -> bool:
-        """Whether a word stands in a phrase of the rules."""
-        return self._matcher.knows(word)
 
     def mentions(self, sentence: str) -> tuple[Span, ...]:
         """The mentions in a sentence, by their places in it."""
@@ -99,15 +97,9 @@ class Labeller:
         for part in parts:
             for begin, end in sentences(text, part.begin, part.end):
                 number += 1
-                for span in self.mentions(text[begin:end]):
-                    yield replace(
-                        span,
-                        section=part.name,
-                        sentence=number,
-                        begin=begin + span.begin,
-                        end=begin + span.end,
-                        rank=part.rank,
-                    )
+                for finding, value, _, _, first, last, phrase, trigger, _ in self.mentions(text[begin:end]):
+                    place = begin + first, begin + last
+                    yield Span(finding, value, part.name, number, *place, phrase, trigger, part.rank)
 
     def _mentions(self, sentence: str) -> Iterator[Span]:
         words = words_of(sentence)
@@ -117,7 +109,7 @@ class Labeller:
         for match in self._matcher.matches(words):
             entry = self._entries[match.number]
             if entry.trigger is not None:
-                places.append(_place(match, entry.trigger, entry.phrase))
+                places.append(_place(match, entry.trigger))
             else:
                 (excluded if entry.kind == EXCLUDED else mentions).append((match, entry))
         if not mentions:
@@ -127,7 +119,7 @@ class Labeller:
             place = nearest(match, places, words)
             value = _value(entry, place)
             begin, end = words.spans[match.begin][0], words.spans[match.end - 1][1]
-            yield Span(entry.owner, value, "", 0, begin, end, entry.phrase, place.phrase if place else "")
+            yield Span(entry.owner, value, "", 0, begin, end, entry.phrase, _words(sentence, words, place))
 
     def _reading(self, spans: tuple[Span, ...], source: str) -> Reading:
         said: dict[str, tuple[int, int]] = {}  # finding or group -> rank of its section, value
@@ -176,9 +168,9 @@ def _entries(rules: Rules) -> Iterator[_Entry]:
         yield from (_Entry(TRIGGER, name, phrase, trigger) for phrase in trigger.phrases)
 
 
-def _place(match: Match, trigger: Trigger, phrase: str) -> Place:
+def _place(match: Match, trigger: Trigger) -> Place:
     before, after = trigger.position in ("before", "both"), trigger.position in ("after", "both")
-    return Place(match.begin, match.end, trigger.means, before, after, trigger.reach, phrase)
+    return Place(match.begin, match.end, trigger.means, before, after, trigger.reach)
 
 
 def _outermost(
@@ -198,6 +190,11 @@ def _outermost(
             yield match, entry
 
 
+def _words(sentence: str, words: Words, place: Place | None) -> str:
+    """A trigger as the sentence has it."""
+    return sentence[words.spans[place.begin][0] : words.spans[place.end - 1][1]] if place else ""
+
+
 def _value(entry: _Entry, place: Place | None) -> int | None:
     if entry.kind == STATEMENT:  # it denies, unless it is denied or of no concern itself
         return None if place is not None and place.means in ("negative", "blank") else NEGATIVE
@@ -210,4 +207,4 @@ def _implied(labels: dict[str, tuple[int, str]], spans: tuple[Span, ...]) -> Ite
         if cause:
             for span in spans:
                 if span.finding == cause and span.value == value:
-                    yield replace(span, finding=name, phrase=f"{cause}: {span.phrase}")
+                    yield span._replace(finding=name, phrase=f"{cause}: {span.phrase}")

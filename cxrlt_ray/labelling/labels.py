@@ -5,7 +5,8 @@ Beside it evidence.parquet: what in a report a label stands on, a row a mention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 STUDY, SUBJECT, SOURCE = "study_id", "subject_id", "source"
 EVIDENCE = "evidence.parquet"  # beside the labels
 TO_LABEL = {"one": 1, "zero": 0, "null": None}
-SECTIONS, LAST, ALL, NOTHING = "sections", "last paragraph", "all", "none"  # of a report, what was read: column SOURCE
+# of a report, what was read: column SOURCE
+SECTIONS, LAST, ALL, NOTHING, FOREIGN = "sections", "last paragraph", "all", "none", "other language"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,56 @@ def evidence_schema() -> pa.Schema:
 
     kinds = {"value": pa.int8(), "sentence": pa.int32(), "begin": pa.int32(), "end": pa.int32()}
     return pa.schema([(name, kinds.get(name, pa.string())) for name in Evidence.__dataclass_fields__])
+
+
+def label_schema(id_column: str, findings: Sequence[str]) -> pa.Schema:
+    """Of labels on their way to the file."""
+    import pyarrow as pa
+
+    ids = [(id_column, pa.string()), (SUBJECT, pa.string())]
+    return pa.schema([*ids, *((name, pa.int8()) for name in findings), (SOURCE, pa.string())])
+
+
+def as_tables(
+    studies: Sequence[StudyLabels], id_column: str, findings: Sequence[str], policies: Mapping[str, str]
+) -> tuple[pa.Table, pa.Table]:
+    """Labels under the findings' policies for uncertain, and their evidence, as Arrow tables."""
+    import pyarrow as pa
+
+    columns: dict[str, list[object]] = {id_column: [s.study_id for s in studies]}
+    columns[SUBJECT] = [s.subject_id for s in studies]
+    columns |= {name: [settled(s.labels.get(name), policies[name]) for s in studies] for name in findings}
+    columns[SOURCE] = [s.source for s in studies]
+    labels = pa.table(list(columns.values()), schema=label_schema(id_column, findings))
+    rows = [piece for s in studies for piece in s.evidence]
+    schema = evidence_schema()
+    evidence = pa.table([[getattr(row, name) for row in rows] for name in schema.names], schema=schema)
+    return labels, evidence
+
+
+@contextmanager
+def written(path: str, id_column: str, findings: Sequence[str]) -> Iterator[Callable[[pa.Table, pa.Table], None]]:
+    """A function that writes labels and evidence, piece by piece, to the table `path` and EVIDENCE beside it.
+
+    Both are whole when the block ends well, or not there. Raises CxrltError where they cannot be written.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    folder, _, name = path.rpartition("/")
+    store = Store(folder or ("/" if path.startswith("/") else "."))
+    options = csv.WriteOptions(quoting_style="needed")
+    with store.place(name) as labels_path, store.place(EVIDENCE) as evidence_path, ExitStack() as files:
+        labels_file = files.enter_context(
+            csv.CSVWriter(labels_path, label_schema(id_column, findings), write_options=options)
+        )
+        evidence_file = files.enter_context(pq.ParquetWriter(evidence_path, evidence_schema()))
+
+        def write(labels: pa.Table, evidence: pa.Table) -> None:
+            labels_file.write(labels)
+            evidence_file.write_table(evidence)
+
+        yield write
 
 
 def settled(value: int | None, policy: str) -> int | None:

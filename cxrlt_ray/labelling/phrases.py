@@ -7,8 +7,8 @@
     heart ... enlarged      up to GAP words in between, without a comma; ...6 is up to 6 (at most LONGEST_GAP)
 
 All phrases form one automaton without loops (Thompson's construction; the grammar repeats nothing), so that none can
-explode: from each word of a text, a phrase is followed through each of its states once a place at most. Words with
-which no phrase begins cost one look-up.
+explode: its size is that of the phrases as they are written, and from a word of a text it is followed along at most
+(LONGEST_GAP + 1) ** GAPS paths, each no longer than the longest phrase.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cxrlt_ray.errors import UsageError
 GAP, LONGEST_GAP, GAPS = 4, 10, 2  # words of a gap, at most; gaps of a phrase
 LENGTH = 500  # letters of a phrase
 STEM = 3
-VOCABULARY = 200_000  # different words of texts that are remembered; typing errors have no end
+REMEMBERED = 500_000  # steps by words of texts; typing errors have no end
 _TOKEN = re.compile(r"\.\.\.\d*|[()|\[\]]|[^\s()|\[\]]+")
 _WORD = re.compile(r"\w+\*?")
 _TEXT = re.compile(r"\w+|,")
@@ -76,7 +76,7 @@ class _State:
     ends: list[int] = field(default_factory=list)
 
     def reached(self) -> Iterator[_State]:
-        """This state and all that are reached at no cost."""
+        """The state itself and all that are reached at no cost."""
         known, waiting = {self}, [self]
         while waiting:
             yield (state := waiting.pop())
@@ -87,7 +87,7 @@ class _State:
 
 
 def _parsed(phrase: str) -> tuple[_State, _State]:
-    """The states in which a phrase begins and ends. Raises UsageError, with the phrase, for what is not in the grammar."""
+    """The states in which a phrase begins and ends. Raises UsageError for what is not in the grammar."""
     if len(phrase) > LENGTH:
         raise UsageError(f"a phrase of {len(phrase):,} letters ('{phrase[:40]} ...'): at most {LENGTH}; split it.")
     if phrase.count("...") > GAPS:
@@ -172,8 +172,22 @@ def check_phrase(phrase: str) -> None:
     _parsed(phrase)
 
 
+@dataclass(eq=False)
+class _States:
+    """States in which several phrases are at once. steps: where a word of a text leads, as far as it was asked."""
+
+    states: frozenset[_State]
+    ends: tuple[int, ...]
+    gaps: tuple[tuple[int, _States], ...]
+    steps: dict[str, _States | None] = field(default_factory=dict)
+
+
 class Matcher:
-    """Where phrases stand in a sentence; phrase k is `phrases[k]`."""
+    """Where phrases stand in a sentence; phrase k is `phrases[k]`.
+
+    All phrases are followed at once, by sets of states that are made as texts need them (a lazy DFA): a word costs a
+    look-up, whatever the number of phrases.
+    """
 
     def __init__(self, phrases: Sequence[str]) -> None:
         root = _State()
@@ -182,65 +196,76 @@ class Matcher:
             end.ends.append(number)
             root.skips.append(begin)
         used = _flattened(root)
-        self._root = root
         self._exact = {atom for atom in used if not atom.endswith("*")}
         self._stems = {atom[:-1] for atom in used if atom.endswith("*")}
         self._lengths = sorted({len(stem) for stem in self._stems})
-        self._atoms: dict[str, tuple[str, ...]] = {}  # of a word of a text: itself and its stems, as far as they are used
-        self._starts: dict[str, tuple[_State, ...]] = {}
+        self._first = root
+        self._forget()
 
     def matches(self, text: Words) -> list[Match]:
         """Every place of every phrase, those within others too."""
-        starts = self._starts
+        if self._steps > REMEMBERED:
+            self._forget()
+        steps = self._root.steps
         found: list[Match] = []
         for k, word in enumerate(text.words):
-            states = starts.get(word)
-            if states is None:
-                states = self._look_up(word)
-            if states:
+            states = steps[word] if word in steps else self._step(self._root, word)
+            if states is not None:
                 self._follow(states, k, text, found)
         return found
 
-    def knows(self, word: str) -> bool:
-        """Whether a word (in small letters) stands in any phrase."""
-        if word not in self._atoms:
-            self._look_up(word)
-        return bool(self._atoms[word])
+    def _forget(self) -> None:
+        self._known: dict[frozenset[_State], _States] = {}
+        self._steps = 0
+        self._root = self._together(frozenset([self._first]))
 
-    def _look_up(self, word: str) -> tuple[_State, ...]:
-        if len(self._starts) > VOCABULARY:
-            self._starts.clear()
-            self._atoms.clear()
+    def _together(self, states: frozenset[_State]) -> _States:
+        if states not in self._known:
+            behind: dict[int, set[_State]] = {}
+            for state in states:
+                for words, following in state.gaps:
+                    behind.setdefault(words, set()).add(following)
+            ends = tuple(sorted(number for state in states for number in state.ends))
+            gaps = tuple((words, self._together(frozenset(behind[words]))) for words in sorted(behind))
+            self._known[states] = _States(states, ends, gaps)
+        return self._known[states]
+
+    def _step(self, states: _States, word: str) -> _States | None:
+        """Where a word leads from `states`; remembered."""
         atoms = [word] if word in self._exact else []
-        atoms += [f"{word[:n]}*" for n in self._lengths if word[:n] in self._stems and n <= len(word)]
-        self._atoms[word] = tuple(atoms)
-        self._starts[word] = tuple(state for atom in atoms for state in self._root.next.get(atom, ()))
-        return self._starts[word]
+        atoms += [f"{word[:n]}*" for n in self._lengths if n <= len(word) and word[:n] in self._stems]
+        reached = frozenset(s for atom in atoms for state in states.states for s in state.next.get(atom, ()))
+        self._steps += 1
+        states.steps[word] = self._together(reached) if reached else None
+        return states.steps[word]
 
-    def _follow(self, states: tuple[_State, ...], begin: int, text: Words, found: list[Match]) -> None:
+    def _follow(self, states: _States, begin: int, text: Words, found: list[Match]) -> None:
         """Add the matches that begin with the word `begin`, which led to `states`."""
-        words, count, known = text.words, len(text.words), set()
-        waiting: list[tuple[_State, int, tuple[tuple[int, int], ...]]] = [(state, begin + 1, ()) for state in states]
+        words, count = text.words, len(text.words)
+        waiting: list[tuple[_States, int, tuple[tuple[int, int], ...]]] = [(states, begin + 1, ())]
         while waiting:
-            state, at, gaps = waiting.pop()
-            for number in state.ends:
-                found.append(Match(begin, at, number, gaps))
-            if at == count or not (state.next or state.gaps) or (id(state), at) in known:
-                continue
-            known.add((id(state), at))
-            if state.next:
+            now: _States | None
+            now, at, gaps = waiting.pop()
+            while now is not None:
+                for number in now.ends:
+                    found.append(Match(begin, at, number, gaps))
+                if at == count:
+                    break
+                for most, behind in now.gaps:
+                    waiting += _behind_gap(most, behind, at, gaps, text)
                 word = words[at]
-                if word not in self._atoms:
-                    self._look_up(word)
-                for atom in self._atoms[word]:
-                    for following in state.next.get(atom, ()):
-                        waiting.append((following, at + 1, gaps))
-            for most, behind in state.gaps:
-                for left_out in range(min(most, count - at - 1) + 1):
-                    if text.after_comma[at + left_out]:
-                        break
-                    gap = ((at, at + left_out),) if left_out else ()
-                    waiting.append((behind, at + left_out, gaps + gap))
+                now = now.steps[word] if word in now.steps else self._step(now, word)
+                at += 1
+
+
+def _behind_gap(
+    most: int, behind: _States, at: int, gaps: tuple[tuple[int, int], ...], text: Words
+) -> Iterator[tuple[_States, int, tuple[tuple[int, int], ...]]]:
+    """Where matching goes on behind a gap of up to `most` words, which no comma crosses."""
+    for left_out in range(min(most, len(text.words) - at - 1) + 1):
+        if text.after_comma[at + left_out]:
+            return
+        yield behind, at + left_out, (*gaps, (at, at + left_out)) if left_out else gaps
 
 
 def _flattened(root: _State) -> set[str]:
@@ -263,6 +288,6 @@ def _flattened(root: _State) -> set[str]:
         )
         for state, others in flat
     ]
-    for state, following, gaps, ends in merged:
-        state.next, state.gaps, state.ends, state.skips = following, gaps, ends, []
+    for state, steps, gaps, ends in merged:
+        state.next, state.gaps, state.ends, state.skips = steps, gaps, ends, []
     return used

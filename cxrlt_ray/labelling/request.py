@@ -1,4 +1,8 @@
-"""All that can be asked of `label`, checked in one place: what the command's options fill."""
+"""All that can be asked of `label`, checked in one place: what the command's options fill.
+
+from cxrlt_ray import label
+label.run(label.LabelRequest(reports="/data/mimic-cxr", out="labels.csv"))
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,41 @@ from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.rules import POLICIES
 
+POLICY = "policy"
+ENGINES = ("rules", "llm")
+GROUPS = ("cardiopulmonary", "bones", "devices")
+
 
 class LabelRequest(Config):
     """What is asked of `label`: the options of the command, with their defaults. Raises UsageError for a wrong one."""
 
-    reports: Annotated[str, cli.argument("MIMIC's tree of reports, or a table with a column of text")]
-    out: Annotated[str, cli.option("leave the labels here; evidence.parquet beside them")] = "labels.csv"
-    by: Annotated[str, cli.option("rules or llm")] = "rules"
+    reports: Annotated[str | None, cli.argument("MIMIC's tree of reports, or a table with a column of text")] = None
+    out: Annotated[str, cli.option("leave the labels in this .csv, and evidence.parquet beside it")] = "labels.csv"
+    by: Annotated[str, cli.option("what reads the reports: rules or llm")] = "rules"
     findings: Annotated[list[str] | None, cli.option("label these findings; all 45 without it")] = None
-    rules: Annotated[str | None, cli.option("a folder of your own rule files, which come first")] = None
-    uncertain: Annotated[str, cli.option("-1: keep, one, zero, null, or policy (each finding's own)")] = "keep"
+    rules: Annotated[str | None, cli.option("a folder with rule files of your own, which come first")] = None
+    uncertain: Annotated[str, cli.option("-1 becomes: keep, one, zero, null, or policy (each finding's own)")] = "keep"
     id_column: Annotated[str | None, cli.option("a table's column of studies' ids; study_id without it")] = None
-    text_column: Annotated[list[str] | None, cli.option("a table's columns of text")] = None
+    text_column: Annotated[list[str] | None, cli.option("a table's columns of text; found by name without it")] = None
+    normal_blocked_by: Annotated[
+        list[str], cli.option("what keeps a report from being Normal: cardiopulmonary, bones, devices")
+    ] = ["cardiopulmonary"]  # noqa: RUF012
+    hierarchy: Annotated[bool, cli.option("CheXpert's hierarchy: edema is an opacity, and so on")] = False
+    explain: Annotated[str | None, cli.option("print this study's report with its marks, and label nothing")] = None
+    check: Annotated[bool, cli.option("run the examples of all rule files, and label nothing")] = False
+    address: Annotated[str | None, cli.option("a Ray cluster to join, for many reports")] = None
 
     @model_validator(mode="after")
     def _check(self) -> LabelRequest:
-        if self.uncertain not in (*POLICIES, "policy"):
-            raise UsageError(f"--uncertain takes {', '.join((*POLICIES, 'policy'))}, not '{self.uncertain}'.")
+        for option, value, allowed in (
+            ("uncertain", self.uncertain, (*POLICIES, POLICY)),
+            ("by", self.by, ENGINES),
+            *(("normal-blocked-by", group, GROUPS) for group in self.normal_blocked_by),
+        ):
+            if value not in allowed:
+                raise UsageError(f"--{option} takes {', '.join(allowed)}, not '{value}'.")
+        if self.reports is None and not self.check:
+            raise UsageError("which reports? Give a folder or a table; --check alone needs none.")
+        if not self.out.lower().endswith(".csv"):
+            raise UsageError(f"--out {self.out} must end in .csv.")
         return self

@@ -60,8 +60,8 @@ class Trigger(Config):
     """Phrases that change what a finding's mention means.
 
     means: negative, uncertain, blank (no statement on this image), positive (shields from what stands before it), end
-    (of the scope of all triggers) or pass (nothing, and what it holds neither). before, after: whether it acts on mentions after it (it stands before them) and
-    before it. reach: words at most between it and the mention.
+    (of the scope of all triggers) or pass (nothing, and what it holds neither). position: where it stands, seen from
+    the mention. reach: words at most between it and the mention.
     """
 
     means: Literal["negative", "uncertain", "blank", "positive", "end", "pass"]

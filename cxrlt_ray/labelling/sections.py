@@ -24,7 +24,8 @@ _KINDS = {
     PRELIMINARY: "(?:wet|preliminary|prelim|initial) (?:read(?:ing)?|report|findings|interpretation)",
     BODY: "findings?|impressions?|conclusions?|opinion|interpretation|summary|diagnosis|results?|report|"
     "(?:findings?|conclusions?) ?(?:and|/|&) ?(?:impressions?|conclusions?|recommendations?)|"
-    "impressions? ?(?:and|/|&) ?(?:findings?|recommendations?)|(?:final|radiographic) (?:impression|findings|diagnosis)",
+    "impressions? ?(?:and|/|&) ?(?:findings?|recommendations?)|"
+    "(?:final|radiographic) (?:impression|findings|diagnosis)",
     SKIPPED: "(?:clinical |brief |pertinent |patient )?(?:indications?|history|information|data|context|statement|"
     "question|details|background|presentation)|(?:indication|history) ?(?:and|/|&|for) ?[a-z ]{3,20}|"
     "reason (?:for|of) (?:the )?(?:exam(?:ination)?|study|request|this exam(?:ination)?)|reason|hx|"
@@ -42,8 +43,10 @@ _KINDS = {
 _NAMES = re.compile("|".join(f"(?P<k{kind}>{names})" for kind, names in _KINDS.items()), re.IGNORECASE)
 # at the begin of a line in any case, or in capitals behind a sentence; a title in capitals, at the begin of a line
 _HEADING = re.compile(
-    r"^[^\S\n]*(?:\*+[^\S\n]*)?(?P<line>[A-Za-z][A-Za-z ,/&()'#0-9_.-]{1,70}?)[^\S\n]*(?::|(?=\n[^\S\n]*\n)|(?=\n[^\S\n]*-+\n))"
-    r"|(?<=[.:;\n] )[^\S\n]*(?P<inline>[A-Z][A-Z /&]{3,40}|(?:Findings|Impression|Conclusion|Comparison|Indication|History)):",
+    r"^[^\S\n]*(?:\*+[^\S\n]*)?(?P<line>[A-Za-z][A-Za-z ,/&()'#0-9_.-]{1,70}?)[^\S\n]*"
+    r"(?::|(?=\n[^\S\n]*\n)|(?=\n[^\S\n]*-+\n))"
+    r"|(?<=[.:;\n] )[^\S\n]*"
+    r"(?P<inline>[A-Z][A-Z /&]{3,40}|(?:Findings|Impression|Conclusion|Comparison|Indication|History)):",
     re.MULTILINE,
 )
 TITLE_WORDS = 12  # at most, of what stands before the first heading and is no text

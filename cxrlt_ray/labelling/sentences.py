@@ -11,13 +11,12 @@ import re
 from collections.abc import Iterator
 
 LONGEST = 250  # words; a longer one is text without points, and is cut
-_ABBREVIATIONS = r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bvs)(?<!\bapprox)(?<!\be\.g)(?<!\bi\.e)(?<!\bNo)"
 _ITEM = r"(?:\d{1,2}[.)]|[a-z]\)|[-*•])"
 _ENDS = re.compile(
-    rf"{_ABBREVIATIONS}[.!?]+(?=\s|[A-Z]|\)|$)|;"  # the end of a sentence
-    rf"|\n[^\S\n]*(?=\n)"  # a blank line
+    r"[.!?]+(?=\s|[A-Z]|\)|$)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bvs\.)(?<!\bapprox\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
+    r"|;"
+    r"|\n[^\S\n]*(?=\n)"  # a blank line
     rf"|\n(?=[^\S\n]*{_ITEM}[^\S\n])"  # the next item begins a line
-    rf"|(?<=[\s.])\d{{1,2}}[.)](?=\s+[A-Z])"  # the next item within a line: 2. Cardiomegaly
 )
 _WORDS = re.compile(r"\S+")
 
