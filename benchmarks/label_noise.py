@@ -107,9 +107,9 @@ def _rules(kind: str, known: dict[str, Rules] = {}) -> Rules:  # noqa: B006
 def cohort_with(kind: str, cohort: PhantomCohort, folder: Path) -> Manifest:
     """The phantom as a sweep with these labels reads it; test images keep theirs, which are the truth."""
     from cxrlt_ray.data.cohort import read_cohort
-    from cxrlt_ray.data.study_labels import StudyLabels
+    from cxrlt_ray.data.given_labels import GivenLabels
 
-    labels = StudyLabels(labels_of(kind, cohort, folder), kind)
+    labels = GivenLabels(labels_of(kind, cohort, folder), kind)
     return read_cohort(str(folder), task="task1", labels=labels).manifest
 
 
@@ -164,12 +164,12 @@ def quality_lines(images: int) -> list[str]:
     """A table of the labels themselves against the truth of all studies: pooled precision and recall."""
     from cxrlt_ray.data.tasks import ALL_FINDINGS
     from cxrlt_ray.evaluation.confusion import counts, rates
-    from cxrlt_ray.labelling.matching import settled
+    from cxrlt_ray.labelling.matching import as_codes
 
     cohort, folder = drawn(images)
     lines = ["| labels | precision | recall | kappa |", "|---|---|---|---|"]
     for kind in KINDS:
-        said = settled(labels_of(kind, cohort, folder)[list(ALL_FINDINGS)], "zero", "zero")
+        said = as_codes(labels_of(kind, cohort, folder)[list(ALL_FINDINGS)], "zero", "zero")
         pooled = rates(counts(cohort.truth.astype(np.int8), said).sum(axis=(1, 2)))
         lines.append(
             f"| {kind} | " + " | ".join(f"{pooled[name]:.3f}" for name in ("precision", "recall", "kappa")) + " |"

@@ -19,7 +19,7 @@ from cxrlt_ray.labelling import gold_folder
 from cxrlt_ray.labelling.agreement import Agreement, compare
 from cxrlt_ray.labelling.consensus import UNREAD, consensus, pairwise
 from cxrlt_ray.labelling.gold import sample
-from cxrlt_ray.labelling.gold_folder import Design, Reading
+from cxrlt_ray.labelling.gold_folder import Design, FilledSheet
 from cxrlt_ray.labelling.gold_request import SAMPLE, GoldRequest
 from cxrlt_ray.labelling.matching import Treatment, match, named
 from cxrlt_ray.labelling.sheets import write_csv
@@ -83,7 +83,7 @@ def _texts(request: GoldRequest, design: Design) -> dict[str, str]:
     assert request.reports is not None
     wanted = set(design.table[gold_folder.STUDY])
     reports = read_reports(request.reports, request.id_column, request.text_column)
-    texts = {report.study_id: report.text for piece in reports.pieces for report in piece if report.study_id in wanted}
+    texts = {report.study_id: report.text for report in reports if report.study_id in wanted}
     if lacking := len(wanted - texts.keys()):
         raise UsageError(f"{request.reports} has no report of {lacking:,} of the {len(wanted):,} studies drawn.")
     return texts
@@ -100,7 +100,7 @@ def _merge(request: GoldRequest) -> Agreement | None:
     folder, *paths = request.files
     folder = folder.rstrip("/")
     design = Design.read(folder)
-    readings = {name: gold_folder.read_reading(path, design) for path, name in named(paths).items()}
+    readings = {name: gold_folder.read_filled_sheet(path, design) for path, name in named(paths).items()}
     for reading in readings.values():
         print("\n".join(reading.notes))
     values = np.stack([reading.values for reading in readings.values()])
@@ -124,7 +124,7 @@ def _merge(request: GoldRequest) -> Agreement | None:
 
 
 def _leave_gold(
-    request: GoldRequest, design: Design, readings: dict[str, Reading], values: np.ndarray, out: str
+    request: GoldRequest, design: Design, readings: dict[str, FilledSheet], values: np.ndarray, out: str
 ) -> None:
     """Write the gold standard and what is left to adjudicate, and say how many labels there are of each kind."""
     agreed = consensus(values)

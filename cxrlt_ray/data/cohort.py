@@ -18,7 +18,7 @@ from cxrlt_ray.data.readers import Raw, Request, all_readers, choose_reader
 from cxrlt_ray.data.readers.columns import UNCERTAIN_MEANS
 from cxrlt_ray.data.rows import check_leaks, checked_rows, in_order, with_settled_paths
 from cxrlt_ray.data.splits import holdout
-from cxrlt_ray.data.study_labels import StudyLabels
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import PHANTOM_MARKER
 
@@ -37,7 +37,7 @@ def read_cohort(
     labelled: bool = True,
     training: bool = True,
     others: Mapping[str, str] | None = None,
-    labels: StudyLabels | None = None,
+    labels: GivenLabels | None = None,
 ) -> Cohort:
     """Read the directory or URI `data`.
 
@@ -79,7 +79,7 @@ def examine(
     labelled: bool = True,
     training: bool = True,
     others: Mapping[str, str] | None = None,
-    labels: StudyLabels | None = None,
+    labels: GivenLabels | None = None,
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
     from cxrlt_ray.data.tasks import load_task

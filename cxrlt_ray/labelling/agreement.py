@@ -45,11 +45,10 @@ class Agreement:
                 table[f"{name} {rate}"] = [row.value for row in rows]
                 table[f"{name} {rate} low"] = [row.low for row in rows]
                 table[f"{name} {rate} high"] = [row.high for row in rows]
-        for name, values in published_label_precision().items():
-            known = [values[f] for f in self.findings if f in values]
-            mean = float(np.mean(list(values.values())))
-            if known:
-                table[f"{name} precision"] = [*(values.get(f, np.nan) for f in self.findings), mean, np.nan]
+        for name, published in published_label_precision().items():
+            if any(finding in published for finding in self.findings):
+                mean = float(np.mean(list(published.values())))
+                table[f"{name} precision"] = [*(published.get(f, np.nan) for f in self.findings), mean, np.nan]
         return table
 
 

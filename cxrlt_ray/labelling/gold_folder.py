@@ -111,7 +111,7 @@ def write_sheets(
 
 
 @dataclass(frozen=True)
-class Reading:
+class FilledSheet:
     """What a reader filled in. values: int8 [N, C] in the design's order, UNREAD where a study was not read.
 
     reports: by item, where the sheet has them.
@@ -122,7 +122,7 @@ class Reading:
     notes: tuple[str, ...]
 
 
-def read_reading(path: str, design: Design) -> Reading:
+def read_filled_sheet(path: str, design: Design) -> FilledSheet:
     """A filled-in sheet. A blank cell of a report that was read is 0: the finding is not there.
 
     A report counts as read where `read` is filled in or any label is. Raises UsageError for a table that is no sheet of
@@ -153,10 +153,10 @@ def read_reading(path: str, design: Design) -> Reading:
             f"{path}: {counted(inferred, 'report')} without a mark in column 'read' have labels: taken as read."
         )
     reports = sheet.text(REPORT).set_axis(items) if REPORT in sheet.columns else None
-    return Reading(full, reports, tuple(notes))
+    return FilledSheet(full, reports, tuple(notes))
 
 
-def adjudication(design: Design, open_cells: np.ndarray, readings: Mapping[str, Reading]) -> pd.DataFrame:
+def adjudication(design: Design, open_cells: np.ndarray, readings: Mapping[str, FilledSheet]) -> pd.DataFrame:
     """A row a study and finding on which readers differ: what each says, and an empty `label` to be filled in."""
     rows, columns = np.nonzero(open_cells)
     table = pd.DataFrame({ITEM: design.table.index[rows], "finding": np.array(design.findings)[columns]})

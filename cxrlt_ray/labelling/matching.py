@@ -35,11 +35,11 @@ class Treatment:
 
     def of_labeller(self, table: pd.DataFrame) -> np.ndarray:
         """A labeller's labels as int8 [N, C]: 1, 0 or -1 (left out)."""
-        return settled(table, self.uncertain, self.blank)
+        return as_codes(table, self.uncertain, self.blank)
 
     def of_gold(self, table: pd.DataFrame) -> np.ndarray:
         """The reference's labels as int8 [N, C]: 1, 0 or -1 (left out)."""
-        return settled(table, self.gold_uncertain, self.gold_blank)
+        return as_codes(table, self.gold_uncertain, self.gold_blank)
 
     @property
     def lines(self) -> list[str]:
@@ -72,10 +72,10 @@ class Matched:
         return tuple(self.gold.columns)
 
 
-def settled(table: pd.DataFrame, uncertain: str, blank: str) -> np.ndarray:
+def as_codes(table: pd.DataFrame, uncertain: str, blank: str) -> np.ndarray:
     """Labels 1, 0, -1 or null -> int8 [N, C], 1, 0 or -1 (left out).
 
-    >>> settled(pd.DataFrame({"Mass": pd.array([1, -1, None], "Int8")}), "one", "null").ravel().tolist()
+    >>> as_codes(pd.DataFrame({"Mass": pd.array([1, -1, None], "Int8")}), "one", "null").ravel().tolist()
     [1, 1, -1]
     """
     empty = table.isna().to_numpy()

@@ -9,14 +9,14 @@ import numpy as np
 
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
-from cxrlt_ray.data.study_labels import StudyLabels
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.tasks import Task, normal_among
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
-from cxrlt_ray.search.study_labels import labels_of
+from cxrlt_ray.search.given_labels import labels_of
 
 PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 
@@ -33,7 +33,7 @@ class RunData:
     data: str
     cohorts: dict[str, str]
     soft: SoftTargets | None = None
-    labels: StudyLabels | None = None
+    labels: GivenLabels | None = None
 
 
 def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
@@ -76,7 +76,7 @@ def data_of(run: Run) -> RunData:
 
 
 def _read(
-    request: SweepRequest, data: str, cohorts: dict[str, str], folds: int, labels: StudyLabels | None
+    request: SweepRequest, data: str, cohorts: dict[str, str], folds: int, labels: GivenLabels | None
 ) -> tuple[Manifest, Task]:
     """The manifest as this run splits it, and the task; prints the reader's notes."""
     from cxrlt_ray.data.cohort import VALIDATION, read_cohort

@@ -22,7 +22,7 @@ from cxrlt_ray.search.resume import claimed
 from cxrlt_ray.search.run_data import RunData
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.space_file import load_space
-from cxrlt_ray.search.study_labels import record_of_labels
+from cxrlt_ray.search.given_labels import record_of_labels
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
 

@@ -96,7 +96,7 @@ def test_what_a_run_may_change_is_taken_from_the_request(storage):
 
 
 def test_labels_that_the_run_was_not_made_with_are_refused_and_the_same_go_on(storage):
-    from cxrlt_ray.search.study_labels import provenance_of_labels
+    from cxrlt_ray.search.given_labels import provenance_of_labels
 
     (storage / "new.csv").write_text("study_id,Mass\ns0,1\n")
     with pytest.raises(UsageError, match="run plain was made with --labels None, not new"):

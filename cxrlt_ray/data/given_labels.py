@@ -24,7 +24,7 @@ _MEANS = {"null": pd.NA, "zero": 0, "one": 1}
 
 
 @dataclass(frozen=True)
-class StudyLabels:
+class GivenLabels:
     """Labels of studies, and how they are used.
 
     table: Int8 by study id: 1, 0, -1 (uncertain) or null, a column a finding. provenance: where they are from.

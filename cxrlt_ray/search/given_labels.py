@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from cxrlt_ray.data.study_labels import StudyLabels
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.storage import Store
 
 
-def labels_of(request: SweepRequest) -> StudyLabels | None:
+def labels_of(request: SweepRequest) -> GivenLabels | None:
     """The labels that are given. Raises UsageError where the file cannot be read, is no table, or has no finding."""
     if request.labels is None:
         return None
@@ -20,7 +20,7 @@ def labels_of(request: SweepRequest) -> StudyLabels | None:
     read = read_label_table(request.labels)
     for note in read.notes:
         print(f"Labels: {request.labels}: {note}")
-    return StudyLabels(read.table, provenance, request.labels_mode, request.labels_blank, request.uncertain)
+    return GivenLabels(read.table, provenance, request.labels_mode, request.labels_blank, request.uncertain)
 
 
 def provenance_of_labels(path: str) -> str:
@@ -33,7 +33,7 @@ def provenance_of_labels(path: str) -> str:
     return f"{path} (sha256 {hashlib.sha256(content).hexdigest()[:12]})"
 
 
-def record_of_labels(labels: StudyLabels | None) -> dict[str, str]:
+def record_of_labels(labels: GivenLabels | None) -> dict[str, str]:
     """What a run's record keeps of its labels."""
     if labels is None:
         return {}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cxrlt_ray.data.cohort import read_cohort
-from cxrlt_ray.data.study_labels import StudyLabels
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.errors import UsageError
 
 NA = pd.NA
@@ -25,14 +25,14 @@ def cohort(tmp_path):
     return tmp_path
 
 
-def given(mode: str, blank: str = "zero", uncertain: str = "null", **columns: list) -> StudyLabels:
+def given(mode: str, blank: str = "zero", uncertain: str = "null", **columns: list) -> GivenLabels:
     """Labels of s1, s2, s3 and s5."""
     index = pd.Index(["s1", "s2", "s3", "s5"], name="study_id")
     table = pd.DataFrame({name: pd.array(values, "Int8") for name, values in columns.items()}, index)
-    return StudyLabels(table, "given.csv", mode, blank, uncertain)
+    return GivenLabels(table, "given.csv", mode, blank, uncertain)
 
 
-def read(cohort, labels: StudyLabels, task: str = "auto") -> pd.DataFrame:
+def read(cohort, labels: GivenLabels, task: str = "auto") -> pd.DataFrame:
     manifest = read_cohort(str(cohort), task=task, labels=labels).manifest
     return manifest.table.set_index("image_id")[list(manifest.findings)]
 
@@ -82,7 +82,7 @@ def test_splits_are_carved_by_the_new_labels(tmp_path):
     table = pd.DataFrame({"image_id": ids, "path": [f"{k}.png" for k in ids], "subject_id": ids, "study_id": ids})
     table.assign(Mass=0).to_csv(tmp_path / "labels.csv", index=False)
     new = pd.DataFrame({"Mass": pd.array((rng.random(200) < 0.1).astype(int), "Int8")}, pd.Index(ids, name="study_id"))
-    manifest = read_cohort(str(tmp_path), task="auto", labels=StudyLabels(new, "x")).manifest
+    manifest = read_cohort(str(tmp_path), task="auto", labels=GivenLabels(new, "x")).manifest
     positives = manifest.table.groupby("split")["Mass"].sum()
     assert positives["test"] >= 2
     assert positives["val"] >= 2
@@ -91,10 +91,10 @@ def test_splits_are_carved_by_the_new_labels(tmp_path):
 
 def test_ids_with_and_without_mimics_s_match_and_none_in_common_is_refused(cohort):
     labels = given("replace", Mass=[0, 1, 1, 0], Nodule=[0, 0, 0, 0])
-    plain = StudyLabels(labels.table.set_axis(["1", "2", "3", "5"]), "x")
+    plain = GivenLabels(labels.table.set_axis(["1", "2", "3", "5"]), "x")
     assert values(read(cohort, plain)["Mass"])[:3] == [0, 1, 1]
     with pytest.raises(UsageError, match="none of the cohort's studies"):
-        read(cohort, StudyLabels(labels.table.set_axis(["a", "b", "c", "d"]), "x"))
+        read(cohort, GivenLabels(labels.table.set_axis(["a", "b", "c", "d"]), "x"))
 
 
 def test_what_was_done_is_said_without_an_id(cohort):
