@@ -14,6 +14,8 @@ from typing import NamedTuple
 from cxrlt_ray.labelling.phrases import Match, Words
 
 LIST_WORDS = {"and", "or", "nor"}
+DENYING_LIST = {"or", "nor"}  # "no opacity, nodule or density suspicious for a mass"
+DENIED_DOUBT = 3  # words at most from a denial to the doubt that it denies
 
 
 class Place(NamedTuple):
@@ -28,18 +30,21 @@ class Place(NamedTuple):
 
 
 def longest(places: Sequence[Place]) -> list[Place]:
-    """Triggers that do not lie within a longer one, by their places; of two at one place both."""
-    kept: list[Place] = []
-    for place in sorted(places, key=lambda p: (p.begin, -p.end)):
-        if not kept or place.end > kept[-1].end or place[:2] == kept[-1][:2]:
-            kept.append(place)
-    return [place for place in kept if place.means != "pass"]
+    """Triggers that do not lie within a longer one that acts the same way or is no trigger, by their places."""
+    kept = [place for place in places if not any(_hides(other, place) for other in places)]
+    return sorted(place for place in kept if place.means != "pass")
+
+
+def _hides(longer: Place, place: Place) -> bool:
+    within = longer.begin <= place.begin and place.end <= longer.end and longer[:2] != place[:2]
+    same_way = (longer.before and place.before) or (longer.after and place.after)
+    return within and (same_way or longer.means == "pass" or place.means == "end")
 
 
 def nearest(mention: Match, places: Sequence[Place], text: Words) -> Place | None:
     """The trigger that decides on a mention; None where there is none. places: as `longest` gives them.
 
-    Of two at the same distance one that says something of this image.
+    Of two at the same distance one that says something of this image. "No opacity suspicious for pneumonia" denies it.
     """
     best, least = None, (1_000, False)
     for place in places:
@@ -53,7 +58,18 @@ def nearest(mention: Match, places: Sequence[Place], text: Words) -> Place | Non
         begin, end = min(mention.end, place.end), max(mention.begin, place.begin)
         if not any(p.means == "end" and begin <= p.begin and p.end <= end for p in places):
             best, least = place, (distance, place.means == "blank")
-    return best
+    return _denying(best, places, text) if best is not None and best.means == "uncertain" else best
+
+
+def _denying(doubt: Place, places: Sequence[Place], text: Words) -> Place:
+    """What denies the words of doubt that stand before a mention; else they themselves."""
+    for place in reversed(places):
+        if place.end <= doubt.begin and place.before:
+            commas = [k for k in range(place.end, doubt.begin + 1) if text.after_comma[k]]
+            listed = DENYING_LIST.intersection(text.words[max([place.end, *commas]) : doubt.begin])
+            near = not commas and doubt.begin - place.end <= DENIED_DOUBT
+            return place if place.means == "negative" and (near or listed) else doubt
+    return doubt
 
 
 def _distance(mention: Match, place: Place, text: Words) -> int | None:
