@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.joining import directory, join, phantom_as, sweep_options
 from cxrlt_ray.data.manifest import COHORT, MAIN, META, Cohort, Manifest
 from cxrlt_ray.data.readers import Raw, Request, all_readers, choose_reader
 from cxrlt_ray.data.readers.columns import UNCERTAIN_MEANS
 from cxrlt_ray.data.rows import check_leaks, checked_rows, in_order, with_settled_paths
 from cxrlt_ray.data.splits import holdout
-from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import PHANTOM_MARKER
 

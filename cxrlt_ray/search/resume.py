@@ -11,8 +11,8 @@ from cxrlt_ray import config
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
-from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.given_labels import provenance_of_labels
+from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
 

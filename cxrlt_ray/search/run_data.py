@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
-from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.tasks import Task, normal_among
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
+from cxrlt_ray.search.given_labels import labels_of
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
-from cxrlt_ray.search.given_labels import labels_of
 
 PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 

@@ -16,13 +16,13 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, check_free, create_run
 from cxrlt_ray.search.budget import SearchSize
+from cxrlt_ray.search.given_labels import record_of_labels
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.resume import claimed
 from cxrlt_ray.search.run_data import RunData
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.space_file import load_space
-from cxrlt_ray.search.given_labels import record_of_labels
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
 

@@ -10,10 +10,10 @@ from releases import write_cxrlt2026
 
 from cxrlt_ray.data.manifest import META, Manifest
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.search.given_labels import record_of_labels
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.run_data import run_data, with_validation_like
 from cxrlt_ray.search.space_file import load_space
-from cxrlt_ray.search.given_labels import record_of_labels
 
 FINDINGS = ("Mass", "Normal")
 
