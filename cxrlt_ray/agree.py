@@ -95,7 +95,7 @@ def _leave_disagreements(request: AgreeRequest, matched: Matched) -> str:
     told = (
         f"with the evidence of {', '.join(evidence)}" if evidence else "without evidence: no evidence.parquet is there"
     )
-    return f"{len(table):,} disagreements left in {request.disagreements}, {told}. It holds ids and words of reports."
+    return f"{len(table):,} disagreements left in {request.disagreements}, {told}. It holds ids of studies."
 
 
 main = cli.command(

@@ -135,5 +135,9 @@ def _difference(values: list[float], draws: list[np.ndarray], sample: Sample) ->
 
 
 def _estimate(rate: str, value: float, draws: np.ndarray, sample: Sample) -> Estimate:
-    kind = Estimate.of_score if rate in BOUNDED else Estimate.of_difference
-    return kind(value, draws[~np.isnan(draws)], sample)
+    """The interval of a rate; that of kappa and PABAK, from -1 to 1, is made on their scale brought to [0, 1]."""
+    draws = draws[~np.isnan(draws)]
+    if rate in BOUNDED:
+        return Estimate.of_score(value, draws, sample)
+    scaled = Estimate.of_score((value + 1) / 2, (draws + 1) / 2, sample)
+    return Estimate(value, 2 * scaled.low - 1, 2 * scaled.high - 1)

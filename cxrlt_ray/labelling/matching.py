@@ -108,7 +108,7 @@ def match(
         raise UsageError(f"{gold_path} and {', '.join(paths)} share no study: are they of the same reports?")
     if len(common) < len(frame):
         lacking = len(frame) - len(common)
-        notes.append(f"Studies of the gold that a table lacks, and left out: {lacking:,} of {len(frame):,}.")
+        notes.append(f"Studies of {gold_path} that another table lacks, and left out: {lacking:,} of {len(frame):,}.")
     weights = _weights(files[gold_path], gold_path, gold.table.index)
     subjects = _subjects([gold, *tables.values()], common, notes)
     return Matched(
@@ -155,7 +155,7 @@ def shared_findings(
             f"{', '.join(files)} share no finding: columns must be called alike, such as Pleural Effusion."
         )
     alone = [name for name in ALL_FINDINGS if name not in shared and any(name in own for own in columns.values())]
-    notes += [f"Not in all tables, and left out: {', '.join(alone)}."] if alone else []
+    notes += [f"Findings that a table lacks, and left out: {', '.join(alone)}."] if alone else []
     return shared
 
 

@@ -76,12 +76,12 @@ def _differences_table(agreement: Agreement) -> Table:
     from rich.table import Column, Table
 
     first = next(iter(agreement.rates))
-    heads = [Column(TITLES[rate], justify="right", no_wrap=True) for rate in RATES]
-    table = Table(Column(f"{first} less", no_wrap=True), *heads, box=box.SIMPLE_HEAD, padding=0)
+    heads = [Column(scope, justify="right", no_wrap=True) for scope in ("mean", "pooled")]
+    table = Table(Column(f"{first} less", no_wrap=True), *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, gains in agreement.differences.items():
-        for scope, title in (("macro", "mean"), ("pooled", "pooled")):
-            cells = (gains[scope, rate] for rate in RATES)
-            table.add_row(f"{name}, {title}", *(cli.gained(gain.value, gain.low, gain.high) for gain in cells))
+        for rate in RATES:
+            cells = (gains[scope, rate] for scope in ("macro", "pooled"))
+            table.add_row(f"{name}, {TITLES[rate]}", *(cli.gained(gain.value, gain.low, gain.high) for gain in cells))
     return table
 
 

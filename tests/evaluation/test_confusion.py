@@ -90,3 +90,17 @@ def test_weights_of_a_sample_give_the_counts_of_all():
         sums.append(counts(gold[taken], labels[taken], 1 / chance[taken]).sum(axis=1))
     error = np.std(sums, axis=0) / np.sqrt(len(sums))
     assert (np.abs(np.mean(sums, axis=0) - whole) < 4 * error + 1e-9).all()
+
+
+def test_no_interval_leaves_the_range_of_its_rate_and_full_agreement_of_few_is_not_certain():
+    gold = np.zeros((200, 2), np.int8)
+    gold[:8, 0], gold[:6, 1] = 1, 1
+    labels = gold.copy()
+    labels[0, 1] = 0
+    own = Resampled.of(counts(gold, labels), np.arange(200), np.ones(2, bool), 200, 0).rates()
+    for rate, estimates in own.intervals.items():
+        least = 0 if rate in ("precision", "recall", "f1") else -1
+        for estimate in estimates:
+            assert least <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert own.intervals["kappa"][0].value == 1
+    assert own.intervals["kappa"][0].low < 0.9
