@@ -64,7 +64,7 @@ def _sample(request: GoldRequest) -> Design:
     )
     rare = min(chances)
     print(
-        f"{len(chances):,} of {len(tables[0]):,} studies in {folder}: {gold_folder.DESIGN} holds their inclusion "
+        f"{len(chances):,} of {len(tables[0]):,} studies in {folder}: {gold_folder.DESIGN_FILE} holds their inclusion "
         f"probabilities ({rare:.2g} to {max(chances):.2g}) and is not for readers."
     )
     print(

@@ -27,7 +27,7 @@ from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
 
 ITEM, READ, REPORT = "item", "read", "report"
-DESIGN, RECORD, VERSION = "design.csv", "design.json", 1
+DESIGN_FILE, RECORD, VERSION = "design.csv", "design.json", 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Design:
         if store.local is not None:
             private_dir(store.local)
         table = self.table.reset_index()
-        write_csv(table, f"{folder}/{DESIGN}")
+        write_csv(table, f"{folder}/{DESIGN_FILE}")
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         store.write_json(RECORD, {"version": VERSION, "created": created, "findings": self.findings, **self.about})
 
@@ -64,18 +64,18 @@ class Design:
     def read(cls, folder: str) -> Design:
         """What `write` wrote. Raises UsageError for another folder, CxrltError for a design that was changed."""
         store = Store(folder)
-        if not store.exists(RECORD) or not store.exists(DESIGN):
-            raise UsageError(f"{folder} holds no {RECORD} and {DESIGN} of `gold sample`.")
+        if not store.exists(RECORD) or not store.exists(DESIGN_FILE):
+            raise UsageError(f"{folder} holds no {RECORD} and {DESIGN_FILE} of `gold sample`.")
         about = store.read_json(RECORD)
         if about.get("version") != VERSION:
             raise UsageError(f"{folder}/{RECORD} is of version {about.get('version')}; this is {VERSION}.")
-        file = read_table_file(store, DESIGN, text=(ITEM, STUDY, SUBJECT, WEIGHT))
-        sheet = Sheet(DESIGN, file.table)
+        file = read_table_file(store, DESIGN_FILE, text=(ITEM, STUDY, SUBJECT, WEIGHT))
+        sheet = Sheet(DESIGN_FILE, file.table)
         sheet.need(ITEM, STUDY, SUBJECT, WEIGHT)
         table = pd.DataFrame({name: sheet.text(name).map(_written) for name in (ITEM, STUDY, SUBJECT)})
         table[WEIGHT] = pd.to_numeric(sheet.text(WEIGHT), errors="coerce").to_numpy()
         if len(table) != about.get("sampled") or not table[WEIGHT].between(0, 1, inclusive="right").all():
-            raise CxrltError(f"{folder}/{DESIGN} is not as it was written: draw the sample anew by the same seed.")
+            raise CxrltError(f"{folder}/{DESIGN_FILE} is not as it was written: draw the sample anew by the same seed.")
         return cls(table.set_index(ITEM), tuple(about["findings"]), about)
 
 

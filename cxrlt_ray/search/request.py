@@ -48,13 +48,9 @@ class SweepRequest(Config):
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all"
     val_like: Annotated[str | None, cli.option("validate on images like the test's: frontal, any (a finding)")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
-    labels: Annotated[str | None, cli.option("a table of labels by study, such as `label` writes, to train on")] = None
-    labels_mode: Annotated[str, cli.option("--labels replace the cohort's, or join: the cohort's 0/1 prevail")] = (
-        "replace"
-    )
-    labels_blank: Annotated[str, cli.option("an empty cell of --labels: zero (not there), null (not labelled)")] = (
-        "zero"
-    )
+    labels: Annotated[str | None, cli.option("a table of labels by study")] = None
+    labels_mode: Annotated[str, cli.option("replace or join")] = "replace"
+    labels_blank: Annotated[str, cli.option("an empty label: zero or null")] = "zero"
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD
     sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
