@@ -44,21 +44,26 @@ def _hides(longer: Place, place: Place) -> bool:
 def nearest(mention: Match, places: Sequence[Place], text: Words) -> Place | None:
     """The trigger that decides on a mention; None where there is none. places: as `longest` gives them.
 
-    Of two at the same distance one that says something of this image. "No opacity suspicious for pneumonia" denies it.
+    Of two at the same distance a denial prevails over what is of no concern to this image. "No opacity suspicious for
+    pneumonia" denies it.
     """
     best, least = None, (1_000, False)
     for place in places:
         if place.means == "end":
             continue
-        if any(place.begin < end and begin < place.end for begin, end in mention.gaps):
+        if mention.gaps and any(place.begin < end and begin < place.end for begin, end in mention.gaps):
             return place
         distance = _distance(mention, place, text)
-        if distance is None or distance > place.reach or (distance, place.means == "blank") >= least:
-            continue
-        begin, end = min(mention.end, place.end), max(mention.begin, place.begin)
-        if not any(p.means == "end" and begin <= p.begin and p.end <= end for p in places):
-            best, least = place, (distance, place.means == "blank")
+        key = (distance or 0, place.means != "negative")
+        if distance is not None and distance <= place.reach and key < least and not _ended(mention, place, places):
+            best, least = place, key
     return _denying(best, places, text) if best is not None and best.means == "uncertain" else best
+
+
+def _ended(mention: Match, place: Place, places: Sequence[Place]) -> bool:
+    """Whether words that open another statement stand between a mention and a trigger."""
+    begin, end = min(mention.end, place.end), max(mention.begin, place.begin)
+    return begin < end and any(p.means == "end" and begin <= p.begin and p.end <= end for p in places)
 
 
 def _denying(doubt: Place, places: Sequence[Place], text: Words) -> Place:

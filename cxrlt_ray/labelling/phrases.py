@@ -278,16 +278,18 @@ def _flattened(root: _State) -> set[str]:
         waiting += (new := [s for s in dict.fromkeys(following) if s not in states])
         states.update(new)
         used.update(state.next)
-    flat = [(state, [s for s in state.reached() if s is not state]) for state in states]
-    merged = [
-        (
-            state,
-            {w: [t for s in (state, *others) for t in s.next.get(w, ())] for s in (state, *others) for w in s.next},
-            [gap for s in (state, *others) for gap in s.gaps],
-            list(dict.fromkeys(number for s in (state, *others) for number in s.ends)),
-        )
-        for state, others in flat
-    ]
-    for state, steps, gaps, ends in merged:
-        state.next, state.gaps, state.ends, state.skips = steps, gaps, ends, []
+    merged = [(state, _merged(list(state.reached()))) for state in states]
+    for state, whole in merged:
+        state.next, state.gaps, state.ends, state.skips = whole.next, whole.gaps, whole.ends, []
     return used
+
+
+def _merged(states: list[_State]) -> _State:
+    """One state that leads wherever one of `states` does."""
+    whole = _State()
+    for state in states:
+        for word, following in state.next.items():
+            whole.next.setdefault(word, []).extend(following)
+        whole.gaps += state.gaps
+        whole.ends += state.ends
+    return whole

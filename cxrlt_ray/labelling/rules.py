@@ -13,8 +13,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from cxrlt_ray.config import PACKAGE, Config, read_yaml, validate
+from cxrlt_ray.data.column_names import is_no_finding
 from cxrlt_ray.data.tasks import ALL_FINDINGS
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.labelling.phrases import check_phrase
+from cxrlt_ray.privacy import unfit
 
 FOLDER = "label_rules"
 CONTEXT = "context"  # the file of what denies a finding or makes it uncertain, beside those of findings
@@ -126,6 +129,7 @@ def load_rules(
     if unknown := [name for name in asked if name not in by_name]:
         raise UsageError(f"no rules for finding '{unknown[0]}': there are rules for {', '.join(known)}.")
     triggers = validate(ContextRule, read_yaml(context), context)
+    _check_phrases({name: trigger.phrases for name, trigger in triggers.triggers.items()}, context)
     every = tuple(by_name[name] for name in known)
     return Rules(every, tuple(dict.fromkeys(asked)), triggers, frozenset(blockers), hierarchy)
 
@@ -139,7 +143,26 @@ def _files(folder: str | Path | None) -> dict[str, Path]:
 
 
 def _finding_rule(content: dict[str, Any], path: Path) -> FindingRule:
-    return validate(FindingRule, content, path)
+    rule = validate(FindingRule, content, path)
+    if unfit(rule.finding) or is_no_finding(rule.finding):
+        raise UsageError(
+            f"{path}: finding '{rule.finding}' begins with = + - or @, or is called as a column of ids: rename it."
+        )
+    keys = {"phrases": rule.phrases, "excluded": rule.excluded, "normal": rule.normal}
+    _check_phrases(keys | {f"others.{group}": phrases for group, phrases in rule.others.items()}, path)
+    return rule
+
+
+def _check_phrases(keys: Mapping[str, Sequence[str]], path: Path) -> None:
+    mistakes = []
+    for key, phrases in keys.items():
+        for phrase in phrases:
+            try:
+                check_phrase(phrase)
+            except UsageError as error:
+                mistakes.append(f"key '{key}': {error}")
+    if mistakes:
+        raise UsageError(f"{path}: {' '.join(mistakes)}")
 
 
 def _check_implied(rules: dict[str, FindingRule]) -> None:

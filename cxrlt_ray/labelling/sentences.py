@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-LONGEST = 250  # words; a longer one is text without points, and is cut
+LONGEST = 120  # words; a longer one is text without points, and is cut
 _ITEM = r"(?:\d{1,2}[.)]|[a-z]\)|[-*•])"
 _ENDS = re.compile(
     r"[.!?]+(?=\s|[A-Z]|\)|$)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bvs\.)(?<!\bapprox\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
