@@ -18,7 +18,8 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     ensembling/                    the ensemble of a run or of tables, scored and written
     reporting/                     tables for the console
     doctor/                        what would go wrong, before it does
-    sweep ensemble predict evaluate cohort prepare trials label      the commands
+    sweep ensemble predict evaluate cohort prepare trials      the commands
+    label agree gold split         those that make labels
 """
 
 import sys

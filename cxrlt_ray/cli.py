@@ -40,6 +40,9 @@ COMMANDS = {
     "predict": "score new images with an ensemble",
     "evaluate": "score a submission",
     "label": "label radiology reports",
+    "agree": "compare labels with hand labels",
+    "gold": "draw studies to label by hand; merge the readers' labels",
+    "split": "divide labelled studies into train, val and test, and make a cohort of them",
 }
 
 

@@ -59,6 +59,16 @@ def unfit(name: str) -> bool:
     return re.search(UNFIT, name) is not None
 
 
+def inert(text: str) -> str:
+    r"""A text as a cell of a CSV that a spreadsheet takes for text: a ' before = + - @, blanks for control characters.
+
+    >>> inert("-1.2 cm nodule"), inert("a\tb"), inert("No effusion.")
+    ("'-1.2 cm nodule", 'a b', 'No effusion.')
+    """
+    plain = re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", " ", text)  # a line break in a quoted cell is no harm
+    return f"'{plain}" if re.match(r"\s*[=+\-@]", plain) else plain
+
+
 def leads_out(path: str) -> bool:
     """Whether a path is not below what it is relative to, as it is written."""
     return re.search(LEADS_OUT, path) is not None

@@ -31,7 +31,19 @@ ROOMS = (
     "reporting",
     "doctor",
 )
-COMMANDS = ("sweep", "ensemble", "predict", "evaluate", "cohort", "prepare", "trials", "label")
+COMMANDS = (
+    "sweep",
+    "ensemble",
+    "predict",
+    "evaluate",
+    "cohort",
+    "prepare",
+    "trials",
+    "label",
+    "agree",
+    "gold",
+    "split",
+)
 WITH_RAY = {"cluster", "data", "labelling", "training", "search", "ensembling", "doctor", *COMMANDS}
 LINES, FUNCTION_LINES = 400, 80
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.joining import directory, join, phantom_as, sweep_options
 from cxrlt_ray.data.manifest import COHORT, MAIN, META, Cohort, Manifest
 from cxrlt_ray.data.readers import Raw, Request, all_readers, choose_reader
@@ -36,6 +37,7 @@ def read_cohort(
     labelled: bool = True,
     training: bool = True,
     others: Mapping[str, str] | None = None,
+    labels: GivenLabels | None = None,
 ) -> Cohort:
     """Read the directory or URI `data`.
 
@@ -43,7 +45,8 @@ def read_cohort(
     CheXpert's -1 becomes. validation: share of the training subjects that becomes split `val` where the
     data has none, drawn with `seed`; 0: none is carved. labelled: False if labels and a training split may be missing.
     training: False if the training split may be missing, to evaluate only. others: a mapping of cohorts/ ->
-    that cohort's directory or URI, or phantom:DIR: it is joined for training, whatever its own splits.
+    that cohort's directory or URI, or phantom:DIR: it is joined for training, whatever its own splits. labels: of its
+    studies, in the place of the data's own or beside them.
     Raises CxrltError with the first of the reasons to refuse it, UsageError for arguments that do not fit.
     """
     cohort, problems = examine(
@@ -56,6 +59,7 @@ def read_cohort(
         labelled=labelled,
         training=training,
         others=others,
+        labels=labels,
     )
     if problems:
         more = f" ({len(problems) - 1} more: python -m cxrlt_ray.cohort {shlex.quote(data)}{sweep_options(others)})"
@@ -75,6 +79,7 @@ def examine(
     labelled: bool = True,
     training: bool = True,
     others: Mapping[str, str] | None = None,
+    labels: GivenLabels | None = None,
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
     from cxrlt_ray.data.tasks import load_task
@@ -93,6 +98,8 @@ def examine(
         raw = reader.read(Request(store, task, findings, uncertain, labelled))
     if raw.table.empty:
         raise CxrltError(f"{data}, read as {reader.name}, has no images.")
+    if labels is not None:
+        raw = labels.applied(raw, findings)
     if labelled:
         _check_findings(raw, findings, task, reader.name)
     raw = with_settled_paths(raw)

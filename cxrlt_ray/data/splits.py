@@ -12,6 +12,8 @@ within 0.1 % on average; 143 subjects x 40 findings, 20 %.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cxrlt_ray.errors import CxrltError
@@ -34,6 +36,17 @@ def assign_folds(targets: np.ndarray, subjects: np.ndarray, folds: int, seed: in
     if len(sizes) < folds:
         raise CxrltError(f"{folds} folds need at least {folds} subjects; there are {len(sizes)}. Lower --folds.")
     return _distribute(positives, sizes, np.full(folds, 1 / folds), seed)[subject_of]
+
+
+def assign_shares(targets: np.ndarray, subjects: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+    """The part of each image, int64 [N]: part k is to hold `shares[k]` of them and of each finding's positives.
+
+    Arguments as of `assign_folds`; shares sum to 1. Raises CxrltError if there are fewer subjects than parts.
+    """
+    positives, sizes, subject_of = _by_subject(targets, subjects)
+    if len(sizes) < len(shares):
+        raise CxrltError(f"{len(shares)} parts need at least {len(shares)} subjects; there are {len(sizes)}.")
+    return _distribute(positives, sizes, np.asarray(shares, float), seed)[subject_of]
 
 
 def holdout(targets: np.ndarray, subjects: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -156,7 +156,7 @@ def bootstrap_scores(
     ap, auroc, f1, fnr: [C, rounds]; micro_f1, micro_fnr: [rounds]; nan in a draw where there is no such score.
     """
     subject = numbered(groups)
-    drawn = _draws(subject.max() + 1, rounds, seed)
+    drawn = draws(subject.max() + 1, rounds, seed)
     ap, auroc = next(_weighted(targets, [scores], subject, drawn, rounds))
     positive, predicted, known = targets == 1, scores >= 0.5, targets >= 0
     kinds = (positive & predicted, positive & ~predicted, known & ~positive & predicted)
@@ -295,7 +295,7 @@ def _resampled(
 ) -> Iterator[np.ndarray]:
     """Of each system AP and AUROC [2, C, rounds] of every finding in every draw."""
     subject = numbered(groups)
-    return _weighted(targets, systems, subject, _draws(subject.max() + 1, rounds, seed), rounds)
+    return _weighted(targets, systems, subject, draws(subject.max() + 1, rounds, seed), rounds)
 
 
 def reweighted(
@@ -331,7 +331,7 @@ def _weighted(
             yield values.transpose(2, 0, 1, 3).reshape(2, len(columns), -1)[:, :, :rounds]
 
 
-def _draws(groups: int, rounds: int, seed: int) -> list[np.ndarray]:
+def draws(groups: int, rounds: int, seed: int) -> list[np.ndarray]:
     """How often each group is drawn: uint16 [groups, LANES] for every LANES rounds; past the last none is."""
     rng = np.random.default_rng(seed)
     blocks = [np.zeros((groups, LANES), np.uint16) for _ in range(0, rounds, LANES)]

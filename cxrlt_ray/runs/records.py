@@ -267,6 +267,9 @@ class RunRecord(Record):
     soft_targets: str | None = None
     warm_from: tuple[str, ...] = ()  # earlier runs whose best settings are tried first
     start: tuple[dict[str, Value], ...] = ()  # the start points with them, under Optuna's names; () for the space's own
+    labels: str | None = None  # provenance of labels that were given beside the cohort's, and how they were used
+    labels_mode: str | None = None
+    labels_blank: str | None = None
     pixels: int | None = None  # to which a time budget capped the space's resolutions
     prune: bool | None = None  # whether ASHA stops trials, where a time budget decided it
     shards: tuple[ShardsRecord, ...] = ()

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.given_labels import BLANK, MODES
 from cxrlt_ray.data.shards import MAX_BAD, QUALITY, parse_quality, parse_sizes
 from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT
 from cxrlt_ray.errors import UsageError
@@ -47,6 +48,9 @@ class SweepRequest(Config):
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all"
     val_like: Annotated[str | None, cli.option("validate on images like the test's: frontal, any (a finding)")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
+    labels: Annotated[str | None, cli.option("a table of labels by study")] = None
+    labels_mode: Annotated[str, cli.option("replace or join")] = "replace"
+    labels_blank: Annotated[str, cli.option("an empty label: zero or null")] = "zero"
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD
     sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
@@ -88,6 +92,12 @@ class SweepRequest(Config):
             problems.append(f"--views is all or frontal, not '{self.views}'.")
         if self.val_like is not None and not set(self.likeness) <= set(LIKENESS):
             problems.append(f"--val-like is {', '.join(LIKENESS)} or both, joined by a comma; not '{self.val_like}'.")
+        if self.labels_mode not in MODES:
+            problems.append(f"--labels-mode is {' or '.join(MODES)}, not '{self.labels_mode}'.")
+        if self.labels_blank not in BLANK:
+            problems.append(f"--labels-blank is {' or '.join(BLANK)}, not '{self.labels_blank}'.")
+        if self.labels is None and not self.resume and {"labels_mode", "labels_blank"} & self.model_fields_set:
+            problems.append("--labels-mode and --labels-blank say how --labels are used: give --labels FILE too.")
         if not 0 <= self.holdout < 1:
             problems.append(f"--holdout is a share from 0 to below 1, not {self.holdout:g}.")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):

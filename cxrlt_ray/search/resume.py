@@ -11,6 +11,7 @@ from cxrlt_ray import config
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
+from cxrlt_ray.search.given_labels import provenance_of_labels
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
@@ -34,6 +35,9 @@ _FIXED: dict[str, Any] = {
     "seed": lambda request: request.seed,
     "warm_from": lambda request: tuple(request.warm_from or ()),
     "soft_targets": lambda request: _provenance(request.soft_targets),
+    "labels": lambda request: None if request.labels is None else provenance_of_labels(request.labels),
+    "labels_mode": lambda request: request.labels_mode,
+    "labels_blank": lambda request: request.labels_blank,
 }
 
 

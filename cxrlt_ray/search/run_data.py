@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
 from cxrlt_ray.data.tasks import Task, normal_among
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
+from cxrlt_ray.search.given_labels import labels_of
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
 
@@ -21,13 +23,17 @@ PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains on. cohorts: the directories of others by name; data: of the main one."""
+    """What a run trains on.
+
+    cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any.
+    """
 
     manifest: Manifest
     task: Task
     data: str
     cohorts: dict[str, str]
     soft: SoftTargets | None = None
+    labels: GivenLabels | None = None
 
 
 def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
@@ -54,12 +60,13 @@ def run_data(request: SweepRequest, space: Space, folds: int, soft: SoftTargets 
     stand_ins = request.storage if request.smoke and not request.data else None
     cohorts = others_of(space, request.cohorts, stand_ins, request.seed, drawn)
     data = request.data or phantom(request.storage, request.seed, drawn)
-    manifest, task = _read(request, data, cohorts, folds)
+    labels = labels_of(request)
+    manifest, task = _read(request, data, cohorts, folds, labels)
     if request.smoke and request.data is not None:
         manifest = few(manifest, drawn, request.seed)
     for note in soft.check(manifest, task.findings) if soft else ():
         print(note)
-    return RunData(manifest, task, data, cohorts, soft)
+    return RunData(manifest, task, data, cohorts, soft, labels)
 
 
 def data_of(run: Run) -> RunData:
@@ -68,7 +75,9 @@ def data_of(run: Run) -> RunData:
     return RunData(run.manifest(), record.task, record.data or "", record.cohorts)
 
 
-def _read(request: SweepRequest, data: str, cohorts: dict[str, str], folds: int) -> tuple[Manifest, Task]:
+def _read(
+    request: SweepRequest, data: str, cohorts: dict[str, str], folds: int, labels: GivenLabels | None
+) -> tuple[Manifest, Task]:
     """The manifest as this run splits it, and the task; prints the reader's notes."""
     from cxrlt_ray.data.cohort import VALIDATION, read_cohort
     from cxrlt_ray.data.tasks import load_task
@@ -82,6 +91,7 @@ def _read(request: SweepRequest, data: str, cohorts: dict[str, str], folds: int)
         # with folds every training image is validated on once: nothing need be carved
         validation=0.0 if folds else VALIDATION,
         others=cohorts,
+        labels=labels,
     )
     for note in cohort.notes:
         print(note)

@@ -16,6 +16,7 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, check_free, create_run
 from cxrlt_ray.search.budget import SearchSize
+from cxrlt_ray.search.given_labels import record_of_labels
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.resume import claimed
@@ -156,6 +157,7 @@ def write_run(
             "data": Store(data.data).absolute().uri,
             "format": data.manifest.source,
             "cohorts": data.cohorts,
+            **record_of_labels(data.labels),
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }
     )

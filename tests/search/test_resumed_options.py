@@ -21,6 +21,7 @@ DEFAULTS |= {"folds": 0, "objectives": "map", "smoke": False}
 MADE = {"holdout": 0.3, "views": "frontal", "uncertain": "one", "max_bad": 0.2, "quality": "90", "seed": 3}
 MADE |= {"folds": 5, "objectives": "map,cost", "smoke": True, "sizes": "96", "space": "laptop", "format": "table"}
 MADE |= {"val_like": "frontal", "warm_from": ["earlier"]}
+LABELS = {"labels_mode": "join", "labels_blank": "null"}  # with the table that they are of
 # what a run that goes on takes from the request
 HEEDED = {"trials", "epochs", "time_budget", "max_concurrent", "gpus_per_trial", "cpus_per_trial", "workers_per_trial"}
 HEEDED |= {"min_workers", "ingest", "cache_gb", "name", "storage", "address", "resume", "retries", "hung_after"}
@@ -92,6 +93,22 @@ def test_what_a_run_may_change_is_taken_from_the_request(storage):
     assert (request.retries, request.seconds) == (0, 7200)
     unchanged = asked("plain")
     assert resumed(unchanged, run_to_resume(unchanged).record) == run_to_resume(unchanged).record
+
+
+def test_labels_that_the_run_was_not_made_with_are_refused_and_the_same_go_on(storage):
+    from cxrlt_ray.search.given_labels import provenance_of_labels
+
+    (storage / "new.csv").write_text("study_id,Mass\ns0,1\n")
+    with pytest.raises(UsageError, match="run plain was made with --labels None, not new"):
+        run_to_resume(asked("plain", labels="new.csv"))
+    with pytest.raises(UsageError, match="run plain was made with --labels-mode None, not join"):
+        run_to_resume(asked("plain", labels_mode="join"))
+    run = run_to_resume(asked("plain"))
+    run.write(run.record.model_copy(update={"labels": provenance_of_labels("new.csv"), **LABELS}))
+    assert run_to_resume(asked("plain", labels="new.csv", **LABELS)).record.labels_mode == "join"
+    (storage / "new.csv").write_text("study_id,Mass\ns0,0\n")
+    with pytest.raises(UsageError, match=r"made with --labels new.csv \(sha256 "):
+        run_to_resume(asked("plain", labels="new.csv"))
 
 
 def test_every_option_is_one_that_a_resumed_run_heeds_or_one_that_it_checks():

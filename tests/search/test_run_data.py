@@ -10,6 +10,7 @@ from releases import write_cxrlt2026
 
 from cxrlt_ray.data.manifest import META, Manifest
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.search.given_labels import record_of_labels
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.run_data import run_data, with_validation_like
 from cxrlt_ray.search.space_file import load_space
@@ -99,3 +100,42 @@ def test_2026s_validation_can_be_as_its_test_is(tmp_path):
     assert len(val.table)
     assert set(val.table["view"]) == {"PA"}
     assert (val.targets()[:, 1:] == 1).any(axis=1).all()
+
+
+def test_labels_of_studies_are_trained_on_and_recorded(tmp_path, capsys):
+    made = write_images(tmp_path / "data", 40)
+    made.table.dropna(axis=1).to_csv(tmp_path / "data" / "labels.csv", index=False)
+    new = made.table[["study_id", "Mass", "Nodule"]].assign(Mass=1 - made.table["Mass"])
+    new.to_csv(tmp_path / "new.csv", index=False)
+    request = SweepRequest(task="auto", data=str(tmp_path / "data"), labels=str(tmp_path / "new.csv"))
+    data = _data(request)
+    table = data.manifest.table.merge(made.table, on="image_id")
+    scored = table["split_y"] == "test"
+    assert (table["Mass_x"] == table["Mass_y"].where(scored, 1 - table["Mass_y"])).all()
+    assert "--labels-mode replace" in capsys.readouterr().out
+    record = record_of_labels(data.labels)
+    assert record["labels"].startswith(f"{tmp_path}/new.csv (sha256 ")
+    assert (record["labels_mode"], record["labels_blank"]) == ("replace", "zero")
+    assert (
+        data.manifest.fingerprint != _data(SweepRequest(task="auto", data=str(tmp_path / "data"))).manifest.fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "x.csv", "labels_mode": "mix"}, "--labels-mode is replace or join"),
+        ({"labels": "x.csv", "labels_blank": "one"}, "--labels-blank is zero or null"),
+        ({"labels_mode": "join"}, "give --labels FILE too"),
+    ],
+)
+def test_wrong_options_of_labels_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        SweepRequest(task="task1", **options)
+
+
+def test_labels_that_are_not_there_are_refused(tmp_path):
+    made = write_images(tmp_path, 8)
+    made.table.dropna(axis=1).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(UsageError, match=r"--labels .*cannot be read"):
+        _data(SweepRequest(task="auto", data=str(tmp_path), labels=str(tmp_path / "nowhere.csv")))

@@ -1,4 +1,4 @@
-"""What the CXR-LT 2024 teams reached on the release's test sets, to set a submission beside.
+"""What the CXR-LT 2024 paper reports, to set own figures beside: its teams' scores, its labellers' precision.
 
 Source: Lin et al., "CXR-LT 2024: A MICCAI challenge on long-tailed, multi-label, and zero-shot disease
 classification from chest X-ray", Medical Image Analysis 2025 (arXiv:2506.07984); teams by its letters.
@@ -6,6 +6,7 @@ classification from chest X-ray", Medical Image Analysis 2025 (arXiv:2506.07984)
     teams.csv      macro and micro rows: mAP, mAUROC, mF1 and head / medium / tail of the main tables, micro F1
                    and FNR of the supplement's
     taskN_ap.csv   AP per finding, the supplement's tables 1 to 9
+    label_precision.csv   precision of rule-based and GPT-4o labels on 406 hand-labelled studies, table 8
 
 The paper's head / medium / tail holds 9 / 14 / 16 findings, ours 9 / 15 / 16 (tasks.rarity); its macro F1 of
 team E in task 2 is .265 in the main table and .260 in the supplement; the findings of teams H and I in task 3
@@ -65,6 +66,13 @@ def not_comparable(task: Task, images: int, phantom: bool) -> str | None:
             f"of {task.name}, not on these {images:,}."
         )
     return None
+
+
+def published_label_precision() -> dict[str, dict[str, float]]:
+    """Table 8: labeller -> finding -> precision, of 26 findings; its "mean" is the plain mean over them."""
+    rows = _rows("label_precision.csv")
+    names = {"paper: rules": "rule_based", "paper: GPT-4o": "gpt_4o"}
+    return {name: {row["finding"]: float(row[column]) for row in rows} for name, column in names.items()}
 
 
 def _rows(name: str) -> list[dict[str, str]]:
