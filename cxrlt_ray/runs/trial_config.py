@@ -44,6 +44,9 @@ class TrialConfig(Config):
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     frozen_backbone: bool = False
+    # of a frozen backbone: augmented copies of an image, one an epoch in turn; 0: the image as it is; None: it is
+    # augmented anew in every epoch, and its features are not stored
+    feature_copies: Annotated[int, Field(ge=0, le=64)] | None = 0
     fresh_head: bool = False  # a stage begins with a new head
     # what a stage is trained for
     objective: str = "multilabel"
