@@ -139,7 +139,7 @@ class FrozenFeatures:
         return use, f"{cli.size(size)} more do not fit {bound} of {self.storage.folder}"
 
     def _read(self, key: FeatureKey, files: Sequence[str], again: bool = False) -> dict[str, np.ndarray]:
-        """What is stored of the shards `files`; what is damaged counts as missing, and a line says so the first time."""
+        """What is stored of the shards `files`; what is damaged counts as missing, which a line says at first."""
         parts = {}
         for file in files:
             beat()
