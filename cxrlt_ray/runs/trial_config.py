@@ -161,6 +161,18 @@ class TrialConfig(Config):
         """What judges the trial: the metric of its last stage's objective."""
         return registry.find_objective(self.staged()[-1].objective).metric
 
+    @property
+    def frozen_copies(self) -> int | None:
+        """How many augmented copies an image has in a stage with a frozen backbone, 0: it is shown as it is.
+
+        None: the backbone is trained, or an image is augmented or mixed anew each time it is shown.
+        """
+        several = registry.find_objective(self.objective).needs.crops > 1
+        anew = several or self.mix != "none" or self.tail_augment > self.augment
+        if not self.frozen_backbone or anew or self.feature_copies is None:
+            return None
+        return self.feature_copies if self.augment or self.flip or self.crop < 1 else 0
+
     def specs(self) -> list[Any]:
         """The models.ModelSpec of every stage; the first alone takes pretrained weights."""
         first, *others = [stage.spec() for stage in self.staged()]

@@ -78,21 +78,9 @@ class Streams:
     crops: int = 1
     features: FrozenFeatures | None = None
 
-    @property
-    def copies(self) -> int | None:
-        """How many augmented copies an image has in a stage with a frozen backbone, 0: it is shown as it is; None: it
-        is augmented anew each time it is shown.
-        """
-        config = self.config
-        anew = self.crops > 1 or config.mix != "none" or config.tail_augment > config.augment
-        if not config.frozen_backbone or anew or config.feature_copies is None:
-            return None
-        changed = config.augment or config.flip or config.crop < 1
-        return config.feature_copies if changed else 0
-
     def stored(self, epoch: int) -> StoredFeatures | None:
         """The features of the epoch's images, computed and stored if they are not; None where they cannot be."""
-        config, copies = self.config, self.copies
+        config, copies = self.config, self.config.frozen_copies
         if self.features is None or copies is None:
             return None
         look: Look = AugmentedView(config.resolution, config.crop)
@@ -171,7 +159,7 @@ class Streams:
                 study=images.study if config.fusion != "none" else None,
                 strong=(images.targets[:, tail] == 1).any(axis=1) if harder else None,
                 strength=config.tail_augment if harder else 0.0,
-                copies=self.copies,
+                copies=config.frozen_copies,
                 features=self.stored(epoch),
                 ingest=self.job.ingest,
             ),

@@ -166,6 +166,7 @@ def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monk
         ({"sizes": "big"}, "--sizes"),
         ({"quality": "best"}, "--quality"),
         ({"cache_gb": -1.0}, "--cache-gb"),
+        ({"features_gb": -1.0}, "--features-gb"),
         ({"objectives": "cost"}, "--objectives is map or map,cost"),
     ],
 )
