@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from conftest import write_images
 from safetensors.torch import load_file, save_file
 
-from cxrlt_ray import models
+from cxrlt_ray import models, trials
 from cxrlt_ray.data import features as stored_features
 from cxrlt_ray.data.file_states import file_states
 from cxrlt_ray.data.image_transform import AugmentedView, ImageCopy
@@ -22,6 +23,7 @@ from cxrlt_ray.data.stream import Ingest, batches
 from cxrlt_ray.models.weights import load_pretrained
 from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import features
 from cxrlt_ray.training import trial as trial_module
@@ -451,19 +453,46 @@ def test_a_trained_backbone_is_not_taken_for_a_frozen_one(cohort, tmp_path, weig
     assert not (tmp_path / "storage" / "features").exists()
 
 
-def test_two_workers_share_the_work_and_read_the_same(cohort, tmp_path, weights, monkeypatch):
-    """Lockstep is played: each worker's own part, then what the other has stored."""
-    job, trial = job_in(tmp_path, cohort), config(weights)
-    monkeypatch.setattr(features, "agree", lambda value, worker: value)
-    ids, look, device = cohort[0].table["image_id"].to_numpy(), AugmentedView(SIZE), torch.device("cpu")
-    seen = count_images(monkeypatch)
-    assert frozen(job, trial, Worker(1, 2, device)).stored(ids, look) is None  # worker 0's part is missing still
-    assert 1 < sum(seen) < len(ids)
-    found = frozen(job, trial, Worker(0, 1, device)).stored(ids, look)
-    assert sum(seen) == len(ids) + 2
-    alone = frozen(job_in(tmp_path / "alone", (cohort[0], shards_without_ray(cohort[0], tmp_path / "two"))), trial)
-    for name, part in alone.stored(ids, look).parts.items():
-        np.testing.assert_allclose(part, found.parts[name], rtol=2e-3, atol=1e-3)
+def one_of_two(rank, job, trial, seen):
+    """A process of a gloo group, as a Train worker is one."""
+    import ray.train.torch
+
+    ray.train.torch.get_device = lambda: torch.device("cpu")
+    meeting = f"file://{job.run.uri}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    before = models.Classifier.features
+
+    def counted(self, pixels):
+        with seen.get_lock():
+            seen.value += len(pixels)
+        return before(self, pixels)
+
+    models.Classifier.features = counted
+    train(job, "T0000", trial, {}, lambda report: None)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"fusion": "attention", "tta": "flip"}])
+def test_two_workers_share_the_work_and_come_to_the_same(options, cohort, tmp_path, weights):
+    context = multiprocessing.get_context("spawn")
+    outcomes, counts = [], []
+    for room in (ROOM, 0):
+        job = job_in(tmp_path / str(room), cohort, room, workers=2)
+        seen = context.Value("i", 0)
+        arguments = (job, config(weights, batch_size=4, lr=1e-3, patience=3, **options), seen)
+        workers = [context.Process(target=one_of_two, args=(rank, *arguments)) for rank in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(300)
+        assert [worker.exitcode for worker in workers] == [0, 0]
+        outcomes.append(outcome(job))
+        counts.append(seen.value)
+    np.testing.assert_allclose(*outcomes, atol=5e-3)
+    scored = (cohort[0].table["split"] != "test").sum()
+    more = (cohort[0].table["split"] == "val").sum() if "tta" in options else 0
+    assert counts[0] <= scored + more + 4  # a look or two of each worker's at the shape
+    assert counts[1] > 2 * counts[0]
 
 
 def test_a_stage_of_a_whole_epoch_reads_no_pixels(cohort, tmp_path, weights, monkeypatch):
@@ -482,3 +511,24 @@ def features_clock():
     from cxrlt_ray.training.clock import Clock
 
     return Clock()
+
+
+def test_one_command_removes_stored_features_but_those_in_use(cohort, tmp_path, weights, capsys):
+    job, trial = job_in(tmp_path, cohort), config(weights)
+    folder, held = store_of(frozen(job, trial))
+    arguments = {"storage": str(tmp_path / "storage"), "forget_features": True}
+    trials.main(**arguments)
+    assert "0 stores of features removed" in capsys.readouterr().out
+    assert folder.exists()
+    held.use.close()
+    trials.main(**arguments)
+    assert "1 stores of features removed" in capsys.readouterr().out
+    assert not folder.exists()
+    assert (tmp_path / "storage" / "shards").exists()
+
+
+@pytest.mark.parametrize("name", ["team_a", "team_e", "team_g"])
+def test_the_published_systems_frozen_stages_store_features_by_default(name):
+    stages = [stage for kind in load_space(name).kinds() for stage in kind.staged()]
+    assert any(stage.frozen_backbone for stage in stages)
+    assert all((stage.frozen_copies is not None) == stage.frozen_backbone for stage in stages)
