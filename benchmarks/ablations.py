@@ -112,6 +112,17 @@ ROWS = [
     ),
     Row("sampler", "repeat factor", {"sampler": "repeat_factor"}),
     Row("loss", "ASL of adjusted logits", {"loss": "logit_adjusted_asl"}),
+    Row("frozen", "probe: a head on the frozen ImageNet backbone, images as they are", {"frozen_backbone": True}),
+    Row("frozen", "probe, 2 augmented copies an image", {"frozen_backbone": True, "feature_copies": 2}),
+    Row("frozen", "probe, 4 augmented copies an image", {"frozen_backbone": True, "feature_copies": 4}),
+    Row("frozen", "probe, augmented anew in every epoch", {"frozen_backbone": True, "feature_copies": None}),
+    Row(
+        "views",
+        "attention over views, frozen backbone, augmented anew in every epoch",
+        {**FUSED, "fusion": "attention", "feature_copies": None},
+        True,
+        ("phantom",),
+    ),
 ]
 # of the baseline's own predictions: no training
 STUDY_RULES = (

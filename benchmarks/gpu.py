@@ -5,6 +5,8 @@ JPEG shards (q95); images/s, GPU utilisation (nvidia-smi), and how the rate fall
 which says how many CPU cores a GPU needs. Also what torch.compile costs and gains, and the largest batch that fits.
 One command, on a machine with one GPU: python benchmarks/gpu.py --write
 Without a GPU it says so and ends; --dry runs the same code on the CPU with tiny models, for a test of the benchmark.
+--short is a check of at most ten minutes in one process: ConvNeXt-S resident against streamed, and a frozen ViT-B/14
+with ML-Decoder and with attention over views, with stored features and without.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from cache import shards
 from report import options, publish, ratios, spread, turns
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 KINDS = {"convnext_small": (384, 128), "tf_efficientnetv2_s": (512, 96)}
 DRY = {"test_convnext": (96, 16), "test_efficientnet": (96, 16)}
+FROZEN, FROZEN_DRY = ("vit_base_patch14_reg4_dinov2", 224, 2048), ("test_vit", 96, 64)  # backbone, px, images
+FROZEN_STAGES = {"ML-Decoder": {"head": "ml_decoder"}, "attention over views": {"fusion": "attention"}}
 
 
 class Utilisation:
@@ -134,11 +140,15 @@ def main() -> None:
 
     parser = options(__doc__, {"images": 8192, "rounds": 5, "seconds": 10})
     parser.add_argument("--dry", action="store_true", help="on the CPU, with tiny models")
+    parser.add_argument("--short", action="store_true", help="at most ten minutes: streamed training, frozen stages")
     args = parser.parse_args()
     if not torch.cuda.is_available() and not args.dry:
         print("No GPU here: nothing was measured. On a machine with one: python benchmarks/gpu.py --write")
         sys.exit(0)
     source, ids = shards(args.images)
+    if args.short:
+        short(source, ids, args.dry, args.seconds, args.write)
+        return
     cores = len(os.sched_getaffinity(0))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     counts = sorted({1, 2, 4, min(8, cores)} & set(range(1, cores + 1)))
@@ -179,6 +189,83 @@ def main() -> None:
         more += compiled(bench, args.seconds)
     conditions = f": {gpu}, {cores} cores, {args.rounds} rounds in turn of {args.seconds} s."
     publish("gpu", "On a GPU", conditions, [*lines, "", *more], args.write and not args.dry, rows)
+
+
+def short(source: Shards, ids: np.ndarray, dry: bool, seconds: float, write_it: bool) -> None:
+    """Publish images/s of training, resident and streamed, and of frozen stages on pixels and on stored features."""
+    import os
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU (dry: tiny models)"
+    name, (resolution, batch) = next(iter((DRY if dry else KINDS).items()))
+    bench, threads = Bench(name, resolution, batch), min(8, len(os.sched_getaffinity(0)))
+    resident = bench.run(bench.resident(), seconds)
+    streamed = bench.run(bench.streamed(source, ids, "threads", threads), seconds)
+    lines = [
+        "| on this GPU | images/s | images/s | ratio |",
+        "|---|---|---|---|",
+        f"| train {name} at {resolution} px | resident {resident:,.0f} | streamed {streamed:,.0f} "
+        f"| {streamed / resident:.2f} |",
+    ]
+    rows = []
+    for stage, changes in FROZEN_STAGES.items():
+        backbone, pixels, count = FROZEN_DRY if dry else FROZEN
+        rates = []
+        for room in (0, 10**11):
+            with tempfile.TemporaryDirectory() as folder:
+                rates.append(frozen(source, ids[:count], Path(folder), backbone, pixels, changes, room, threads))
+        work = f"{backbone} at {pixels} px, frozen, {stage}"
+        lines.append(f"| {work} | pixels {rates[0]:,.0f} | stored {rates[1]:,.0f} | {rates[1] / rates[0]:.1f} |")
+        rows.append((f"{work}, {gpu}", "pixels in every epoch", f"{rates[1] / rates[0]:.1f}", "20"))
+    publish("gpu-short", "On a GPU, in short", f": {gpu}, {threads} threads.", lines, write_it and not dry, rows)
+
+
+def frozen(
+    source: Shards,
+    ids: np.ndarray,
+    folder: Path,
+    backbone: str,
+    resolution: int,
+    changes: dict[str, str],
+    room: int,
+    threads: int,
+) -> float:
+    """Images/s of the second epoch of a frozen stage. room: bytes that stored features may take; 0: pixels."""
+    import numpy as np
+    import torch
+
+    from cxrlt_ray import models
+    from cxrlt_ray.data.features import FeatureStorage, features_folder, storage_of
+    from cxrlt_ray.data.stream import Ingest
+    from cxrlt_ray.runs.trial_config import TrialConfig
+    from cxrlt_ray.storage import Store
+    from cxrlt_ray.training.clock import Clock
+    from cxrlt_ray.training.job import Images, Job
+    from cxrlt_ray.training.stage import train_stage
+
+    findings = tuple(f"finding {k}" for k in range(40))
+    random = np.random.default_rng(0)
+    targets = (random.random((len(ids), len(findings))) < 0.1).astype(np.int8)
+    training = Images(ids, targets, np.arange(len(ids)) // 2, np.zeros(len(ids), np.int64))
+    config = TrialConfig(
+        backbone=backbone,
+        resolution=resolution,
+        epochs=2,
+        pretrained=False,
+        frozen_backbone=True,
+        compile="off",
+        **changes,
+    )
+    job = Job(Store(str(folder)), (source,), findings, "", ingest=Ingest(threads=threads), features=room)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = models.build(config.spec(), findings).to(device).to(memory_format=torch.channels_last)
+    epochs = list(train_stage(job, config, model, training, 0, Clock()))
+    FeatureStorage(features_folder(storage_of(source)), 0).forget()
+    return epochs[-1].images_per_second
 
 
 def compiled(bench: Bench, seconds: float) -> list[str]:

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.features import features_bound, features_folder
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import CxrltError
@@ -95,7 +96,15 @@ def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: 
     print(f"Plan: {record.trials} trials of up to {space.epochs} epochs{folds}")
     storage = Store(request.storage)
     planner = plan.Planner(
-        space, record.trials, record.folds, record.seed, resources, storage, request.address, request.gpu
+        space,
+        record.trials,
+        record.folds,
+        record.seed,
+        resources,
+        storage,
+        request.address,
+        request.gpu,
+        features_bound(storage, request.features_gb),
     )
     if request.probe:
         kinds = len(planner.rates_on(planner.device))
@@ -152,7 +161,16 @@ def _fit(
     record = fitted_record(record, space, fit.size)
     if not fit.size.full:
         storage = Store(request.storage)
-        planner = Planner(space, record.trials, record.folds, record.seed, planner.resources, storage, request.address)
+        planner = Planner(
+            space,
+            record.trials,
+            record.folds,
+            record.seed,
+            planner.resources,
+            storage,
+            request.address,
+            features=planner.features,
+        )
     rate = planner.first_rate()
     measured = not rate.source.startswith("estimated")
     print(fit.line(request.seconds, rate.rate, measured, request.trials is None), flush=True)
@@ -182,13 +200,17 @@ def _search(
 
     trial_bytes: of a trial while it runs, and when it is done.
     """
-    from cxrlt_ray.reporting.sweep import print_disk, print_ingest
+    from cxrlt_ray.reporting.sweep import print_disk, print_features, print_ingest
     from cxrlt_ray.search.disk import DiskRoom
     from cxrlt_ray.search.tuner import FaultPolicy, Search
     from cxrlt_ray.training.job import Job
 
     record, ingest = run.record, ingest_of(engine, resources, request.cache_gb)
     print_ingest(ingest)
+    storage = Store(request.storage)
+    features = features_bound(storage, request.features_gb)
+    frozen = any(stage.frozen_copies is not None for config in space.kinds() for stage in config.staged())
+    print_features(str(features_folder(storage)), features, frozen)
     running, done = trial_bytes
     checkpoints = min(record.trials, request.keep_checkpoints or record.trials)
     print_disk(run.store, running * resources.max_concurrent + done * checkpoints)
@@ -205,6 +227,7 @@ def _search(
         workers=max(resources.workers_per_trial, 1),
         ingest=ingest,
         soft_targets=record.soft_targets is not None,
+        features=features,
     )
     disk = DiskRoom(run.store, running, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)

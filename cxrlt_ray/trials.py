@@ -5,20 +5,31 @@ from __future__ import annotations
 from typing import Annotated
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.features import FeatureStorage, features_folder
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.trials import runs_table, trials_table
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, load_run, runs
+from cxrlt_ray.storage import Store
 
 
 def main(
     run: Annotated[str | None, cli.argument("the run whose trials to list; without it, the runs")] = None,
     storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE,
+    forget_features: Annotated[bool, cli.option("remove the stored features of frozen backbones")] = False,
 ) -> None:
     """List runs, or the trials of one.
 
     python -m cxrlt_ray.trials
     python -m cxrlt_ray.trials RUN
+    python -m cxrlt_ray.trials --forget-features
     """
+    if forget_features:
+        kept = FeatureStorage(features_folder(Store(storage)), 0)
+        count, size = kept.forget()
+        left = kept.held()
+        in_use = f"; {cli.size(left)} are in use and stay" if left else ""
+        print(f"{count} stores of features removed from {kept.folder}, {cli.size(size)}{in_use}")
+        return
     console = cli.console()
     if run is None:
         if not runs(storage):

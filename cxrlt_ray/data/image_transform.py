@@ -33,6 +33,13 @@ class ImageTransform:
     strong: float = 0.0
     seed: tuple[int, ...] | None = None
 
+    def alone(self, images: Iterable[np.ndarray], numbers: np.ndarray) -> np.ndarray:
+        """uint8 [B, resolution, resolution], each a function of its image, the seed and its own one of `numbers` [B]:
+        of whatever batch it is part, it is the same.
+        """
+        made = [self.batch([image], 1, int(number)) for image, number in zip(images, numbers, strict=True)]
+        return np.concatenate([self.batch((), 0, 0), *made])
+
     def batch(
         self, images: Iterable[np.ndarray], count: int, step: int, strong: np.ndarray | None = None
     ) -> np.ndarray:
@@ -80,6 +87,20 @@ class AugmentedView:
         spare = _edge(self.resolution, self.crop) - self.resolution
         corner = np.array([int(spare * share) for share in self.position])
         return _cropped(image, self.resolution, self.crop, corner)
+
+
+@dataclass(frozen=True)
+class ImageCopy:
+    """One of an image's augmented copies, `number` from 0; the others as in ImageTransform."""
+
+    resolution: int
+    crop: float
+    flip: float
+    augment: float
+    number: int
+
+
+Look = AugmentedView | ImageCopy  # what is made of an image, by itself alone
 
 
 def _edge(resolution: int, crop: float) -> int:

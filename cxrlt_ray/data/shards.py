@@ -61,6 +61,14 @@ class Shards:
         """image_id -> file, offset, length: where the encoded image lies."""
         return _index(self)
 
+    def places(self) -> np.ndarray:
+        """Which of its file's images each indexed one is, from 0; int64 [N]."""
+        return _places(self)
+
+    def images_in(self, file: str) -> np.ndarray:
+        """The ids of the images of one file, in its order."""
+        return self.index().index.to_numpy()[_members(self)[file]]
+
     def name(self) -> str:
         """The directory's name below STORAGE/shards."""
         return self.store.uri.rpartition("/")[2]
@@ -85,9 +93,22 @@ def _version(shards: Shards) -> str:
     return digest.hexdigest()[:12]
 
 
+@lru_cache(maxsize=8)
+def _places(shards: Shards) -> np.ndarray:
+    return shards.index().groupby("file", observed=True).cumcount().to_numpy(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _members(shards: Shards) -> dict[str, np.ndarray]:
+    """The rows of the index that are of each file."""
+    return dict(shards.index().groupby("file", observed=True).indices)
+
+
 def forget_indexes() -> None:
     """Read indexes anew: shards of a name that was read before may have been mended."""
+    _members.cache_clear()
     _index.cache_clear()
+    _places.cache_clear()
     _version.cache_clear()
 
 

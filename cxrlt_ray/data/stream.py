@@ -10,12 +10,14 @@ together, and ranks take the same number of steps.
     ray        Ray Data tasks on any node with free CPUs: each makes some batches, a block is a batch, and encoded bytes
                never cross the object store. For clusters whose GPU nodes are short of cores.
 
-Images stay uint8 until the device. benchmarks/stream.py compares both with torch's DataLoader.
+Images stay uint8 until the device. benchmarks/stream.py compares both with torch's DataLoader. Where a frozen
+backbone's features are stored (features.py), a batch has these in the images' place, by either engine's order.
 """
 
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +33,7 @@ from cxrlt_ray.cluster import node_cache
 from cxrlt_ray.cluster.node_cache import DecodedImages
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.batching import order, steps, units
+from cxrlt_ray.data.features import StoredFeatures
 from cxrlt_ray.data.image_transform import AugmentedView, ImageTransform
 from cxrlt_ray.data.shards import Shards, decoded
 
@@ -39,6 +42,7 @@ ENGINES = (THREADS, RAY)
 WINDOW = 8  # shards of an object store that are mixed: 2,048 images
 TASK_IMAGES = 512  # that one Ray Data task makes: some 0.4 s of decoding at 512 px
 PREFETCH = 3  # blocks of Ray Data that are fetched before they are needed
+COPY_RANDOM = 11  # keeps an augmented copy's random numbers apart from those of batches
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,7 +59,10 @@ class Ingest:
 
 @dataclass(frozen=True)
 class Batch:
-    """rows: int64 [B], each image's row among the ids asked for; image_id: [B]; images: uint8 [B, H, W]."""
+    """rows: int64 [B], each image's row among the ids asked for; image_id: [B].
+
+    images: uint8 [B, H, W], or their stored features float16 [B, N, D].
+    """
 
     rows: np.ndarray
     image_id: np.ndarray
@@ -64,25 +71,34 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Location:
-    """Where N images lie: file [N] (a code, or a name), offset and length in it, slot among the decoded ones."""
+    """Where N images lie: file [N] (a code, or a name), offset and length in it, slot among the decoded ones.
+
+    place: which of the file's images each is, from 0.
+    """
 
     file: np.ndarray
     offset: np.ndarray
     length: np.ndarray
     slot: np.ndarray
+    place: np.ndarray
 
     def at(self, rows: np.ndarray | slice, names: np.ndarray) -> _Location:
         """Some of the images, their files by name."""
-        return _Location(names[self.file[rows]], self.offset[rows], self.length[rows], self.slot[rows])
+        parts = (values[rows] for values in (self.offset, self.length, self.slot, self.place))
+        return _Location(names[self.file[rows]], *parts)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What makes one batch: its number in the epoch, its images, and which of them are augmented strongly."""
+    """What makes one batch: its number in the epoch, its images, and which of them are augmented strongly.
+
+    alone: of each image a number of its own, where it is transformed by itself.
+    """
 
     step: int
     images: _Location
     strong: np.ndarray | None = None
+    alone: np.ndarray | None = None
 
 
 def batches(
@@ -103,6 +119,8 @@ def batches(
     study: np.ndarray | None = None,
     strong: np.ndarray | None = None,
     strength: float = 0.0,
+    copies: int | None = None,
+    features: StoredFeatures | None = None,
     ingest: Ingest | None = None,
 ) -> Iterator[Batch]:
     """Batches of the images `image_ids` at `resolution` pixels: in storage order without a seed, shuffled with one.
@@ -112,7 +130,9 @@ def batches(
     number of them. start: the first batch's number, to go on in the middle of an epoch. copy: streams that differ in
     it alone have the same images in the same order, augmented independently. Images in quarantine are left out.
     An id may occur several times. study: [N], then a batch is of `batch_size` studies, whole and each in one piece.
-    strong: bool [N], the images that are augmented with `strength` instead.
+    strong: bool [N], the images that are augmented with `strength` instead. copies: K, each image has K augmented
+    copies, whatever the seed, the rank and the batch, and an epoch shows number epoch mod K of all; 0: the image as
+    without a seed. features: stored ones, which batches have in the images' place, in the same order.
     """
     ingest = ingest or Ingest()
     rows, location = _located(shards, image_ids)
@@ -120,15 +140,29 @@ def batches(
     first, members = units(len(rows) if study is None else study[rows])
     shuffled = order(location.file[first], None if seed is None else [seed, epoch], window)
     plan = [members(shuffled[share[rank]]) for share in steps(len(first), batch_size, world)]
-    randomness = None if seed is None else (seed, epoch, rank, copy) if copy else (seed, epoch, rank)
+    randomness: tuple[int, ...] | None = None
+    if copies:
+        randomness = (COPY_RANDOM, epoch % copies)
+    elif seed is not None and copies is None:
+        randomness = (seed, epoch, rank, copy) if copy else (seed, epoch, rank)
     transform = ImageTransform(resolution, crop, flip, augment, strength, randomness)
     names = shards.index()["file"].cat.categories.to_numpy(str)
+    numbers = _numbers(image_ids[rows]) if copies else None
     work = [
-        _Work(step, location.at(plan[step], names), None if strong is None else strong[rows[plan[step]]])
+        _Work(
+            step,
+            location.at(plan[step], names),
+            None if strong is None else strong[rows[plan[step]]],
+            None if numbers is None else numbers[plan[step]],
+        )
         for step in range(start, len(plan))
     ]
-    engine = _in_threads if ingest.engine == THREADS else _through_ray
-    for item, images in zip(work, engine(shards, transform, work, ingest), strict=True):
+    if features is not None:
+        made = _ahead(partial(_read, features), work, ingest.threads)
+    else:
+        engine = _in_threads if ingest.engine == THREADS else _through_ray
+        made = engine(shards, transform, work, ingest)
+    for item, images in zip(work, made, strict=True):
         chosen = rows[plan[item.step]]
         yield Batch(chosen, image_ids[chosen], images)
 
@@ -147,7 +181,8 @@ def stream_views(
     """
     index = shards.index().loc[image_ids]
     file, offset, length = _columns(index)
-    location = _Location(file, offset, length, np.zeros(len(index), np.int64))  # the node cache is not used
+    unused = np.zeros(len(index), np.int64)  # neither the node cache nor stored features are read
+    location = _Location(file, offset, length, unused, unused)
     names = index["file"].cat.categories.to_numpy(str)
 
     def make(part: slice) -> list[np.ndarray]:
@@ -165,7 +200,12 @@ def _located(shards: Shards, image_ids: np.ndarray) -> tuple[np.ndarray, _Locati
     rows = rows[np.argsort(positions[rows], kind="stable")]
     positions = positions[rows]
     file, offset, length = (column[positions] for column in _columns(index))
-    return rows, _Location(file, offset, length, _slots(shards)[positions])
+    return rows, _Location(file, offset, length, _slots(shards)[positions], shards.places()[positions])
+
+
+def _numbers(image_ids: np.ndarray) -> np.ndarray:
+    """A number of each image's own, of its id alone; int64 [N]."""
+    return np.array([zlib.crc32(str(image_id).encode()) for image_id in image_ids], np.int64)
 
 
 def _columns(index: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -204,7 +244,14 @@ def _cache(shards: Shards, memory: int) -> DecodedImages | None:
 def _make(shards: Shards, transform: ImageTransform, memory: int, work: _Work) -> np.ndarray:
     """A batch as uint8 [B, resolution, resolution]; the same wherever and whenever it is made."""
     images = _images(shards, work.images, _cache(shards, memory))
+    if work.alone is not None:
+        return transform.alone(images, work.alone)
     return transform.batch(images, len(work.images.file), work.step, work.strong)
+
+
+def _read(features: StoredFeatures, work: _Work) -> np.ndarray:
+    """A batch's stored features, float16 [B, N, D]."""
+    return features.at(work.images.file, work.images.place)
 
 
 def _in_threads(shards: Shards, transform: ImageTransform, work: list[_Work], ingest: Ingest) -> Iterator[np.ndarray]:

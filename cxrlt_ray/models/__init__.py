@@ -21,7 +21,7 @@ carry_over.py        the model of a trial's next stage
 from cxrlt_ray.models.carry_over import carry
 from cxrlt_ray.models.checkpoint import load, save
 from cxrlt_ray.models.classifier import Classifier, check, filled
-from cxrlt_ray.models.cost import flops, size
+from cxrlt_ray.models.cost import feature_shape, flops, size
 from cxrlt_ray.models.factory import build, check_weights
 from cxrlt_ray.models.spec import ModelSpec
 
@@ -32,6 +32,7 @@ __all__ = [
     "carry",
     "check",
     "check_weights",
+    "feature_shape",
     "filled",
     "flops",
     "load",

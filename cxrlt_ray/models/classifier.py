@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -18,6 +19,7 @@ from cxrlt_ray.models.heads import HEADS
 from cxrlt_ray.models.recipe import BackboneRecipe
 from cxrlt_ray.models.spec import NO_FUSION, OWN_POOL, ModelSpec
 
+EARLY_POOLS = ("avg", "max")  # those without parameters
 FILL = 16  # on a GPU, batches of studies have a multiple of so many images
 
 
@@ -55,6 +57,8 @@ class Classifier(nn.Module):
         if self.keeps_map:
             unpool(self.backbone, spec.backbone)
         features = width_of(self.backbone)
+        # the head's own pool is given the one token that this leaves, and does not change it
+        self.early_pool = POOLS[spec.pool]() if spec.pool in EARLY_POOLS and fusion is None else None
         self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.backbone.modules())
         self.fusion = fusion(features, count, spec) if fusion else None
         self.head = head(self.fusion.width if self.fusion else features, count, spec, embeddings)
@@ -68,22 +72,45 @@ class Classifier(nn.Module):
     ) -> torch.Tensor:
         """Logits [n, C] of gray images [n, H, W]; in evaluation less `shift` [C] (logit adjustment).
 
+        images: or what `features` gave of them, float16 [n, N, D]: no image is of that type, and nothing else is.
         With a fusion every image has its study's logits. study: int64 [n], equal for images of a study, which stand
         next to each other; without it each image is a study. view: int64 [n], indices into manifest.VIEWS; without
         it all are UNKNOWN. Of a study of more than fusion.MAX_VIEWS (16) images, each 16 in their order, and the
         remainder, are read as a study of their own: images have the logits of their part.
+        """
+        tokens = images.float() if images.dtype == torch.float16 else self.features(images)
+        if self.fusion is None:
+            logits = self.head(tokens)
+        else:
+            logits = by_study(self.fusion, self.head, self.fusion.per_image(tokens)[: len(images)], study, view)
+        return logits if self.training else logits - self.shift
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """All that head and fusion are given of images [n, H, W]: float [n, N, D], or more rows where batches are
+        filled. Where the head only pools, and that by no parameter, N is 1.
         """
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         pixels = (pixels.unsqueeze(1) - self.mean) / self.std  # one gray channel broadcast to the backbone's
         if self.fusion is not None and self._fills_batches(pixels):
             pixels = filled(pixels)
         features = self.backbone.forward_features(pixels)
-        tokens = to_tokens(self.backbone, features, self.name) if self.keeps_map else pooled(self.backbone, features)
-        if self.fusion is None:
-            logits = self.head(tokens)
-        else:
-            logits = by_study(self.fusion, self.head, self.fusion.per_image(tokens)[: len(images)], study, view)
-        return logits if self.training else logits - self.shift
+        if not self.keeps_map:
+            return pooled(self.backbone, features)
+        tokens = to_tokens(self.backbone, features, self.name)
+        return tokens if self.early_pool is None else self.early_pool(tokens).unsqueeze(1)
+
+    def fingerprint(self) -> str:
+        """A hash of all that `features` depends on besides the images: weights, architecture, normalisation, pooling.
+
+        Of weights that differ in one bit it differs.
+        """
+        pool = "own" if not self.keeps_map else "map" if self.early_pool is None else type(self.early_pool).__name__
+        digest = hashlib.sha256(repr((self.name, self.recipe, pool)).encode())
+        for name, tensor in [*self.backbone.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
     def _fills_batches(self, pixels: torch.Tensor) -> bool:
         """Whether added images leave all other images' features as they are, and spare a GPU a new batch size."""

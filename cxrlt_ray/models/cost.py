@@ -28,6 +28,26 @@ def size(spec: ModelSpec, findings: int) -> tuple[int, int]:
     return _size(dataclasses.replace(spec, **without_influence), findings)  # type: ignore[arg-type]
 
 
+def feature_shape(spec: ModelSpec) -> tuple[int, int]:
+    """(N, D) of an image's features, as Classifier.features gives them; no memory is used. Raises as `size` does."""
+    without_influence = {"pretrained": False, "checkpoint": None, "queries": None, "drop_rate": 0.0, "drop_path": 0.0}
+    head = {"head": "ml_decoder"} if spec.queries else {}  # it reads the same, and needs no file
+    return _feature_shape(dataclasses.replace(spec, **without_influence, **head))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1024)
+def _feature_shape(spec: ModelSpec) -> tuple[int, int]:
+    with torch.device("meta"):
+        model = Classifier(spec, 2).eval()
+        try:
+            shape = model.features(torch.empty(1, spec.resolution, spec.resolution, dtype=torch.uint8)).shape
+        except UsageError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise resolution_error(spec, model.recipe, error) from None
+    return int(shape[1]), int(shape[2])
+
+
 @lru_cache(maxsize=1024)
 def _size(spec: ModelSpec, findings: int) -> tuple[int, int]:
     from torch.utils.flop_counter import FlopCounterMode

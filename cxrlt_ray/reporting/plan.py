@@ -37,9 +37,27 @@ def print_plan(plan: SweepPlan, price: float, decoded_bytes: int) -> None:
         f"Memory a machine: {cli.size(PROCESS)} a trial, up to {cli.size(decoded_bytes)} of decoded images; a GPU's "
         "own: a batch is split to fit"
     )
+    for line in _features_lines(plan):
+        console.print(line)
     console.print(_cost_table(plan.forecasts, price))
     console.print(f"Cost at {price:.2f} a device-hour (--price); the head, the CPUs and the storage are not in it.")
     print("Plan only: nothing was started." + ("" if plan.measured else " Measure the rates with --probe."))
+
+
+def _features_lines(plan: SweepPlan) -> list[str]:
+    """Of each kind of frozen stage the features that it stores, and whether they fit."""
+    if not plan.features:
+        return []
+    lines = [f"Features of frozen backbones, computed once and kept in up to {cli.size(plan.features_bound)} of disk:"]
+    for need in plan.features:
+        copies = f", {need.copies} copies" if need.copies else ""
+        whose = "for all trials" if need.shared else "a trial"
+        fits = "" if need.size <= plan.features_bound else ": does not fit (--features-gb), computed in every epoch"
+        lines.append(
+            f"  {need.backbone} at {need.resolution} px, {need.tokens:,} x {need.width:,} an image{copies}: "
+            f"{cli.size(need.size)} {whose}{fits}"
+        )
+    return lines
 
 
 def _rates_table(plan: SweepPlan) -> Table:

@@ -29,6 +29,13 @@ def print_ingest(ingest: Ingest) -> None:
     print(f"Streaming: {how}; decoded images kept in up to {memory} of memory a machine, for all trials")
 
 
+def print_features(folder: str, bound: float, needed: bool) -> None:
+    """Print where features of frozen backbones are stored, if any trial has one."""
+    if needed:
+        where = f"stored in up to {cli.size(bound)} of {folder}, for all runs" if bound else "computed in every epoch"
+        print(f"Features of frozen backbones: {where}")
+
+
 def print_trials(run: Run, trials: Sequence[Trial]) -> None:
     """Print the table of a run's trials, those that no other beats in score and cost, and the disk they take."""
     cli.console().print(trials_table(list(trials)))

@@ -44,6 +44,9 @@ class TrialConfig(Config):
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     frozen_backbone: bool = False
+    # of a frozen backbone: augmented copies of an image, one an epoch in turn; 0: the image as it is; None: it is
+    # augmented anew in every epoch, and its features are not stored
+    feature_copies: Annotated[int, Field(ge=0, le=64)] | None = 0
     fresh_head: bool = False  # a stage begins with a new head
     # what a stage is trained for
     objective: str = "multilabel"
@@ -157,6 +160,18 @@ class TrialConfig(Config):
     def metric(self) -> Metric:
         """What judges the trial: the metric of its last stage's objective."""
         return registry.find_objective(self.staged()[-1].objective).metric
+
+    @property
+    def frozen_copies(self) -> int | None:
+        """How many augmented copies an image has in a stage with a frozen backbone, 0: it is shown as it is.
+
+        None: the backbone is trained, or an image is augmented or mixed anew each time it is shown.
+        """
+        several = registry.find_objective(self.objective).needs.crops > 1
+        anew = several or self.mix != "none" or self.tail_augment > self.augment
+        if not self.frozen_backbone or anew or self.feature_copies is None:
+            return None
+        return self.feature_copies if self.augment or self.flip or self.crop < 1 else 0
 
     def specs(self) -> list[Any]:
         """The models.ModelSpec of every stage; the first alone takes pretrained weights."""

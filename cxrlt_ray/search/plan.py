@@ -21,7 +21,7 @@ from cxrlt_ray.search.rates import FINDINGS, ModelRate, Probe, Rates, probe, tra
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.schedule import Simulation, simulate
 from cxrlt_ray.search.space import Space
-from cxrlt_ray.search.workload import Workload, trial_seconds
+from cxrlt_ray.search.workload import FeatureNeed, Workload, feature_needs, trial_seconds
 from cxrlt_ray.storage import Store
 
 PROBE_SECONDS = 60.0
@@ -59,6 +59,8 @@ class SweepPlan:
     trials: int
     cpus: float
     measured: bool  # whether any rate was measured
+    features: tuple[FeatureNeed, ...] = ()  # of frozen stages, each kind once
+    features_bound: float = 0.0  # bytes that all of them may take
 
 
 def draw_trials(space: Space, trials: int, seed: int = 0) -> list[TrialConfig]:
@@ -80,7 +82,7 @@ def draw_trials(space: Space, trials: int, seed: int = 0) -> list[TrialConfig]:
 class Planner:
     """What a sweep will cost by what is known of rates, and how that compares with what it took.
 
-    device: that trials run on, by name; gpu: that the plan is for.
+    device: that trials run on, by name; gpu: that the plan is for. features: bytes that stored features may take.
     """
 
     def __init__(
@@ -93,9 +95,11 @@ class Planner:
         storage: Store,
         address: str | None = None,
         gpu: str | None = None,
+        features: float = 0.0,
     ) -> None:
         self.space, self.folds, self.seed, self.resources = space, max(folds, 1), seed, resources
         self.configs, self.rates = draw_trials(space, trials, seed), Rates(storage)
+        self.features = features
         self.address, self.device = address, device_name(address, resources)
         self.gpu = gpu or (self.device if resources.gpus else "H100")
 
@@ -151,13 +155,23 @@ class Planner:
             alone = self._forecasts(self.device, rates, workload, [self.resources.max_concurrent])
             forecasts = [*alone, *forecasts]
         known = bool(self.rates.known)
-        return SweepPlan(workload, tuple(devices), tuple(forecasts), len(self.configs), self.resources.cpus, known)
+        needs = dict.fromkeys(need for config in self.configs for need in feature_needs(config, workload) if need)
+        return SweepPlan(
+            workload,
+            tuple(devices),
+            tuple(forecasts),
+            len(self.configs),
+            self.resources.cpus,
+            known,
+            tuple(needs),
+            self.features,
+        )
 
     def _forecasts(
         self, device: str, rates: Mapping[tuple[str, int], ModelRate], workload: Workload, counts: Sequence[int]
     ) -> list[Forecast]:
         """The sweep on each number of devices, a trial on each."""
-        seconds = [trial_seconds(config, rates, workload) for config in self.configs]
+        seconds = [trial_seconds(config, rates, workload, self.features) for config in self.configs]
         epochs, prune, first = self.space.epochs, self.space.prune, self.space.grace(self.space.epochs)
         return [
             Forecast(
@@ -252,7 +266,7 @@ class _Pricer:
         if not self.space.staged:
             configs = [config.model_copy(update={"epochs": size.epochs}) for config in configs]
         rates = self.planner.rates_of(configs, self.planner.device)
-        return [trial_seconds(config, rates, self.workload) for config in configs]
+        return [trial_seconds(config, rates, self.workload, self.planner.features) for config in configs]
 
 
 def device_name(address: str | None, resources: Resources) -> str:

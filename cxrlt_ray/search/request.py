@@ -58,6 +58,7 @@ class SweepRequest(Config):
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None
+    features_gb: Annotated[float | None, cli.option("frozen backbones' features on disk; a quarter of the free")] = None
     warm_from: Annotated[list[str] | None, cli.option("RUN: begin with the best settings of an earlier run")] = None
     objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map"
     seed: Annotated[int, cli.option("seed of the search, the splits and the trials")] = 0
@@ -117,6 +118,8 @@ class SweepRequest(Config):
             problems.append(f"--objectives is map or map,cost, not '{self.objectives}'.")
         if self.cache_gb is not None and self.cache_gb < 0:
             problems.append(f"--cache-gb is 0 (none) or more, not {self.cache_gb:g}.")
+        if self.features_gb is not None and self.features_gb < 0:
+            problems.append(f"--features-gb is 0 (none) or more, not {self.features_gb:g}.")
         if self.trials is not None and self.trials < 1:
             problems.append(f"--trials must be at least 1, not {self.trials}.")
         if self.retries < 0:

@@ -13,6 +13,9 @@ from cxrlt_ray.search.rates import PASSES, ModelRate
 COHORTS = {"nih": 112_120, "chexpert": 223_414, "vindr": 18_000, "brax": 40_967, "padchest": 160_868}
 SPLITS = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024's images
 
+HALF = 2  # bytes of a number in half precision
+STORED_SPEEDUP = 20.0  # of an epoch on stored features (benchmarks/features.py)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -71,13 +74,55 @@ def epoch_seconds(rate: ModelRate, workload: Workload, stage: TrialConfig | None
     return workload.folds * (train / training + workload.val / (PASSES * rate.rate))
 
 
-def trial_seconds(config: TrialConfig, rates: Mapping[tuple[str, int], ModelRate], workload: Workload) -> list[float]:
-    """Seconds of every epoch of a trial, stage after stage; what comes after them (refit) is added to the last."""
-    seconds = [
-        epoch_seconds(rates[stage.backbone, stage.resolution], workload, stage)
-        for stage in config.staged()
-        for _ in range(stage.epochs)
-    ]
+@dataclass(frozen=True)
+class FeatureNeed:
+    """The stored features that a frozen stage reads: of an image `tokens` of `width` numbers. size: bytes in all.
+
+    shared: by all trials, as no stage before trains the backbone.
+    """
+
+    backbone: str
+    resolution: int
+    tokens: int
+    width: int
+    copies: int
+    size: float
+    shared: bool
+
+
+def feature_needs(config: TrialConfig, workload: Workload) -> list[FeatureNeed | None]:
+    """What each stage of a trial reads of stored features; None where it trains the backbone or augments anew."""
+    from cxrlt_ray import models
+
+    needs: list[FeatureNeed | None] = []
+    shared = True
+    for stage in config.staged():
+        shared = shared and stage.frozen_backbone
+        if (copies := stage.frozen_copies) is None:
+            needs.append(None)
+            continue
+        tokens, width = models.feature_shape(stage.spec())
+        images = workload.val + max(copies, 1) * workload.trained(stage.cohorts)
+        size = HALF * float(images * tokens * width)
+        needs.append(FeatureNeed(stage.backbone, stage.resolution, tokens, width, copies, size, shared))
+    return needs
+
+
+def trial_seconds(
+    config: TrialConfig, rates: Mapping[tuple[str, int], ModelRate], workload: Workload, features: float = 0
+) -> list[float]:
+    """Seconds of every epoch of a trial, stage after stage; what comes after them (refit) is added to the last.
+
+    features: bytes that stored features may take. Where a frozen stage's fit, they are computed once; that an earlier
+    trial may have stored them is not counted on.
+    """
+    seconds: list[float] = []
+    stages = config.staged()
+    needs = feature_needs(config, workload) if features else [None] * len(stages)
+    for stage, need in zip(stages, needs, strict=True):
+        epoch = epoch_seconds(rates[stage.backbone, stage.resolution], workload, stage)
+        computed = max(need.copies, 1) if need and need.size <= features else stage.epochs
+        seconds += [epoch if number < computed else epoch / STORED_SPEEDUP for number in range(stage.epochs)]
     if config.refit:
         seconds[-1] += sum(seconds) / workload.folds
     return seconds

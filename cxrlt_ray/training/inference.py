@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.data.batching import pieces
+from cxrlt_ray.data.features import StoredFeatures
 from cxrlt_ray.data.image_transform import AugmentedView
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.stream import Ingest, batches, stream_views
@@ -48,7 +49,9 @@ class Member:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """rows: int64 [B], places among the images to score. pixels: uint8 [B, H, W] by view. study, view: codes [B]."""
+    """rows: int64 [B], places among the images to score. pixels: uint8 [B, H, W] by view, mirrored ones left out; or
+    stored features float16 [B, N, D] by view. study, view: codes [B].
+    """
 
     rows: np.ndarray
     pixels: dict[AugmentedView, torch.Tensor]
@@ -106,8 +109,7 @@ def _forward(member: Member, batch: PixelBatch, amp: Callable[[], AbstractContex
     codes = () if batch.study is None or batch.view is None else (batch.study, batch.view)
     total: torch.Tensor | float = 0.0
     for view in member.views:
-        pixels = batch.pixels[replace(view, mirrored=False)]
-        pixels = pixels.flip(-1) if view.mirrored else pixels
+        pixels = batch.pixels[view] if view in batch.pixels else batch.pixels[replace(view, mirrored=False)].flip(-1)
         probabilities: torch.Tensor | float = 0.0
         for model in member.models:
             with amp():
@@ -130,10 +132,12 @@ def plain_batches(
     fused: bool = False,
     rank: int = 0,
     world: int = 1,
+    features: StoredFeatures | None = None,
 ) -> Iterator[PixelBatch]:
     """Images under one view in storage order, streamed as in training; one in quarantine is left out.
 
     fused: whole studies, `batch_size` of them a batch, with their codes. rank, world: this worker's share of a batch.
+    features: stored ones of the view, in the images' place.
     """
     stream = batches(
         shards,
@@ -145,6 +149,7 @@ def plain_batches(
         ingest=ingest,
         rank=rank,
         world=world,
+        features=features,
     )
     for batch, pixels in ahead(stream, device):
         if len(batch.rows):

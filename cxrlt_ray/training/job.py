@@ -24,7 +24,8 @@ class Job:
     findings: what trials predict, in the task's order. trained_findings: what their labels are of; () for the same. A
     finding that is predicted without being trained needs a head that reads it as text.
     folds: 0 or 1: the val split validates. workers: of a trial; a step is of `batch_size` images for each, also where
-    fewer of them are left to share it. soft_targets: the run keeps soft targets beside its manifest.
+    fewer of them are left to share it. soft_targets: the run keeps soft targets beside its manifest. features: bytes
+    that stored features of frozen backbones may take; 0: none are stored.
     """
 
     run: Store
@@ -40,6 +41,7 @@ class Job:
     ingest: Ingest = field(default_factory=Ingest)
     trained_findings: tuple[str, ...] = ()
     soft_targets: bool = False
+    features: int = 0
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -186,10 +186,11 @@ def restore(
 
 
 def _renormalise(network: torch.nn.Module, inputs: Iterator[Inputs], amp: Callable[[], Any]) -> None:
-    """Take batch norm's statistics from NORM_BATCHES batches."""
+    """Take batch norm's statistics from NORM_BATCHES batches; a frozen layer's stay as they are."""
     import torch
 
-    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [layer for layer in layers if layer.weight is None or layer.weight.requires_grad]
     if not norms:
         return
     before = [norm.momentum for norm in norms]
@@ -197,6 +198,8 @@ def _renormalise(network: torch.nn.Module, inputs: Iterator[Inputs], amp: Callab
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean of batches
     network.train()
+    for layer in set(layers) - set(norms):
+        layer.eval()
     with torch.no_grad(), amp():
         for _, batch in zip(range(NORM_BATCHES), inputs, strict=False):
             network(*batch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from cxrlt_ray.objectives.registry import Objective, find_objective
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training.clock import Clock
+from cxrlt_ray.training.features import FrozenFeatures, frozen_features
 from cxrlt_ray.training.heartbeat import beat
 from cxrlt_ray.training.job import Images, Job
 from cxrlt_ray.training.optimizer import Average, optimizer_of, restore, state_of, take_step
@@ -43,7 +44,7 @@ class Epoch:
     """An epoch that is done: the mean loss, images/s, and what is to be judged: averaged weights, if there are any.
 
     model: the classifier. network: what the objective trains, with the classifier in it. state: the tensors with which
-    training goes on after it. repeated: it was done before, in another process.
+    training goes on after it. repeated: it was done before, in another process. features: of a frozen backbone.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Epoch:
     objective: Objective
     state: Callable[[], dict[str, torch.Tensor]]
     repeated: bool = False
+    features: FrozenFeatures | None = None
 
 
 def train_stage(
@@ -93,11 +95,16 @@ def train_stage(
     if before:
         judged, first = restore(before, network, optimizer, schedule, average), before.epoch + 1
         yield Epoch(before.epoch, None, 0.0, objective.classifier(judged), judged, objective, state, repeated=True)
+    # an objective may do more with the classifier than to call it
+    features = frozen_features(job, config, model, streams.shards) if network is model else None
+    streams = replace(streams, features=features)
     for epoch in range(first, config.epochs):
         # an epoch's randomness is its own, so that one entered anew is the same
         seed = np.random.SeedSequence([config.seed, fold, epoch, worker.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
         shown = drawn(config, training, epoch, fold)
+        streams.stored(epoch)
+        clock.lap("features")
         started, images, losses, number = time.monotonic(), 0, [], 0
         wrapped.train()
         if config.frozen_backbone:
@@ -127,6 +134,7 @@ def train_stage(
         judged = average.judged(network, epoch, again, amp)
         clock.lap("training")
         mean = float(np.mean(losses)) if losses else None
-        yield Epoch(epoch, mean, speed, objective.classifier(judged), judged, objective, state)
+        classifier = objective.classifier(judged)
+        yield Epoch(epoch, mean, speed, classifier, judged, objective, state, features=features)
     if worker.device.type == "cuda":
         torch.cuda.synchronize()

@@ -11,11 +11,14 @@ import numpy as np
 
 from cxrlt_ray.data import sampling
 from cxrlt_ray.data.augment import mixed
+from cxrlt_ray.data.features import StoredFeatures
+from cxrlt_ray.data.image_transform import AugmentedView, ImageCopy, Look
 from cxrlt_ray.data.shards import Shards, nearest
 from cxrlt_ray.data.stream import Batch, batches
 from cxrlt_ray.data.tasks import TAIL, rarity
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training.device import ahead
+from cxrlt_ray.training.features import FrozenFeatures
 from cxrlt_ray.training.heartbeat import beat
 from cxrlt_ray.training.job import Images, Job
 from cxrlt_ray.training.workers import Worker, worker_of
@@ -63,7 +66,7 @@ class Streams:
     """What an epoch's batches are made from.
 
     table: the objective's targets float32 [N, K], a row a training image. crops: copies of each image, augmented
-    independently.
+    independently. features: of a frozen backbone, which batches have in the images' place where they are stored.
     """
 
     job: Job
@@ -73,6 +76,17 @@ class Streams:
     fold: int
     worker: Worker
     crops: int = 1
+    features: FrozenFeatures | None = None
+
+    def stored(self, epoch: int) -> StoredFeatures | None:
+        """The features of the epoch's images, computed and stored if they are not; None where they cannot be."""
+        config, copies = self.config, self.config.frozen_copies
+        if self.features is None or copies is None:
+            return None
+        look: Look = AugmentedView(config.resolution, config.crop)
+        if copies:
+            look = ImageCopy(config.resolution, config.crop, config.flip, config.augment, epoch % copies)
+        return self.features.stored(self.training.image_id, look)
 
     @property
     def shards(self) -> Shards:
@@ -145,6 +159,8 @@ class Streams:
                 study=images.study if config.fusion != "none" else None,
                 strong=(images.targets[:, tail] == 1).any(axis=1) if harder else None,
                 strength=config.tail_augment if harder else 0.0,
+                copies=config.frozen_copies,
+                features=self.stored(epoch),
                 ingest=self.job.ingest,
             ),
             worker.device,

@@ -209,7 +209,7 @@ class _Fold(Course):
         if not epoch.objective.predicts:
             batches = validation_batches(job, stage, self.validation, epoch.objective.needs.crops)
             return self.scores, epoch.objective.score_network(epoch.network.eval(), batches)
-        scores = predict_images(job, stage, epoch.model, self.validation)
+        scores = predict_images(job, stage, epoch.model, self.validation, epoch.features)
         seen = ~np.isnan(scores).any(axis=1)
         return scores, epoch.objective.score(self.validation.targets[seen], scores[seen])
 

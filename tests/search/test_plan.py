@@ -16,7 +16,7 @@ from cxrlt_ray.search import plan, rates, schedule
 from cxrlt_ray.search.resources import plan_resources
 from cxrlt_ray.search.space import grace
 from cxrlt_ray.search.space_file import load_space
-from cxrlt_ray.search.workload import Workload, trial_seconds
+from cxrlt_ray.search.workload import Workload, feature_needs, trial_seconds
 from cxrlt_ray.storage import Store
 
 seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)
@@ -166,6 +166,7 @@ def test_a_probe_measures_every_kind_of_model_and_is_kept(tmp_path, capsys, monk
         ({"sizes": "big"}, "--sizes"),
         ({"quality": "best"}, "--quality"),
         ({"cache_gb": -1.0}, "--cache-gb"),
+        ({"features_gb": -1.0}, "--features-gb"),
         ({"objectives": "cost"}, "--objectives is map or map,cost"),
     ],
 )
@@ -197,6 +198,35 @@ def test_a_trial_of_stages_is_priced_epoch_by_epoch():
     assert seconds == pytest.approx([41, 11, 11, 5500 / 50 + 2, 1000 / 150 + 2])
     refit = trial_seconds(staged(refit=True), kinds, work)
     assert refit == pytest.approx([22])
+
+
+def test_a_frozen_stage_is_priced_once_where_its_features_fit():
+    kinds = {("test_convnext", 64): rates.ModelRate("test_convnext", 64, 100.0, "measured", 0)}
+    work = Workload(1000, 300, 0)
+    stages = ({"epochs": 2}, {"epochs": 5, "frozen_backbone": True, "feature_copies": 2, "fusion": "attention"})
+    trained, fused = feature_needs(staged(stages=stages), work)
+    assert trained is None
+    assert (fused.tokens, fused.shared) == (1, False)
+    assert fused.size == 2 * fused.width * (2 * 1000 + 300)
+    (probe,) = feature_needs(staged(frozen_backbone=True, head="ml_decoder"), work)
+    assert (probe.tokens, probe.shared, probe.size) == (4, True, 2 * 4 * probe.width * 1300)
+    seconds = trial_seconds(staged(stages=stages), kinds, work, features=fused.size)
+    one = 1000 / 300 + 1
+    assert seconds == pytest.approx([11, 11, one, one, one / 20, one / 20, one / 20])
+    assert trial_seconds(staged(stages=stages), kinds, work, features=fused.size - 1) == pytest.approx(
+        [11, 11] + 5 * [one]
+    )
+    anew = staged(frozen_backbone=True, feature_copies=None)
+    assert feature_needs(anew, work) == [None]
+
+
+def test_a_plan_says_what_frozen_backbones_store_and_what_does_not_fit(tmp_path, capsys):
+    options = {"space": "team_g", "plan": True, "images": 10_000, "storage": str(tmp_path)}
+    sweep.main("task1", features_gb=1.0, **options)
+    output = capsys.readouterr().out
+    assert "computed once and kept in up to 1.0 GB of disk" in output
+    assert "at 224 px, 1 x 768 an image: 12 MB for all trials\n" in output
+    assert "at 224 px, 256 x 768 an image: 3.1 GB for all trials: does not fit (--features-gb)" in output
 
 
 def test_trials_of_different_length_are_played_to_their_own_ends():
