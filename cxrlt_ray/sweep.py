@@ -72,11 +72,12 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
         return None
     data = data_of(existing) if existing else run_data(request, space, record.folds, soft)
     shards = _prepare(request, existing, record, space, data)
+    longest = space.epochs
     if deadline is not None and not existing:
         space, record, planner = _fit(request, record, space, planner, data.manifest, deadline)
     own_run = write_run(request, existing, record, data, shards, space_file)
     trial_bytes = planner.trial_bytes(data.manifest)
-    pace = _pace(request, planner, data.manifest, deadline)
+    pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
     search = _search(request, own_run, shards, space, resources, engine, trial_bytes, pace)
     forecast, fresh, started = planner.forecast(data.manifest), not own_run.trials(), time.monotonic()
     reason = _train(request, search)
@@ -177,13 +178,13 @@ def _fit(
     return space, record, planner
 
 
-def _pace(request: SweepRequest, planner: Planner, manifest: Manifest, deadline: float | None) -> Pace | None:
+def _pace(
+    request: SweepRequest, planner: Planner, record: RunRecord, manifest: Manifest, deadline: float, longest: int
+) -> Pace:
     """Of a sweep that is to end by the deadline: a number of trials that was asked for is not exceeded."""
     from cxrlt_ray.search.pacing import Pace
 
-    if deadline is None:
-        return None
-    return Pace(deadline, planner.epoch_seconds(manifest), open_ended=request.trials is None)
+    return Pace(deadline, planner.epoch_seconds(manifest), record.trials, longest, open_ended=request.trials is None)
 
 
 def _search(

@@ -1,22 +1,22 @@
 """How many epochs the next trial is given, where a time budget ends the sweep, and whether one is begun at all.
 
 A trial's learning rate falls to nothing over the epochs that it is given, so one that the deadline cuts has not learnt
-what its time could teach. The last trials are given what the time left holds, more or fewer than the space's epochs;
-what is left after them is too short for a trial.
+what its time could teach. Each trial is given its share of the time left, by the rates of those before it: on a machine
+that is faster than was planned trials become longer, on a slower one fewer. The last one is given all that is left.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cxrlt_ray.runs.records import FINISHED, PRUNED
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 
-SHORTEST, LONGEST = 0.5, 1.5  # epochs of a budget's last trial, in those of the space
+SHORTEST, LONGEST = 0.5, 1.5  # of a budget's last trial: the shortest in usual trials, the longest in Pace.longest
 LATEST = 5  # ended trials by which plans are corrected: a machine's speed changes
 BETWEEN = 5.0  # seconds from a trial's end to the next one's first step
 
@@ -25,12 +25,15 @@ BETWEEN = 5.0  # seconds from a trial's end to the next one's first step
 class Pace:
     """The time that is left to a sweep.
 
-    deadline: by `clock`. plan: seconds of each epoch of a trial, as planned. open_ended: trials are begun as long as
-    there is time, however many were planned.
+    deadline: by `clock`. plan: seconds of each epoch of a trial, as planned. trials: how many were planned. longest:
+    epochs that a trial has where there is time. open_ended: trials are begun as long as there is time, however many
+    were planned.
     """
 
     deadline: float
     plan: Callable[[TrialConfig], list[float]]
+    trials: int
+    longest: int
     open_ended: bool = False
     clock: Callable[[], float] = time.monotonic
 
@@ -47,16 +50,18 @@ class Pace:
         lengths = [_seconds(trial) for trial in _latest(trials, (FINISHED,))]
         return not lengths or self.left >= SHORTEST * statistics.median(lengths)
 
-    def epochs(self, config: TrialConfig, trials: Iterable[Trial]) -> int:
-        """Of the next trial, at the space's config: its own number, or what the time left holds where it is the last.
+    def epochs(self, config: TrialConfig, trials: Sequence[Trial]) -> int:
+        """Of the next trial, at the space's config: its share of the epochs that the time left holds.
 
-        A trial of stages has epochs of its own.
+        trials: those that are begun. As many of the planned ones that are missing share the time as have config.epochs
+        then; the last has up to LONGEST times `longest`. A trial of stages has epochs of its own.
         """
         if config.stages:
             return config.epochs
         held = int(self.left / max(self.correction(trials) * self.plan(config)[0], 1e-9))
-        if held >= LONGEST * config.epochs:
-            return config.epochs
+        sharing = max(1, min(self.trials - len(trials), held // config.epochs))
+        if sharing > 1 or held >= LONGEST * self.longest:
+            return min(self.longest, held // sharing)
         return max(1, held)
 
     def correction(self, trials: Iterable[Trial]) -> float:

@@ -103,7 +103,7 @@ def tune_trials(search: Search) -> str:
     _quieten()
     run, space, policy, metric = search.run, search.space, search.policy, search.space.metric
     optuna_study = OptunaStudy(run, space, search.seed, search.database, metric)
-    longest = space.epochs if search.pace is None or space.staged else int(LONGEST * space.epochs)
+    longest = space.epochs if search.pace is None or space.staged else int(LONGEST * search.pace.longest)
     scheduler, stopped = scheduler_of(space, longest + _reports_after_training(search), run, metric)
     for number in stopped:
         optuna_study.settle(number)
@@ -251,7 +251,8 @@ class StudySearcher(Searcher):
             return begun.epochs
         if self.pace is None:
             return None
-        return self.pace.epochs(self.optuna_study.space.to_config(params), trials)
+        others = [trial for trial in trials if trial_number(trial) != number]
+        return self.pace.epochs(self.optuna_study.space.to_config(params), others)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the study learns of a trial when it has ended."""

@@ -17,6 +17,7 @@ from cxrlt_ray.ensembling.pool import candidates
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
 from cxrlt_ray.runs.cost import gflops
+from cxrlt_ray.storage import Store
 
 TINY = """
 trials: 1
@@ -122,12 +123,29 @@ def test_a_trial_pruned_in_its_first_fold_is_told_as_pruned_and_is_no_candidate(
 
 @pytest.mark.slow
 def test_a_time_budget_ends_a_sweep_well_and_settles_what_it_cut(ray, table, tmp_path):
+    """A machine that has become much slower than it was when its rates were measured."""
     storage = str(tmp_path / "runs")
-    sweep.main("auto", data=table, space=space(tmp_path, epochs=400), name="b", storage=storage, time_budget="25s")
-    (trial,) = store.load_run(storage, "b").trials()
+    rate = {"images_per_second": 1e9, "from": "trials"}
+    Store(storage).write_json("rates.json", {f"cpu-{threads} test_convnext 32": rate for threads in range(1, 129)})
+    sweep.main("auto", data=table, space=space(tmp_path, epochs=400), name="b", storage=storage, time_budget="50s")
+    trial = store.load_run(storage, "b").trials()[-1]
     assert trial.state == "pruned"
     assert 0 < len(trial.record.epochs) < 400
     ensemble.main(select="best", storage=storage, rounds=10)
+
+
+def test_a_time_budget_without_a_number_of_trials_is_spent_on_more_of_them(ray, table, tmp_path, capsys):
+    storage = str(tmp_path / "runs")
+    began = time.monotonic()
+    sweep.main("auto", data=table, space=space(tmp_path, epochs=2), name="o", storage=storage, time_budget="40s")
+    assert time.monotonic() - began < 60
+    run = store.load_run(storage, "o")
+    printed = capsys.readouterr().out
+    assert "and more as time allows" in printed
+    assert run.record.trials == len(run.trials()) > 1
+    assert {trial.state for trial in run.trials()[:-1]} <= {"finished", "pruned"}
+    assert max(trial.record.config.epochs for trial in run.trials()) <= 3  # the last may have half as many more
+    assert f"[{run.record.trials}/{run.record.trials}]" in printed
 
 
 def held(ray) -> tuple[float, list[str]]:

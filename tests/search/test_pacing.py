@@ -19,9 +19,9 @@ def config(epochs=EPOCHS, **others):
     return TrialConfig(backbone="test_resnet", resolution=64, epochs=epochs, pretrained=False, **others)
 
 
-def pace(left, planned=10.0, **others):
-    """`left` seconds for a trial's epochs, each planned to take `planned` seconds."""
-    return Pace(BETWEEN + left, lambda config: [planned] * config.epochs, clock=lambda: 0.0, **others)
+def pace(left, planned=10.0, trials=1, longest=EPOCHS):
+    """`left` seconds for trials' epochs, each planned to take `planned` seconds."""
+    return Pace(BETWEEN + left, lambda config: [planned] * config.epochs, trials, longest, clock=lambda: 0.0)
 
 
 def ended(seconds, state="finished", epochs=EPOCHS, attempt=1):
@@ -68,6 +68,28 @@ def test_a_run_without_a_whole_trial_always_begins_one():
     assert pace(0.0).epochs(config(), []) == 1
 
 
+@pytest.mark.parametrize(
+    ("held", "planned", "epochs", "wanted"),
+    [
+        (36, 3, 12, 12),  # as planned
+        (35, 3, 12, 12),  # two share it
+        (24, 2, 6, 12),  # faster than planned: each is longer
+        (100, 2, 6, 12),  # but no longer than the space says
+        (20, 3, 12, 12),  # slower: fewer of them
+        (17, 3, 12, 17),  # the last has it all
+        (7, 2, 3, 3),
+        (5, 2, 3, 5),
+    ],
+)
+def test_planned_trials_share_the_time_that_is_left(held, planned, epochs, wanted):
+    assert pace(10.0 * held, trials=planned).epochs(config(epochs), []) == wanted
+
+
+def test_trials_that_are_begun_take_no_share():
+    assert pace(240.0, trials=3).epochs(config(6), []) == 8
+    assert pace(240.0, trials=3).epochs(config(6), [ended(120.0)]) == 12
+
+
 def test_stages_keep_their_epochs():
     staged = config(stages=({"epochs": 2}, {"epochs": 3, "lr": 1e-4}))
     assert pace(1.0).epochs(staged, []) == staged.epochs
@@ -75,6 +97,6 @@ def test_stages_keep_their_epochs():
 
 @given(st.floats(0, 1e5), st.floats(0.01, 1e4), st.integers(1, 50))
 def test_a_planned_trial_ends_in_time_unless_one_epoch_does_not(left, planned, epochs):
-    given_ = pace(left, planned).epochs(config(epochs), [])
+    given_ = pace(left, planned, longest=epochs).epochs(config(epochs), [])
     assert 1 <= given_ <= 1.5 * epochs
     assert given_ == 1 or given_ * planned <= left * (1 + 1e-9)
