@@ -89,6 +89,7 @@ def train_stage(
     amp = device_.autocast(config.precision, worker.device)
     piece = piece_that_fits(job, config, network, objective, amp, worker)
     forward = Forward(wrapped, config.compile, worker.device, piece, count * config.epochs)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     state = partial(state_of, network, optimizer, schedule, average)
     clock.lap("model")
     skipped, first = 0, 0
@@ -123,11 +124,11 @@ def train_stage(
             losses.append(loss)
             skipped = 0
             if number % config.accumulation == 0:
-                take_step(network, optimizer, schedule, config, average)
+                take_step(network, optimizer, schedule, config, average, trained)
                 objective.after_step(network)
             clock.first("first_step")
         if number % config.accumulation:
-            take_step(network, optimizer, schedule, config, average)
+            take_step(network, optimizer, schedule, config, average, trained)
             objective.after_step(network)
         speed = images / (time.monotonic() - started)
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
