@@ -96,8 +96,7 @@ def train_stage(
     if before:
         judged, first = restore(before, network, optimizer, schedule, average), before.epoch + 1
         yield Epoch(before.epoch, None, 0.0, objective.classifier(judged), judged, objective, state, repeated=True)
-    # an objective may do more with the classifier than to call it
-    features = frozen_features(job, config, model, streams.shards) if network is model else None
+    features = frozen_features(job, config, model, streams.shards, network)
     streams = replace(streams, features=features)
     for epoch in range(first, config.epochs):
         # an epoch's randomness is its own, so that one entered anew is the same
@@ -134,8 +133,12 @@ def train_stage(
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
         judged = average.judged(network, epoch, again, amp)
         clock.lap("training")
-        mean = float(np.mean(losses)) if losses else None
-        classifier = objective.classifier(judged)
-        yield Epoch(epoch, mean, speed, classifier, judged, objective, state, features=features)
+        yield Epoch(
+            epoch, _mean(losses), speed, objective.classifier(judged), judged, objective, state, False, features
+        )
     if worker.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _mean(losses: list[float]) -> float | None:
+    return float(np.mean(losses)) if losses else None
