@@ -241,10 +241,17 @@ class FrozenFeatures:
             print(f"  {why}: features of {self.config.backbone} are computed anew in every epoch", flush=True)
 
 
-def frozen_features(job: Job, config: TrialConfig, model: Classifier, shards: Shards) -> FrozenFeatures | None:
-    """The features of a stage's backbone, if it is frozen and features may be stored."""
+def frozen_features(
+    job: Job, config: TrialConfig, model: Classifier, shards: Shards, network: torch.nn.Module | None = None
+) -> FrozenFeatures | None:
+    """The features of a stage's backbone, if it is frozen and features may be stored.
+
+    network: what the objective trains, if not the model: it may do more with the backbone than to call the model, and
+    is given images.
+    """
     worker = worker_of(job)
-    alone = worker.world == 1 or shards.store.local is not None  # else a file of another machine's is not seen
-    if not (config.frozen_backbone and job.features and alone):
+    # with shards in an object store a worker does not see what those of other machines write
+    alone = worker.world == 1 or shards.store.local is not None
+    if not (config.frozen_backbone and job.features and alone and network in (None, model)):
         return None
     return FrozenFeatures(job, config, model, shards, worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray.errors import UsageError
@@ -83,13 +83,21 @@ def _layers(backbone: torch.nn.Module, config: TrialConfig) -> list[dict[str, An
 
 
 def take_step(
-    network: torch.nn.Module, optimizer: Optimizer, schedule: LambdaLR, config: TrialConfig, average: Average
+    network: torch.nn.Module,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    config: TrialConfig,
+    average: Average,
+    trained: Sequence[torch.nn.Parameter] | None = None,
 ) -> None:
-    """Clip, step, and let the average follow."""
+    """Clip, step, and let the average follow. trained: the network's trained parameters, if the caller has them.
+
+    To look for them takes longer than a step of a head.
+    """
     import torch
 
     if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(network.parameters() if trained is None else trained, config.clip_norm)
     optimizer.step()
     schedule.step()
     optimizer.zero_grad(set_to_none=True)

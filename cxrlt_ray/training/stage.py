@@ -89,14 +89,14 @@ def train_stage(
     amp = device_.autocast(config.precision, worker.device)
     piece = piece_that_fits(job, config, network, objective, amp, worker)
     forward = Forward(wrapped, config.compile, worker.device, piece, count * config.epochs)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     state = partial(state_of, network, optimizer, schedule, average)
     clock.lap("model")
     skipped, first = 0, 0
     if before:
         judged, first = restore(before, network, optimizer, schedule, average), before.epoch + 1
         yield Epoch(before.epoch, None, 0.0, objective.classifier(judged), judged, objective, state, repeated=True)
-    # an objective may do more with the classifier than to call it
-    features = frozen_features(job, config, model, streams.shards) if network is model else None
+    features = frozen_features(job, config, model, streams.shards, network)
     streams = replace(streams, features=features)
     for epoch in range(first, config.epochs):
         # an epoch's randomness is its own, so that one entered anew is the same
@@ -123,18 +123,22 @@ def train_stage(
             losses.append(loss)
             skipped = 0
             if number % config.accumulation == 0:
-                take_step(network, optimizer, schedule, config, average)
+                take_step(network, optimizer, schedule, config, average, trained)
                 objective.after_step(network)
             clock.first("first_step")
         if number % config.accumulation:
-            take_step(network, optimizer, schedule, config, average)
+            take_step(network, optimizer, schedule, config, average, trained)
             objective.after_step(network)
         speed = images / (time.monotonic() - started)
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
         judged = average.judged(network, epoch, again, amp)
         clock.lap("training")
-        mean = float(np.mean(losses)) if losses else None
-        classifier = objective.classifier(judged)
-        yield Epoch(epoch, mean, speed, classifier, judged, objective, state, features=features)
+        yield Epoch(
+            epoch, _mean(losses), speed, objective.classifier(judged), judged, objective, state, False, features
+        )
     if worker.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _mean(losses: list[float]) -> float | None:
+    return float(np.mean(losses)) if losses else None
