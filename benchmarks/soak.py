@@ -169,8 +169,8 @@ def main() -> None:
     by_trial, error = (1024 * value * hours / len(trials) for value in slope(times, series["driver memory"]))
     lines += [
         "",
-        f"The driver's memory grows by {by_trial:.0f} ± {error:.0f} KiB a trial: Ray Tune's record of each, which it",
-        f"keeps until the sweep ends; of 10,000 trials {by_trial * 10_000 / 1024:,.0f} MiB.",
+        f"The driver's memory grows by {by_trial:.0f} ± {error:.0f} KiB a trial: the records of ended trials, which",
+        f"the search and Optuna keep; of 10,000 trials {by_trial * 10_000 / 1024:,.0f} MiB.",
     ]
     lines += ["", f"![Memory, files and threads over {args.minutes} minutes](../docs/{FIGURE.name})"]
     draw(times, series, f"{amount}, trials in {processes} process(es)") if args.write else None
