@@ -70,7 +70,8 @@ def test_a_trials_end_reads_its_own_record_whatever_the_number_of_trials_before_
     path.write_text(SPACE)
     space = load_space(str(path))
     policy = FaultPolicy(keep_checkpoints=2, disk=DiskRoom(run.store, 1.0, 1))
-    searcher = StudySearcher(run, OptunaStudy(run, space, 0), policy, StopRequest(), SimpleNamespace())
+    search = SimpleNamespace(run=run, pace=None, policy=policy)
+    searcher = StudySearcher(search, OptunaStudy(run, space, 0), StopRequest(), SimpleNamespace())
     progress = Progress(run, 300, missing_trials(run, 300))
     reads = []
     for _ in range(3):

@@ -50,7 +50,8 @@ def points_of(tmp_path, capsys, line=""):
     space = load_space(str(path))
     record = RunRecord(name="mine", task=Task("auto", ("Mass",)), seed=5)
     run = create_run(str(tmp_path / "runs"), record, write_images(tmp_path / "images", 8), {})
-    searcher = StudySearcher(run, OptunaStudy(run, space, 5), FaultPolicy(), StopRequest(), SimpleNamespace())
+    search = SimpleNamespace(run=run, pace=None, policy=FaultPolicy())
+    searcher = StudySearcher(search, OptunaStudy(run, space, 5), StopRequest(), SimpleNamespace())
     points = [searcher.suggest(f"id{k}") for k in range(3)]
     return [space.to_config(point["params"], point["seed"]).seed for point in points], capsys.readouterr().out
 

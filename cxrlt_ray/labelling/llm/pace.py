@@ -56,10 +56,10 @@ class Pace:
 
     async def turn(self) -> None:
         """Wait until the next request may be sent."""
-        now = time.monotonic()
-        at = max(now, self._next)
+        at = max(time.monotonic(), self._next)
         self._next = at + self.interval
-        await asyncio.sleep(at - now)
+        while (left := at - time.monotonic()) > 0:
+            await asyncio.sleep(left)  # it may wake early by the clock's resolution
         while (left := self._rest_until - time.monotonic()) > 0:
             await asyncio.sleep(left + random.random() * min(left, 1.0))  # not all at once
 
