@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.cluster.start import share_processors
 from cxrlt_ray.data.features import features_bound, features_folder
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.tasks import TASK1, load_task
@@ -55,6 +56,8 @@ def run(request: SweepRequest) -> Run | None:
     is stopped before its end or no trial ends well.
     """
     deadline = None if request.seconds is None else time.monotonic() + request.seconds
+    if request.address is None:
+        share_processors()
     existing = run_to_resume(request)
     with claimed_name(request, existing) as name:
         return _sweep(request, existing, name, deadline)

@@ -160,13 +160,18 @@ def _one_machine_options(directory: str) -> dict[str, Any]:
     keeps its sockets, logs and spilled objects in a directory that no one else can enter: Ray opens its own to all.
     """
     os.environ.update(LOOPBACK)
-    for key, value in OWN_MACHINE.items():
-        os.environ.setdefault(key, value)
+    share_processors()
     os.environ.pop("RAY_ADDRESS", None)  # of another cluster: our processes must not look for it
     keep_from_proxies()
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray_private.listen_on_loopback()  # as LOOPBACK says, should Ray have been imported before
     return {"include_dashboard": False, **ray_private.directory_option(directory)}
+
+
+def share_processors() -> None:
+    """Set what this process and its workers need beside other programs (OWN_MACHINE); before torch is imported."""
+    for key, value in OWN_MACHINE.items():
+        os.environ.setdefault(key, value)
 
 
 def ray_directory() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,3 +117,13 @@ def test_on_a_slow_machine_a_sweep_fits_itself_to_its_time_budget_and_goes_on_so
     sweep.run(sweep.SweepRequest(task="auto", name="mine", storage=str(tmp_path / "runs"), resume=True, trials=3))
     third = run.trials()[2].record
     assert (third.state, len(third.epochs), third.config.resolution) == ("finished", record.epochs, 32)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_what_measures_rates_shares_the_processors_as_trials_do(cohort, tmp_path, monkeypatch, address):
+    """A probe whose threads spin at barriers is ten times too slow beside another program."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    seen = []
+    monkeypatch.setattr(sweep, "_sweep", lambda *_: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+    sweep.run(asked(cohort, tmp_path, plan=True, address=address))
+    assert seen == [None if address else "PASSIVE"]
