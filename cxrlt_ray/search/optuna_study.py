@@ -11,11 +11,10 @@ from __future__ import annotations
 import atexit
 import datetime
 import hashlib
-import math
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,7 @@ from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.trial_states import learning_curve, settle_trial, trial_name, trial_number
 
 COST = "cost"
-STARTUP = 8  # trials that end before TPE begins
-KEPT, NEAR = 0.7, 0.15  # until then: the share of values taken from the best trial, and how far numbers are moved
+STARTUP = 4  # trials that are drawn at random before TPE begins
 FAULTS = (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError)  # of a database, or what is in it
 ENDED = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -50,7 +48,7 @@ class OptunaStudy:
 
     def __init__(self, run: Run, space: Space, seed: int, url: str | None = None, metric: Metric = VAL_MAP) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.run, self.space, self.sampler, self.metric = run, space, SeededTPE(seed, space.start), metric
+        self.run, self.space, self.sampler, self.metric = run, space, SeededTPE(seed), metric
         self.costs = COST in run.record.objectives
         self.file = None if url else _local_file(run)
         self.url = url or ""
@@ -211,23 +209,17 @@ class OptunaStudy:
 
 
 class SeededTPE(optuna.samplers.BaseSampler):
-    """Multivariate TPE whose randomness in each trial depends on the seed and the trial's number alone.
+    """Multivariate TPE whose randomness in each trial depends on the seed and the trial's number alone."""
 
-    Until STARTUP trials have ended, from which TPE learns, trials are drawn near the best one so far, or near the first
-    start point, where the space has any: its author knows more than chance does (benchmarks/search.py).
-    """
-
-    def __init__(self, seed: int, start: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.seed, self.start = seed, start
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self._sampler = self._seeded(0)
 
     def _seeded(self, *key: int) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0])
         return optuna.samplers.TPESampler(
-            multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP, seed=self._seed(*key)
+            multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP, seed=seed
         )
-
-    def _seed(self, *key: int) -> int:
-        return int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0])
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Any:
         """As TPESampler, with which a trial begins."""
@@ -240,41 +232,8 @@ class SeededTPE(optuna.samplers.BaseSampler):
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
         """As TPESampler; seeded by the parameter's name too: a trial that was cut off does not ask for all again."""
-        key = trial.number, int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-        if self.start and len(ended := _ended(study)) < STARTUP:
-            near = (_best_of(study, ended) or self.start[0]).get(name)
-            rng = np.random.default_rng(self._seed(*key, 1))
-            if near is not None and distribution._contains(distribution.to_internal_repr(near)) and rng.random() < KEPT:
-                return nearby(near, distribution, rng)
-        return self._seeded(*key).sample_independent(study, trial, name, distribution)
-
-
-def nearby(value: Any, distribution: Any, rng: np.random.Generator) -> Any:
-    """A choice as it is; a number moved by a normal of NEAR of its range, on a log scale where the range is one."""
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return value
-    scale, back = (math.log, math.exp) if distribution.log else (float, float)
-    low, high = scale(distribution.low), scale(distribution.high)
-    moved = min(max(back(scale(value) + NEAR * (high - low) * rng.normal()), distribution.low), distribution.high)
-    return round(moved) if isinstance(distribution, optuna.distributions.IntDistribution) else moved
-
-
-def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def _best_of(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, Any]:
-    """The parameters of the best trial by the study's first direction; {} where none has a value."""
-    sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
-
-    def value(trial: FrozenTrial) -> float:
-        reported = trial.values or [
-            sign * max((sign * v for v in trial.intermediate_values.values()), default=math.nan)
-        ]
-        return sign * reported[0]
-
-    known = [trial for trial in trials if not math.isnan(value(trial))]
-    return max(known, key=value).params if known else {}
+        sampler = self._seeded(trial.number, int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
+        return sampler.sample_independent(study, trial, name, distribution)
 
 
 def _known_curve(trial: Trial) -> Iterator[tuple[int, float]]:
