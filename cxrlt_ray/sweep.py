@@ -81,7 +81,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     own_run = write_run(request, existing, record, data, shards, space_file)
     trial_bytes = planner.trial_bytes(data.manifest)
     pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
-    search = _search(request, own_run, shards, space, resources, engine, trial_bytes, pace)
+    search = _search(request, own_run, shards, space, resources, engine, trial_bytes, planner.features, pace)
     forecast, fresh, started = planner.forecast(data.manifest), not own_run.trials(), time.monotonic()
     reason = _train(request, search)
     own_run = with_all_trials(own_run)
@@ -157,24 +157,12 @@ def _fit(
     request: SweepRequest, record: RunRecord, space: Space, planner: Planner, manifest: Manifest, deadline: float
 ) -> tuple[Space, RunRecord, Planner]:
     """A new run's space, record and plan brought to what ends by the deadline, and a line that says so."""
-    from cxrlt_ray.search.plan import Planner
-
     assert request.seconds is not None
     fit = planner.fit(deadline - time.monotonic(), manifest)
     space = space.fitted(fit.size)
     record = fitted_record(record, space, fit.size)
     if not fit.size.full:
-        storage = Store(request.storage)
-        planner = Planner(
-            space,
-            record.trials,
-            record.folds,
-            record.seed,
-            planner.resources,
-            storage,
-            request.address,
-            features=planner.features,
-        )
+        planner = planner.fitted(space, record.trials)
     rate = planner.first_rate()
     measured = not rate.source.startswith("estimated")
     print(fit.line(request.seconds, rate.rate, measured, request.trials is None), flush=True)
@@ -198,11 +186,12 @@ def _search(
     resources: Resources,
     engine: str,
     trial_bytes: tuple[float, float],
+    features: int,
     pace: Pace | None,
 ) -> Search:
     """The trials that are to be done, with what they share; prints how images are streamed, and the disk they take.
 
-    trial_bytes: of a trial while it runs, and when it is done.
+    trial_bytes: of a trial while it runs, and when it is done. features: bytes that stored features may take.
     """
     from cxrlt_ray.reporting.sweep import print_disk, print_features, print_ingest
     from cxrlt_ray.search.disk import DiskRoom
@@ -211,10 +200,8 @@ def _search(
 
     record, ingest = run.record, ingest_of(engine, resources, request.cache_gb)
     print_ingest(ingest)
-    storage = Store(request.storage)
-    features = features_bound(storage, request.features_gb)
     frozen = any(stage.frozen_copies is not None for config in space.kinds() for stage in config.staged())
-    print_features(str(features_folder(storage)), features, frozen)
+    print_features(str(features_folder(Store(request.storage))), features, frozen)
     running, done = trial_bytes
     checkpoints = min(record.trials, request.keep_checkpoints or record.trials)
     print_disk(run.store, running * resources.max_concurrent + done * checkpoints)

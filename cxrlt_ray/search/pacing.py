@@ -58,7 +58,9 @@ class Pace:
         """
         if config.stages:
             return config.epochs
-        held = int(self.left / max(self.correction(trials) * self.plan(config)[0], 1e-9))
+        # the mean: the first epochs may store features, the last one be followed by a refit
+        epoch = self.correction(trials) * statistics.fmean(self.plan(config))
+        held = int(self.left / max(epoch, 1e-9))
         sharing = max(1, min(self.trials - len(trials), held // config.epochs))
         if sharing > 1 or held >= LONGEST * self.longest:
             return min(self.longest, held // sharing)

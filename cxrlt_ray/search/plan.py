@@ -95,13 +95,18 @@ class Planner:
         storage: Store,
         address: str | None = None,
         gpu: str | None = None,
-        features: float = 0.0,
+        features: int = 0,
     ) -> None:
         self.space, self.folds, self.seed, self.resources = space, max(folds, 1), seed, resources
         self.configs, self.rates = draw_trials(space, trials, seed), Rates(storage)
         self.features = features
         self.address, self.device = address, device_name(address, resources)
         self.gpu = gpu or (self.device if resources.gpus else "H100")
+
+    def fitted(self, space: Space, trials: int) -> Planner:
+        """The plan of a smaller search on the same machine."""
+        same = (self.folds, self.seed, self.resources, self.rates.store, self.address)
+        return Planner(space, trials, *same, features=self.features)
 
     def probe(self, configs: Iterable[TrialConfig] = (), seconds: float | None = None) -> Probe:
         """Measure every kind of model of `configs` (all trials') where trials will run, and keep the rates.
@@ -211,7 +216,7 @@ class Planner:
     def epoch_seconds(self, images: int | Manifest) -> Callable[[TrialConfig], list[float]]:
         """The planned seconds of each epoch of a trial on this machine."""
         workload = self.workload(images)
-        return lambda config: trial_seconds(config, self.rates_of([config], self.device), workload)
+        return lambda config: trial_seconds(config, self.rates_of([config], self.device), workload, self.features)
 
     def first_rate(self) -> ModelRate:
         """The rate here of the model of the search's first trial."""

@@ -151,9 +151,14 @@ def tune_trials(search: Search) -> str:
             if trial.state == RUNNING:
                 optuna_study.settle(trial_number(trial), cut=True)
         return ""
-    if searcher.out_of_time or not missing_trials(run, search.trials):
+    if has_ended(run, search.trials, searcher.out_of_time):
         return ""
     return stop.reason or "before its end"
+
+
+def has_ended(run: Run, trials: int, out_of_time: bool) -> bool:
+    """Whether a search is done: no trial of its run goes on, and none of `trials` is missing that there is time for."""
+    return all(trial.state != RUNNING for trial in run.trials()) and (out_of_time or not missing_trials(run, trials))
 
 
 def _quieten() -> None:

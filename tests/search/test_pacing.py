@@ -90,6 +90,36 @@ def test_trials_that_are_begun_take_no_share():
     assert pace(240.0, trials=3).epochs(config(6), [ended(120.0)]) == 12
 
 
+def test_what_follows_the_last_epoch_is_part_of_what_a_trial_takes():
+    """A refit that doubles a trial leaves room for half as many epochs."""
+
+    def with_refit(config):
+        return [5.0] * (config.epochs - 1) + [5.0 * (config.epochs + 1)]
+
+    for left in (60.0, 120.0, 170.0):
+        doubled = Pace(BETWEEN + left, with_refit, 1, EPOCHS, clock=lambda: 0.0)
+        assert doubled.epochs(config(), []) == pace(left, planned=10.0).epochs(config(), [])
+
+
+@pytest.mark.parametrize(
+    ("states", "trials", "out_of_time", "ended"),
+    [
+        (("finished", "pruned", "failed"), 3, False, True),
+        (("finished", "finished"), 3, False, False),
+        (("finished", "finished"), 3, True, True),  # the time left holds no third
+        (("finished", "finished", "running"), 3, True, False),  # one that was stopped goes on when it is resumed
+        (("finished", "finished", "running"), 2, False, False),  # beyond what was planned, too
+    ],
+)
+def test_a_search_is_done_when_no_trial_goes_on_and_none_is_missing(states, trials, out_of_time, ended):
+    from types import SimpleNamespace
+
+    from cxrlt_ray.search.tuner import has_ended
+
+    run = SimpleNamespace(trials=lambda: [SimpleNamespace(state=state) for state in states])
+    assert has_ended(run, trials, out_of_time) is ended
+
+
 def test_stages_keep_their_epochs():
     staged = config(stages=({"epochs": 2}, {"epochs": 3, "lr": 1e-4}))
     assert pace(1.0).epochs(staged, []) == staged.epochs
