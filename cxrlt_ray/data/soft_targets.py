@@ -70,8 +70,7 @@ class SoftTargets:
 
 def read_soft_targets(uri: str) -> SoftTargets:
     """The soft targets in a Parquet file or URI. Raises UsageError for a file that is not of this form."""
-    folder, _, name = uri.rpartition("/")
-    return read_from(Store(folder or "."), name, uri)
+    return read_from(*Store.holding(uri), uri)
 
 
 def read_from(store: Store, name: str = FILE, uri: str = "") -> SoftTargets:

@@ -101,8 +101,8 @@ def cache() -> str:
 
 
 def _file(where: str) -> str:
-    folder, _, name = where.rpartition("/")
-    if not Store(folder or ("/" if where.startswith("/") else ".")).exists(name):
+    store, name = Store.holding(where)
+    if not store.exists(name):
         raise CxrltError(f"{where} is not there")
     return "a file"
 

@@ -39,8 +39,7 @@ def check_costs(costs: str | None, file: EnsembleFile, explain: bool) -> None:
 
 def read_costs(path: str, names: list[str]) -> np.ndarray:
     """The members' costs [M] in a CSV of two columns, member and cost. Raises CxrltError naming what is wrong."""
-    folder, _, name = path.rpartition("/")
-    store = Store(folder or ("/" if path.startswith("/") else "."))
+    store, name = Store.holding(path)
     first = read_table_file(store, name).table.column_names[0]
     try:
         table = read_table_file(store, name, text=[first]).table.to_pandas(ignore_metadata=True).iloc[:, :2]

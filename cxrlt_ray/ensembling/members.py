@@ -27,7 +27,6 @@ from cxrlt_ray.ensembling.tables import (
     open_npz,
     read_table,
     row_text,
-    split_path,
 )
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import heads, private_detail, unfit
@@ -274,8 +273,8 @@ def _subjects(targets: pd.DataFrame, groups: str | None, id_column: str | None) 
     if column not in targets:
         if groups is None:
             return targets.index.to_numpy().astype(str), [f"{file} has no column {SUBJECT} (--groups){_ALONE}"]
-        folder, name = split_path(groups)
-        if not Store(folder).exists(name):
+        store, name = Store.holding(groups)
+        if not store.exists(name):
             names = listed(list(targets))
             raise UsageError(f"--groups {groups} is no file and no column of {file}, which has {names}.")
         table, file = read_table(groups, id_column), groups

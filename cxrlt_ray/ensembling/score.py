@@ -196,8 +196,8 @@ class Scorer:
         for stored in members:
             loaded, findings = [], stored.findings
             for uri in stored.checkpoints:
-                parent, _, name = uri.rpartition("/")
-                with Store(parent).fetched(name) as folder:
+                store, name = Store.holding(uri)
+                with store.fetched(name) as folder:
                     model, _, findings = models.load(folder)
                 loaded.append(model.to(self.device).to(memory_format=torch.channels_last).eval())
             outputs = np.array([findings.index(finding) for finding in stored.findings])

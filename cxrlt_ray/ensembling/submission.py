@@ -76,8 +76,8 @@ def read(path: str) -> pd.DataFrame:
     from cxrlt_ray.data.readers.ids import whole_ids
     from cxrlt_ray.data.table_file import read_table_file
 
-    folder, slash, name = str(path).rpartition("/")
-    file = read_table_file(Store(folder or slash or "."), name, text=ID_COLUMNS)
+    store, name = Store.holding(str(path))
+    file = read_table_file(store, name, text=ID_COLUMNS)
     frame = file.table.to_pandas(ignore_metadata=True)
     for column in (column for column in ID_COLUMNS if column in frame):
         frame[column] = whole_ids(frame[column].astype("str").str.strip())

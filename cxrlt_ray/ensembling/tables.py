@@ -36,8 +36,8 @@ def read_table(path: str, id_column: str | None = None, text: Sequence[str] = ()
     """
     if path.endswith(".npz"):
         raise UsageError(f"{path} holds arrays, not a table: give it alone, with all members in it.")
-    folder, name = split_path(path)
-    content = Store(folder).read(name)  # which unpacks .gz
+    store, name = Store.holding(path)
+    content = store.read(name)  # which unpacks .gz
     file = parsed_table(content, path, [*ID_COLUMNS, SUBJECT, *text, *([id_column] if id_column else [])])
     key = _id_column(file.table.column_names, path, id_column)
     ids = _ids(file.table, key, path)
@@ -68,9 +68,9 @@ def open_npz(
     path: str, needed: Sequence[str], findings: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str], list[pd.DataFrame]]:
     """The arrays, the members' names and a frame each; `findings` are those of a file that names none."""
-    folder, name = split_path(path)
+    store, name = Store.holding(path)
     try:
-        with Store(folder).fetched(name) as local:
+        with store.fetched(name) as local:
             with zipfile.ZipFile(local) as archive:  # numpy takes what is no archive for a pickle
                 for entry in archive.infolist():
                     check_unpacked(entry)
@@ -127,11 +127,6 @@ def id_form(name: str) -> str:
 
 def listed(names: Sequence[str]) -> str:
     return quoted(list(names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def split_path(path: str) -> tuple[str, str]:
-    folder, slash, name = path.rpartition("/")
-    return folder or slash or ".", name
 
 
 def _ids(table: pa.Table, name: str, path: str) -> pd.Series:

@@ -107,15 +107,14 @@ def read_evidence(labels_path: str) -> pd.DataFrame | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = labels_path.rpartition("/")[0]
-    store = Store(folder or ".")
+    store, _ = Store.holding(labels_path)
     if not store.exists(EVIDENCE):
         return None
     try:
         table = pq.read_table(io.BytesIO(store.read(EVIDENCE))).to_pandas()
         return table[[STUDY, "finding", "section", "sentence", "begin", "end", "phrase", "trigger"]]
     except (KeyError, ValueError, OSError, pa.ArrowException):
-        raise CxrltError(f"{folder or '.'}/{EVIDENCE} is no evidence of `label`: move it, or label again.") from None
+        raise CxrltError(f"{store.uri}/{EVIDENCE} is no evidence of `label`: move it, or label again.") from None
 
 
 def _quotes(mentions: pd.DataFrame) -> pd.Series:

@@ -128,8 +128,8 @@ def read_filled_sheet(path: str, design: Design) -> FilledSheet:
     A report counts as read where `read` is filled in or any label is. Raises UsageError for a table that is no sheet of
     this design, CxrltError, naming the row, for a cell that is no label.
     """
-    folder, _, name = path.rpartition("/")
-    file = read_table_file(Store(folder or "."), name, text=(ITEM, READ, REPORT), known=design.findings)
+    store, name = Store.holding(path)
+    file = read_table_file(store, name, text=(ITEM, READ, REPORT), known=design.findings)
     sheet = Sheet(name, file.table)
     sheet.need(ITEM, *design.findings)
     items = sheet.text(ITEM)
@@ -176,8 +176,8 @@ def adjudicated(path: str, design: Design, values: np.ndarray, open_cells: np.nd
 
     Raises UsageError for rows of other items or findings.
     """
-    folder, _, name = path.rpartition("/")
-    file = read_table_file(Store(folder or "."), name, text=(ITEM, "finding"))
+    store, name = Store.holding(path)
+    file = read_table_file(store, name, text=(ITEM, "finding"))
     sheet = Sheet(name, file.table)
     sheet.need(ITEM, "finding", "label")
     labels = sheet.labels("label", (0, 1, -1))

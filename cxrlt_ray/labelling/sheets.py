@@ -21,8 +21,7 @@ def write_csv(table: pd.DataFrame, path: str) -> None:
 
 def write_text(text: str, path: str) -> None:
     """Write a file that may hold ids or words of reports: for this user alone, where it lies on a disk."""
-    folder, slash, name = path.rpartition("/")
-    store = Store(folder or slash or ".")
+    store, name = Store.holding(path)
     store.write(name, text.encode())
     if store.local is not None:
         os.chmod(store.local / name, 0o600)

@@ -47,11 +47,11 @@ def width(uri: str) -> int:
 def _table(uri: str) -> tuple[list[str] | None, np.ndarray]:
     from cxrlt_ray.storage import Store
 
-    folder, _, name = uri.rpartition("/")
+    store, name = Store.holding(uri)
     kind = name.rpartition(".")[2].lower()
     if kind not in _READERS:
         raise UsageError(f"{uri}: label embeddings are read from .{', .'.join(_READERS)} only.")
-    content = Store(folder or ("/" if uri.startswith("/") else ".")).read(name)
+    content = store.read(name)
     try:
         names, rows = _READERS[kind](content)
     except Exception as error:

@@ -57,8 +57,8 @@ def read_tensors(uri: str) -> dict[str, torch.Tensor]:
 
     Raises CxrltError where it cannot be read or holds none, and says why.
     """
-    folder, slash, name = uri.rpartition("/")
-    content = Store(folder or slash or ".").read(name)
+    store, name = Store.holding(uri)
+    content = store.read(name)
     if content[8:9] == b"{":  # after the length of the header
         return _safetensors(content, uri)
     if content and not content.startswith(ZIP) and (disguise := named(content)):

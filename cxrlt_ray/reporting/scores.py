@@ -63,12 +63,12 @@ def as_json(scores: Scores, teams: Published | None = None) -> dict[str, JsonVal
 
 def write(scores: Scores, teams: Published | None, out: str) -> None:
     """Leave the scores in `out`: of each finding in a .csv, all of them in a .json."""
-    folder, slash, name = out.rpartition("/")
+    store, name = Store.holding(out)
     if name.endswith(".csv"):
         content = scores.frame().to_csv(index=False)
     else:
         content = json.dumps(as_json(scores, teams), indent=1, allow_nan=False)
-    Store(folder or slash or ".").write(name, content.encode())
+    store.write(name, content.encode())
 
 
 def _summary_table(scores: Scores, teams: Published | None, name: str) -> Table:

@@ -25,9 +25,9 @@ def labels_of(request: SweepRequest) -> GivenLabels | None:
 
 def provenance_of_labels(path: str) -> str:
     """Where labels are from: the file and its digest."""
-    folder, _, name = path.rpartition("/")
+    store, name = Store.holding(path)
     try:
-        content = Store(folder or ".").read(name)
+        content = store.read(name)
     except CxrltError as error:
         raise UsageError(f"--labels {path} cannot be read: {error}") from None
     return f"{path} (sha256 {hashlib.sha256(content).hexdigest()[:12]})"

@@ -57,6 +57,12 @@ class Store:
         """The directory, where it is a local one."""
         return None if "://" in self.uri else Path(self.uri)
 
+    @classmethod
+    def holding(cls, path: str) -> tuple[Store, str]:
+        """The store of the directory that holds the file at `path`, or URI, and its name there."""
+        folder, slash, name = path.rpartition("/")
+        return cls(folder or slash or "."), name
+
     def __truediv__(self, name: str) -> Store:
         """The store of a directory below."""
         return Store(f"{self.uri.rstrip('/')}/{name}")

@@ -59,8 +59,7 @@ def labelled_by_llm(
     Raises what `label_by_llm` raises.
     """
     rules = rule_set.load()
-    folder = request.out.rpartition("/")[0]
-    out = Output(Store(folder or ("/" if request.out.startswith("/") else ".")), reports.id_column)
+    out = Output(Store.holding(request.out)[0], reports.id_column)
     studies = label_by_llm(request, list(reports), rules, _mentioned(Labeller(rules)), out, request.address)
     if studies is None:
         return None
