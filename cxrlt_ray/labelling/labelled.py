@@ -52,32 +52,15 @@ def labelled(reports: Reports, rule_set: RuleSet, address: str | None = None) ->
 
 def study_labels(report: Report, reading: Reading, names: tuple[str, ...]) -> StudyLabels:
     """A report's reading as its labels; evidence in the places of the original text."""
-    evidence = tuple(
-        Evidence(
-            report.study_id,
-            span.finding,
-            span.value,
-            *_column(report, span.begin, span.section),
-            span.sentence,
-            span.begin - (start := _start(report, span.begin)),
-            span.end - start,
-            span.phrase,
-            span.trigger,
-        )
-        for span in reading.spans
-        if span.value is not None and span.finding in names
-    )
-    return StudyLabels(report.study_id, report.subject_id, reading.labels, evidence, reading.source)
-
-
-def _column(report: Report, begin: int, section: str) -> tuple[str, str]:
-    column = next((name for name, start, end in report.cells if start <= begin < end), "")
-    return column, section
-
-
-def _start(report: Report, begin: int) -> int:
-    """Where the original text begins that holds the character `begin` of the joined one."""
-    return next((start for _, start, end in report.cells if start <= begin < end), 0)
+    evidence = []
+    for span in reading.spans:
+        if span.value is not None and span.finding in names:
+            column, start = report.cell_at(span.begin)
+            place = span.section, span.sentence, span.begin - start, span.end - start
+            evidence.append(
+                Evidence(report.study_id, span.finding, span.value, column, *place, span.phrase, span.trigger)
+            )
+    return StudyLabels(report.study_id, report.subject_id, reading.labels, tuple(evidence), reading.source)
 
 
 def _tables(piece: Piece, reports: Reports, rule_set: RuleSet) -> tuple[pa.Table, pa.Table]:

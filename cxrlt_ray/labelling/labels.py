@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cxrlt_ray.data.column_names import is_no_finding
-from cxrlt_ray.data.table_file import read_table_file
+from cxrlt_ray.data.table_file import TableFile, read_table_file
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.labelling.rules import UNCERTAIN
 from cxrlt_ray.storage import Store
@@ -112,8 +112,7 @@ def written(path: str, id_column: str, findings: Sequence[str]) -> Iterator[Call
     import pyarrow.parquet as pq
     from pyarrow import csv
 
-    folder, _, name = path.rpartition("/")
-    store = Store(folder or ("/" if path.startswith("/") else "."))
+    store, name = Store.holding(path)
     options = csv.WriteOptions(quoting_style="needed")
     with store.place(name) as labels_path, store.place(EVIDENCE) as evidence_path, ExitStack() as files:
         labels_file = files.enter_context(
@@ -143,20 +142,24 @@ def read_labels(path: str, id_column: str | None = None, findings: Sequence[str]
     id_column: default study_id, else the first column. findings: those to read (default: all but those of ids).
     Raises UsageError for a missing column, CxrltError where a study stands twice or a cell is no label.
     """
-    folder, _, name = path.rpartition("/")
-    store = Store(folder or ".")
-    read = read_table_file(store, name, text=tuple(c for c in (STUDY, SUBJECT, id_column) if c), known=findings or ())
-    columns = read.table.column_names
-    key = id_column or (STUDY if STUDY in columns else columns[0])
+    store, name = Store.holding(path)
+    file = read_table_file(store, name, text=tuple(c for c in (STUDY, SUBJECT, id_column) if c), known=findings or ())
+    columns = file.table.column_names
+    return labels_in(file, path, id_column or (STUDY if STUDY in columns else columns[0]), findings)
+
+
+def labels_in(file: TableFile, path: str, key: str, findings: Sequence[str] | None = None) -> LabelTable:
+    """As `read_labels`, of a table that is read. key: the column of the studies' ids, which was read as text."""
+    columns = file.table.column_names
     if missing := [c for c in (key, *(findings or ())) if c not in columns]:
         raise UsageError(f"{path} has no column '{missing[0]}'.")
-    frame = read.table.to_pandas()
+    frame = file.table.to_pandas()
     frame.index = pd.Index(frame.pop(key).astype("str"), name=key)
     if frame.index.has_duplicates:
         raise CxrltError(f"{path}: {frame.index.duplicated().sum():,} rows repeat a study: keep one row a study.")
     subjects = frame[SUBJECT].astype("str") if SUBJECT in frame else None
     names = list(findings) if findings is not None else [c for c in frame if not is_no_finding(c)]
-    return LabelTable(_labels(frame[names], path), subjects, key, read.remarks)
+    return LabelTable(_labels(frame[names], path), subjects, key, file.remarks)
 
 
 def _labels(frame: pd.DataFrame, path: str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from cxrlt_ray.data.readers.ids import whole_ids
 from cxrlt_ray.data.table_file import TableFile, read_table_file
 from cxrlt_ray.data.tasks import ALL_FINDINGS
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.labelling.labels import STUDY, SUBJECT, LabelTable, read_labels
+from cxrlt_ray.labelling.labels import STUDY, SUBJECT, LabelTable, labels_in
 from cxrlt_ray.privacy import heads
 from cxrlt_ray.storage import Store
 
@@ -169,7 +169,7 @@ def read_label_table(path: str, findings: Sequence[str] | None = None, id_column
 def label_table(path: str, file: TableFile, findings: Sequence[str], id_column: str | None = None) -> LabelTable:
     """A table's labels of `findings`, by study."""
     key = id_column or _id_of(file)
-    table = read_labels(path, key, findings)
+    table = labels_in(file, path, key, findings)
     frame, subjects = table.table, table.subjects
     empty = np.asarray(frame.index.str.strip() == "") | np.asarray(frame.index.isna()) | (frame.index == "nan")
     if empty.any():
@@ -178,9 +178,12 @@ def label_table(path: str, file: TableFile, findings: Sequence[str], id_column: 
 
 
 def _file(path: str, id_column: str | None) -> TableFile:
-    folder, _, name = path.rpartition("/")
-    text = tuple(column for column in (*ID_COLUMNS, SUBJECT, id_column) if column)
-    return read_table_file(Store(folder or "."), name, text=text, known=ALL_FINDINGS)
+    store, name = Store.holding(path)
+    text = [column for column in (*ID_COLUMNS, SUBJECT, id_column) if column]
+    file = read_table_file(store, name, text=text, known=ALL_FINDINGS)
+    if (key := id_column or _id_of(file)) in text:
+        return file
+    return read_table_file(store, name, text=[*text, key], known=ALL_FINDINGS)  # ids under a name of its own
 
 
 def _id_of(file: TableFile) -> str:

@@ -45,6 +45,10 @@ class Report:
     text: str
     cells: tuple[tuple[str, int, int], ...] = ()
 
+    def cell_at(self, place: int) -> tuple[str, int]:
+        """The column whose text holds the character `place` of `text`, and where that text begins; ("", 0) of none."""
+        return next(((name, begin) for name, begin, end in self.cells if begin <= place < end), ("", 0))
+
 
 @dataclass(frozen=True)
 class File:
@@ -91,8 +95,7 @@ def read_reports(path: str, id_column: str | None = None, text_columns: Sequence
     store = Store(path)
     if store.local is not None and store.local.is_dir():
         return _tree(store)
-    folder, _, name = path.rpartition("/")
-    store = Store(folder or "/" if path.startswith("/") else folder or ".")
+    store, name = Store.holding(path)
     if not store.exists(name):
         if "://" in path and Store(path).list():
             return _tree(Store(path))

@@ -20,7 +20,6 @@ from cxrlt_ray.labelling.rules import NEGATIVE, Rules
 FOUND = ("present", "uncertain")
 NO_REPLY = "no reply"
 PIECE = 500  # texts
-LEVEL = 1.96  # standard errors of a 95 % interval
 
 Said = list[tuple[str, Answer | None]]  # a finding and its answer
 
@@ -108,12 +107,12 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     >>> [round(bound, 3) for bound in wilson(0, 100)], wilson(0, 0)
     ([0.0, 0.037], (0.0, 1.0))
     """
+    from scipy.stats import binomtest
+
     if not total:
         return 0.0, 1.0
-    share, square = count / total, LEVEL**2 / total
-    middle = (share + square / 2) / (1 + square)
-    half = LEVEL * (share * (1 - share) / total + square / total / 4) ** 0.5 / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    interval = binomtest(count, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _answers(questions: Questions, answers: Answers, texts: Sequence[int]) -> Iterator[tuple[int, Said]]:
@@ -133,10 +132,6 @@ def _pieces(texts: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _evidence(report: Report, finding: str, value: int, answer: Answer) -> Evidence:
     """The quote that an answer stands on, with its place in the column that it is from."""
-    begin, end, column = answer.begin, answer.end, ""
-    for name, first, last in report.cells:
-        if first <= begin < last:
-            column, begin, end = name, begin - first, end - first
-            break
-    quote = report.text[answer.begin : answer.end]
-    return Evidence(report.study_id, finding, value, column, "", -1, begin, end, quote, answer.reasoning)
+    column, start = report.cell_at(answer.begin)
+    quote, place = report.text[answer.begin : answer.end], (answer.begin - start, answer.end - start)
+    return Evidence(report.study_id, finding, value, column, "", -1, *place, quote, answer.reasoning)
