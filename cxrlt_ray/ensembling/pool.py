@@ -10,7 +10,7 @@ import pandas as pd
 
 from cxrlt_ray.cluster.memory import available_memory
 from cxrlt_ray.data.manifest import Manifest, studies
-from cxrlt_ray.ensembling.shortlist import FirstPass, Say, readable, shortlist
+from cxrlt_ray.ensembling.shortlist import FirstPass, Say, aligned, first_readable, readable, shortlist
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.records import FINISHED, PRUNED
@@ -113,14 +113,11 @@ def gather(
     able: list[Trial] = []
     for trial, stored in readable(trials, say):
         if not able:
-            ids, shared = pd.Index(stored.image_id), np.ones(len(stored.image_id), bool)
+            ids, shared = stored.image_id, np.ones(len(stored.image_id), bool)
             predictions = np.empty((len(findings), len(trials), len(ids)), np.float32)
-        if np.array_equal(stored.image_id, ids):
-            predictions[:, len(able)] = stored.probabilities.T
-        else:
-            rows = pd.Index(stored.image_id).get_indexer(ids)
-            shared &= rows >= 0
-            predictions[:, len(able)] = stored.probabilities[rows].T
+        scores, present = aligned(stored, ids)
+        shared &= present
+        predictions[:, len(able)] = scores.T
         able.append(trial)
     if not able:
         raise CxrltError(f"none of the {len(trials)} trials of run {run.name} has predictions that fit it.")
@@ -131,7 +128,7 @@ def gather(
     study, view = studies(manifest.table.iloc[rows])
     return Pool(
         names=[trial.name for trial in able],
-        image_id=ids[shared].to_numpy(),
+        image_id=ids[shared],
         predictions=predictions.transpose(1, 2, 0),  # laid out as selection.honest.side_by_side
         targets=manifest.targets(run.task.findings)[rows],
         groups=table["subject_id"].to_numpy()[rows],
@@ -144,7 +141,7 @@ def gather(
 
 def _room(trials: list[Trial], copies: float) -> int:
     """Of how many trials memory holds `copies` of the predictions; all of them where that is not known."""
-    stored = next((stored for _, stored in readable(trials, lambda _: None)), None)
+    stored = first_readable(trials)
     if stored is None or (free := available_memory()) is None:
         return len(trials)
     trial_bytes = stored.probabilities.size * np.dtype(np.float32).itemsize * copies

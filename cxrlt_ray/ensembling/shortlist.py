@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -68,13 +69,31 @@ def readable(trials: Iterable[Trial], say: Say) -> Iterator[tuple[Trial, Predict
                     yield trial, result
 
 
+def first_readable(trials: Iterable[Trial]) -> Predictions | None:
+    """The validation predictions of the first trial whose file fits; None where none does."""
+    for trial in trials:
+        with suppress(CxrltError):
+            return trial.stored_predictions()
+    return None
+
+
+def aligned(predictions: Predictions, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [N, C] of the images `ids`, nan of those that are not there, and which are there, bool [N]."""
+    scores = predictions.probabilities
+    if np.array_equal(predictions.image_id, ids):
+        return scores, np.ones(len(ids), bool)
+    rows = pd.Index(predictions.image_id).get_indexer(pd.Index(ids))
+    return np.where((rows >= 0)[:, None], scores[rows], np.float32(np.nan)), rows >= 0
+
+
 def shortlist(
     manifest: Manifest, findings: tuple[str, ...], trials: list[Trial], most: int, first: FirstPass | None, say: Say
 ) -> list[Trial]:
     """The `most` of the trials to choose among, by name; `say` takes a line that tells which they are."""
     labels = _Labels(manifest, findings)
     if first is not None:
-        images = next((len(predictions.image_id) for _, predictions in readable(trials, lambda _: None)), 0)
+        predictions = first_readable(trials)
+        images = 0 if predictions is None else len(predictions.image_id)
         if has_room(len(trials), images, len(findings)):
             with scratch_scores(len(trials), images, len(findings)) as scratch:
                 return _picked(labels, trials, most, first, scratch, say)
@@ -104,14 +123,10 @@ def _picked(
 
     able: list[Trial] = []
     for trial, predictions in readable(trials, say):
-        scores = predictions.probabilities
         if not able:
-            ids = predictions.image_id
-            index, shared = pd.Index(ids), np.ones(len(ids), bool)
-        if not np.array_equal(predictions.image_id, ids):
-            rows = pd.Index(predictions.image_id).get_indexer(index)
-            shared &= rows >= 0
-            scores = np.where((rows >= 0)[:, None], scores[rows], np.float32(np.nan))
+            ids, shared = predictions.image_id, np.ones(len(predictions.image_id), bool)
+        scores, present = aligned(predictions, ids)
+        shared &= present
         scratch.add(scores)
         able.append(trial)
     if len(able) <= most:
