@@ -25,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 from lengths import NIH, cohort_of
+from paired import paired
 from report import publish
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "job"
-ROUNDS = 1000
 START = 10.0  # seconds of imports
 WAYS = ("ours", "plain", "timm", "ray")
 
@@ -118,26 +118,18 @@ def rows_of(dataset: str, minutes: float, seeds: list[int], ways: list[str]) -> 
     """A row a way."""
     import pandas as pd
 
-    from cxrlt_ray.evaluation import metrics
-    from cxrlt_ray.evaluation.estimate import Estimate, Sample
-    from cxrlt_ray.selection.average_precision import precisions
-
-    spent = {way: [spend(dataset, way, minutes, seed) for seed in seeds] for way in ways}
+    spent = {way: [spend(dataset, way, minutes, seed)["seconds"] / 60 for seed in seeds] for way in ways}
     table = pd.read_csv(cohort(dataset) / "labels.csv", dtype={"subject_id": str})
     test = table[table["split"] == "test"]
-    targets, groups = test.iloc[:, 6:].to_numpy(np.int8), test["subject_id"].to_numpy().astype(str)
-    flat = [np.load(BUILD / f"{dataset}-{minutes:g}-{way}-{seed}" / "test.npy") for way in ways for seed in seeds]
-    values = np.array([metrics.macro(ap) for ap in precisions(np.array(flat), targets)]).reshape(len(ways), -1)
-    names, rng = np.unique(groups), np.random.default_rng(0)
-    drawn = [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(ROUNDS)]
-    again = metrics.reweighted(targets, flat, groups, np.array(drawn))
-    draws = np.array([metrics.means(of_draws[0]) for of_draws in again]).reshape(len(ways), len(seeds), -1)
-    sample, rows = Sample.of(targets, groups), []
-    for k, way in enumerate(ways):
-        gain = Estimate.of_difference(values[0].mean() - values[k].mean(), (draws[0] - draws[k]).mean(axis=0), sample)
-        row = [dataset, f"{minutes:g}", way, f"{np.mean([s['seconds'] for s in spent[way]]) / 60:.1f}"]
-        row += [f"{values[k].mean():.3f} ({', '.join(f'{value:.3f}' for value in values[k])})"]
-        rows.append([*row, f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if k else ""])
+    scores = {
+        way: [np.load(BUILD / f"{dataset}-{minutes:g}-{way}-{seed}" / "test.npy") for seed in seeds] for way in ways
+    }
+    result = paired(scores, test.iloc[:, 6:].to_numpy(np.int8), test["subject_id"].to_numpy().astype(str))
+    rows = []
+    for way, values in result.values.items():
+        row = [dataset, f"{minutes:g}", way, f"{np.mean(spent[way]):.1f}"]
+        row += [f"{values.mean():.3f} ({', '.join(f'{value:.3f}' for value in values)})"]
+        rows.append([*row, "" if way == ways[0] else result.gain(ways[0], way)])
     return rows
 
 

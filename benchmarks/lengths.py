@@ -4,7 +4,7 @@ One model (ImageNet tf_efficientnet_lite0 at 64 px, the first start point of the
 LENGTHS epochs with several seeds, on nih384 and on a phantom of 1,100 training and 4,000 test images. A budget of
 epochs is then spent in every way that the lengths allow, as k members of budget / k epochs each, whose plain mean is
 scored on the test images; intervals are paired by subject. What is trained is kept in build/lengths: a command that was
-cut goes on. About 40 minutes on one core.
+cut goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from cache import job
+from paired import paired
 from report import publish
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "lengths"
 NIH = HERE.parents[1] / "shared" / "data" / "nih384"
-RESOLUTION, ROUNDS = 64, 1000
+RESOLUTION = 64
 LENGTHS = {6: 4, 12: 4, 24: 2, 48: 1}  # epochs: members
 TRAIN, VAL = 1100, 300  # images of the phantom; the others are its test part
 
@@ -95,37 +96,22 @@ def ways(budget: int) -> list[tuple[int, int]]:
 
 def rows_of(dataset: str) -> list[list[str]]:
     """Train what is missing; a row a budget and way."""
-    from cxrlt_ray.evaluation import metrics
-    from cxrlt_ray.evaluation.estimate import Estimate, Sample
-    from cxrlt_ray.selection.average_precision import precisions
     from cxrlt_ray.training.job import manifest_of
 
     shared = job_of(dataset)
     members = {epochs: [member(shared, epochs, seed) for seed in range(count)] for epochs, count in LENGTHS.items()}
     test = manifest_of(shared.run).of_split("test")
     targets, groups = test.targets(shared.findings), test.table["subject_id"].to_numpy().astype(str)
-    sample, names = Sample.of(targets, groups), np.unique(groups)
-    rng, rows = np.random.default_rng(0), []
-    drawn = [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(ROUNDS)]
+    rows = []
     for budget in LENGTHS:
-        spent: dict[tuple[int, int], list[np.ndarray]] = {}
+        ensembles = {}
         for count, epochs in ways(budget):
             groups_of = list(itertools.combinations(range(LENGTHS[epochs]), count))[:: max(1, LENGTHS[epochs] // 2)]
-            spent[count, epochs] = [np.mean([members[epochs][k] for k in some], axis=0) for some in groups_of[:6]]
-        flat = [scores for some in spent.values() for scores in some]
-        again = metrics.reweighted(targets, flat, groups, np.array(drawn))
-        draws = np.array([metrics.means(of_draws[0]) for of_draws in again])
-        values = np.array([metrics.macro(ap) for ap in precisions(np.array(flat), targets)])
-        ends = np.cumsum([len(some) for some in spent.values()])
-        parts = dict(zip(spent, np.split(np.arange(len(flat)), ends[:-1]), strict=True))
-        one = parts[1, budget]
-        for (count, epochs), rows_here in parts.items():
-            gain = values[rows_here].mean() - values[one].mean()
-            difference = draws[rows_here].mean(axis=0) - draws[one].mean(axis=0)
-            estimate = Estimate.of_difference(gain, difference, sample)
-            row = [dataset, str(budget), f"{count} x {epochs}", f"{values[rows_here].mean():.3f}"]
-            row += [f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]" if count > 1 else ""]
-            rows.append(row)
+            ensembles[count, epochs] = [np.mean([members[epochs][k] for k in some], axis=0) for some in groups_of[:6]]
+        result = paired(ensembles, targets, groups)
+        for (count, epochs), values in result.values.items():
+            row = [dataset, str(budget), f"{count} x {epochs}", f"{values.mean():.3f}"]
+            rows.append([*row, result.gain((count, epochs), (1, budget)) if count > 1 else ""])
     return rows
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paired import ROUNDS, paired
 from report import publish
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "spending"
 SHARED = HERE.parent.parent / "shared" / "data"
-ROUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -144,34 +144,22 @@ def section(data: list[str], total: int, seeds: list[int]) -> list[str]:
 
 def compared(data: str, runs: dict[Way, list[Path]]) -> list[list[str]]:
     """A row a way."""
-    from cxrlt_ray.evaluation import metrics
-    from cxrlt_ray.evaluation.estimate import Estimate, Sample
     from cxrlt_ray.runs.store import load_run
-    from cxrlt_ray.selection.average_precision import precisions
 
     scores: dict[Way, list[np.ndarray]] = {}
     for way, folders in runs.items():
         swept = [load_run(str(BUILD), folder.name) for folder in folders]
         findings, images = swept[0].task.findings, swept[0].manifest().of_split(swept[0].task.scored_split)
         scores[way] = [test_scores(folder, images.table["image_id"].tolist(), list(findings)) for folder in folders]
-    targets, groups = images.targets(findings), images.table["subject_id"].to_numpy().astype(str)
-    flat = [some for of_way in scores.values() for some in of_way]
-    seeds, names = len(flat) // len(scores), np.unique(groups)
-    rng = np.random.default_rng(0)
-    drawn = [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(ROUNDS)]
-    again = metrics.reweighted(targets, flat, groups, np.array(drawn))
-    draws = np.array([metrics.means(of_draws[0]) for of_draws in again]).reshape(len(scores), seeds, -1)
-    values = np.array([metrics.macro(ap) for ap in precisions(np.array(flat), targets)])
-    values, sample = values.reshape(len(scores), seeds), Sample.of(targets, groups)
-    rows = []
-    for k, (way, folders) in enumerate(runs.items()):
+    result = paired(scores, images.targets(findings), images.table["subject_id"].to_numpy().astype(str))
+    rows, plain = [], next(iter(runs))
+    for way, folders in runs.items():
         spent = [Spent(**json.loads((folder / "spent.json").read_text())) for folder in folders]
-        gain = Estimate.of_difference(values[k].mean() - values[0].mean(), (draws[k] - draws[0]).mean(axis=0), sample)
+        values = result.values[way]
         row = [data, str(way), f"{np.mean([s.epochs for s in spent]):.0f}"]
-        row += [f"{np.mean([s.validation for s in spent]):.3f}", f"{values[k].mean():.3f}"]
-        row[-1] += f" ({', '.join(f'{value:.3f}' for value in values[k])})"
-        row += [f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if k else ""]
-        rows.append(row)
+        row += [f"{np.mean([s.validation for s in spent]):.3f}", f"{values.mean():.3f}"]
+        row[-1] += f" ({', '.join(f'{value:.3f}' for value in values)})"
+        rows.append([*row, "" if way == plain else result.gain(way, plain)])
     return rows
 
 

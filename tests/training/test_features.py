@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_images
+from cut_training import train_with_cuts
 from safetensors.torch import load_file, save_file
 
 from cxrlt_ray import models, trials
@@ -399,24 +400,12 @@ def pd_unique(shards):
     return list(dict.fromkeys(shards.index()["file"]))
 
 
-class Cut(Exception):
-    """The end of a process."""
-
-
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5}, {"swa_start": 0.4}, {"fusion": "attention"}])
 def test_a_trial_that_is_cut_goes_on_with_stored_features_as_if_it_had_not_been(options, cohort, tmp_path, weights):
     trial = config(weights, epochs=4, **options)
-    whole, cut, seen = job_in(tmp_path / "whole", cohort), job_in(tmp_path / "cut", cohort), []
+    whole, cut = job_in(tmp_path / "whole", cohort), job_in(tmp_path / "cut", cohort)
     train(whole, "T0000", trial, {}, lambda report: None)
-
-    def report(values):
-        seen.append(values)
-        if len(seen) in (1, 3):
-            raise Cut
-
-    for _ in range(3):
-        with contextlib.suppress(Cut):
-            train(cut, "T0000", trial, {}, report)
+    train_with_cuts(cut, trial)
     one, two = (load_file(f"{job.run.uri}/trials/T0000/fold-0/model.safetensors") for job in (whole, cut))
     for name, tensor in one.items():
         np.testing.assert_array_equal(two[name], tensor, err_msg=name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import write_images
+from cut_training import train_with_cuts
 from safetensors.numpy import load_file
 
 from cxrlt_ray.data.prepare import prepare
@@ -131,23 +130,10 @@ def test_the_weights_of_a_self_supervised_stage_go_on_into_the_next(cohort, tmp_
     assert np.abs(both[name] - never[name]).max() > 1e-4
 
 
-class Cut(Exception):
-    """The end of a process."""
-
-
 def test_a_self_supervised_trial_that_is_cut_goes_on_with_its_teacher(cohort, tmp_path, agreement):
     trial = config(objective="agreement", epochs=3)
     train(job_in(tmp_path / "whole", cohort), "T0000", trial, {}, lambda report: None)
-    job, seen = job_in(tmp_path / "cut", cohort), []
-
-    def report(values):
-        seen.append(values)
-        if len(seen) in (1, 3):
-            raise Cut
-
-    for _ in range(3):
-        with contextlib.suppress(Cut):
-            train(job, "T0000", trial, {}, report)
+    train_with_cuts(job_in(tmp_path / "cut", cohort), trial)
     one, two = (load_file(tmp_path / at / "trials/T0000/fold-0/model.safetensors") for at in ("whole", "cut"))
     for name, tensor in one.items():
         np.testing.assert_array_equal(two[name], tensor, err_msg=name)
