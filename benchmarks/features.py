@@ -7,7 +7,7 @@ that computes and stores the features, and validation mAP both ways: plain image
 against new augmentation in every epoch. Then the speed of team_g's own backbone (ViT-B/14 with registers, random
 weights) on a few images. Of RESULTS.md's goals: 20 times faster at the same mAP within the seeds' spread.
 
-    python benchmarks/features.py --write      # about 20 minutes on two cores; --seeds 1 --epochs 2 for a first look
+    python benchmarks/features.py --write      # --seeds 1 --epochs 2 for a first look
 """
 
 from __future__ import annotations

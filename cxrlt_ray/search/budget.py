@@ -3,8 +3,8 @@
 Searches are tried in a fixed order, each no larger than the one before in any of the three, until one's planned time
 is within the budget: first the space as it is, then 15 % fewer trials down to MEMBERS, then in turn the next smaller
 images, 15 % fewer epochs, 15 % fewer trials, down to two trials of one epoch. So a larger budget never gives a smaller
-search, and a trial's epochs are the last to be cut: few members that have learnt make a better ensemble than many that
-have not (benchmarks/lengths.py).
+search, and a trial's epochs are the last to be cut: members that have not learnt make no ensemble (RESULTS.md, the demo
+on a slow machine).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ COHORTS = {"nih": 112_120, "chexpert": 223_414, "vindr": 18_000, "brax": 40_967,
 SPLITS = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024's images
 
 HALF = 2  # bytes of a number in half precision
-STORED_SPEEDUP = 20.0  # of an epoch on stored features (benchmarks/features.py)
+STORED_SPEEDUP = 20.0  # of an epoch on stored features, assumed: benchmarks/features.py measures 4 to 240 by size
 
 
 @dataclass(frozen=True)
