@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 _STYLE = """
 body { font: 16px/1.45 sans-serif; margin: 0 auto; max-width: 76rem; padding: 1rem; color: #222; background: #fff; }
 header { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #999; padding: .5rem 0; z-index: 1; }
+h1 { font-size: 1.3rem; margin: 0; }
+header p { margin: .3rem 0; }
+article > div:first-child { position: sticky; top: 9rem; align-self: start; } /* the report beside its last finding */
 article { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; border-bottom: 1px solid #999; padding: 1rem 0; }
 pre { white-space: pre-wrap; font: inherit; margin: 0; }
 fieldset { border: 0; margin: 0; padding: .1rem 0; display: flex; align-items: baseline; }
@@ -21,7 +24,10 @@ label { padding: 0 .5rem; white-space: nowrap; }
 .done { font-weight: bold; display: block; padding: .5rem 0; }
 article.read { background: #eef6ee; }
 button { font: inherit; padding: .3rem .8rem; }
-@media (max-width: 60rem) { article { grid-template-columns: 1fr; } }
+@media (max-width: 60rem) {
+  article { grid-template-columns: 1fr; }
+  article > div:first-child { position: static; }
+}
 """
 
 _SCRIPT = """
