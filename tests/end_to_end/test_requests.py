@@ -95,7 +95,7 @@ def test_soft_targets_and_objectives_that_do_not_fit_each_other_are_refused(coho
 def test_on_a_slow_machine_a_sweep_fits_itself_to_its_time_budget_and_goes_on_so(
     ray, cohort, tmp_path, capsys, monkeypatch
 ):
-    """The probe says that the machine is slow; the second trial is longer, as the first one shows that it is not."""
+    """The probe says that the machine is slow; trials are longer than planned, as the first epochs show that it is not."""
 
     def slow(configs, findings, threads, gpu, seconds):
         (config,) = configs
@@ -112,7 +112,8 @@ def test_on_a_slow_machine_a_sweep_fits_itself_to_its_time_budget_and_goes_on_so
     first, second = (trial.record for trial in run.trials())
     assert (first.state, second.state) == ("finished", "finished")
     assert (first.config.resolution, second.config.resolution) == (32, 32)
-    assert record.epochs <= len(first.epochs) < len(second.epochs) <= 7
+    assert record.epochs <= len(first.epochs) <= 7  # 3 images/s and one epoch are enough to grow within the first
+    assert record.epochs < len(second.epochs) <= 7
     assert run.trials()[0].record.params["lr"] == 1e-3  # the start point was tried first still
     sweep.run(sweep.SweepRequest(task="auto", name="mine", storage=str(tmp_path / "runs"), resume=True, trials=3))
     third = run.trials()[2].record
