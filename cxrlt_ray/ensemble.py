@@ -12,16 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cxrlt_ray import cli
-from cxrlt_ray.data.manifest import MAIN
+from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.tasks import rarity
 from cxrlt_ray.ensembling import from_tables, stored
 from cxrlt_ray.ensembling.apply import score_splits
+from cxrlt_ray.ensembling.asked import compare_asked, lift_lines
 from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, compare, judge
 from cxrlt_ray.ensembling.costs import check_costs, frontier
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.from_run import mimic_warnings, pool_of_run
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.request import EnsembleRequest
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.evaluation.scores import UNSEEN
 from cxrlt_ray.reporting import comparison as report
 from cxrlt_ray.runs.store import Run, load_run
 from cxrlt_ray.selection import takes_costs
@@ -56,7 +59,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     name, file = load_ensemble(request.select)
     check_costs(request.costs, file, request.explain)
     swept = load_run(request.storage, request.run)
-    manifest, findings, split = swept.manifest(), swept.task.findings, request.split or swept.task.scored_split
+    manifest, findings, split = swept.manifest(), swept.record.predicted, request.split or swept.task.scored_split
     has_images = len(manifest.of_split(split).table) > 0
     if not has_images:
         print(f"The data has no {split} images: weights are made, no submission")
@@ -64,15 +67,17 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     print(f"Run {swept.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")
     if len(pool.trials) == 1:
         print("There is one trial: the ensemble is that trial")
-    systems = compare(file, name, pool, request.seed)
+    systems = _systems(request, file, name, pool)
     unit = request.costs or "GFLOPs"
     _show_frontier(request, file, pool, systems[-1], unit)
     scored = score_splits(swept, manifest, pool, systems, ("holdout", split), request.address, request.score_all)
     for warning in mimic_warnings(manifest, pool, systems[-1].members.tolist()):
         print(warning)
-    kinds = rarity(manifest.of_cohort(MAIN).of_split("train").targets(findings))
+    kinds = kinds_of(findings, manifest, pool)
     comparison = judge(findings, kinds, pool, systems, scored, request.rounds, request.seed)
-    report.show(comparison, name)
+    report.show(comparison, name, asked=pool.asking is not None)
+    for line in lift_lines(pool, systems, scored) if pool.asking else ():
+        print(line)
     store = swept.store / "ensembles" / name
     if request.explain:
         _explain(request, pool, systems[-1], findings, unit, store)
@@ -80,6 +85,25 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     stored.write_ensemble(store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip)
     _say_next(swept, store, split, submitted)
     return Stacked(store, name, comparison)
+
+
+def kinds_of(findings: tuple[str, ...], manifest: Manifest, pool: Pool) -> list[str]:
+    """Head, medium or tail by training labels; UNSEEN of what is asked for without any."""
+    kinds = rarity(manifest.of_cohort(MAIN).of_split("train").targets(findings))
+    asked = pool.asking.asked if pool.asking else ()
+    return [UNSEEN if name in asked else kind for name, kind in zip(findings, kinds, strict=True)]
+
+
+def _systems(request: EnsembleRequest, file: EnsembleFile, name: str, pool: Pool) -> list[System]:
+    """The best trial, the mean and the ensemble; of a run that asks for findings by text, one choice for all."""
+    if pool.asking is None:
+        return compare(file, name, pool, request.seed)
+    if request.explain or takes_costs(file.selector):
+        raise UsageError(
+            f"run {request.run or 'of this task'} asks for findings by text, whose members no label chooses: leave out "
+            "--explain, and take a selector that weighs no costs."
+        )
+    return compare_asked(file, name, pool, request.seed)
 
 
 def _of_tables(request: EnsembleRequest) -> Stacked:

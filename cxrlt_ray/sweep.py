@@ -24,6 +24,7 @@ from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
 from cxrlt_ray.runs.store import Run
+from cxrlt_ray.search.asking import check_asking
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
 from cxrlt_ray.search.resume import ensemble_command, resume_command, resumed, run_to_resume
@@ -69,6 +70,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     space, space_file = space_for(request, existing, resources)
     soft = soft_targets_for(request, space)
     record = resumed(request, existing.record) if existing else draft_record(request, name, space)
+    check_asking(space, bool(record.finding_folds))
     planner = _planner(request, record, space, resources)
     if request.starts_nothing:
         _print_plan(request, existing, record, space, planner)
@@ -95,20 +97,21 @@ def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: 
     """What the sweep will cost; the rates are measured first where that is asked for."""
     from cxrlt_ray.search import plan
 
-    folds = f" x {record.folds} folds" if record.folds else ""
+    folds = f" x {record.models} folds" + (" of findings" if record.finding_folds else "") if record.models > 1 else ""
     print(f"Resources: {resources}")
     print(f"Plan: {record.trials} trials of up to {space.epochs} epochs{folds}")
     storage = Store(request.storage)
     planner = plan.Planner(
         space,
         record.trials,
-        record.folds,
+        record.models,
         record.seed,
         resources,
         storage,
         request.address,
         request.gpu,
         features_bound(storage, request.features_gb),
+        of_findings=record.finding_folds > 0,
     )
     if request.probe:
         kinds = len(planner.rates_on(planner.device))
@@ -146,7 +149,7 @@ def _prepare(
     from cxrlt_ray.doctor import preflight
 
     specs = space.specs()
-    models.check_weights(specs, data.task.findings)
+    models.check_weights(specs, data.asking.trained if data.asking else data.task.findings)
     ray = start_ray(request.address)
     sizes = record.sizes_of_shards if existing else sizes_to_prepare(request, space)
     preflight(request.storage, ray, data.manifest, sizes, record.quality, specs, request.address)
@@ -208,7 +211,7 @@ def _search(
     job = Job(
         run.store.absolute(),
         shards,
-        run.task.findings,
+        record.predicted,
         record.fingerprint,
         record.views,
         record.folds,
@@ -217,8 +220,10 @@ def _search(
         gpu=resources.gpus_per_trial > 0,
         workers=max(resources.workers_per_trial, 1),
         ingest=ingest,
+        trained_findings=record.asking.trained if record.asking else (),
         soft_targets=record.soft_targets is not None,
         features=features,
+        asking=record.asking,
     )
     disk = DiskRoom(run.store, running, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)

@@ -19,6 +19,7 @@ from cxrlt_ray.data.readers import Raw, Request, all_readers, choose_reader
 from cxrlt_ray.data.readers.columns import UNCERTAIN_MEANS
 from cxrlt_ray.data.rows import check_leaks, checked_rows, in_order, with_settled_paths
 from cxrlt_ray.data.splits import holdout
+from cxrlt_ray.data.tasks import ZERO_SHOT
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import PHANTOM_MARKER
 
@@ -82,14 +83,14 @@ def examine(
     labels: GivenLabels | None = None,
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
-    from cxrlt_ray.data.tasks import load_task
+    from cxrlt_ray.data.tasks import findings_to_read
 
     if uncertain not in UNCERTAIN_MEANS:
         raise UsageError(f"--uncertain is one of {', '.join(UNCERTAIN_MEANS)}, not '{uncertain}'.")
     if others and not (labelled and training):
         raise UsageError("other cohorts only train: they are joined to data that is read for training.")
     store = directory(data)
-    findings = None if task == "auto" else load_task(task).findings
+    findings = findings_to_read(task)
     if format is None and findings and task in POSES and store.exists(PHANTOM_MARKER):
         reader, choice = all_readers()[POSES[task]], "a phantom"
         raw = phantom_as(reader.name, store, findings)
@@ -99,7 +100,7 @@ def examine(
     if raw.table.empty:
         raise CxrltError(f"{data}, read as {reader.name}, has no images.")
     if labels is not None:
-        raw = labels.applied(raw, findings)
+        raw = labels.applied(raw, None if task in ZERO_SHOT else findings)
     if labelled:
         _check_findings(raw, findings, task, reader.name)
     raw = with_settled_paths(raw)
@@ -125,7 +126,7 @@ def _check_findings(raw: Raw, findings: tuple[str, ...] | None, task: str, reade
             + "".join(f" {note}" for note in raw.notes[:3] if findings is None)
         )
     missing = [name for name in findings or () if name not in raw.findings]
-    if missing:
+    if missing and task not in ZERO_SHOT:  # whose models learn what seen findings there are
         raise UsageError(
             f"the data (read as {reader}) has no column for {len(missing)} of the {len(findings or ())} findings of "
             f"{task}: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Task auto takes every finding "

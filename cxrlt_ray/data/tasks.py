@@ -169,7 +169,8 @@ CHALLENGE = {
     "2026-task1": Task("2026-task1", TASK1_2026, id_column="ImageID"),
     "2026-task2": Task("2026-task2", TASK2_2026, id_column="ImageID"),
 }
-ZERO_SHOT = {"task3": "task1 or task2", "2026-task2": "2026-task1"}  # not labelled in training, and what is
+# tasks whose findings are not labelled in training, and the findings that are
+ZERO_SHOT = {"task3": TASK1, "2026-task2": TASK1_2026}
 TASK_HELP = f"{', '.join(CHALLENGE)}, auto (every finding of the data) or a YAML file"
 
 
@@ -189,6 +190,17 @@ def load_task(name: str, findings: tuple[str, ...] = ()) -> Task:
     if not content.findings or len(set(content.findings)) < len(content.findings):
         raise UsageError(f"{path}: key 'findings' must list at least one finding, each once.")
     return Task(content.name or path.stem, content.findings, content.scored_split)
+
+
+def findings_to_read(task: str) -> tuple[str, ...] | None:
+    """The findings that a cohort is read for: the task's, with those that train where its own are not labelled.
+
+    None for auto: all that the data has. Raises UsageError as `load_task`.
+    """
+    if task == "auto":
+        return None
+    findings = load_task(task).findings
+    return (*ZERO_SHOT[task], *findings) if task in ZERO_SHOT else findings
 
 
 def normal_among(findings: Sequence[str]) -> int | None:

@@ -72,7 +72,7 @@ class Ensemble:
 
         ids = images["image_id"].to_numpy()
         predictions = np.full((len(self.trials), len(ids), len(self.findings)), np.nan, np.float32)
-        members = [scoring.member(trial, tta) for trial, tta in zip(self.trials, self.tta, strict=True)]
+        members = [scoring.member(trial, tta, self.findings) for trial, tta in zip(self.trials, self.tta, strict=True)]
         frame = scoring.score(work, shards, members, images)
         rows = np.flatnonzero(np.isin(ids, frame.index))
         predictions[:, rows] = np.stack(frame.loc[ids[rows], "scores"].to_list(), axis=1)
@@ -108,7 +108,7 @@ def score_split(
         start_ray(address)
         flags = [pool.augmented(m) for m in chosen]
         score_trials(run.store.absolute(), run.shards(), [pool.trials[m] for m in chosen], images, split, tta=flags)
-    return SplitPredictions(pool, split, images["image_id"].to_numpy(), list(run.task.findings))
+    return SplitPredictions(pool, split, images["image_id"].to_numpy(), list(run.record.predicted))
 
 
 def score_splits(

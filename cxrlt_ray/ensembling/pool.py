@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.cluster.memory import available_memory
+from cxrlt_ray.data.asking import Asking
 from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.ensembling.shortlist import FirstPass, Say, aligned, first_readable, readable, shortlist
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import augmented_name
-from cxrlt_ray.runs.records import FINISHED, PRUNED
+from cxrlt_ray.runs.records import FINISHED, PRUNED, RunRecord
 from cxrlt_ray.runs.store import REFIT, Run, Trial
 from cxrlt_ray.search.resume import resume_command
 
@@ -32,7 +33,8 @@ class Pool:
     predictions: float32 [M, N, C]. targets: int8 [N, C], 1, 0 or -1 (not labelled). groups: [N] subjects.
     trials: [M], or [] where the predictions are not of a run. costs: [M], of scoring an image; None where not known.
     study, view: [N]; None where not known. tta: [M] which members score under test-time augmentation; () for none.
-    findings: [C], their names; () where not known.
+    findings: [C], their names; () where not known. asking: of a run that asks for findings by text, whose
+    labels are not among the targets.
     """
 
     names: list[str]
@@ -46,6 +48,7 @@ class Pool:
     view: np.ndarray | None = None
     tta: tuple[bool, ...] = ()
     findings: tuple[str, ...] = ()
+    asking: Asking | None = None
 
     def augmented(self, m: int) -> bool:
         """Whether member m scores under test-time augmentation."""
@@ -106,10 +109,10 @@ def gather(
     most: so many trials are chosen among, the `shortlist` by `first`; None: as many as memory holds `copies` of (all,
     where it does). Files are read one after the other into their place, twice where not all can stay.
     """
-    findings, limit = list(run.task.findings), most or _room(trials, copies)
+    findings, limit = run.record.predicted, most or _room(trials, copies)
     if len(trials) > limit:
         say(f"{len(trials):,} trials are more than " + (f"--most {most:,}" if most else f"the {limit:,} memory holds"))
-        trials = shortlist(manifest, run.task.findings, trials, limit, first, say)
+        trials = shortlist(manifest, findings, trials, limit, first, say)
     able: list[Trial] = []
     for trial, stored in readable(trials, say):
         if not able:
@@ -130,13 +133,21 @@ def gather(
         names=[trial.name for trial in able],
         image_id=ids[shared],
         predictions=predictions.transpose(1, 2, 0),  # laid out as selection.honest.side_by_side
-        targets=manifest.targets(run.task.findings)[rows],
+        targets=chosen_by(manifest, run.record)[rows],
         groups=table["subject_id"].to_numpy()[rows],
         trials=able,
         study=study,
         view=view,
-        findings=run.task.findings,
+        findings=findings,
+        asking=run.record.asking,
     )
+
+
+def chosen_by(manifest: Manifest, record: RunRecord) -> np.ndarray:
+    """The labels int8 [N, C] of the predicted findings by which a run's trials are chosen: of no asked finding."""
+    targets = manifest.targets(record.predicted)
+    asked = np.isin(record.predicted, record.asking.asked if record.asking else [])
+    return np.where(asked, np.int8(-1), targets)
 
 
 def _room(trials: list[Trial], copies: float) -> int:

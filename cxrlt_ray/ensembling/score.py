@@ -42,12 +42,12 @@ class StoredMember:
     findings: tuple[str, ...]
 
 
-def member(trial: Trial, tta: bool = False) -> StoredMember:
-    """The trial as a member, under its test-time augmentation if `tta`."""
+def member(trial: Trial, tta: bool = False, findings: tuple[str, ...] = ()) -> StoredMember:
+    """The trial as a member, under its test-time augmentation if `tta`; of `findings`, or all that it predicts."""
     config = trial.config
     uris = tuple((trial.store.absolute() / name).uri for name in trial.checkpoints)
     views = augmented_views(config.resolution, config.crop, config.tta if tta else "none")
-    return StoredMember(views, uris, config.precision, trial.record.findings)
+    return StoredMember(views, uris, config.precision, findings or trial.record.findings)
 
 
 def score_trials(

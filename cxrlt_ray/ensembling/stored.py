@@ -40,9 +40,10 @@ def write_ensemble(
     zip: bool = False,
 ) -> EnsembleRecord:
     """Leave the ensemble's files; each is whole or not there. scored: the split to submit, if it has images."""
-    findings = run.task.findings
+    findings, columns = run.task.findings, _columns(run)
+    weights, own = system.weights[:, columns], system.fitted.own[:, columns]
     with store.place("weights.csv") as path:
-        weights_table(pool, system.weights, system.fitted.own, findings).to_csv(path, index=False)
+        weights_table(pool, weights, own, findings).to_csv(path, index=False)
     if scored is not None:
         write_scores(store, run, scored, zip)
     record = EnsembleRecord.model_validate(
@@ -53,8 +54,9 @@ def write_ensemble(
             "fingerprint": run.record.fingerprint,
             "sizes": run.record.sizes_of_shards,
             "quality": run.record.quality,
+            "track": run.record.asking.track if run.record.asking else None,
             **as_applied(file, system),
-            "members": [_member(pool, int(m), system.weights[m], findings) for m in np.flatnonzero(system.members)],
+            "members": [_member(pool, int(m), weights[m], findings) for m in np.flatnonzero(system.members)],
             "scores": finite(as_json(comparison)),
         }
     )
@@ -66,11 +68,16 @@ def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None
     """Leave the last system's scores as predictions and as a submission."""
     ids, scores = scored.images.table["image_id"].to_numpy(), scored.scores[-1]
     assert scores is not None
-    scores = filled(scores)
+    scores = filled(scores)[:, _columns(run)]
     findings, split = run.task.findings, scored.images.table["split"].iloc[0]
     Predictions(ids, scores, findings, split, run.record.fingerprint).write(store, "predictions.parquet")
     table = submission.build(ids, scores, findings, run.task.id_column)
     submission.write(store, table, run.task, ids, zip=zip)
+
+
+def _columns(run: Run) -> list[int]:
+    """Where the task's findings stand among those that the run's trials predict."""
+    return [run.record.predicted.index(finding) for finding in run.task.findings]
 
 
 def as_applied(file: EnsembleFile, system: System) -> dict[str, JsonValue]:

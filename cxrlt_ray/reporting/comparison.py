@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 NAMES = {OPTIMISTIC: "validation\noptimistic", CROSS_FITTED: "validation\ncross-fitted"}
 
 
-def show(comparison: Comparison, name: str, swept: bool = True) -> None:
+def show(comparison: Comparison, name: str, swept: bool = True, asked: bool = False) -> None:
     """Print a comparison whose last system is the ensemble `name`.
 
-    swept: the members come of a sweep, which has seen the validation subjects.
+    swept: the members come of a sweep, which has seen the validation subjects. asked: they answer for findings by text,
+    and cross-fitting is by folds of findings.
     """
     console = cli.console()
     console.print(_scores_table(comparison))
-    console.print(_groups_table(comparison))
+    if not asked:  # the asked findings have no training labels that would make one rare
+        console.print(_groups_table(comparison))
     for where, scores in _honest(comparison):
         for title, gain in scores.gains.items():
             verdict = ": a real difference" if gain.excludes_zero else ": within chance" if gain.known else ""
@@ -34,7 +36,12 @@ def show(comparison: Comparison, name: str, swept: bool = True) -> None:
     print("[ , ] hold, in 95 of 100 such samples, the score to expect of so many images (subjects resampled).")
     print(_many_images(comparison, name))
     print("Optimistic: chosen and scored on the same images.")
-    if swept:
+    if asked:
+        print(
+            "Cross-fitted: seen findings that were hidden from the model that answers, by weights chosen without them."
+        )
+        print("No label of an asked finding was read: not in training, not in validation.")
+    elif swept:
         print("Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice,")
         print("ASHA and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")
     else:

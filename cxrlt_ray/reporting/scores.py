@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from cxrlt_ray import cli
 from cxrlt_ray.data.tasks import GROUPS
 from cxrlt_ray.evaluation.published import Published
-from cxrlt_ray.evaluation.scores import SUMMARY, Scores
+from cxrlt_ray.evaluation.scores import SUMMARY, UNSEEN, Scores
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.finite import finite
 
@@ -26,6 +26,8 @@ FEW = "*"  # beside a score
 def render(scores: Scores, teams: Published | None = None, name: str = "ours") -> list[Table | str]:
     """The scores beside the teams', those of each finding, and each finding's AP beside the teams'."""
     parts: list[Table | str] = [_summary_table(scores, teams, name), _findings_table(scores)]
+    if UNSEEN in scores.groups:
+        parts.append(_lift_table(scores))
     if teams:
         parts.append(_teams_table(scores, teams, name))
         parts.append("Teams: Lin et al. 2025, arXiv:2506.07984; '- best': ours less the best of theirs.")
@@ -106,6 +108,23 @@ def _findings_table(scores: Scores) -> Table:
         mark = FEW if ap != "-" and np.isnan(values["ap_low"][c]) else ""
         cells = [f"{int(values['positives'][c]):,}", share, ap + mark, *others]
         table.add_row(finding, group or "-", *cells)
+    return table
+
+
+def _lift_table(scores: Scores) -> Table:
+    """Of findings without training labels: how many times chance, which is their prevalence."""
+    from rich import box
+    from rich.table import Column, Table
+
+    title = Column("not labelled in training", no_wrap=True)
+    heads = (Column(name, justify="right", no_wrap=True) for name in ("lift", "95 % interval", "AP", "chance", "AUROC"))
+    table = Table(title, *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    values = scores.per_finding
+    for c in (c for c, group in enumerate(scores.groups) if group == UNSEEN and values["positives"][c]):
+        chance, low, high = (values[key][c] for key in ("prevalence", "ap_low", "ap_high"))
+        bounds = f"[{low / chance:.2f}, {high / chance:.2f}]" if np.isfinite(low) else cli.TOO_FEW
+        cells = (_number(values["ap"][c]), f"{chance:.4f}", _number(values["auroc"][c]))
+        table.add_row(scores.findings[c], f"{values['ap'][c] / chance:.2f}", bounds, *cells)
     return table
 
 

@@ -33,7 +33,8 @@ def trials_table(trials: list[Trial]) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("trial", "state", "val mAP", "epochs", "backbone", "px", "loss", "lr", "images/s"):
+    score = " / ".join(sorted({trial.record.metric.title for trial in trials})) or "val mAP"
+    for column in ("trial", "state", score, "epochs", "backbone", "px", "loss", "lr", "images/s"):
         table.add_column(column, no_wrap=True)
     table.add_column("note")
     for trial in best_first(trials):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cxrlt_ray.data.asking import Asking
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.objectives.metric import VAL_MAP, Metric
@@ -254,6 +255,9 @@ class RunRecord(Record):
     smoke: bool = False
     cohorts: dict[str, str] = Field(default_factory=dict)
     folds: int = 0
+    ask: str | None = None
+    finding_folds: int = 0  # of seen findings, where findings are asked for by text
+    asking: Asking | None = None
     holdout: float = 0.0
     objectives: str = "map"
     views: str = "all"
@@ -283,6 +287,16 @@ class RunRecord(Record):
                 "more: make a new one."
             )
         return content
+
+    @property
+    def models(self) -> int:
+        """How many models a trial trains on folds, of images or of findings; 1 without folds."""
+        return max(self.folds, self.finding_folds, 1)
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The findings that trials predict: the task's, and the seen ones by which those are chosen."""
+        return self.asking.predicted if self.asking else self.task.findings
 
     @property
     def sizes_of_shards(self) -> list[int]:

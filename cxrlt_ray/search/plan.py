@@ -96,17 +96,18 @@ class Planner:
         address: str | None = None,
         gpu: str | None = None,
         features: int = 0,
+        of_findings: bool = False,
     ) -> None:
         self.space, self.folds, self.seed, self.resources = space, max(folds, 1), seed, resources
         self.configs, self.rates = draw_trials(space, trials, seed), Rates(storage)
-        self.features = features
+        self.features, self.of_findings = features, of_findings
         self.address, self.device = address, device_name(address, resources)
         self.gpu = gpu or (self.device if resources.gpus else "H100")
 
     def fitted(self, space: Space, trials: int) -> Planner:
         """The plan of a smaller search on the same machine."""
         same = (self.folds, self.seed, self.resources, self.rates.store, self.address)
-        return Planner(space, trials, *same, features=self.features)
+        return Planner(space, trials, *same, features=self.features, of_findings=self.of_findings)
 
     def probe(self, configs: Iterable[TrialConfig] = (), seconds: float | None = None) -> Probe:
         """Measure every kind of model of `configs` (all trials') where trials will run, and keep the rates.
@@ -141,8 +142,8 @@ class Planner:
     def workload(self, images: int | Manifest, others: Iterable[str] = ()) -> Workload:
         """How many images train and validate, of a manifest or of so many images and the published cohorts `others`."""
         if isinstance(images, int):
-            return Workload.of_count(images, others, self.folds)
-        return Workload.of_manifest(images, self.folds)
+            return Workload.of_count(images, others, self.folds, self.of_findings)
+        return Workload.of_manifest(images, self.folds, self.of_findings)
 
     def forecast(self, images: int | Manifest) -> Forecast:
         """The sweep on this machine."""

@@ -15,12 +15,13 @@ from cxrlt_ray import cli
 from cxrlt_ray.config import Config
 from cxrlt_ray.data.given_labels import BLANK, MODES
 from cxrlt_ray.data.shards import MAX_BAD, QUALITY, parse_quality, parse_sizes
-from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT
+from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT, load_task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.search.rates import GPUS
 
 LIKENESS = ("frontal", "any")  # of validation images: PA or AP; with at least one finding
+FINDING_FOLDS = 3
 ENGINES = ("auto", "threads", "ray")
 
 
@@ -43,6 +44,8 @@ class SweepRequest(Config):
     workers_per_trial: Annotated[int, cli.option("Train workers a trial")] = 1
     min_workers: Annotated[int | None, cli.option("with how few a trial goes on when machines are lost; all")] = None
     folds: Annotated[int | None, cli.option("K: each trial trains K models, out-of-fold; 0 without it")] = None
+    ask: Annotated[str | None, cli.option("A,B: findings to answer for by their text, without their labels")] = None
+    finding_folds: Annotated[int | None, cli.option("K folds of seen findings that choose what is asked for; 3")] = None
     cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None
     holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all"
@@ -103,11 +106,20 @@ class SweepRequest(Config):
             problems.append(f"--holdout is a share from 0 to below 1, not {self.holdout:g}.")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
             problems.append(f"--folds needs at least 2 folds, not {self.folds}.")
-        if self.task in ZERO_SHOT:
-            problems.append(
-                f"{self.task}'s findings are not labelled in training: its zero-shot models are not built yet. Sweep "
-                f"{ZERO_SHOT[self.task]}."
-            )
+        return [*problems, *self._problems_of_asking()]
+
+    def _problems_of_asking(self) -> list[str]:
+        problems = []
+        if self.ask is not None and self.task in ZERO_SHOT:
+            problems.append(f"{self.task} asks for its own findings: give --ask with the task whose labels train.")
+        if self.ask is not None and len(set(self.asked)) < len(self.ask.split(",")):
+            problems.append(f"--ask names findings, each once, joined by commas; not '{self.ask}'.")
+        if not self.asked and self.finding_folds is not None and not self.resume:
+            problems.append("--finding-folds is for task3, 2026-task2 and --ask, which ask for findings by text.")
+        if self.finding_folds is not None and self.finding_folds < 1:
+            problems.append(f"--finding-folds is 1 or more, not {self.finding_folds}.")
+        if self.asked and self.folds:
+            problems.append("--folds are of images: a sweep that asks for findings by text has --finding-folds.")
         return problems
 
     def _problems_of_search(self) -> list[str]:
@@ -150,6 +162,18 @@ class SweepRequest(Config):
     def likeness(self) -> tuple[str, ...]:
         """What validation images must be: of LIKENESS; () for no condition."""
         return () if self.val_like is None else tuple(part.strip() for part in self.val_like.split(","))
+
+    @cached_property
+    def asked(self) -> tuple[str, ...]:
+        """The findings that are asked for by text, without labels in training; () for none."""
+        if self.task in ZERO_SHOT:
+            return load_task(self.task).findings
+        return tuple(name for part in (self.ask or "").split(",") if (name := part.strip()))
+
+    @property
+    def models(self) -> int:
+        """How many models a trial trains on folds of findings; 0 where none is asked for by text."""
+        return (self.finding_folds or FINDING_FOLDS) if self.asked else 0
 
     @property
     def starts_nothing(self) -> bool:

@@ -22,6 +22,8 @@ _FIXED: dict[str, Any] = {
     "format": lambda request: request.format,
     "space": lambda request: request.space,
     "folds": lambda request: request.folds,
+    "ask": lambda request: request.ask,
+    "finding_folds": lambda request: request.finding_folds,
     "holdout": lambda request: request.holdout,
     "objectives": lambda request: request.objectives,
     "sizes": lambda request: request.sizes,

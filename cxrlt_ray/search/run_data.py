@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cxrlt_ray.data.asking import Asking
 from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
@@ -14,6 +15,7 @@ from cxrlt_ray.data.tasks import Task, normal_among
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
+from cxrlt_ray.search.asking import asking_of, lines, out_of_reach, task_of
 from cxrlt_ray.search.given_labels import labels_of
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
@@ -34,6 +36,7 @@ class RunData:
     cohorts: dict[str, str]
     soft: SoftTargets | None = None
     labels: GivenLabels | None = None
+    asking: Asking | None = None
 
 
 def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
@@ -61,24 +64,24 @@ def run_data(request: SweepRequest, space: Space, folds: int, soft: SoftTargets 
     cohorts = others_of(space, request.cohorts, stand_ins, request.seed, drawn)
     data = request.data or phantom(request.storage, request.seed, drawn)
     labels = labels_of(request)
-    manifest, task = _read(request, data, cohorts, folds, labels)
+    manifest, task, asking = _read(request, data, cohorts, folds, labels)
     if request.smoke and request.data is not None:
         manifest = few(manifest, drawn, request.seed)
-    for note in soft.check(manifest, task.findings) if soft else ():
+    for note in soft.check(manifest, asking.seen if asking else task.findings) if soft else ():
         print(note)
-    return RunData(manifest, task, data, cohorts, soft, labels)
+    return RunData(manifest, task, data, cohorts, soft, labels, asking)
 
 
 def data_of(run: Run) -> RunData:
     """What a run that goes on trains on."""
     record = run.record
-    return RunData(run.manifest(), record.task, record.data or "", record.cohorts)
+    return RunData(run.manifest(), record.task, record.data or "", record.cohorts, asking=record.asking)
 
 
 def _read(
     request: SweepRequest, data: str, cohorts: dict[str, str], folds: int, labels: GivenLabels | None
-) -> tuple[Manifest, Task]:
-    """The manifest as this run splits it, and the task; prints the reader's notes."""
+) -> tuple[Manifest, Task, Asking | None]:
+    """The manifest as this run splits it, the task, and what is asked for by text; prints the reader's notes."""
     from cxrlt_ray.data.cohort import VALIDATION, read_cohort
     from cxrlt_ray.data.tasks import load_task
 
@@ -96,22 +99,28 @@ def _read(
     for note in cohort.notes:
         print(note)
     manifest = _validation_folded(cohort.manifest) if folds else cohort.manifest
-    task = load_task(request.task, manifest.findings)
+    task, asking = load_task(request.task, manifest.findings), None
+    learnt = task
+    if request.asked:
+        asking = asking_of(request, manifest)
+        print(*lines(asking, manifest), sep="\n")
+        task, manifest = task_of(request, task), out_of_reach(manifest, asking)
+        learnt = dataclasses.replace(task, findings=asking.seen)
     if request.likeness:
         if folds:
             raise UsageError(
                 f"--val-like is for a validation split: with {folds} folds every training image is validated on. Leave "
                 "it out, or give --folds 0."
             )
-        manifest = with_validation_like(manifest, task.findings, request.likeness)
-    _check_task(task, manifest, ("train",) if folds else ("train", "val"))
+        manifest = with_validation_like(manifest, learnt.findings, request.likeness)
+    _check_task(learnt, manifest, ("train",) if folds else ("train", "val"))
     training = manifest.of_cohort(MAIN).of_split("train").table
     if request.views == "frontal" and not training["view"].isin(FRONTAL).any():
         raise CxrltError("--views frontal leaves no training image: the data names no PA or AP view.")
     subjects = training["subject_id"].nunique()
     if folds > subjects:
         raise CxrltError(f"--folds {folds}: there are {subjects} subjects to divide into folds; give fewer folds.")
-    return _with_holdout(manifest, task.findings, request.holdout, request.seed, folds), task
+    return _with_holdout(manifest, learnt.findings, request.holdout, request.seed, folds), task, asking
 
 
 def phantom(storage: str, seed: int, images: int, what: str = "No --data: the built-in phantom cohort") -> str:

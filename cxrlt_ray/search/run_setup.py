@@ -73,7 +73,7 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
         return _as_fitted(space, existing.record), b""
     name = request.space
     if name is None:
-        name = "laptop" if not resources.gpus else ("task2" if request.task == "task2" else "task1")
+        name = _default_space(request, bool(resources.gpus))
         print(f"Search space: {name}" + (" (no GPU here)" if not resources.gpus else ""))
     space = load_space(name, request.epochs, request.smoke, request.storage)
     for note in space.notes:
@@ -82,6 +82,13 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
         points = warm_points(request.storage, request.warm_from, space, space.metric)
         space = dataclasses.replace(space, start=(*points, *(point for point in space.start if point not in points)))
     return space, config.find("search_spaces", name).read_bytes()
+
+
+def _default_space(request: SweepRequest, gpus: bool) -> str:
+    """The space of a sweep that names none."""
+    if request.asked:
+        return "task3" if gpus else "laptop_text"
+    return ("task2" if request.task == "task2" else "task1") if gpus else "laptop"
 
 
 def _as_fitted(space: Space, record: RunRecord) -> Space:
@@ -112,7 +119,9 @@ def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
         trials=request.trials or space.trials,
         epochs=None if space.staged else space.epochs,
         smoke=request.smoke,
-        folds=space.folds if request.folds is None else request.folds,
+        folds=0 if request.asked else space.folds if request.folds is None else request.folds,
+        ask=request.ask,
+        finding_folds=request.models,
         holdout=request.holdout,
         objectives=request.objectives,
         views=request.views,
@@ -157,6 +166,7 @@ def write_run(
             "data": Store(data.data).absolute().uri,
             "format": data.manifest.source,
             "cohorts": data.cohorts,
+            "asking": data.asking,
             **record_of_labels(data.labels),
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }

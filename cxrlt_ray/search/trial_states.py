@@ -46,7 +46,7 @@ def settle_trial(run: Run, number: int, error: bool = False, cut: bool = False) 
     if record.state == RUNNING:
         judged = bool(record.epochs_of()) and not error
         # Tune stops a trial at its last report, before the trial writes its own last state
-        whole = judged and not cut and run.record.folds <= 1 and has_no_more_to_do(trial)
+        whole = judged and not cut and run.record.models <= 1 and has_no_more_to_do(trial)
         record.state = FINISHED if whole else PRUNED if judged else FAILED
     if record.state == FAILED and record.reason is None:
         record.reason = record.retries[-1].reason if record.retries else "it was stopped before an epoch was done"

@@ -186,7 +186,7 @@ def _trainable(search: Search) -> Any:
 def _reports_after_training(search: Search) -> int:
     """1 where a trial may have work after its last epoch, and reports once more: ASHA's max_t would cut it off."""
     later = any(config.refit or config.tta != "none" for config in search.space.kinds())
-    return int(search.job.folds > 1 or later)
+    return int(search.job.models > 1 or later)
 
 
 def missing_trials(run: Run, trials: int) -> int:

@@ -40,27 +40,30 @@ class Workload:
         return self.train + self.val + self.test + sum(self.outside.values())
 
     @classmethod
-    def of_count(cls, images: int, others: Iterable[str] = (), folds: int = 1) -> Workload:
+    def of_count(cls, images: int, others: Iterable[str] = (), folds: int = 1, of_findings: bool = False) -> Workload:
         """So many images, split as those of CXR-LT 2024, and the published cohorts `others` beside them."""
         total = sum(SPLITS.values())
         train, val = (round(images * SPLITS[split] / total) for split in ("train", "val"))
         outside = {name: COHORTS[name] for name in others if name in COHORTS}
         workload = cls(train, val, images - train - val, outside=outside)
-        return replace(workload, train=train + val)._in_folds(folds) if folds > 1 else workload
+        workload = replace(workload, train=train + val) if folds > 1 and not of_findings else workload
+        return workload._in_folds(folds, of_findings)
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest, folds: int = 1) -> Workload:
-        """The images of a manifest as it is split."""
+    def of_manifest(cls, manifest: Manifest, folds: int = 1, of_findings: bool = False) -> Workload:
+        """The images of a manifest as it is split; folds `of_findings` leave each model all of them."""
         main = manifest.table["cohort"] == MAIN
         counts = manifest.table.loc[main, "split"].value_counts()
         outside = manifest.table.loc[~main, "cohort"].value_counts().to_dict()
         train, val, test = (int(counts.get(split, 0)) for split in ("train", "val", "test"))
-        return cls(train, val, test, outside=outside)._in_folds(folds)
+        return cls(train, val, test, outside=outside)._in_folds(folds, of_findings)
 
-    def _in_folds(self, folds: int) -> Workload:
+    def _in_folds(self, folds: int, of_findings: bool = False) -> Workload:
         """The training images divided into folds: each trains a model on the others and validates on one."""
         if folds <= 1:
             return self
+        if of_findings:
+            return replace(self, folds=folds)
         return replace(self, train=self.train * (folds - 1) // folds, val=self.train // folds, folds=folds)
 
 

@@ -20,6 +20,7 @@ The selectors, each `select(predictions, targets, groups, *, together=False, see
     ap_weighted.py   ap_weighted    weights in proportion to AP
     greedy.py        greedy         forward selection on AP, for each finding
     bagged.py        greedy_global  on macro mAP, for all      greedy_bagged  mean over bags of members
+    lift.py          greedy_lift    on the mean log(AP / prevalence), for all: findings without labels
     least_squares.py nnls           stacking by least squares
     logistic.py      logistic       stacking by logistic regression on logits
     simplex.py       simplex        log loss of the pool (em.py) or a smooth AP
@@ -45,6 +46,7 @@ from cxrlt_ray.selection.best import best
 from cxrlt_ray.selection.frontier import Point, curve, frontier
 from cxrlt_ray.selection.greedy import greedy
 from cxrlt_ray.selection.least_squares import nnls
+from cxrlt_ray.selection.lift import greedy_lift
 from cxrlt_ray.selection.logistic import logistic
 from cxrlt_ray.selection.mean import mean, rank_mean
 from cxrlt_ray.selection.registry import SELECTORS, SPACES_OF, register_selector, settings, takes_costs
@@ -62,6 +64,7 @@ __all__ = [
     "greedy",
     "greedy_bagged",
     "greedy_global",
+    "greedy_lift",
     "logistic",
     "mean",
     "nnls",

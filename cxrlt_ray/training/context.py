@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cxrlt_ray.data.asking import ALWAYS
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.objectives.registry import find_objective
@@ -45,7 +46,7 @@ class TrialContext:
     @property
     def folds(self) -> int:
         """How many models are trained on folds: one without folds."""
-        return max(self.job.folds, 1)
+        return self.job.models
 
     @property
     def predicts(self) -> bool:
@@ -87,15 +88,23 @@ class TrialContext:
     def keep_predictions(self, scored: list[tuple[Images, np.ndarray]] | None = None, split: str = "val") -> float:
         """Store the validation predictions of all folds together; returns their score by the trial's metric."""
         scored = self.scored if scored is None else scored
-        image_id = np.concatenate([images.image_id for images, _ in scored])
-        targets = np.concatenate([images.targets for images, _ in scored])
-        scores = np.concatenate([scores for _, scores in scored])
+        image_id, targets, scores = self._joined(scored)
         seen = ~np.isnan(scores).any(axis=1)  # those in quarantine have nan
         if self.store:
             Predictions(
                 image_id[seen], scores[seen], self.job.findings, split, self.job.fingerprint, self.record.precision
             ).write(self.store, f"predictions/{split}.parquet")
         return self.score(targets, scores)
+
+    def _joined(self, scored: list[tuple[Images, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image ids, labels and scores of all folds: folds of images one after the other, of findings side by side."""
+        targets = [images.targets for images, _ in scored]
+        if self.job.asking is None:
+            image_id = np.concatenate([images.image_id for images, _ in scored])
+            return image_id, np.concatenate(targets), np.concatenate([scores for _, scores in scored])
+        by_fold, fold = np.stack([scores for _, scores in scored]), self.job.asking.fold_of_predicted
+        own = by_fold[np.maximum(fold, 0), :, np.arange(len(fold))].T
+        return scored[0][0].image_id, np.max(targets, axis=0), np.where(fold == ALWAYS, by_fold.mean(axis=0), own)
 
     def score(self, targets: np.ndarray, scores: np.ndarray) -> float:
         """The last stage's metric of the images that were scored, by labels int8 [N, C] and scores [N, C]."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 
+from cxrlt_ray.data.asking import Asking
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest, codes
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.soft_targets import FILE, SoftTargets, read_from
@@ -25,7 +26,8 @@ class Job:
     finding that is predicted without being trained needs a head that reads it as text.
     folds: 0 or 1: the val split validates. workers: of a trial; a step is of `batch_size` images for each, also where
     fewer of them are left to share it. soft_targets: the run keeps soft targets beside its manifest. features: bytes
-    that stored features of frozen backbones may take; 0: none are stored.
+    that stored features of frozen backbones may take; 0: none are stored. asking: of a run that asks for findings by
+    text, whose folds are of findings, not of images.
     """
 
     run: Store
@@ -42,6 +44,12 @@ class Job:
     trained_findings: tuple[str, ...] = ()
     soft_targets: bool = False
     features: int = 0
+    asking: Asking | None = None
+
+    @property
+    def models(self) -> int:
+        """K: how many models a trial trains on folds, of images or of findings; 1 without folds."""
+        return max(self.folds, self.asking.folds if self.asking else 1, 1)
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -80,6 +88,11 @@ class Images:
         soft = None if self.soft is None else self.soft[rows]
         return Images(self.image_id[rows], self.targets[rows], self.study[rows], self.view[rows], soft)
 
+    def without(self, findings: np.ndarray) -> Images:
+        """The images without the labels and soft targets of `findings`, bool [C]."""
+        soft = None if self.soft is None else np.where(findings, np.float32(np.nan), self.soft)
+        return replace(self, targets=np.where(findings, np.int8(-1), self.targets), soft=soft)
+
 
 def images_of(manifest: Manifest, findings: tuple[str, ...], soft: SoftTargets | None = None) -> Images:
     """All images of a manifest, with their labels (and soft targets) of `findings`."""
@@ -104,12 +117,17 @@ def training_images(
     if job.views == "frontal":
         rows = rows & table["view"].isin(FRONTAL).to_numpy()
     soft = soft_targets_of(job.run) if job.soft_targets else None
-    return images_of(manifest, job.trained, soft).at(np.flatnonzero(rows))
+    images = images_of(manifest, job.trained, soft).at(np.flatnonzero(rows))
+    return images.without(np.isin(job.trained, list(job.asking.hidden(fold)))) if job.asking else images
 
 
 def validation_images(manifest: Manifest, job: Job, fold: int) -> Images:
-    """The validation images of `fold`, all of the main cohort, with labels of the predicted findings."""
-    return images_of(manifest, job.findings).at(np.flatnonzero(_validation_rows(manifest, job, fold)))
+    """The validation images of `fold`, all of the main cohort, with labels of the predicted findings.
+
+    Of a run that asks for findings by text, with labels of the fold's own findings only.
+    """
+    images = images_of(manifest, job.findings).at(np.flatnonzero(_validation_rows(manifest, job, fold)))
+    return images.without(~np.isin(job.findings, list(job.asking.judged(fold)))) if job.asking else images
 
 
 def _validation_rows(manifest: Manifest, job: Job, fold: int) -> np.ndarray:

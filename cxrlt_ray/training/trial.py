@@ -84,7 +84,7 @@ def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value],
     if config.refit:
         _Refit(trial).run()
     trial.end(FINISHED)
-    if job.folds > 1 or config.refit or config.tta != "none":
+    if job.models > 1 or config.refit or config.tta != "none":
         speed = record.epochs[-1].images_per_second
         _report(report, config.metric, record.score, config.total_epochs + 1, speed)
 
@@ -183,7 +183,7 @@ class _Fold(Course):
         if best.epoch == count:
             self.scores = scores
             record.stage = number
-        if trial.job.folds <= 1:
+        if trial.folds <= 1:
             record.score, record.best_epoch = best.score, best.epoch
         if not epoch.repeated:
             self.keep(number, epoch, self.scores)
@@ -218,7 +218,7 @@ class _Fold(Course):
         if not self.trial.store:
             return
         self.save(self.trial.store, f"fold-{self.fold}", stage, epoch.model)
-        if self.trial.job.folds <= 1 and epoch.objective.predicts:
+        if self.trial.folds <= 1 and epoch.objective.predicts:
             self.trial.keep_predictions([(self.validation, self.scores)])
 
 

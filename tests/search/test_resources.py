@@ -53,8 +53,6 @@ def test_one_core_is_enough():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"task": "task3"}, "task3's findings are not labelled in training: .* Sweep task1 or task2"),
-        ({"task": "2026-task2"}, "2026-task2's findings are not labelled in training: .* Sweep 2026-task1"),
         ({"task": "task1", "views": "side"}, "--views is all or frontal"),
         ({"task": "task1", "folds": 1}, "at least 2 folds"),
         ({"task": "task1", "holdout": 1.5}, "--holdout"),

@@ -1,0 +1,108 @@
+"""What a sweep that asks for findings by text is made of: the seen findings, their folds, and labels put out of reach.
+
+The labels that the data has of the asked findings are taken out of training and validation before anything reads them;
+the images that are scored at the end keep theirs, and lose those of the seen findings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.asking import ALWAYS, MINED, SCRUBBED, Asking
+from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.search.request import SweepRequest
+from cxrlt_ray.search.space import Space
+
+FOLD_SIZE = 5  # findings of a fold, where there are enough: one head, two medium, two tail
+ZERO_SHOT_OBJECTIVE = "zero_shot"
+CHOSEN_ON = ("train", "val")  # splits in which no label of an asked finding may be
+
+
+def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
+    """The seen findings of the data and their folds. Raises UsageError where they are too few for the folds."""
+    from cxrlt_ray.text.groups import finding_folds
+
+    targets = manifest.of_cohort(MAIN).of_split("train").targets(manifest.findings)
+    labelled, positives = (targets >= 0).sum(axis=0), (targets == 1).sum(axis=0)
+    known = (positives > 0) & (positives < labelled)
+    rows = [c for c, name in enumerate(manifest.findings) if known[c] and name not in request.asked]
+    seen = tuple(manifest.findings[c] for c in rows)
+    folds = request.models
+    if len(seen) <= folds:
+        raise UsageError(
+            f"{', '.join(request.asked[:5])} are asked for by text, and {len(seen)} findings have labels to train on: "
+            f"{folds} folds of them, and one more, are needed. Give fewer --finding-folds, or data with more findings."
+        )
+    prevalence = positives[rows] / labelled[rows]
+    divided = finding_folds(seen, prevalence, max(folds, math.ceil(len(seen) / FOLD_SIZE)), request.seed)
+    fold = tuple(int(k) if k < folds else ALWAYS for k in divided)
+    return Asking(request.asked, seen, fold, SCRUBBED)
+
+
+def check_asking(space: Space, asks: bool) -> None:
+    """Raises UsageError where a space's trials cannot answer by text what is asked, or would with nothing asked."""
+    from cxrlt_ray.models.heads import HEADS
+
+    last = [config.staged()[-1] for config in space.kinds()]
+    for config in last:
+        answers = HEADS[config.head].needs_embeddings and config.objective == ZERO_SHOT_OBJECTIVE
+        if asks and not answers:
+            raise UsageError(
+                f"search space {space.name} has trials that answer by no text (head {config.head}, objective "
+                f"{config.objective}): findings without labels need objective {ZERO_SHOT_OBJECTIVE} and a head that "
+                f"reads text ({', '.join(name for name, head in HEADS.items() if head.needs_embeddings)}), such as "
+                "--space laptop_text."
+            )
+        if not asks and config.objective == ZERO_SHOT_OBJECTIVE:
+            raise UsageError(
+                f"search space {space.name} trains models to be asked by text: sweep task3, or say what to ask for by "
+                '--ask "Bulla,Scoliosis".'
+            )
+
+
+def task_of(request: SweepRequest, task: Task) -> Task:
+    """The task of a sweep with --ask: the findings that are asked for, scored as the given task's are."""
+    return task if request.ask is None else dataclasses.replace(task, name="asked", findings=request.asked)
+
+
+def out_of_reach(manifest: Manifest, asking: Asking) -> Manifest:
+    """The manifest with no label of an asked finding where models are trained and chosen, and no other elsewhere."""
+    table = manifest.table.copy()
+    chosen_on = table["split"].isin(CHOSEN_ON).to_numpy(bool)
+    for finding in asking.trained:
+        if finding not in table:
+            table[finding] = pd.array([pd.NA] * len(table), "Int8")
+        elif finding not in asking.asked:
+            table[finding] = table[finding].mask(~chosen_on)
+        elif asking.track != MINED:
+            table[finding] = table[finding].mask(chosen_on)
+    others = [name for name in manifest.findings if name not in asking.trained]
+    return dataclasses.replace(manifest, table=table.drop(columns=others), findings=asking.trained)
+
+
+def lines(asking: Asking, manifest: Manifest) -> list[str]:
+    """What a person should know of it, before anything is trained."""
+    from cxrlt_ray.data.asking import TRACKS
+
+    by_fold = (
+        f"  fold {k}: {', '.join(name for name, own in zip(asking.seen, asking.fold, strict=True) if own == k)}"
+        for k in range(asking.folds)
+    )
+    hidden = [name for name in asking.asked if name in manifest.findings and _labelled(manifest, name)]
+    note = f"Their labels in training and validation are not read: {', '.join(hidden)}"
+    return [
+        f"Asked for by text: {', '.join(asking.asked)}; track {asking.track}: {TRACKS[asking.track]}",
+        *([note] if hidden and asking.track != MINED else []),
+        f"Chosen by {asking.folds} folds of seen findings, each hidden from one of a trial's {asking.folds} models:",
+        *by_fold,
+    ]
+
+
+def _labelled(manifest: Manifest, finding: str) -> bool:
+    return bool(np.any(manifest.of_split(*CHOSEN_ON).targets((finding,)) >= 0))
