@@ -32,7 +32,7 @@ _OF_DRAFTS = ("url", "model", "key_variable", "parameters", "out", "cache", "tim
 
 
 class DescribeRequest(Config):
-    """What is asked of `describe`: the options of the command, with their defaults. Raises UsageError for wrong ones."""
+    """What is asked of `describe`: the options of the command. Raises UsageError for a wrong one."""
 
     findings: Annotated[list[str] | None, cli.argument("names of findings; --check alone needs none")] = None
     show: Annotated[bool, cli.option("print the findings' descriptions and prompts", "--show")] = False

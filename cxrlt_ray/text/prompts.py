@@ -2,7 +2,7 @@
 
     name         its usual name
     names        each of its names and synonyms
-    description  its name, appearance and place, as MedKLIP asks (Wu et al. 2023)
+    description  its name, appearance and place, after MedKLIP (Wu et al. 2023) and team H
     question     a question with the description, as team G asks
     keywords     its keywords in three random orders, as team C asks
     phrases      "NAME seen" for each name and synonym, as team I asks
