@@ -1,1 +1,1 @@
-"""Words: encoders of text and their stored embeddings, what reports say, descriptions of findings and prompts."""
+"""Words to learn from and to ask by: encoders, reports as texts, descriptions, prompts, folds of findings."""
