@@ -95,7 +95,7 @@ def test_soft_targets_and_objectives_that_do_not_fit_each_other_are_refused(coho
 def test_on_a_slow_machine_a_sweep_fits_itself_to_its_time_budget_and_goes_on_so(
     ray, cohort, tmp_path, capsys, monkeypatch
 ):
-    """The probe says that the machine is slow; trials are longer than planned, as the first epochs show that it is not."""
+    """The probe says that the machine is slow; trials are longer than planned, as the first epochs show it is not."""
 
     def slow(configs, findings, threads, gpu, seconds):
         (config,) = configs
