@@ -17,8 +17,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from cxrlt_ray import config
-from cxrlt_ray.config import Config, read_yaml, validate
+from cxrlt_ray.config import PACKAGE, Config, read_yaml, validate
 from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1_2026, TASK2_2026
 from cxrlt_ray.errors import UsageError
@@ -33,7 +32,7 @@ CHALLENGE_FINDINGS = (*ALL_FINDINGS, *TASK1_2026, *TASK2_2026)
 def _plain(text: str) -> str:
     if not folded(text):
         raise ValueError("no letter or digit: write words")
-    if unfit(text.strip()):
+    if unfit(text) or unfit(text.strip()):
         raise ValueError("begins with = + - or @, or has control characters: write plain words")
     if re.search(MARKUP, text):
         raise ValueError("has brackets, a backslash or a backtick, which are markup: write plain words")
@@ -161,16 +160,15 @@ def read_descriptions(path: str | Path) -> tuple[Description, ...]:
     place = Path(path)
     if not place.exists():
         raise UsageError(f"{path}: no such file or folder of descriptions.")
-    files = [file for file in sorted(place.glob("*.yaml")) if file.stem != PLACES] if place.is_dir() else [place]
+    files = sorted(place.glob("*.yaml")) if place.is_dir() else [place]
     if not files:
         raise UsageError(f"{path} is a folder without .yaml files: give one file a finding, or one file for all.")
-    return _distinct({file: _in_file(file) for file in files})
+    return _distinct(files)
 
 
 def shipped() -> tuple[Description, ...]:
-    """The descriptions of the package, or of ./descriptions, which comes first."""
-    names = [name for name in config.names(FOLDER) if name != PLACES]
-    return _distinct({path: _in_file(path) for path in (config.find(FOLDER, name) for name in names)})
+    """The descriptions of the package."""
+    return _distinct([path for path in sorted(_folder().glob("*.yaml")) if path.stem != PLACES])
 
 
 def as_yaml(*descriptions: Description) -> str:
@@ -226,15 +224,21 @@ def _missing(finding: str, path: str | Path | None) -> str:
     )
 
 
-def _distinct(by_file: dict[Path, tuple[Description, ...]]) -> tuple[Description, ...]:
-    files: dict[str, Path] = {}
-    for file, descriptions in by_file.items():
-        for description in descriptions:
-            for label in description.labels:
-                if (form := folded(label)) in files:
-                    raise UsageError(f"{file}: '{label}' is described in {files[form]} too: keep one.")
-                files[form] = file
-    return tuple(description for descriptions in by_file.values() for description in descriptions)
+def _folder() -> Path:
+    # an installed wheel carries the folder inside the package, a checkout beside it
+    return next(place for place in (PACKAGE / FOLDER, PACKAGE.parent / FOLDER) if place.is_dir())
+
+
+def _distinct(files: Sequence[Path]) -> tuple[Description, ...]:
+    """The descriptions in files. Raises UsageError where two are of one finding."""
+    known: dict[str, Path] = {}
+    descriptions = [(file, each) for file in files for each in _in_file(file)]
+    for file, description in descriptions:
+        for label in description.labels:
+            if (form := folded(label)) in known:
+                raise UsageError(f"{file}: '{label}' is described in {known[form]} too: keep one.")
+            known[form] = file
+    return tuple(description for _, description in descriptions)
 
 
 def _in_file(path: Path) -> tuple[Description, ...]:
@@ -250,7 +254,7 @@ def _parsed(path: Path, modified: int) -> tuple[Description, ...]:
 
 
 def _places() -> dict[str, tuple[str, ...]]:
-    path = config.find(FOLDER, PLACES)
+    path = _folder() / f"{PLACES}.yaml"
     return _parsed_places(path, path.stat().st_mtime_ns)
 
 

@@ -131,7 +131,20 @@ def test_a_finding_without_description_is_named_with_its_nearest_and_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "name", ["=Bulla", "+Bulla", "-Bulla", "@Bulla", "Bul\tla", "<b>Bulla</b>", "[red]Bulla", "", "B" * 101]
+    "name",
+    [
+        "=Bulla",
+        "+Bulla",
+        "-Bulla",
+        " =Bulla",
+        "Bulla\n",
+        "@Bulla",
+        "Bul\tla",
+        "<b>Bulla</b>",
+        "[red]Bulla",
+        "",
+        "B" * 101,
+    ],
 )
 def test_a_name_that_would_run_in_a_spreadsheet_or_is_markup_is_refused(name):
     with pytest.raises(UsageError, match=r"^finding "):
