@@ -6,9 +6,12 @@ The mean logarithm of lift gives each finding the same say, and halving one is m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from cxrlt_ray.evaluation import metrics
+from cxrlt_ray.evaluation.estimate import Estimate, Sample
 
 
 def prevalences(targets: np.ndarray) -> np.ndarray:
@@ -33,3 +36,43 @@ def lifts(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def mean_log_lift(targets: np.ndarray, scores: np.ndarray) -> float:
     """The mean natural logarithm of lift over findings that have one, 0 for chance; nan where none has."""
     return metrics.macro(np.log(lifts(targets, scores)))
+
+
+@dataclass(frozen=True)
+class LiftEstimates:
+    """Lift with 95 % intervals by subject: of each finding [C], and the geometric mean over those that have one."""
+
+    findings: tuple[Estimate, ...]
+    mean: Estimate
+
+
+def lift_estimates(
+    targets: np.ndarray, scores: np.ndarray, groups: np.ndarray, rounds: int = 1000, seed: int = 0
+) -> LiftEstimates:
+    """Lift as `lifts`; AP and prevalence vary together in the `rounds` of bootstrap over subjects `groups` [N].
+
+    Intervals are value ± t standard errors on the logarithmic scale, where 0 is chance (Estimate.of_difference).
+    """
+    logs, sample = np.log(lifts(targets, scores)), Sample.of(targets, groups)
+    ap = metrics.bootstrap_ap(targets, [scores], groups, rounds, seed)[0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = np.log(ap / _prevalence_draws(targets, groups, rounds, seed))
+    draws[~np.isfinite(draws)] = np.nan
+    by_finding = (_exp(Estimate.of_difference(logs[c], draws[c], sample.part([c]))) for c in range(len(logs)))
+    known = ~np.isnan(logs)
+    mean = Estimate.of_difference(metrics.macro(logs), metrics.means(draws[known]), sample.part(known))
+    return LiftEstimates(tuple(by_finding), _exp(mean))
+
+
+def _prevalence_draws(targets: np.ndarray, groups: np.ndarray, rounds: int, seed: int) -> np.ndarray:
+    """The share of positives [C, rounds] in the draws of metrics.bootstrap_ap."""
+    subject = metrics.numbered(groups)
+    counts = np.concatenate(metrics.draws(subject.max() + 1, rounds, seed), axis=1)[:, :rounds].astype(float)
+    sums = np.zeros((2, counts.shape[0], targets.shape[1]))
+    np.add.at(sums[0], subject, targets == 1)
+    np.add.at(sums[1], subject, targets >= 0)
+    return (sums[0].T @ counts) / (sums[1].T @ counts)
+
+
+def _exp(estimate: Estimate) -> Estimate:
+    return Estimate(*(float(np.exp(value)) for value in (estimate.value, estimate.low, estimate.high)))

@@ -14,6 +14,7 @@ import numpy as np
 
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
+from cxrlt_ray.evaluation.lift import lift_estimates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,7 @@ SUMMARY = {
     "ece_challenge": "ECE, challenge variant",
 }
 METRICS = ("ap", "auroc", "f1", "fnr")  # those that have intervals
+ENDS = {"": "value", "_low": "low", "_high": "high"}
 UNSEEN = ""  # the group of a finding that is not labelled in training
 
 
@@ -40,7 +42,8 @@ class Scores:
     groups: [C] head, medium, tail or UNSEEN. scores: SUMMARY's names and the groups (their mAP) -> value, nan where
     it is not known. intervals: the same names, but for ECE's -> 95 % bounds; nan where too few positive subjects tell.
     per_finding: metrics.per_finding's [C] arrays; labelled (a count) and prevalence (a share of it); `ap_low`,
-    `ap_high` and the like of auroc, f1 and fnr. many_images: the mAP that many images would give.
+    `ap_high` and the like of auroc, f1 and fnr; where findings are UNSEEN also lift (AP / prevalence) and its bounds.
+    many_images: the mAP that many images would give. lift: the geometric mean of the UNSEEN findings'.
     """
 
     findings: tuple[str, ...]
@@ -51,6 +54,7 @@ class Scores:
     intervals: dict[str, tuple[float, float]]
     per_finding: dict[str, np.ndarray]
     many_images: float
+    lift: Estimate | None = None
 
     @property
     def without_positives(self) -> list[str]:
@@ -106,7 +110,13 @@ def evaluate(
     intervals = _intervals(summary, draws, samples, rarity)
     values |= _bounds_by_finding(values, draws, samples)
     many = metrics.population_map(targets, probabilities, groups)
-    return Scores(tuple(findings), tuple(rarity), len(targets), sample.subjects, summary, intervals, values, many)
+    lift = None
+    if UNSEEN in rarity:
+        estimates = lift_estimates(targets, probabilities, groups, rounds, seed)
+        values |= {"lift" + end: np.array([getattr(e, key) for e in estimates.findings]) for end, key in ENDS.items()}
+        unseen = np.array(rarity) == UNSEEN
+        lift = lift_estimates(targets[:, unseen], probabilities[:, unseen], groups, rounds, seed).mean
+    return Scores(tuple(findings), tuple(rarity), len(targets), sample.subjects, summary, intervals, values, many, lift)
 
 
 def _intervals(

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from cxrlt_ray import cli
 from cxrlt_ray.data.tasks import GROUPS
+from cxrlt_ray.evaluation.estimate import Estimate
 from cxrlt_ray.evaluation.published import Published
 from cxrlt_ray.evaluation.scores import SUMMARY, UNSEEN, Scores
 from cxrlt_ray.storage import Store
@@ -55,6 +56,7 @@ def as_json(scores: Scores, teams: Published | None = None) -> dict[str, JsonVal
             "scores": scores.scores,
             "intervals": {key: list(bounds) for key, bounds in scores.intervals.items()},
             "many_images": scores.many_images,
+            "lift": None if scores.lift is None else [scores.lift.value, scores.lift.low, scores.lift.high],
             "without_positives": scores.without_positives,
             "findings": scores.frame().set_index("finding").to_dict("index"),
             "teams": teams.scores if teams else None,
@@ -121,11 +123,16 @@ def _lift_table(scores: Scores) -> Table:
     table = Table(title, *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     values = scores.per_finding
     for c in (c for c, group in enumerate(scores.groups) if group == UNSEEN and values["positives"][c]):
-        chance, low, high = (values[key][c] for key in ("prevalence", "ap_low", "ap_high"))
-        bounds = f"[{low / chance:.2f}, {high / chance:.2f}]" if np.isfinite(low) else cli.TOO_FEW
-        cells = (_number(values["ap"][c]), f"{chance:.4f}", _number(values["auroc"][c]))
-        table.add_row(scores.findings[c], f"{values['ap'][c] / chance:.2f}", bounds, *cells)
+        lift = Estimate(*(float(values["lift" + end][c]) for end in ("", "_low", "_high")))
+        cells = (_number(values["ap"][c]), f"{values['prevalence'][c]:.4f}", _number(values["auroc"][c]))
+        table.add_row(scores.findings[c], *_lift_cells(lift), *cells)
+    if scores.lift is not None:
+        table.add_row("geometric mean", *_lift_cells(scores.lift))
     return table
+
+
+def _lift_cells(lift: Estimate) -> tuple[str, str]:
+    return f"{lift.value:.2f}", f"[{lift.low:.2f}, {lift.high:.2f}]" if lift.known else cli.TOO_FEW
 
 
 def _teams_table(scores: Scores, teams: Published, name: str) -> Table:

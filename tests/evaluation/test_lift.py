@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from cxrlt_ray.evaluation.lift import lifts, mean_log_lift, prevalences
+from cxrlt_ray.evaluation.lift import lift_estimates, lifts, mean_log_lift, prevalences
 
 
 def drawn(seed=0, images=400, shares=(0.3, 0.05, 0.01)):
@@ -50,3 +50,27 @@ def test_each_finding_has_the_same_say_whatever_its_prevalence():
     assert mean_log_lift(targets, better) - mean_log_lift(targets, chance) == pytest.approx(
         0.5 * np.log(1 / targets[:, 1].mean())
     )
+
+
+def test_intervals_hold_the_lift_of_many_samples_about_as_often_as_they_say():
+    """Subjects of two images; the lift to expect of such samples is the mean of many."""
+    expected = np.mean([np.log(lifts(*drawn(seed, 600, (0.2, 0.05)))) for seed in range(300)], axis=0)
+    held = []
+    for seed in range(60):
+        targets, scores = drawn(1000 + seed, 600, (0.2, 0.05))
+        estimates = lift_estimates(targets, scores, np.arange(600) // 2, rounds=200)
+        held.append([e.low <= np.exp(m) <= e.high for e, m in zip(estimates.findings, expected, strict=True)])
+        assert estimates.mean.value == pytest.approx(np.exp(mean_log_lift(targets, scores)))
+    assert 0.87 <= np.mean(held) <= 1  # 120 intervals; subjects of unrelated images
+    assert np.mean(held) < 1
+
+
+def test_few_positives_give_no_interval_and_chance_one_around_1():
+    targets, _ = drawn(images=3000, shares=(0.2, 0.0))
+    targets[:3, 1] = 1
+    scores = np.random.default_rng(9).random(targets.shape)
+    frequent, rare = lift_estimates(targets, scores, np.arange(3000), rounds=200).findings
+    assert frequent.low < 1 < frequent.high
+    assert not rare.known
+    targets[:9, 1] = 1
+    assert lift_estimates(targets, scores, np.arange(3000), rounds=200).findings[1].known
