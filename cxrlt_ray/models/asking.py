@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from torch import nn
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models.classifier import Classifier
 from cxrlt_ray.models.heads import HEADS
+from cxrlt_ray.models.text_heads import QueryDecoder
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def asked(model: Classifier, embeddings: torch.Tensor) -> Classifier:
@@ -31,12 +35,12 @@ def asked(model: Classifier, embeddings: torch.Tensor) -> Classifier:
             f"{own.shape[1]} numbers each: take those of the text encoder it was trained with."
         )
     new = embeddings.to(own)
-    twin = _shallow(model)
-    twin.head = _shallow(model.head)
-    if getattr(model.head, "self_attention", False):  # queries keep the company that they were trained in
-        company = own[: len(own) - len(model.shift)] if len(own) > len(model.shift) else own
-        new, twin.head.company = torch.cat([company, new]), len(company)
-    twin.head.embeddings = new
+    twin, head = _shallow(model), _shallow(model.head)
+    if isinstance(head, QueryDecoder) and head.self_attention:  # queries keep the company that they were trained in
+        head.company = head.company or len(own)
+        new = torch.cat([own[: head.company], new])
+    head.embeddings = new
+    twin.head = head
     twin.shift = torch.zeros(len(embeddings), dtype=model.shift.dtype, device=model.shift.device)
     return twin
 
@@ -70,7 +74,7 @@ class Both(nn.Module):
         return torch.cat([part.logits(tokens, len(images), study, view) for part in (self.model, self.asked)], dim=1)
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def _shallow(module: M) -> M:
     """A module with the same parameters, buffers and parts, any of which can be replaced in one of the two."""
     twin = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):

@@ -166,7 +166,7 @@ class FiLM(TextHead):
     def _attention(
         self, gamma: torch.Tensor, beta: torch.Tensor, whole: torch.Tensor, local: torch.Tensor
     ) -> torch.Tensor:
-        """Attention [B, c, N] of c findings. gamma, beta: [c, W]. whole: [B, c, W], modulated. local: [B, N, W], not yet.
+        """Attention [B, c, N] of c findings. gamma, beta: [c, W]. whole: [B, c, W], modulated. local: [B, N, W], plain.
 
         The modulation of local features is taken into W1, whose part for them is then [c, H, W]: no [B, c, N, W].
         """

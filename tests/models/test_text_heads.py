@@ -202,7 +202,7 @@ def test_film_is_the_formula():
             hidden = torch.relu(head.wide(torch.cat([text, whole, seen, summary])))
             expected = head.read(torch.relu(head.narrow(hidden)))[0]
             torch.testing.assert_close(logits[b, c], expected, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(maps[b, c], torch.cat(a), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(maps[b, c].double(), torch.cat(a), rtol=1e-5, atol=1e-6)
 
 
 def test_films_summary_is_the_same_at_a_finer_grid():
