@@ -13,7 +13,9 @@ from torch import nn
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models.classifier import Classifier
+from cxrlt_ray.models.fusion import FUSIONS
 from cxrlt_ray.models.heads import HEADS
+from cxrlt_ray.models.spec import NO_FUSION
 from cxrlt_ray.models.text_heads import QueryDecoder
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,7 +27,9 @@ def asked(model: Classifier, embeddings: torch.Tensor) -> Classifier:
     It shares all weights with `model`, which stays as it is; its `shift` is zero, since an unseen finding has no prior
     to adjust by. Raises UsageError where head or fusion know findings otherwise than by text, and for another E.
     """
-    if fault := why_not(model):
+    head_name = next(name for name, head in HEADS.items() if type(model.head) is head)
+    fusion_name = next((name for name, fusion in FUSIONS.items() if type(model.fusion) is fusion), NO_FUSION)
+    if fault := why_not(head_name, fusion_name):
         raise UsageError(fault)
     own = model.head.embeddings
     assert isinstance(own, torch.Tensor)
@@ -45,17 +49,13 @@ def asked(model: Classifier, embeddings: torch.Tensor) -> Classifier:
     return twin
 
 
-def why_not(model: Classifier) -> str:
-    """Why a model cannot be asked for other findings, in a sentence; "" where it can."""
-    name = next(name for name, head in HEADS.items() if type(model.head) is head)
-    if not HEADS[name].needs_embeddings:
-        able = ", ".join(name for name, head in HEADS.items() if head.needs_embeddings)
-        return f"head '{name}' knows its findings by their place, not by text: only head {able} can be asked."
-    if model.fusion is not None and model.fusion.per_finding:
-        return (
-            "fusion 'attention' has weights of each finding it was trained on: train a model with another fusion, or "
-            "none, to ask it for others."
-        )
+def why_not(head: str, fusion: str) -> str:
+    """Why a model with this head and fusion cannot be asked for other findings, in a sentence; "" where it can."""
+    if not HEADS[head].needs_embeddings:
+        able = ", ".join(name for name, other in HEADS.items() if other.needs_embeddings)
+        return f"head '{head}' knows its findings by their place, not by text: only head {able} can be asked."
+    if fusion in FUSIONS and FUSIONS[fusion].per_finding:
+        return f"fusion '{fusion}' has weights of each finding it was trained on: only a model without it can be asked."
     return ""
 
 

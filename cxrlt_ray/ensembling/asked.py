@@ -1,0 +1,160 @@
+"""An ensemble asked for findings by their names: those of its task it answers itself, others its members by text.
+
+What the members were never trained on cannot be weighed finding by finding: every such finding gets the members' mean
+weights, of those members that can be asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cxrlt_ray.data.column_names import folded
+from cxrlt_ray.ensembling.pool import Say
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.runs.store import Trial
+
+if TYPE_CHECKING:
+    from cxrlt_ray.models import ModelSpec
+
+NEAR = 0.99  # cosine between a stored label embedding and the same one computed again in half precision
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an ensemble of M members is asked for beside its own findings.
+
+    findings: [A]. embeddings: float32 [A, E] by member, of its own text encoder; None where it cannot be asked.
+    weights: float64 [M], of sum 1.
+    """
+
+    findings: tuple[str, ...]
+    embeddings: tuple[np.ndarray | None, ...]
+    weights: np.ndarray
+
+    def __repr__(self) -> str:  # names the stored scores of a killed run
+        return f"Asked({self.findings}, {[None if e is None else e.tobytes().hex() for e in self.embeddings]})"
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The findings in the text of `--ask`, separated by commas. Raises UsageError for none, and for one named twice.
+
+    >>> names_in("Bulla, Pleural Mass")
+    ('Bulla', 'Pleural Mass')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError("--ask takes names of findings, separated by commas: it was given none.")
+    forms = [folded(name) for name in names]
+    if twice := [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]:
+        raise UsageError(f"--ask names {' and '.join(twice)}, which is one finding: name it once.")
+    return names
+
+
+def own_names(findings: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Those of `names` that are among an ensemble's `findings` -> the findings, compared without case and signs."""
+    known = {folded(finding): finding for finding in findings}
+    return {name: known[folded(name)] for name in names if folded(name) in known}
+
+
+def ask(
+    trials: Sequence[Trial],
+    findings: Sequence[str],
+    weights: np.ndarray,
+    names: Sequence[str],
+    descriptions: str | None = None,
+    say: Say = print,
+) -> Asked | None:
+    """What to ask an ensemble's members [M] for: `names` without its own `findings`; None if nothing is left.
+
+    weights: float64 [M, C]. descriptions: a file or folder of the user's. Lines say which findings are answered how and
+    by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
+    """
+    own = own_names(findings, names)
+    for name, finding in own.items():
+        say(f"{name}: the members were trained on {finding}, so that its own output answers, not its text")
+    others = tuple(name for name in names if name not in own)
+    if not others:
+        return None
+    reasons, embeddings = [], []
+    for trial in trials:
+        reason, rows = _embeddings(trial, others, descriptions, say)
+        reasons.append(reason)
+        embeddings.append(rows)
+    able = np.array([rows is not None for rows in embeddings])
+    refused = [f"{trial.name}: {reason}" for trial, reason in zip(trials, reasons, strict=True) if reason]
+    if not able.any():
+        raise UsageError(f"no member of this ensemble can be asked for {', '.join(others)}: {refused[0]}")
+    for line in refused:
+        say(f"Not asked: {line}")
+    shares = np.where(able, weights.mean(axis=1), 0.0)
+    shares = shares / shares.sum() if shares.sum() else able / able.sum()
+    say(
+        f"{', '.join(others)}: asked by text of {able.sum()} of {len(able)} members, with their mean weights: they were "
+        "never trained on it, and no validation image says how good the answer is"
+    )
+    return Asked(others, tuple(embeddings), shares)
+
+
+def _embeddings(
+    trial: Trial, names: tuple[str, ...], descriptions: str | None, say: Say
+) -> tuple[str, np.ndarray | None]:
+    """Why a member cannot be asked, or "", and the label embeddings of `names` as its own were made."""
+    from cxrlt_ray.models import label_embeddings
+    from cxrlt_ray.models.asking import why_not
+
+    spec, findings = _spec(trial)
+    if reason := why_not(spec.head, spec.fusion):
+        return reason, None
+    if spec.queries:
+        return "", label_embeddings.read(spec.queries, names)
+    assert spec.text is not None
+    from cxrlt_ray.text.finding_embeddings import finding_embeddings
+
+    rows = finding_embeddings((*names, *findings), spec.text, spec.prompts, descriptions)
+    _check_same(trial, spec, rows[len(names) :], say)
+    return "", rows[: len(names)]
+
+
+def _spec(trial: Trial) -> tuple[ModelSpec, tuple[str, ...]]:
+    """What the first checkpoint of a trial says of its model and findings."""
+    from cxrlt_ray.models import ModelSpec
+
+    content = json.loads(trial.store.read(f"{trial.checkpoints[0]}/model.json"))
+    return ModelSpec(**content["spec"]), tuple(content["findings"])
+
+
+def _check_same(trial: Trial, spec: ModelSpec, again: np.ndarray, say: Say) -> None:
+    """Say where the embeddings of a member's own findings are not what they were when it was trained.
+
+    Raises CxrltError where they have another length: then the text encoder is another.
+    """
+    from safetensors import safe_open
+
+    with (
+        trial.store.fetched(f"{trial.checkpoints[0]}/model.safetensors") as path,
+        safe_open(path, framework="np") as tensors,
+    ):
+        stored = tensors.get_tensor("head.embeddings")
+    if stored.shape != again.shape:
+        raise CxrltError(
+            f"text encoder '{spec.text}' gives {again.shape[1]} numbers a text, {trial.name} was trained with "
+            f"{stored.shape[1]}: it is not the same encoder any more."
+        )
+    near = (stored * again).sum(axis=1) / np.linalg.norm(stored, axis=1).clip(min=1e-12)
+    if changed := int((near < NEAR).sum()):
+        say(
+            f"{trial.name}: the texts of {changed} of {len(near)} findings have other embeddings than in training: "
+            f"descriptions, prompts or encoder '{spec.text}' have changed, and answers by text may be off"
+        )
+
+
+def answers(scores: np.ndarray, findings: Sequence[str], asked: Asked | None, names: Sequence[str]) -> np.ndarray:
+    """The columns [N, len(names)] of scores [N, C + A] that answer for `names`, in their order."""
+    own = own_names(findings, names)
+    columns = [*findings, *(asked.findings if asked else ())]
+    return scores[:, [columns.index(own.get(name, name)) for name in names]]
