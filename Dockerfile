@@ -27,6 +27,7 @@ COPY search_spaces /opt/cxrlt_ray/search_spaces
 COPY ensembles /opt/cxrlt_ray/ensembles
 COPY cohorts /opt/cxrlt_ray/cohorts
 COPY label_rules /opt/cxrlt_ray/label_rules
+COPY descriptions /opt/cxrlt_ray/descriptions
 RUN /opt/venv/bin/uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python --no-deps /opt/cxrlt_ray
 COPY cluster /opt/cxrlt_ray/cluster
 

@@ -9,7 +9,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     evaluation/                    metrics, scores of a submission, the published tables
     phantom/                       the built-in cohort of drawn chest X-rays
     labelling/                     reports -> labels of studies, by rules or by a language model
-    text/                          texts of reports and findings, and their embeddings
+    text/                          words to learn from and to ask by: encoders, reports, descriptions, prompts
     models/                        backbone + head + fusion of a study's views
     objectives/                    what is trained: batches, loss, predictions, metric
     runs/                          what a sweep leaves behind: records, predictions
@@ -21,6 +21,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     doctor/                        what would go wrong, before it does
     sweep ensemble predict evaluate cohort prepare trials      the commands
     label agree gold split         those that make labels
+    describe                       descriptions of findings
 """
 
 import sys

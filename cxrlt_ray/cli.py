@@ -43,6 +43,7 @@ COMMANDS = {
     "agree": "compare labels with hand labels",
     "gold": "draw studies to label by hand; merge the readers' labels",
     "split": "divide labelled studies into train, val and test, and make a cohort of them",
+    "describe": "show, check and draft descriptions of findings",
 }
 
 

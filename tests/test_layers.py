@@ -44,6 +44,7 @@ COMMANDS = (
     "agree",
     "gold",
     "split",
+    "describe",
 )
 WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "doctor", *COMMANDS}
 LINES, FUNCTION_LINES = 400, 80

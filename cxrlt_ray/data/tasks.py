@@ -208,4 +208,13 @@ def rarity(targets: np.ndarray) -> list[str]:
     """
     labelled = (targets >= 0).sum(axis=0)
     share = (targets == 1).sum(axis=0) / np.maximum(labelled, 1)
-    return [HEAD if s > 0.1 else MEDIUM if s >= 0.01 else TAIL for s in share]
+    return [rarity_of(s) for s in share]
+
+
+def rarity_of(share: float) -> str:
+    """Head, medium or tail, as of `rarity`, of a finding's share of positives; tail for nan.
+
+    >>> rarity_of(0.2), rarity_of(0.1), rarity_of(0.005)
+    ('head', 'medium', 'tail')
+    """
+    return HEAD if share > 0.1 else MEDIUM if share >= 0.01 else TAIL

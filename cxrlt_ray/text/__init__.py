@@ -1,4 +1,1 @@
-"""Texts of reports and findings, and their embeddings.
-
-finding_embeddings.py  label embeddings of findings: prompts through a text encoder
-"""
+"""Words to learn from and to ask by: encoders, reports as texts, descriptions, prompts, folds of findings."""

@@ -71,10 +71,13 @@ def check_options(options: LlmOptions, by_llm: bool) -> None:
         raise UsageError("--cache is a folder of this machine, not a URI: an answer is written as it comes.")
 
 
-def endpoint_of(options: LlmOptions) -> Endpoint:
-    """The server that is asked. Raises UsageError, also where the variable for the key is empty or aiohttp missing."""
+def endpoint_of(options: LlmOptions, tokens: int | None = None) -> Endpoint:
+    """The server that is asked. tokens: as of `parameters_of`.
+
+    Raises UsageError, also where the variable for the key is empty or aiohttp missing.
+    """
     if find_spec("aiohttp") is None:
-        raise UsageError("--by llm needs aiohttp: pip install 'cxrlt-ray[llm]'.")
+        raise UsageError("to ask a language model needs aiohttp: pip install 'cxrlt-ray[llm]'.")
     assert options.url is not None
     assert options.model is not None
     key = None
@@ -90,15 +93,19 @@ def endpoint_of(options: LlmOptions) -> Endpoint:
         model=options.model,
         key=key,
         key_variable=options.key_variable,
-        parameters=parameters_of(options),
+        parameters=parameters_of(options, tokens),
         timeout=options.timeout,
         attempts=options.attempts,
     )
 
 
-def parameters_of(options: LlmOptions) -> dict[str, Any]:
-    """The fields of a request that decide how the model writes. Raises UsageError."""
-    parameters = {"temperature": 0, "seed": options.seed, "max_tokens": TOKENS_COT if options.cot else TOKENS}
+def parameters_of(options: LlmOptions, tokens: int | None = None) -> dict[str, Any]:
+    """The fields of a request that decide how the model writes. tokens: of a reply at most, if no label is asked for.
+
+    Raises UsageError.
+    """
+    most = tokens or (TOKENS_COT if options.cot else TOKENS)
+    parameters = {"temperature": 0, "seed": options.seed, "max_tokens": most}
     if options.parameters is None:
         return parameters
     try:
