@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+NAME = "name"  # the style that needs no description
 BERT = 768
 WIDTHS = {"minilm": 384, "cxr-bert": 128, "biomedlm": 2560}  # of those that are not 768; cxr-bert projects
 
@@ -23,18 +24,30 @@ def finding_embeddings(
 
     text: a text encoder's name or folder (TextSpec.encoder). prompts: a style of text/prompts.py. descriptions: a file
     or folder of the user's own descriptions. folder: where embeddings are kept. Raises UsageError for an unknown style
-    or encoder, and for a finding without description.
+    or encoder, for a finding without description (in style `name` its name serves), and for a name unfit for a table.
     """
-    from cxrlt_ray.text import prompts as styles
-    from cxrlt_ray.text.descriptions import load_descriptions
     from cxrlt_ray.text.embeddings import embedded
     from cxrlt_ray.text.encoder_spec import TextSpec
 
-    described = load_descriptions(findings, descriptions)
-    texts = [styles.prompts(described[finding], prompts) for finding in findings]
+    texts = _texts(findings, prompts, descriptions)
     rows = _unit(embedded([prompt for group in texts for prompt in group], TextSpec(encoder=text), folder))
     ends = np.cumsum([len(group) for group in texts])[:-1]
     return _unit(np.stack([part.mean(axis=0) for part in np.split(rows, ends)]))
+
+
+def _texts(findings: Sequence[str], style: str, descriptions: str | None) -> list[tuple[str, ...]]:
+    """The texts that ask for each finding."""
+    from cxrlt_ray.text.descriptions import load_descriptions, look_up
+    from cxrlt_ray.text.prompts import prompts
+
+    if style != NAME:
+        described = load_descriptions(findings, descriptions)
+        return [prompts(described[finding], style) for finding in findings]
+    known = look_up(findings, descriptions)
+    return [
+        prompts(description, style) if description and description.reviewed else (finding,)
+        for finding, description in known.items()
+    ]
 
 
 def width_of(text: str) -> int:
