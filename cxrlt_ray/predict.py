@@ -7,14 +7,17 @@ combined by its weights; the members' weights must be those the ensemble was mad
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.tasks import CHALLENGE
 from cxrlt_ray.ensembling.apply import Ensemble, filled
-from cxrlt_ray.ensembling.asked import Asked, answers, ask, names_in
+from cxrlt_ray.ensembling.asked import Asked, answers, ask, names_in, own_names
+from cxrlt_ray.ensembling.maps import attention_maps, mapping_member
 from cxrlt_ray.ensembling.request import PredictRequest
 from cxrlt_ray.ensembling.stored import load
 from cxrlt_ray.errors import UsageError
@@ -43,6 +46,7 @@ def run(request: PredictRequest) -> Predictions:
     ensemble = load(request.ensemble)
     names = names_in(request.ask) if request.ask is not None else ()
     asked = ask(ensemble.trials, ensemble.findings, ensemble.weights, names, request.ask_descriptions)
+    mapping = mapping_member(ensemble.trials, ensemble.weights) if request.maps is not None else None
     images = _read_images(request, ensemble)
     store = Store(request.out).absolute()
     store.check_writable()
@@ -55,9 +59,14 @@ def run(request: PredictRequest) -> Predictions:
     predictions = Predictions(ids, scores[:, :count], ensemble.findings, split, fingerprint)
     _write(request, ensemble, store, predictions)
     if names:
-        table = Predictions(ids, answers(scores, ensemble.findings, asked, names), names, split, fingerprint).frame()
+        own = own_names(ensemble.findings, names)
+        columns = tuple(own.get(name, name) for name in names)
+        table = Predictions(ids, answers(scores, ensemble.findings, asked, names), columns, split, fingerprint)
         with store.place("asked.csv") as path:
-            table.to_csv(path)
+            table.frame().to_csv(path)
+    if mapping is not None:
+        rows = asked.embeddings[mapping] if asked else None
+        _draw_maps(request, attention_maps(ensemble.trials[mapping], rows, names, shards, images.table), names)
     left = "predictions.parquet, submission.csv" + (", asked.csv" if names else "")
     print(f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{left}")
     return predictions
@@ -101,6 +110,22 @@ def _write(request: PredictRequest, ensemble: Ensemble, store: Store, prediction
     task = ensemble.record.task
     table = submission.build(ids, predictions.probabilities, ensemble.findings, task.id_column)
     submission.write(store, table, task, ids, zip=request.zip)
+
+
+def _draw_maps(
+    request: PredictRequest, maps: Iterator[tuple[int, np.ndarray, np.ndarray]], names: Sequence[str]
+) -> None:
+    """Leave a picture for each image and finding, named by the row of asked.csv, from 1, and the finding."""
+    from cxrlt_ray.reporting.maps import overlay
+
+    assert request.maps is not None
+    store, count = Store(request.maps).absolute(), 0
+    store.check_writable()
+    for row, pixels, of_image in maps:
+        for name, attention in zip(names, of_image, strict=True):
+            store.write(f"{row + 1:06d}-{folded(name)}.png", overlay(pixels, attention))
+            count += 1
+    print(f"{count:,} pictures: {request.maps}/ROW-FINDING.png, by the rows of asked.csv")
 
 
 main = cli.command(

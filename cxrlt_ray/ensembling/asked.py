@@ -17,6 +17,7 @@ from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.ensembling.pool import Say
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import Trial
+from cxrlt_ray.text.descriptions import check_finding
 
 if TYPE_CHECKING:
     from cxrlt_ray.models import ModelSpec
@@ -80,6 +81,8 @@ def ask(
     others = tuple(name for name in names if name not in own)
     if not others:
         return None
+    for name in others:
+        check_finding(name)
     reasons, embeddings = [], []
     for trial in trials:
         reason, rows = _embeddings(trial, others, descriptions, say)
@@ -107,7 +110,7 @@ def _embeddings(
     from cxrlt_ray.models import label_embeddings
     from cxrlt_ray.models.asking import why_not
 
-    spec, findings = _spec(trial)
+    spec, findings = spec_of(trial)
     if reason := why_not(spec.head, spec.fusion):
         return reason, None
     if spec.queries:
@@ -120,7 +123,7 @@ def _embeddings(
     return "", rows[: len(names)]
 
 
-def _spec(trial: Trial) -> tuple[ModelSpec, tuple[str, ...]]:
+def spec_of(trial: Trial) -> tuple[ModelSpec, tuple[str, ...]]:
     """What the first checkpoint of a trial says of its model and findings."""
     from cxrlt_ray.models import ModelSpec
 

@@ -119,6 +119,7 @@ class PredictRequest(Config):
     ask_descriptions: Annotated[
         str | None, cli.option("with --ask: a YAML file or folder of your own descriptions", "--ask-descriptions")
     ] = None
+    maps: Annotated[str | None, cli.option("with --ask: a directory for pictures of where it looks (head film)")] = None
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
     split: Annotated[str | None, cli.option("score only this split of the data")] = None
     out: Annotated[str, cli.option("where to leave predictions.parquet and submission.csv")] = "predictions"
@@ -132,4 +133,6 @@ class PredictRequest(Config):
     def _check(self) -> PredictRequest:
         if self.ask_descriptions is not None and self.ask is None:
             raise UsageError("--ask-descriptions goes with --ask, the findings that it describes.")
+        if self.maps is not None and self.ask is None:
+            raise UsageError("--maps goes with --ask, the findings of which pictures are drawn.")
         return self

@@ -70,8 +70,12 @@ def test_nobody_to_ask_and_names_that_are_none_are_told(made):
     for text, message in ((" ,", "it was given none"), ("Bulla,Mass,bulla", "names Bulla and bulla, which is one")):
         with pytest.raises(UsageError, match=message):
             names_in(text)
+    with pytest.raises(UsageError, match="finding '=1\\+1': begins with"):
+        ask(made[2], FINDINGS, WEIGHTS, ("=1+1",))
     with pytest.raises(UsageError, match="--ask-descriptions goes with --ask"):
         PredictRequest(ensemble="e", data="d", ask_descriptions="own.yaml")
+    with pytest.raises(UsageError, match="--maps goes with --ask"):
+        PredictRequest(ensemble="e", data="d", maps="pictures")
 
 
 def test_an_encoder_that_is_no_longer_the_same_is_told(made, monkeypatch):
@@ -116,6 +120,37 @@ def test_asking_leaves_the_ensembles_own_scores_and_weighs_those_that_are_asked(
         np.testing.assert_allclose(both[:, 3:], 0.6 * by_member[:, 0] + 0.4 * by_member[:, 2], rtol=1e-5)
     table = answers(both, FINDINGS, asked, ("Hilum", "edema", "Bulla"))
     np.testing.assert_array_equal(table, both[:, [4, 2, 3]])
+
+
+def test_pictures_are_drawn_by_the_heaviest_member_that_has_maps(tmp_path, monkeypatch):
+    from cxrlt_ray.ensembling import maps
+
+    monkeypatch.setattr(embeddings, "embedded", embedded)
+    run, manifest = make_run(tmp_path)
+    film = dataclasses.replace(SPECS[0], head="film", backbone="test_resnet", resolution=64)
+    trials = run.trials()
+    for trial, spec in zip(trials, (SPECS[1], film, film), strict=True):
+        save(build(spec, FINDINGS), spec, FINDINGS, Path(trial.store.uri) / "fold-0")
+    assert maps.mapping_member(trials, WEIGHTS) == 1
+    with pytest.raises(UsageError, match="--maps needs a member with head film and without fusion"):
+        maps.mapping_member(trials[:1], WEIGHTS)
+    pixels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)
+
+    def streamed(shards, images, view, size, device):
+        yield PixelBatch(np.array([1, 0]), {view: pixels})
+
+    monkeypatch.setattr(maps, "plain_batches", streamed)
+    monkeypatch.setattr(maps, "nearest", lambda shards, resolution: None)
+    asked = ask(trials, FINDINGS, WEIGHTS, ("Bulla", "edema"), say=lambda line: None)
+    drawn = list(maps.attention_maps(trials[1], asked.embeddings[1], ("Bulla", "edema"), (), manifest.table.iloc[:2]))
+    assert [row for row, _, _ in drawn] == [1, 0]
+    assert drawn[0][2].shape == (2, 2, 2)
+    from cxrlt_ray.models import load
+
+    model, _, _ = load(Path(trials[1].store.uri) / "fold-0")
+    with torch.inference_mode():
+        edema = model.with_maps(pixels)[1][:, FINDINGS.index("Edema")]
+    np.testing.assert_allclose(np.stack([of_image[1] for _, _, of_image in drawn]), edema, atol=1e-5)
 
 
 def test_the_scorer_answers_for_both_in_one_pass(made, monkeypatch):
