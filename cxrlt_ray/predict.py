@@ -7,17 +7,25 @@ combined by its weights; the members' weights must be those the ensemble was mad
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.tasks import CHALLENGE
 from cxrlt_ray.ensembling.apply import Ensemble, filled
+from cxrlt_ray.ensembling.asked import Asked, answers, ask, names_in, own_names
+from cxrlt_ray.ensembling.maps import attention_maps, mapping_member
 from cxrlt_ray.ensembling.request import PredictRequest
 from cxrlt_ray.ensembling.stored import load
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["PredictRequest", "main", "run"]
 
@@ -28,22 +36,39 @@ def run(request: PredictRequest) -> Predictions:
         from cxrlt_ray import predict
         predict.run(predict.PredictRequest(ensemble="runs/RUN/ensembles/greedy/ensemble.json", data="/data/new"))
 
-    Raises UsageError for data without images, CxrltError where a member is missing or has changed.
+    With `ask`, also asked.csv: a column for each finding asked for, answered by text where the members were not trained
+    on it. Raises UsageError for data without images, and where no member can be asked; CxrltError where a member is
+    missing or has changed.
     """
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.prepare import prepare
 
     ensemble = load(request.ensemble)
+    names = names_in(request.ask) if request.ask is not None else ()
+    asked = ask(ensemble.trials, ensemble.findings, ensemble.weights, names, request.ask_descriptions)
+    mapping = mapping_member(ensemble.trials, ensemble.weights) if request.maps is not None else None
     images = _read_images(request, ensemble)
     store = Store(request.out).absolute()
     store.check_writable()
     start_ray(request.address)
     record = ensemble.record
     shards = prepare(images, request.storage, record.sizes, request.max_bad, record.quality, checksum=request.checksum)
-    predictions = _score(ensemble, store, shards, images, request.split or "new")
+    scores = _score(ensemble, store, shards, images, asked)
+    ids, count = images.table["image_id"].to_numpy(), len(ensemble.findings)
+    split, fingerprint = request.split or "new", ensemble.record.fingerprint
+    predictions = Predictions(ids, scores[:, :count], ensemble.findings, split, fingerprint)
     _write(request, ensemble, store, predictions)
-    count, members = len(predictions.image_id), len(ensemble.trials)
-    print(f"{count:,} images scored by {members} members: {request.out}/predictions.parquet, submission.csv")
+    if names:
+        own = own_names(ensemble.findings, names)
+        columns = tuple(own.get(name, name) for name in names)
+        table = Predictions(ids, answers(scores, ensemble.findings, asked, names), columns, split, fingerprint)
+        with store.place("asked.csv") as path:
+            table.frame().to_csv(path)
+    if mapping is not None:
+        rows = asked.embeddings[mapping] if asked else None
+        _draw_maps(request, attention_maps(ensemble.trials[mapping], rows, names, shards, images.table), names)
+    left = "predictions.parquet, submission.csv" + (", asked.csv" if names else "")
+    print(f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{left}")
     return predictions
 
 
@@ -63,15 +88,17 @@ def _read_images(request: PredictRequest, ensemble: Ensemble) -> Manifest:
     return images
 
 
-def _score(ensemble: Ensemble, store: Store, shards: tuple[Shards, ...], images: Manifest, split: str) -> Predictions:
-    """The ensemble's predictions; what a killed run had scored of the same images by the same members is used."""
-    key = hashlib.sha256(repr((shards, ensemble.record.members)).encode()).hexdigest()[:8]
+def _score(
+    ensemble: Ensemble, store: Store, shards: tuple[Shards, ...], images: Manifest, asked: Asked | None
+) -> np.ndarray:
+    """The ensemble's scores [N, C + A]; what a killed run had scored of the same images by the same members is used."""
+    members = (shards, ensemble.record.members, asked) if asked else (shards, ensemble.record.members)
+    key = hashlib.sha256(repr(members).encode()).hexdigest()[:8]
     work = store / f"scoring-{key}"
-    scores = filled(ensemble.score(work, shards, images.table))
+    scores = filled(ensemble.score(work, shards, images.table, asked))
     if work.exists(""):
         work.remove()
-    ids = images.table["image_id"].to_numpy()
-    return Predictions(ids, scores, ensemble.findings, split, ensemble.record.fingerprint)
+    return scores
 
 
 def _write(request: PredictRequest, ensemble: Ensemble, store: Store, predictions: Predictions) -> None:
@@ -83,6 +110,22 @@ def _write(request: PredictRequest, ensemble: Ensemble, store: Store, prediction
     task = ensemble.record.task
     table = submission.build(ids, predictions.probabilities, ensemble.findings, task.id_column)
     submission.write(store, table, task, ids, zip=request.zip)
+
+
+def _draw_maps(
+    request: PredictRequest, maps: Iterator[tuple[int, np.ndarray, np.ndarray]], names: Sequence[str]
+) -> None:
+    """Leave a picture for each image and finding, named by the row of asked.csv, from 1, and the finding."""
+    from cxrlt_ray.reporting.maps import overlay
+
+    assert request.maps is not None
+    store, count = Store(request.maps).absolute(), 0
+    store.check_writable()
+    for row, pixels, of_image in maps:
+        for name, attention in zip(names, of_image, strict=True):
+            store.write(f"{row + 1:06d}-{folded(name)}.png", overlay(pixels, attention))
+            count += 1
+    print(f"{count:,} pictures: {request.maps}/ROW-FINDING.png, by the rows of asked.csv")
 
 
 main = cli.command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.tasks import normal_among
+from cxrlt_ray.ensembling.asked import Asked
 from cxrlt_ray.ensembling.compare import ScoredSplit, System
 from cxrlt_ray.ensembling.pool import Pool, Say
 from cxrlt_ray.ensembling.tta import AUGMENTED
@@ -63,21 +64,35 @@ class Ensemble:
         """The task's findings [C], in order."""
         return self.record.findings
 
-    def score(self, work: Store, shards: tuple[Shards, ...], images: pd.DataFrame) -> np.ndarray:
+    def score(
+        self, work: Store, shards: tuple[Shards, ...], images: pd.DataFrame, asked: Asked | None = None
+    ) -> np.ndarray:
         """Scores float64 [N, C] in [0, 1] of `images`, rows of a manifest; nan for those in quarantine.
 
-        work: where the scores of finished shards are kept until all are done.
+        work: where the scores of finished shards are kept until all are done. asked: A findings more, whose scores come
+        last, [N, C + A]: in the ensemble's space, a rank being among these images; its Normal does not gate them.
         """
         from cxrlt_ray.ensembling import score as scoring
 
-        ids = images["image_id"].to_numpy()
-        predictions = np.full((len(self.trials), len(ids), len(self.findings)), np.nan, np.float32)
-        members = [scoring.member(trial, tta, self.findings) for trial, tta in zip(self.trials, self.tta, strict=True)]
+        ids, count = images["image_id"].to_numpy(), len(self.findings)
+        more = len(asked.findings) if asked else 0
+        predictions = np.full((len(self.trials), len(ids), count + more), np.nan, np.float32)
+        embeddings = asked.embeddings if asked else (None,) * len(self.trials)
+        members = [
+            replace(scoring.member(trial, tta, self.findings), asked=rows, more=more)
+            for trial, tta, rows in zip(self.trials, self.tta, embeddings, strict=True)
+        ]
         frame = scoring.score(work, shards, members, images)
         rows = np.flatnonzero(np.isin(ids, frame.index))
         predictions[:, rows] = np.stack(frame.loc[ids[rows], "scores"].to_list(), axis=1)
-        space = self.record.space
-        return applied(space, self.rule, predictions, self._references(), self.weights, *studies(images))
+        space, (study, view) = self.record.space, studies(images)
+        own, others = np.split(predictions, [count], axis=2)
+        scores = applied(space, self.rule, own, self._references(), self.weights, study, view)
+        if asked is None:
+            return scores
+        weights = np.repeat(asked.weights[:, None], more, axis=1)
+        rule = replace(self.rule, gating=0.0, normal=None)
+        return np.concatenate([scores, applied(space, rule, others, others, weights, study, view)], axis=1)
 
     def _references(self) -> np.ndarray:
         """The members' validation predictions [M, V, C], which ranks refer to."""

@@ -1,115 +1,163 @@
-"""The three systems of a run that asks for findings by text: one vector of weights for all findings.
+"""An ensemble asked for findings by their names: those of its task it answers itself, others its members by text.
 
-Weights are chosen by the mean log(AP / prevalence) of the seen findings, each predicted by models that were trained
-without its labels, and never by an asked finding. Cross-fitting is by folds of findings: those of a fold are scored by
-weights that the other folds chose, as the asked ones are by weights that they had no part in.
+What the members were never trained on cannot be weighed finding by finding: every such finding gets the members' mean
+weights, of those members that can be asked.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray import cli
-from cxrlt_ray.data.asking import ALWAYS
-from cxrlt_ray.ensembling.compare import ScoredSplit, System
-from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
-from cxrlt_ray.ensembling.pool import Pool, Say
-from cxrlt_ray.evaluation.lift import lifts, mean_log_lift
-from cxrlt_ray.evaluation.metrics import macro
-from cxrlt_ray.selection import SELECTORS, settings, spaces
-from cxrlt_ray.selection.honest import Fitted, combine
-from cxrlt_ray.selection.method import Method
-from cxrlt_ray.selection.views import StudyRule
+from cxrlt_ray.data.column_names import folded
+from cxrlt_ray.ensembling.pool import Say
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.runs.store import Trial
+from cxrlt_ray.text.descriptions import check_finding
 
-GREEDY, BEST = "greedy_lift", "best"
-OWN_CHOICE = ("mean", GREEDY)  # selectors that an ensembles/ file may name here
+if TYPE_CHECKING:
+    from cxrlt_ray.models import ModelSpec
+
+NEAR = 0.99  # cosine between a stored label embedding and the same one computed again in half precision
 
 
-def compare_asked(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Say = cli.say) -> list[System]:
-    """The best single trial, the plain mean and the ensemble of `file`, by seen findings; `say` takes its choices."""
-    selector = file.selector if file.selector in (*OWN_CHOICE, BEST) else GREEDY
-    if selector != file.selector:
-        say(
-            f"Findings without labels share one choice: {title} chooses by each finding's own labels, so {selector} "
-            "takes its place (greedy selection on the mean log lift of seen findings)"
-        )
-    space = file.space or "probability"
-    best = _fitted(BEST, {}, space, file, pool, seed)
-    best = replace(best, title=f"best trial {pool.names[int(best.weights[:, 0].argmax())]}")
-    mean = replace(_fitted("mean", {}, space, file, pool, seed), title=f"mean of {len(pool.names)} trials")
-    own = dict(file.settings) if selector == file.selector else {}
-    known = {key: value for key, value in own.items() if selector in SELECTORS and key in settings(selector)}
-    chosen = _fitted(selector, known, space, file, pool, seed)
-    if len(file.rules(pool.findings)) > 1:
-        say(f"Chosen by cross-fitting: {chosen.rule}")
-    return [best, mean, replace(chosen, title=f"{title} ensemble")]
+@dataclass(frozen=True)
+class Asked:
+    """What an ensemble of M members is asked for beside its own findings.
+
+    findings: [A]. embeddings: float32 [A, E] by member, of its own text encoder; None where it cannot be asked.
+    weights: float64 [M], of sum 1.
+    """
+
+    findings: tuple[str, ...]
+    embeddings: tuple[np.ndarray | None, ...]
+    weights: np.ndarray
+
+    def __repr__(self) -> str:  # names the stored scores of a killed run
+        return f"Asked({self.findings}, {[None if e is None else e.tobytes().hex() for e in self.embeddings]})"
 
 
-def _fitted(
-    selector: str, options: Mapping[str, object], space: str, file: EnsembleFile, pool: Pool, seed: int
-) -> System:
-    """The system of a selector, by the rule whose cross-fitted log lift is the highest."""
-    candidates = (_by_rule(selector, options, space, rule, pool, seed) for rule in file.rules(pool.findings))
-    return max(candidates, key=lambda system: np.nan_to_num(mean_log_lift(pool.targets, system.crossed[0]), nan=-1e9))
+def names_in(text: str) -> tuple[str, ...]:
+    """The findings in the text of `--ask`, separated by commas. Raises UsageError for none, and for one named twice.
+
+    >>> names_in("Bulla, Pleural Mass")
+    ('Bulla', 'Pleural Mass')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError("--ask takes names of findings, separated by commas: it was given none.")
+    forms = [folded(name) for name in names]
+    if twice := [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]:
+        raise UsageError(f"--ask names {' and '.join(twice)}, which is one finding: name it once.")
+    return names
 
 
-def _by_rule(
-    selector: str, options: Mapping[str, object], space: str, rule: StudyRule, pool: Pool, seed: int
-) -> System:
-    """The system of a selector whose studies are joined by `rule`."""
-    assert pool.asking is not None
-    assert pool.study is not None
-    assert pool.view is not None
-    values = rule.values(space, pool.predictions, pool.predictions, pool.study, pool.view)
-    fold = pool.asking.fold_of_predicted
+def own_names(findings: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Those of `names` that are among an ensemble's `findings` -> the findings, compared without case and signs."""
+    known = {folded(finding): finding for finding in findings}
+    return {name: known[folded(name)] for name in names if folded(name) in known}
 
-    def without(left_out: np.ndarray) -> np.ndarray:
-        targets = np.where(left_out, np.int8(-1), pool.targets)
-        if selector == BEST:
-            return best_by_lift(values, targets)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that findings without positives do not choose is meant
-            return SELECTORS[selector](values, targets, pool.groups, together=True, seed=seed, **options)
 
-    weights = without(np.zeros(len(fold), bool))
-    crossed = combine(values, weights)
-    folds = range(pool.asking.folds) if pool.asking.folds > 1 else ()
-    for k in folds:
-        crossed[:, fold == k] = combine(values, without(fold == k))[:, fold == k]
-    fitted = Fitted(weights, np.zeros_like(weights), Method(selector, dict(options), np.inf), crossed[None])
-    return System(
-        "", spaces.out_of(space, combine(values, weights)), [spaces.out_of(space, crossed)], values, fitted, space, rule
+def ask(
+    trials: Sequence[Trial],
+    findings: Sequence[str],
+    weights: np.ndarray,
+    names: Sequence[str],
+    descriptions: str | None = None,
+    say: Say = print,
+) -> Asked | None:
+    """What to ask an ensemble's members [M] for: `names` without its own `findings`; None if nothing is left.
+
+    weights: float64 [M, C]. descriptions: a file or folder of the user's. Lines say which findings are answered how and
+    by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
+    """
+    own = own_names(findings, names)
+    for name, finding in own.items():
+        say(f"{name}: the members were trained on {finding}, so that its own output answers, not its text")
+    others = tuple(name for name in names if name not in own)
+    if not others:
+        return None
+    for name in others:
+        check_finding(name)
+    reasons, embeddings = [], []
+    for trial in trials:
+        reason, rows = _embeddings(trial, others, descriptions, say)
+        reasons.append(reason)
+        embeddings.append(rows)
+    able = np.array([rows is not None for rows in embeddings])
+    refused = [f"{trial.name}: {reason}" for trial, reason in zip(trials, reasons, strict=True) if reason]
+    if not able.any():
+        raise UsageError(f"no member of this ensemble can be asked for {', '.join(others)}: {refused[0]}")
+    for line in refused:
+        say(f"Not asked: {line}")
+    shares = np.where(able, weights.mean(axis=1), 0.0)
+    shares = shares / shares.sum() if shares.sum() else able / able.sum()
+    say(
+        f"{', '.join(others)}: asked by text of {able.sum()} of {len(able)} members, with their mean weights: they "
+        "were never trained on it, and no validation image says how good the answer is"
     )
+    return Asked(others, tuple(embeddings), shares)
 
 
-def best_by_lift(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Weights [M, C]: 1 for the member [M, N, C] of the highest mean log lift, the first of equals."""
-    merits = [mean_log_lift(targets, np.asarray(member, float)) for member in values]
-    weights = np.zeros((len(values), values.shape[2]))
-    weights[int(np.argmax(np.nan_to_num(merits, nan=-1e9)))] = 1
-    return weights
+def _embeddings(
+    trial: Trial, names: tuple[str, ...], descriptions: str | None, say: Say
+) -> tuple[str, np.ndarray | None]:
+    """Why a member cannot be asked, or "", and the label embeddings of `names` as its own were made."""
+    from cxrlt_ray.models import label_embeddings
+    from cxrlt_ray.models.asking import why_not
+
+    spec, findings = spec_of(trial)
+    if reason := why_not(spec.head, spec.fusion):
+        return reason, None
+    if spec.queries:
+        return "", label_embeddings.read(spec.queries, names)
+    assert spec.text is not None
+    from cxrlt_ray.text.finding_embeddings import finding_embeddings
+
+    rows = finding_embeddings((*names, *findings), spec.text, spec.prompts, descriptions)
+    _check_same(trial, spec, rows[len(names) :], say)
+    return "", rows[: len(names)]
 
 
-def lift_lines(pool: Pool, systems: Sequence[System], scored: Mapping[str, ScoredSplit]) -> list[str]:
-    """The systems' lift over seen findings and over the asked ones, a line each: for the console."""
-    assert pool.asking is not None
-    held = int((pool.asking.fold_of_predicted != ALWAYS).sum())
-    lines = [f"Lift (AP / prevalence, geometric mean) of {held} seen findings, asked for as if they had no labels:"]
-    lines += [f"  {system.title}: {_lift(pool.targets, system.crossed[0])}" for system in systems]
-    for name, split in scored.items():
-        targets = split.images.targets(pool.findings)
-        if not (targets == 1).any():
-            continue
-        lines.append(f"Lift of the asked findings on {name} (track {pool.asking.track}):")
-        for system, scores in zip(systems, split.scores, strict=True):
-            lines.append(f"  {system.title}: {'not scored' if scores is None else _lift(targets, scores)}")
-    return lines
+def spec_of(trial: Trial) -> tuple[ModelSpec, tuple[str, ...]]:
+    """What the first checkpoint of a trial says of its model and findings."""
+    from cxrlt_ray.models import ModelSpec
+
+    content = json.loads(trial.store.read(f"{trial.checkpoints[0]}/model.json"))
+    return ModelSpec(**content["spec"]), tuple(content["findings"])
 
 
-def _lift(targets: np.ndarray, scores: np.ndarray) -> str:
-    known = np.isfinite(scores).all(axis=1)
-    return cli.short(float(np.exp(macro(np.log(lifts(targets[known], scores[known]))))))
+def _check_same(trial: Trial, spec: ModelSpec, again: np.ndarray, say: Say) -> None:
+    """Say where the embeddings of a member's own findings are not what they were when it was trained.
+
+    Raises CxrltError where they have another length: then the text encoder is another.
+    """
+    from safetensors import safe_open
+
+    with (
+        trial.store.fetched(f"{trial.checkpoints[0]}/model.safetensors") as path,
+        safe_open(path, framework="np") as tensors,
+    ):
+        stored = tensors.get_tensor("head.embeddings")
+    if stored.shape != again.shape:
+        raise CxrltError(
+            f"text encoder '{spec.text}' gives {again.shape[1]} numbers a text, {trial.name} was trained with "
+            f"{stored.shape[1]}: it is not the same encoder any more."
+        )
+    near = (stored * again).sum(axis=1) / np.linalg.norm(stored, axis=1).clip(min=1e-12)
+    if changed := int((near < NEAR).sum()):
+        say(
+            f"{trial.name}: the texts of {changed} of {len(near)} findings have other embeddings than in training: "
+            f"descriptions, prompts or encoder '{spec.text}' have changed, and answers by text may be off"
+        )
+
+
+def answers(scores: np.ndarray, findings: Sequence[str], asked: Asked | None, names: Sequence[str]) -> np.ndarray:
+    """The columns [N, len(names)] of scores [N, C + A] that answer for `names`, in their order."""
+    own = own_names(findings, names)
+    columns = [*findings, *(asked.findings if asked else ())]
+    return scores[:, [columns.index(own.get(name, name)) for name in names]]

@@ -115,6 +115,11 @@ class PredictRequest(Config):
 
     ensemble: Annotated[str, cli.option("an ensemble.json: path or URI")]
     data: Annotated[str, cli.option("the new images: a directory or URI, with or without a table")]
+    ask: Annotated[str | None, cli.option("findings to ask for by name, separated by commas: left in asked.csv")] = None
+    ask_descriptions: Annotated[
+        str | None, cli.option("with --ask: a YAML file or folder of your own descriptions", "--ask-descriptions")
+    ] = None
+    maps: Annotated[str | None, cli.option("with --ask: a directory for pictures of where it looks (head film)")] = None
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
     split: Annotated[str | None, cli.option("score only this split of the data")] = None
     out: Annotated[str, cli.option("where to leave predictions.parquet and submission.csv")] = "predictions"
@@ -123,3 +128,11 @@ class PredictRequest(Config):
     checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
     zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> PredictRequest:
+        if self.ask_descriptions is not None and self.ask is None:
+            raise UsageError("--ask-descriptions goes with --ask, the findings that it describes.")
+        if self.maps is not None and self.ask is None:
+            raise UsageError("--maps goes with --ask, the findings of which pictures are drawn.")
+        return self

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,17 @@ from cxrlt_ray.training.job import Images
 class StoredMember:
     """A trial that scores images: its checkpoints, the views of an image it uses; the mean over both counts.
 
-    precision: auto, bf16 or fp32, as it was trained. findings: which of its outputs are wanted, by name.
+    precision: auto, bf16 or fp32, as it was trained. findings: which of its outputs are wanted, by name. asked: label
+    embeddings [A, E] of findings that it is asked for too, None where it cannot be; more: A, whose scores come last,
+    without meaning for such a member.
     """
 
     views: tuple[AugmentedView, ...]
     checkpoints: tuple[str, ...]
     precision: str
     findings: tuple[str, ...]
+    asked: np.ndarray | None = field(default=None, compare=False, repr=False)
+    more: int = 0
 
 
 def member(trial: Trial, tta: bool = False, findings: tuple[str, ...] = ()) -> StoredMember:
@@ -190,17 +194,23 @@ class Scorer:
         import torch
 
         from cxrlt_ray import models
+        from cxrlt_ray.models.asking import Both
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.shards, self.members, self.count = shards, [], len(members[0].findings)
+        self.shards, self.members = shards, []
+        self.count = len(members[0].findings) + members[0].more
         for stored in members:
-            loaded, findings = [], stored.findings
+            loaded: list[torch.nn.Module] = []
+            findings = stored.findings
             for uri in stored.checkpoints:
                 store, name = Store.holding(uri)
                 with store.fetched(name) as folder:
                     model, _, findings = models.load(folder)
-                loaded.append(model.to(self.device).to(memory_format=torch.channels_last).eval())
+                model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+                loaded.append(model if stored.asked is None else Both(model, torch.from_numpy(stored.asked)).eval())
             outputs = np.array([findings.index(finding) for finding in stored.findings])
+            more = np.arange(stored.more)
+            outputs = np.concatenate([outputs, more * 0 if stored.asked is None else len(findings) + more])
             self.members.append(Member(loaded, stored.views, stored.precision, outputs))
         self.precision = " ".join(precision(stored.precision, self.device) for stored in members)
 

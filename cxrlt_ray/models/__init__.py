@@ -9,24 +9,32 @@ features.py          a backbone's features as tokens; pooling
 attention.py         attention layers that heads and fusions share
 heads.py             tokens -> logits; register a head there
 fusion.py            the views of a study -> one row of logits; register a fusion there
-label_embeddings.py  files of label embeddings, for the head query_text
+text_heads.py        heads that know a finding by its text alone
+label_embeddings.py  label embeddings of a file or a text encoder, for those heads
 classifier.py        Classifier, the parts joined
 checkpoint.py        a saved model: a folder with model.safetensors and model.json
 cost.py              floating-point operations and parameters, without memory
+asking.py            a trained model, asked for findings that it was not trained on
 factory.py           a new classifier with its pretrained weights
 carry_over.py        the model of a trial's next stage
 """
 
+from cxrlt_ray.models.asking import asked
 from cxrlt_ray.models.carry_over import carry
 from cxrlt_ray.models.checkpoint import load, save
 from cxrlt_ray.models.classifier import Classifier, check, filled
 from cxrlt_ray.models.cost import feature_shape, flops, size
 from cxrlt_ray.models.factory import build, check_weights
 from cxrlt_ray.models.spec import ModelSpec
+from cxrlt_ray.models.text_heads import FiLM, Pair, QueryDecoder
 
 __all__ = [
     "Classifier",
+    "FiLM",
     "ModelSpec",
+    "Pair",
+    "QueryDecoder",
+    "asked",
     "build",
     "carry",
     "check",

@@ -1,4 +1,4 @@
-"""Attention as ML-Decoder and CheXFusion use it: torch's own layers, without the kernels that hide their cost.
+"""Attention as ML-Decoder, CheXFusion and KAD use it: torch's own layers, without the kernels that hide their cost.
 
 torch.nn.MultiheadAttention takes a fused kernel in evaluation that its FLOP counter does not see; these layers always
 take scaled_dot_product_attention.
@@ -29,26 +29,28 @@ def inner_for(width: int) -> int:
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) of queries [B, Q, D] to tokens [B, N, D] -> [B, Q, D]."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int = ATTENTION_HEADS) -> None:
         super().__init__()
+        self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Attention of queries, the same for all where their B is 1, to tokens."""
+    def forward(self, queries: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention of queries, the same for all where their B is 1, to tokens. mask: bool [Q, N], what is attended."""
         q, k, v = (
-            projected.unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projected in (self.query(queries), self.key(tokens), self.value(tokens))
         )
-        attended = scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
+        attended = scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v, attn_mask=mask)
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with ReLU between."""
+    """Two linear layers with ReLU between; `inner` features there, as many as `inner_for` says without it."""
 
-    def __init__(self, width: int, drop_rate: float) -> None:
+    def __init__(self, width: int, drop_rate: float, inner: int | None = None) -> None:
         super().__init__()
-        self.wide, self.narrow = nn.Linear(width, inner_for(width)), nn.Linear(inner_for(width), width)
+        inner = inner or inner_for(width)
+        self.wide, self.narrow = nn.Linear(width, inner), nn.Linear(inner, width)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -85,6 +87,38 @@ class DecoderLayer(nn.Module):
         queries = self.norms[0](queries + self.drop(queries))
         queries = self.norms[1](queries + self.drop(self.attention(queries, tokens)))
         return self.norms[2](queries + self.drop(self.feed(queries)))
+
+
+class PreNormDecoderLayer(nn.Module):
+    """A transformer decoder's layer with its norms before each part, as KAD, UniChest and MedKLIP have it.
+
+    x + self(norm x), if it has self-attention; + cross(norm x, tokens) + pooled * cross(norm x, mean token); +
+    feed(norm x). pooled: the weight of the second term (UniChest: .4).
+    """
+
+    HEADS, INNER = 4, 1024  # of KAD and MedKLIP
+
+    def __init__(self, width: int, drop_rate: float, self_attention: bool, pooled: float) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.among = MultiHeadAttention(width, self.HEADS) if self_attention else None
+        self.attention = MultiHeadAttention(width, self.HEADS)
+        self.feed = FeedForward(width, drop_rate, min(self.INNER, 4 * width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3 if self_attention else 2))
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, queries: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, Q, D] of queries [1, Q, D] or [B, Q, D] and tokens [B, N, D]. mask: bool [Q, Q], of self-attention."""
+        *first, before_attention, before_feed = self.norms
+        if self.among is not None:
+            x = first[0](queries)
+            queries = queries + self.drop(self.among(x, x, mask))
+        x = before_attention(queries)
+        attended = self.attention(x, tokens)
+        if self.pooled:
+            attended = attended + self.pooled * self.attention(x, tokens.mean(dim=1, keepdim=True))
+        queries = queries + self.drop(attended)
+        return queries + self.drop(self.feed(before_feed(queries)))
 
 
 def positions(side: int, width: int, device: torch.device | None = None) -> torch.Tensor:

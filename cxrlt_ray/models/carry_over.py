@@ -33,7 +33,8 @@ def carry(
         raise CxrltError(
             f"backbone '{previous_spec.backbone}' of the stage before is not '{spec.backbone}': stages share one."
         )
-    embeddings = getattr(previous.head, "embeddings", None) if previous_spec.queries == spec.queries else None
+    same_texts = previous_spec.label_texts == spec.label_texts
+    embeddings = getattr(previous.head, "embeddings", None) if same_texts else None
     model = Classifier(spec, findings, context=skip_init, embeddings=embeddings, recipe=previous.recipe)
     _fill_backbone(model.backbone, previous.backbone, spec)
     if previous_spec.head == spec.head and not fresh_head:
@@ -56,8 +57,11 @@ def _fill_backbone(backbone: torch.nn.Module, previous: torch.nn.Module, spec: M
 
 
 def _fill_if_shapes_agree(module: torch.nn.Module, previous: torch.nn.Module) -> None:
-    """Take the tensors of `previous` where none has another shape; one that `previous` does not have stays new."""
+    """Take the tensors of `previous` where none has another shape; one that `previous` does not have stays new.
+
+    Label embeddings stay: the stage may ask with other texts.
+    """
     own, state = module.state_dict(), previous.state_dict()
-    shared = [name for name in own if name in state]
+    shared = [name for name in own if name in state and name != "embeddings"]
     if all(own[name].shape == state[name].shape for name in shared):
         module.load_state_dict({name: state[name] for name in shared}, strict=False)

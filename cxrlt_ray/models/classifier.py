@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import isqrt
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.models import label_embeddings
 from cxrlt_ray.models.backbones import find_recipe, make_backbone
 from cxrlt_ray.models.features import POOLS, pooled, to_tokens, unpool, width_of
 from cxrlt_ray.models.fusion import FUSIONS, by_study
 from cxrlt_ray.models.heads import HEADS
+from cxrlt_ray.models.label_embeddings import embeddings_of
 from cxrlt_ray.models.recipe import BackboneRecipe
 from cxrlt_ray.models.spec import NO_FUSION, OWN_POOL, ModelSpec
 
@@ -26,9 +27,9 @@ FILL = 16  # on a GPU, batches of studies have a multiple of so many images
 class Classifier(nn.Module):
     """Images uint8 [n, H, W] or float [n, H, W] in 0..1 -> logits float [n, C].
 
-    findings: their names, or their number; the head query_text finds its embeddings by name, and for a number of
+    findings: their names, or their number; a head that reads label embeddings finds them by name, and for a number of
     findings they are zeros, to be loaded. context: a context manager in which the backbone is made. embeddings: label
-    embeddings [C, E] instead of those of the spec's file. recipe: how the backbone is built, if not as its name says.
+    embeddings [C, E] instead of those that the spec names. recipe: how the backbone is built, if not as its name says.
     Raises UsageError for parts that do not fit together.
     """
 
@@ -49,7 +50,7 @@ class Classifier(nn.Module):
         count = findings if isinstance(findings, int) else len(findings)
         head, fusion = HEADS[spec.head], FUSIONS.get(spec.fusion)
         if head.needs_embeddings and embeddings is None:
-            embeddings = _embeddings(spec, findings)
+            embeddings = embeddings_of(spec, findings)
         self.name, self.recipe = spec.backbone, recipe or find_recipe(spec.backbone)
         with context():
             self.backbone, mean, std = make_backbone(spec, self.recipe)
@@ -79,11 +80,30 @@ class Classifier(nn.Module):
         remainder, are read as a study of their own: images have the logits of their part.
         """
         tokens = images.float() if images.dtype == torch.float16 else self.features(images)
+        return self.logits(tokens, len(images), study, view)
+
+    def logits(
+        self, tokens: torch.Tensor, count: int, study: torch.Tensor | None = None, view: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`forward` of what `features` gave of `count` images."""
         if self.fusion is None:
             logits = self.head(tokens)
         else:
-            logits = by_study(self.fusion, self.head, self.fusion.per_image(tokens)[: len(images)], study, view)
+            logits = by_study(self.fusion, self.head, self.fusion.per_image(tokens)[:count], study, view)
         return logits if self.training else logits - self.shift
+
+    def with_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`forward`, and the attention [n, C, side, side] in 0..1 that each finding pays to the places of an image.
+
+        Raises UsageError for a head without attention maps, and with a fusion, whose tokens are no image's.
+        """
+        if self.fusion is not None or not self.head.gives_maps:
+            able = ", ".join(name for name, head in HEADS.items() if head.gives_maps)
+            raise UsageError(f"attention maps are given by head {able} without a fusion, not by this model.")
+        tokens = images.float() if images.dtype == torch.float16 else self.features(images)
+        logits, maps = self.head.with_maps(tokens)
+        side = isqrt(maps.shape[2])
+        return logits if self.training else logits - self.shift, maps.unflatten(2, (side, side))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """All that head and fusion are given of images [n, H, W]: float [n, N, D], or more rows where batches are
@@ -128,7 +148,7 @@ def filled(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def check(spec: ModelSpec) -> None:
-    """Raises UsageError where head, pool, fusion and queries do not fit together."""
+    """Raises UsageError where head, pool, fusion and label embeddings do not fit together."""
     for kind, name, names in (
         ("head", spec.head, HEADS),
         ("fusion", spec.fusion, (NO_FUSION, *FUSIONS)),
@@ -139,14 +159,17 @@ def check(spec: ModelSpec) -> None:
     head = HEADS[spec.head]
     if head.needs_map and spec.pool != OWN_POOL:
         raise UsageError(f"head '{spec.head}' does its own pooling: leave `pool` at {OWN_POOL}, not '{spec.pool}'.")
-    if head.needs_embeddings and not spec.queries:
-        raise UsageError(f"head '{spec.head}' needs a file of label embeddings: give `queries: PATH`.")
-    if spec.queries and not head.needs_embeddings:
-        raise UsageError(f"head '{spec.head}' reads no label embeddings: leave out `queries`, or take query_text.")
-
-
-def _embeddings(spec: ModelSpec, findings: int | Sequence[str]) -> torch.Tensor:
-    assert spec.queries is not None
-    if isinstance(findings, int):
-        return torch.zeros(findings, label_embeddings.width(spec.queries))
-    return torch.as_tensor(label_embeddings.read(spec.queries, findings))
+    given = [name for name in ("queries", "text") if getattr(spec, name)]
+    if head.needs_embeddings and len(given) != 1:
+        had = "not both" if given else "it has neither"
+        raise UsageError(
+            f"head '{spec.head}' needs label embeddings of a text encoder, `text: NAME`, or of a file, "
+            f"`queries: PATH`: {had}."
+        )
+    if given and not head.needs_embeddings:
+        able = ", ".join(name for name, other in HEADS.items() if other.needs_embeddings)
+        raise UsageError(f"head '{spec.head}' reads no label embeddings: leave out `{given[0]}`, or take {able}.")
+    own = {*head.SETTINGS, *(["prompts"] if spec.text else [])}
+    for name in ("prompts", *(name for other in HEADS.values() for name in other.SETTINGS)):
+        if name not in own and getattr(spec, name) != getattr(ModelSpec, name):
+            raise UsageError(f"`{name}: {getattr(spec, name)}` means nothing to this model (head '{spec.head}').")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models.backbones import resolution_error
 from cxrlt_ray.models.classifier import Classifier
+from cxrlt_ray.models.heads import HEADS
 from cxrlt_ray.models.spec import ModelSpec
 
 
@@ -24,15 +26,19 @@ def size(spec: ModelSpec, findings: int) -> tuple[int, int]:
     With head and fusion (a study of one image). Raises UsageError where the backbone can be built for that resolution
     but takes no such images.
     """
-    without_influence = {"pretrained": False, "checkpoint": None, "drop_rate": 0.0, "drop_path": 0.0}
-    return _size(dataclasses.replace(spec, **without_influence), findings)  # type: ignore[arg-type]
+    without_influence: dict[str, Any] = {"pretrained": False, "checkpoint": None, "drop_rate": 0.0, "drop_path": 0.0}
+    without_influence |= {"prompts": ModelSpec.prompts}
+    return _size(dataclasses.replace(spec, **without_influence), findings)
 
 
 def feature_shape(spec: ModelSpec) -> tuple[int, int]:
     """(N, D) of an image's features, as Classifier.features gives them; no memory is used. Raises as `size` does."""
-    without_influence = {"pretrained": False, "checkpoint": None, "queries": None, "drop_rate": 0.0, "drop_path": 0.0}
-    head = {"head": "ml_decoder"} if spec.queries else {}  # it reads the same, and needs no file
-    return _feature_shape(dataclasses.replace(spec, **without_influence, **head))  # type: ignore[arg-type]
+    head = HEADS[spec.head]
+    without_influence: dict[str, Any] = {"pretrained": False, "checkpoint": None, "drop_rate": 0.0, "drop_path": 0.0}
+    without_influence |= {name: getattr(ModelSpec, name) for name in ("queries", "text", "prompts", *head.SETTINGS)}
+    if head.needs_embeddings:  # one that is given the same features, and needs no embeddings
+        without_influence["head"] = "ml_decoder" if head.needs_map else "linear"
+    return _feature_shape(dataclasses.replace(spec, **without_influence))
 
 
 @lru_cache(maxsize=1024)

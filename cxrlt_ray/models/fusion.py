@@ -26,9 +26,12 @@ MAX_VIEWS = 16  # images of a study that are read together; CXR-LT's largest stu
 
 
 class Fusion(nn.Module):
-    """The base of all fusions. needs_map: reads the feature map's tokens; width: features of a token for the head."""
+    """The base of all fusions. needs_map: reads the feature map's tokens; per_finding: has weights of each finding;
+    width: features of a token for the head.
+    """
 
     needs_map = True
+    per_finding = False
     width: int
 
     def __init__(self, features: int, findings: int, spec: ModelSpec) -> None:
@@ -139,7 +142,7 @@ class AttentionFusion(Fusion):
     on the attention-pooled features. The order of images does not matter. 0.2 million parameters on 768 features.
     """
 
-    needs_map = False
+    needs_map, per_finding = False, True
     HIDDEN = 128
 
     def __init__(self, features: int, findings: int, spec: ModelSpec) -> None:

@@ -3,10 +3,11 @@
     linear       pooling and one linear layer; with `pool: own` the backbone pools
     csra, csra_6 class-specific residual attention, one head or six
     ml_decoder   one learned query for each finding attends to the tokens
-    query_text   the same with label embeddings from a file as queries
+    query_text   the same with label embeddings as queries; more heads that read texts are in text_heads.py
 
 To add one: a subclass of `Head` like `Linear`, under `@register_head("name")`. `needs_map` says that it needs the
-feature map's tokens, `needs_embeddings` that it needs label embeddings.
+feature map's tokens, `needs_embeddings` that it needs label embeddings, `gives_maps` that `with_maps` returns its
+attention too, `SETTINGS` names the fields of ModelSpec that no other head reads.
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ class Head(nn.Module):
 
     needs_map = True
     needs_embeddings = False
+    gives_maps = False
+    SETTINGS: tuple[str, ...] = ()
 
     def __init__(self, features: int, findings: int, spec: ModelSpec, embeddings: torch.Tensor | None = None) -> None:
         super().__init__()
+
+    def with_maps(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, C] and attention maps [B, C, N] in 0..1, of heads that give them."""
+        raise NotImplementedError
 
 
 HEADS: dict[str, type[Head]] = {}

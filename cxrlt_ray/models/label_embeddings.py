@@ -1,5 +1,6 @@
-"""Label embeddings for the head `query_text`: a file with one row for each finding, matched by name if it has names.
+"""Label embeddings for heads that read them: of a text encoder, or a file with one row for each finding.
 
+Rows of a file are matched by name if it has names.
 .parquet, .csv: a column of names (text), all other columns numbers. .npz: an array `embeddings` [C, E], optionally
 `names` [C]. .safetensors: a tensor `embeddings` [C, E] in the findings' order, or a tensor [E] under each name.
 """
@@ -14,9 +15,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
+
+
+def embeddings_of(spec: ModelSpec, findings: int | Sequence[str]) -> torch.Tensor:
+    """float32 [C, E], from the file or the text encoder that `spec` names; zeros for a number of findings."""
+    import torch
+
+    if spec.queries:
+        if isinstance(findings, int):
+            return torch.zeros(findings, width(spec.queries))
+        return torch.as_tensor(read(spec.queries, findings))
+    assert spec.text is not None
+    from cxrlt_ray.text.finding_embeddings import finding_embeddings, width_of
+
+    if isinstance(findings, int):
+        return torch.zeros(findings, width_of(spec.text))
+    return torch.as_tensor(finding_embeddings(findings, spec.text, spec.prompts))
 
 
 def read(uri: str, findings: Sequence[str]) -> np.ndarray:

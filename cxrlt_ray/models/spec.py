@@ -15,8 +15,11 @@ class ModelSpec:
     backbone: a name that backbones.py knows. resolution: the edge of its square images, in pixels. pretrained: start
     from weights, those of `checkpoint` (a path or URI) or the backbone's own. in_chans: 1 or 3, the backbone's input
     channels. drop_rate, drop_path: probabilities in 0..1. pool: own (the backbone's; avg where a fusion or head needs
-    the feature map), avg, max or gem, for heads that do not pool themselves. queries: a file of label embeddings, for
-    the head query_text.
+    the feature map), avg, max or gem, for heads that do not pool themselves.
+
+    A head that reads label embeddings has them from a file, `queries`, or from the text encoder `text` (a name or
+    folder, text/encoders.py), given texts of each finding in the style `prompts` (text/prompts.py). query_*: of the
+    head query_decoder (models/text_heads.py).
     """
 
     backbone: str
@@ -30,3 +33,15 @@ class ModelSpec:
     pool: str = OWN_POOL
     fusion: str = NO_FUSION
     queries: str | None = None
+    text: str | None = None
+    prompts: str = "name"
+    query_layers: int = 4
+    query_width: int = 768
+    query_self_attention: bool = False
+    query_pooled: float = 0.0
+    query_outputs: int = 1
+
+    @property
+    def label_texts(self) -> tuple[str | None, str | None, str | None]:
+        """Where label embeddings come from: two models with the same have the same of a finding."""
+        return (self.queries, self.text, self.prompts if self.text else None)

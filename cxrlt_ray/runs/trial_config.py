@@ -39,7 +39,14 @@ class TrialConfig(Config):
     head: str = "linear"
     pool: str = "own"
     fusion: str = "none"
-    queries: str | None = None
+    queries: str | None = None  # a file of label embeddings
+    text: str | None = None  # or the encoder that makes them
+    prompts: str = "name"  # of texts of this style
+    query_layers: Annotated[int, Field(ge=1, le=8)] = 4  # of head query_decoder, as all query_*
+    query_width: Annotated[int, Field(ge=32, le=2048, multiple_of=32)] = 768  # at most; the features' where fewer
+    query_self_attention: bool = False
+    query_pooled: Annotated[float, Field(ge=0, le=4)] = 0.0
+    query_outputs: Annotated[int, Field(ge=1, le=2)] = 1
     in_chans: Literal[1, 3] = 3
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0

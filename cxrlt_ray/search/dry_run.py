@@ -55,7 +55,8 @@ def _build(system: str, number: int, stage: TrialConfig, spec: ModelSpec, findin
     labels, soft = np.ones((2, len(findings)), np.int8), np.full((2, len(findings)), 0.5, np.float32)
     objective = find_objective(stage.objective)(stage.objective_spec(), labels, soft)
     with torch.device("meta"):
-        model = models.Classifier(spec, tuple(findings))
+        # a file is read, a text encoder is not loaded for it
+        model = models.Classifier(spec, len(findings) if spec.text else tuple(findings))
         model.backbone.requires_grad_(not stage.frozen_backbone)
         model.train()
         network = objective.network(model)

@@ -155,6 +155,8 @@ class Space:
         for name in ("checkpoint", "queries"):
             if self.folder and known.get(name) and "://" not in str(known[name]):
                 known[name] = str(Path(self.folder, str(known[name])))  # Tune changes a trial's directory
+        if self.folder and known.get("text") and Path(self.folder, str(known["text"])).is_dir():
+            known["text"] = str(Path(self.folder, str(known["text"])))
         if known.get("init_from") and self.storage is not None:
             uri = weights_of(self.storage, str(known["init_from"]), str(known["backbone"]))
             known |= {"checkpoint": uri, "pretrained": True}
@@ -282,7 +284,7 @@ class Space:
         """Points that take every choice of what shapes a model, and of what a `when` looks at."""
         from cxrlt_ray.models import ModelSpec
 
-        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate"}
+        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate", "query_pooled"}
         # what a trial takes, and how long
         shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "epochs", "objective"}
         shaping |= {name for domains in self.domains.values() for domain in domains for name in domain.when}

@@ -213,7 +213,14 @@ def test_backbone_without_a_map_is_told():
     ("change", "told"),
     [
         ({"head": "csra", "pool": "gem"}, "'csra' does its own pooling: leave `pool` at own"),
-        ({"head": "query_text"}, "needs a file of label embeddings: give `queries: PATH`"),
+        (
+            {"head": "query_text"},
+            "needs label embeddings of a text encoder, `text: NAME`, or of a file, `queries: PATH`",
+        ),
+        ({"head": "pair", "text": "minilm", "queries": "labels.npz"}, "`queries: PATH`: not both"),
+        ({"text": "minilm"}, "'linear' reads no label embeddings: leave out `text`, or take query_text, query_decoder"),
+        ({"query_layers": 2}, "`query_layers: 2` means nothing to this model"),
+        ({"head": "pair", "queries": "labels.npz", "prompts": "names"}, "`prompts: names` means nothing"),
         ({"queries": "labels.npz"}, "'linear' reads no label embeddings"),
         ({"head": "linearr"}, "no head 'linearr'; there are linear, "),
         ({"pool": "mean"}, "no pool 'mean'; there are own, avg"),
@@ -227,7 +234,7 @@ def test_parts_that_do_not_fit_together_are_told(change, told):
 
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_drop_rate_acts_in_training_only(head, tmp_path: Path):
-    queries = str(embeddings(tmp_path)) if head == "query_text" else None
+    queries = str(embeddings(tmp_path)) if HEADS[head].needs_embeddings else None
     model = build(dataclasses.replace(ANY, head=head, drop_rate=0.5, queries=queries), NAMES)
     x = rand(2, 4, 96)
     assert not torch.equal(model.head(x), model.head(x))

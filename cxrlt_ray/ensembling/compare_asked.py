@@ -1,0 +1,115 @@
+"""The three systems of a run that asks for findings by text: one vector of weights for all findings.
+
+Weights are chosen by the mean log(AP / prevalence) of the seen findings, each predicted by models that were trained
+without its labels, and never by an asked finding. Cross-fitting is by folds of findings: those of a fold are scored by
+weights that the other folds chose, as the asked ones are by weights that they had no part in.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from cxrlt_ray import cli
+from cxrlt_ray.data.asking import ALWAYS
+from cxrlt_ray.ensembling.compare import ScoredSplit, System
+from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
+from cxrlt_ray.ensembling.pool import Pool, Say
+from cxrlt_ray.evaluation.lift import lifts, mean_log_lift
+from cxrlt_ray.evaluation.metrics import macro
+from cxrlt_ray.selection import SELECTORS, settings, spaces
+from cxrlt_ray.selection.honest import Fitted, combine
+from cxrlt_ray.selection.method import Method
+from cxrlt_ray.selection.views import StudyRule
+
+GREEDY, BEST = "greedy_lift", "best"
+OWN_CHOICE = ("mean", GREEDY)  # selectors that an ensembles/ file may name here
+
+
+def compare_asked(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Say = cli.say) -> list[System]:
+    """The best single trial, the plain mean and the ensemble of `file`, by seen findings; `say` takes its choices."""
+    selector = file.selector if file.selector in (*OWN_CHOICE, BEST) else GREEDY
+    if selector != file.selector:
+        say(
+            f"Findings without labels share one choice: {title} chooses by each finding's own labels, so {selector} "
+            "takes its place (greedy selection on the mean log lift of seen findings)"
+        )
+    space = file.space or "probability"
+    best = _fitted(BEST, {}, space, file, pool, seed)
+    best = replace(best, title=f"best trial {pool.names[int(best.weights[:, 0].argmax())]}")
+    mean = replace(_fitted("mean", {}, space, file, pool, seed), title=f"mean of {len(pool.names)} trials")
+    own = dict(file.settings) if selector == file.selector else {}
+    known = {key: value for key, value in own.items() if selector in SELECTORS and key in settings(selector)}
+    chosen = _fitted(selector, known, space, file, pool, seed)
+    if len(file.rules(pool.findings)) > 1:
+        say(f"Chosen by cross-fitting: {chosen.rule}")
+    return [best, mean, replace(chosen, title=f"{title} ensemble")]
+
+
+def _fitted(
+    selector: str, options: Mapping[str, object], space: str, file: EnsembleFile, pool: Pool, seed: int
+) -> System:
+    """The system of a selector, by the rule whose cross-fitted log lift is the highest."""
+    candidates = (_by_rule(selector, options, space, rule, pool, seed) for rule in file.rules(pool.findings))
+    return max(candidates, key=lambda system: np.nan_to_num(mean_log_lift(pool.targets, system.crossed[0]), nan=-1e9))
+
+
+def _by_rule(
+    selector: str, options: Mapping[str, object], space: str, rule: StudyRule, pool: Pool, seed: int
+) -> System:
+    """The system of a selector whose studies are joined by `rule`."""
+    assert pool.asking is not None
+    assert pool.study is not None
+    assert pool.view is not None
+    values = rule.values(space, pool.predictions, pool.predictions, pool.study, pool.view)
+    fold = pool.asking.fold_of_predicted
+
+    def without(left_out: np.ndarray) -> np.ndarray:
+        targets = np.where(left_out, np.int8(-1), pool.targets)
+        if selector == BEST:
+            return best_by_lift(values, targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that findings without positives do not choose is meant
+            return SELECTORS[selector](values, targets, pool.groups, together=True, seed=seed, **options)
+
+    weights = without(np.zeros(len(fold), bool))
+    crossed = combine(values, weights)
+    folds = range(pool.asking.folds) if pool.asking.folds > 1 else ()
+    for k in folds:
+        crossed[:, fold == k] = combine(values, without(fold == k))[:, fold == k]
+    fitted = Fitted(weights, np.zeros_like(weights), Method(selector, dict(options), np.inf), crossed[None])
+    return System(
+        "", spaces.out_of(space, combine(values, weights)), [spaces.out_of(space, crossed)], values, fitted, space, rule
+    )
+
+
+def best_by_lift(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Weights [M, C]: 1 for the member [M, N, C] of the highest mean log lift, the first of equals."""
+    merits = [mean_log_lift(targets, np.asarray(member, float)) for member in values]
+    weights = np.zeros((len(values), values.shape[2]))
+    weights[int(np.argmax(np.nan_to_num(merits, nan=-1e9)))] = 1
+    return weights
+
+
+def lift_lines(pool: Pool, systems: Sequence[System], scored: Mapping[str, ScoredSplit]) -> list[str]:
+    """The systems' lift over seen findings and over the asked ones, a line each: for the console."""
+    assert pool.asking is not None
+    held = int((pool.asking.fold_of_predicted != ALWAYS).sum())
+    lines = [f"Lift (AP / prevalence, geometric mean) of {held} seen findings, asked for as if they had no labels:"]
+    lines += [f"  {system.title}: {_lift(pool.targets, system.crossed[0])}" for system in systems]
+    for name, split in scored.items():
+        targets = split.images.targets(pool.findings)
+        if not (targets == 1).any():
+            continue
+        lines.append(f"Lift of the asked findings on {name} (track {pool.asking.track}):")
+        for system, scores in zip(systems, split.scores, strict=True):
+            lines.append(f"  {system.title}: {'not scored' if scores is None else _lift(targets, scores)}")
+    return lines
+
+
+def _lift(targets: np.ndarray, scores: np.ndarray) -> str:
+    known = np.isfinite(scores).all(axis=1)
+    return cli.short(float(np.exp(macro(np.log(lifts(targets[known], scores[known]))))))
