@@ -10,6 +10,7 @@ wording asked for (`Wording`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,16 +85,16 @@ class Wording:
         plain = words(text) if self.held_out else ""
         return not any(kept_out in plain for kept_out in self.held_out)
 
-    def phrases(self, finding: str, indirect: bool) -> tuple[str, ...]:
-        """The phrases to choose from for a finding: by its name or without it, of the other kind where none is left."""
-        kinds = (PHRASES[finding], (*INDIRECT.get(finding, ()), *RESERVED.get(finding, ())))
-        for phrases in (kinds[indirect], kinds[not indirect]):
-            if kept := tuple(phrase for phrase in phrases if self._allows_both_sides(phrase)):
-                return kept
-        raise UsageError(f"The texts to hold out leave no wording for {finding} in training reports: hold out fewer.")
 
-    def _allows_both_sides(self, phrase: str) -> bool:
-        return not self.held_out or all(self.allows(phrase.format(side=side)) for side in ("right", "left"))
+@functools.cache
+def _phrases(wording: Wording, finding: str, indirect: bool) -> tuple[str, ...]:
+    """The phrases to choose from for a finding: by its name or without it, of the other kind where none is left."""
+    kinds = (PHRASES[finding], (*INDIRECT.get(finding, ()), *RESERVED.get(finding, ())))
+    for phrases in (kinds[indirect], kinds[not indirect]):
+        kept = [p for p in phrases if all(wording.allows(p.format(side=side)) for side in ("right", "left"))]
+        if kept:
+            return tuple(kept)
+    raise UsageError(f"The texts to hold out leave no wording for {finding} in training reports: hold out fewer.")
 
 
 BY_NAME = Wording()
@@ -108,7 +109,7 @@ def wording_of(options: PhantomOptions, training: bool) -> Wording:
         return Wording(options.indirect)
     wording = Wording(options.indirect, tuple(sorted({words(text) for text in options.held_out})))
     for finding in ALL_FINDINGS:
-        wording.phrases(finding, indirect=False)
+        _phrases(wording, finding, False)
     for forms in (_AFFIRM, _HEDGE, _DENY, _NORMAL, _NORMAL_IMPRESSION, _OTHER_IMPRESSION, _TECHNIQUE, _REASONS):
         if not any(wording.allows(form) for form in forms):
             raise UsageError(
@@ -145,7 +146,7 @@ def write_report(
 def _named(name: str, strength: float, side: int, says: int, rng: np.random.Generator, wording: Wording) -> str:
     """One way to name a finding; where it is not denied with its degree."""
     indirect = wording.indirect > 0 and rng.random() < wording.indirect
-    phrase = _choose(wording.phrases(name, indirect), rng, BY_NAME).format(side="left" if side else "right")
+    phrase = _choose(_phrases(wording, name, indirect), rng, BY_NAME).format(side="left" if side else "right")
     if says == NEGATED:
         return phrase.removeprefix("a ").removeprefix("an ")
     degree = ("subtle", "mild", "faint") if strength < 0.5 else ("marked", "obvious", "pronounced")

@@ -57,7 +57,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "Tortuous Aorta": ("a tortuous aorta", "tortuosity of the thoracic aorta"),
     "Tuberculosis": ("a cavity of tuberculosis", "{side} upper lobe tuberculosis", "tuberculosis"),
 }
-# the same without the finding's name: what the sign looks like, or what else it is called
+# the same without the finding's name: what the sign looks like, or what else it is called. The labelling rules know few
+# of those of task 3: a scrubber that goes by the rules alone leaves the others in the text
 INDIRECT: dict[str, tuple[str, ...]] = {
     "Adenopathy": ("bulky {side} mediastinal lymph nodes", "lobulated nodal enlargement beside the trachea"),
     "Atelectasis": ("volume loss at the {side} base", "bands of airless lung at the {side} base"),
@@ -74,7 +75,7 @@ INDIRECT: dict[str, tuple[str, ...]] = {
         "a globular heart shadow",
         "a flask-shaped cardiac outline",
         "global dilatation of the ventricles",
-        "a balloon-like heart without a waist",
+        "a balloon-like heart that has lost its waist",
     ),
     "Clavicle Fracture": ("a broken {side} collarbone", "a step in the {side} collarbone"),
     "Consolidation": ("airspaces filled around air bronchograms", "a dense {side} lobe with air bronchograms"),
@@ -93,7 +94,7 @@ INDIRECT: dict[str, tuple[str, ...]] = {
         "enlarged vessels where the bronchi enter the lungs",
     ),
     "Hydropneumothorax": ("air above fluid in the {side} pleural space", "a {side} pleural air-fluid level"),
-    "Infarction": ("a Hampton hump on the {side}", "a wedge of dead lung on the {side}"),
+    "Infarction": ("a Hampton hump on the {side}", "a dense {side} wedge on the chest wall"),
     "Infiltration": ("many fluffy shadows on the {side}", "scattered cloudy flecks"),
     "Kyphosis": ("a hunched thoracic spine", "an exaggerated forward bend of the thoracic spine"),
     "Lobar Atelectasis": ("a collapsed {side} upper lobe", "an upper lobe fallen against the mediastinum"),
@@ -110,10 +111,10 @@ INDIRECT: dict[str, tuple[str, ...]] = {
     "Pleural Effusion": ("a meniscus of fluid on the {side}", "blunting of the {side} costophrenic angle"),
     "Pleural Other": ("calcified plaques along the chest wall", "asbestos plaques"),
     "Pleural Thickening": ("a {side} apical cap", "a rind along the {side} chest wall"),
-    "Pneumomediastinum": ("air tracking along the mediastinum", "free air around the trachea"),
+    "Pneumomediastinum": ("air tracking along the mediastinum", "air outlining the trachea"),
     "Pneumonia": ("an infectious process in the {side} lung", "a patch of airspace infection"),
     "Pneumoperitoneum": ("free air below the diaphragm", "a crescent of air under the diaphragm"),
-    "Pneumothorax": ("free air beside the {side} lung edge", "air between the {side} lung and the chest wall"),
+    "Pneumothorax": ("air beside the visible {side} lung edge", "air between the {side} lung and the chest wall"),
     "Pulmonary Embolism": ("a clot in a {side} pulmonary artery", "a Westermark sign"),
     "Pulmonary Hypertension": ("a dilated pulmonary trunk with pruned vessels", "raised pulmonary artery pressure"),
     "Rib Fracture": ("broken {side} ribs", "a break of several {side} ribs"),
@@ -131,7 +132,7 @@ INDIRECT: dict[str, tuple[str, ...]] = {
 }
 # more of them for the findings of task 3, for prompts: the preset holds them out of training reports
 RESERVED: dict[str, tuple[str, ...]] = {
-    "Bulla": ("a hairline-walled air cyst", "an empty airspace without lung markings"),
+    "Bulla": ("a hairline-walled air cyst", "a cystic lucent space devoid of vessels"),
     "Cardiomyopathy": ("a weak dilated heart muscle", "a round heart enlarged in all its chambers"),
     "Hilum": ("thickened roots of the lungs", "crowded central pulmonary vasculature"),
     "Osteopenia": ("pale and poorly mineralized ribs", "a see-through skeleton"),
