@@ -1,6 +1,6 @@
 """Boxes of signs, beside where pixels change when a sign is drawn or left out."""
 
-import hashlib
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -65,12 +65,14 @@ def test_no_box_of_a_painted_sign_is_wider_than_what_changes(finding, lateral):
         assert np.ptp(rows) + 1 >= 0.7 * box.height - 1
 
 
-def test_boxes_lie_in_the_picture_with_an_area():
-    for finding in DRAWN:
-        for study in range(3):
-            for box in draw_with_boxes(case({finding: (1.0, 0)}, study=study), SIZE, SEED)[1]:
-                assert 0 <= box.x < box.x + box.width <= SIZE
-                assert 0 <= box.y < box.y + box.height <= SIZE
+@pytest.mark.parametrize("lateral", [False, True], ids=["frontal", "lateral"])
+def test_boxes_lie_in_the_picture_with_an_area(lateral):
+    everything = case(dict.fromkeys(DRAWN, (1.0, 0)), lateral)
+    boxes = draw_with_boxes(everything, SIZE, SEED)[1]
+    assert len({box.finding for box in boxes}) > 35
+    for box in boxes:
+        assert 0 <= box.x < box.x + box.width <= SIZE
+        assert 0 <= box.y < box.y + box.height <= SIZE
 
 
 def test_the_picture_with_boxes_is_the_picture():
@@ -101,7 +103,7 @@ def test_boxes_grow_with_the_picture():
 
 
 def written(folder, **changed):
-    arguments = {"images": 250, "size": 48, "seed": SEED, "say": lambda _: None, "processes": 1} | changed
+    arguments = {"images": 200, "size": 48, "seed": SEED, "say": lambda _: None, "processes": 1} | changed
     phantom.write_phantom(folder, **({"options": PhantomOptions(boxes=True)} | arguments))
     return folder
 
@@ -127,14 +129,11 @@ def test_the_file_has_the_boxes_of_every_image_by_its_id(tree):
 
 
 def test_the_file_is_the_same_for_several_processes_and_after_a_stop(tree, tmp_path):
-    def digest(root):
-        return hashlib.sha256((root / "boxes.csv").read_bytes()).hexdigest()
-
-    assert digest(written(tmp_path / "two", processes=2)) == digest(tree)
-    stopped = tmp_path / "two"
+    stopped = shutil.copytree(tree, tmp_path / "stopped")
     (stopped / "phantom.json").rename(stopped / "phantom.unfinished.json")
     (stopped / "boxes.csv").unlink()
-    assert digest(written(stopped)) == digest(tree)
+    written(stopped, processes=2)
+    assert (stopped / "boxes.csv").read_bytes() == (tree / "boxes.csv").read_bytes()
 
 
 def test_pictures_are_those_of_a_cohort_without_boxes(tree, tmp_path):

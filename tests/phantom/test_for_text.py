@@ -246,11 +246,11 @@ def test_a_file_of_texts_that_cannot_be_read_is_refused(tmp_path, content):
 def test_written_reports_of_training_studies_alone_are_without_the_held_out_texts(tmp_path):
     texts = tmp_path / "texts"
     texts.write_text("pneumothorax\nedema\n")
-    phantom.main(tmp_path / "a", 300, 32, processes=1, held_out=texts, seed=SEED)
+    phantom.main(tmp_path / "a", 200, 32, processes=1, held_out=texts, seed=SEED)
     table = pd.read_csv(tmp_path / "a" / "cxr-lt-2024" / "labels.csv").drop_duplicates("study_id")
     said = {"train": 0, "val": 0, "test": 0}
     for path, split in zip(table["fpath"], table["split"], strict=True):
         report = words((tmp_path / "a" / path).parent.with_suffix(".txt").read_text())
         said[split] += " pneumothorax " in report or " edema " in report
     assert said["train"] == 0
-    assert said["test"] > 5
+    assert said["test"] > 3
