@@ -44,7 +44,7 @@ def decode(content: bytes, edge: int = 0, inverted: bool = False) -> tuple[np.nd
     else:
         if content.startswith(PNG):
             _check_png(content)
-        check_size(*_stated_size(content))
+        check_size(*stated_size(content))
         image, converted = gray_levels.gray(_decoded(content))
     if inverted:
         return ~image, "inverted"
@@ -72,7 +72,7 @@ def reduction(height: int, width: int, length: int, edge: int) -> int:
 def _jpeg(content: bytes, edge: int) -> tuple[np.ndarray, str]:
     structure = jpeg.read_structure(content)
     height, width, channels = structure.height, structure.width, structure.channels
-    check_size(*((height, width) if height and width else _stated_size(content)))
+    check_size(*((height, width) if height and width else stated_size(content)))
     by = reduction(height, width, structure.length, edge) if channels in (1, 3) else 1
     if by == 1:
         image, converted = gray_levels.gray(_decoded(content))
@@ -133,7 +133,7 @@ def _check_png(content: bytes) -> None:
             raise ValueError(jpeg.TRUNCATED)
 
 
-def _stated_size(content: bytes) -> tuple[int, int]:
+def stated_size(content: bytes) -> tuple[int, int]:
     """Height and width that the header of an image file states. Raises ValueError where there is none."""
     if content.startswith(PNG):
         return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")

@@ -66,6 +66,21 @@ def read_dicom(content: bytes, max_bytes: int) -> tuple[np.ndarray, str]:
             raise ValueError(_reason(error)) from None
 
 
+def stated_dicom_size(content: bytes, max_bytes: int) -> tuple[int, int]:
+    """Height and width that a file's header states. max_bytes and errors: as of `read_dicom`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `read_dicom`
+        try:
+            import pydicom
+
+            content = _with_preamble(content)
+            _check_inflated(content, max_bytes)
+            file = pydicom.dcmread(io.BytesIO(content), force=True, stop_before_pixels=True)
+            return int(file.Rows), int(file.Columns)
+        except Exception as error:  # pydicom raises anything for a broken file
+            raise ValueError(_reason(error)) from None
+
+
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:120]
     return text if text == jpeg.TRUNCATED else f"not a DICOM file that pydicom decodes ({text})"

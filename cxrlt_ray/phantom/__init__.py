@@ -7,8 +7,17 @@
     brush.py     the drawing tools
     pictures.py  one picture
     reports.py   one report
+    wordings.py  the findings in words
+    options.py   what makes reading it harder
 
     python -m cxrlt_ray.phantom DIR --images 2400 --size 128 --seed 0
+    python -m cxrlt_ray.phantom DIR --images 2400 --for-text           # for systems that read
+
+`--for-text` makes a cohort on which a reading system can fail (options.py): reports leave out a quarter of the true
+findings and word half of the rest without the finding's name, wordings kept for prompts stand in no training report,
+and task 3's findings are as frequent as in the challenge; in the test split they come without their usual company, 60
+studies of each or more. It also writes boxes.csv in DIR: image_id, finding, x, y, width, height,
+pixels of the written image, a row for each separate part of a drawn sign.
 
 The same arguments give the same bytes, whatever the number of processes. `phantom.json`, written last, marks a
 complete tree. Until then `phantom.unfinished.json` holds the arguments, and a second call continues where the first was
@@ -29,14 +38,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cxrlt_ray import cli
 from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.phantom.options import PLAIN, PhantomOptions, checked, combined
 from cxrlt_ray.privacy import PHANTOM_MARKER
 
 if TYPE_CHECKING:
     from cxrlt_ray.phantom.labels import PhantomCohort
+    from cxrlt_ray.phantom.pictures import Box
 
 VERSION = 1  # of the drawings: raise it with every change of a picture, a label or a report
 UNFINISHED = "phantom.unfinished.json"
 MIN_IMAGES, MIN_SIZE, MAX_SIZE = 200, 32, 4096
+BOXES = "boxes.csv"
 STUDIES_A_JOB = 40
 FEW_JOBS = 4  # below, a process's start (0.7 s) would cost more than it saves
 
@@ -47,12 +59,30 @@ class Study:
 
     subject_id: int
     study_id: int
+    training: bool
     report: str
     images: tuple[tuple[str, str, bool, bool], ...]
     findings: dict[str, tuple[float, int]]
     mention: tuple[int, ...]
     strength: tuple[float, ...]
     side: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is written: the arguments of `write_phantom`."""
+
+    images: int
+    size: int
+    seed: int
+    pictures: bool
+    options: PhantomOptions
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As phantom.json keeps them; options only where they are not the plain phantom's."""
+        own = {"images": self.images, "size": self.size, "seed": self.seed, "pictures": self.pictures}
+        return own | {"version": VERSION} | self.options.changed()
 
 
 def write_phantom(
@@ -62,6 +92,7 @@ def write_phantom(
     seed: int = 0,
     *,
     pictures: bool = True,
+    options: PhantomOptions = PLAIN,
     say: Callable[[str], Any] = print,
     processes: int | None = None,
 ) -> None:
@@ -71,12 +102,14 @@ def write_phantom(
     Raises UsageError for arguments out of range and for a folder that holds something else.
     """
     root = Path(folder)
-    arguments = {"images": images, "size": size, "seed": seed, "pictures": pictures, "version": VERSION}
     _check(images, size, seed, processes)
-    if _is_whole(root, arguments):
+    if checked(options).boxes and not pictures:
+        raise UsageError("--boxes are of drawn signs: leave out --no-pictures, or give --no-boxes.")
+    plan = Plan(images, size, seed, pictures, options)
+    if _is_whole(root, plan.arguments):
         return
     try:
-        _write(root, arguments, say, processes or available_processors())
+        _write(root, plan, say, processes or available_processors())
     except OSError as error:
         raise CxrltError(f"the phantom cohort cannot be written to {root}: {error.strerror or error}.") from None
 
@@ -88,16 +121,53 @@ def main(
     seed: Annotated[int, cli.option("another seed is another cohort")] = 0,
     pictures: Annotated[bool, cli.option("draw pictures and write reports, or only tables")] = True,
     processes: Annotated[int | None, cli.option("how many draw at a time; all cores without it")] = None,
+    for_text: Annotated[
+        bool,
+        cli.option("harder for text: the options below at .25, .5, wordings for prompts, 60, on, on", "--for-text"),
+    ] = False,
+    unmentioned: Annotated[float | None, cli.option("share of true findings that reports leave out")] = None,
+    indirect: Annotated[float | None, cli.option("share of mentions without the finding's name")] = None,
+    held_out: Annotated[
+        Path | None, cli.option("file of texts, one a line, that no report of a training study contains")
+    ] = None,
+    apart: Annotated[
+        int | None, cli.option("test studies of each of task 3's findings at least, drawn without their company")
+    ] = None,
+    true_counts: Annotated[bool | None, cli.option("task 3's findings as frequent as in the challenge")] = None,
+    boxes: Annotated[bool | None, cli.option(f"write {BOXES}: where each sign is drawn")] = None,
 ) -> None:
     """Write a cohort of procedural chest X-rays in the CXR-LT 2024 layout.
 
     python -m cxrlt_ray.phantom phantom --images 2400 --size 128 --seed 0
 
     python -m cxrlt_ray.phantom tables --images 377110 --no-pictures
+
+    python -m cxrlt_ray.phantom read --images 2400 --for-text --held-out prompts.txt
     """
-    write_phantom(folder, images, size, seed, pictures=pictures, processes=processes)
+    options = combined(
+        for_text,
+        _lines(held_out) if held_out else (),
+        unmentioned=unmentioned,
+        indirect=indirect,
+        apart=apart,
+        true_counts=true_counts,
+        boxes=boxes,
+    )
+    write_phantom(folder, images, size, seed, pictures=pictures, options=options, processes=processes)
     following = f"sweep task1 --data {shlex.quote(str(folder))}" if pictures else f"cohort {shlex.quote(str(folder))}"
     print(f"{folder}: a phantom cohort of {images:,} images. Next: python -m cxrlt_ray.{following}")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, without the empty ones. Raises UsageError where it cannot be read or has none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UsageError(f"--held-out {path} cannot be read: {reason}.") from None
+    if not lines:
+        raise UsageError(f"--held-out {path} has no line of text.")
+    return lines
 
 
 def _check(images: int, size: int, seed: int, processes: int | None) -> None:
@@ -143,21 +213,31 @@ def _describe(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in arguments.items()) or "unreadable"
 
 
-def _write(root: Path, arguments: dict[str, Any], say: Callable[[str], Any], processes: int) -> None:
+def _write(root: Path, plan: Plan, say: Callable[[str], Any], processes: int) -> None:
     from cxrlt_ray.phantom.labels import draw_cohort
+    from cxrlt_ray.phantom.reports import wording_of
     from cxrlt_ray.phantom.tree import write_tables
 
-    root.mkdir(parents=True, exist_ok=True)
-    (root / UNFINISHED).write_text(json.dumps(arguments))
     started = time.monotonic()
-    cohort = draw_cohort(arguments["images"], arguments["seed"])
-    for _ in write_tables(root, cohort, arguments["size"], arguments["seed"]):
+    wording_of(plan.options, training=True)  # before a file is written: what cannot be worded is refused
+    cohort = draw_cohort(plan.images, plan.seed, plan.options)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / UNFINISHED).write_text(json.dumps(plan.arguments))
+    for _ in write_tables(root, cohort, plan.size, plan.seed):
         pass
-    say(f"  tables of {arguments['images']:,} images written in {time.monotonic() - started:.1f} s")
-    if arguments["pictures"]:
-        _write_studies(root, list(_studies(cohort)), arguments, say, processes)
+    say(f"  tables of {plan.images:,} images written in {time.monotonic() - started:.1f} s")
+    if plan.pictures:
+        boxes = _write_studies(root, list(_studies(cohort)), plan, say, processes)
+        if plan.options.boxes:
+            _write_boxes(root / BOXES, boxes)
     # renamed last: the marker stands for a complete tree
     os.replace(root / UNFINISHED, root / PHANTOM_MARKER)
+
+
+def _write_boxes(path: Path, boxes: list[tuple[str, Box]]) -> None:
+    """The boxes of (image_id, box), in the ids' order, as a CSV."""
+    rows = (",".join(map(str, (image_id, *box))) for image_id, box in sorted(boxes, key=lambda row: row[0]))
+    _write_file(path, "\n".join(["image_id,finding,x,y,width,height", *rows, ""]).encode())
 
 
 def _studies(cohort: PhantomCohort) -> Iterator[Study]:
@@ -172,11 +252,13 @@ def _studies(cohort: PhantomCohort) -> Iterator[Study]:
     portable = (cohort.images["view"] == "AP").tolist()
     bounds = np.searchsorted(cohort.images["study"], np.arange(len(cohort.studies) + 1)).tolist()
     subjects = cohort.subjects["subject_id"].to_numpy()[cohort.studies["subject"]].tolist()
+    training = (cohort.studies["split"] == "train").tolist()
     for k, study_id in enumerate(cohort.studies["study_id"].tolist()):
         strength, side = cohort.strength[k].tolist(), cohort.side[k].tolist()
         yield Study(
             subject_id=subjects[k],
             study_id=study_id,
+            training=training[k],
             report=reports[k],
             images=tuple((dicoms[i], paths[i], lateral[i], portable[i]) for i in range(bounds[k], bounds[k + 1])),
             findings={ALL_FINDINGS[f]: (strength[f], side[f]) for f in np.flatnonzero(cohort.truth[k]).tolist()},
@@ -187,25 +269,29 @@ def _studies(cohort: PhantomCohort) -> Iterator[Study]:
 
 
 def _write_studies(
-    root: Path, studies: list[Study], arguments: dict[str, Any], say: Callable[[str], Any], processes: int
-) -> None:
-    """Draw all images and write all reports, over several processes, with progress lines."""
+    root: Path, studies: list[Study], plan: Plan, say: Callable[[str], Any], processes: int
+) -> list[tuple[str, Box]]:
+    """Draw all images and write all reports, over several processes, with progress lines; the boxes if asked for."""
     jobs = [studies[k : k + STUDIES_A_JOB] for k in range(0, len(studies), STUDIES_A_JOB)]
     started = reported = time.monotonic()
-    done = 0
-    for count in _done_jobs(jobs, root, arguments["size"], arguments["seed"], processes):
+    done, boxes = 0, []
+    for count, part in _done_jobs(jobs, root, plan, processes):
         done += count
+        boxes += part
         now = time.monotonic()
-        if now - reported > 5 or done == arguments["images"]:
+        if now - reported > 5 or done == plan.images:
             reported, rate = now, done / (now - started)
-            left = (arguments["images"] - done) / rate
-            say(f"  {done:,} of {arguments['images']:,} images drawn, {rate:,.0f} images/s, {left:,.0f} s left")
+            left = (plan.images - done) / rate
+            say(f"  {done:,} of {plan.images:,} images drawn, {rate:,.0f} images/s, {left:,.0f} s left")
+    return boxes
 
 
-def _done_jobs(jobs: list[list[Study]], root: Path, size: int, seed: int, processes: int) -> Iterator[int]:
-    """Run the jobs; yields the number of images of each as it is done."""
+def _done_jobs(
+    jobs: list[list[Study]], root: Path, plan: Plan, processes: int
+) -> Iterator[tuple[int, list[tuple[str, Box]]]]:
+    """Run the jobs; yields the number of images of each as it is done, and its boxes."""
     if processes == 1 or len(jobs) < FEW_JOBS:
-        yield from (_write_job(job, root, size, seed) for job in jobs)
+        yield from (_write_job(job, root, plan) for job in jobs)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -213,7 +299,7 @@ def _done_jobs(jobs: list[list[Study]], root: Path, size: int, seed: int, proces
     # spawned, not forked: the caller may be running threads (Ray, torch)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
-        futures = [pool.submit(_write_job, job, root, size, seed) for job in jobs]
+        futures = [pool.submit(_write_job, job, root, plan) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -227,19 +313,25 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _write_job(job: list[Study], root: Path, size: int, seed: int) -> int:
-    """Write some studies' reports and those of their images that are missing; returns the number of images."""
-    from cxrlt_ray.phantom.pictures import Picture, draw_picture, encode
-    from cxrlt_ray.phantom.reports import write_report
+def _write_job(job: list[Study], root: Path, plan: Plan) -> tuple[int, list[tuple[str, Box]]]:
+    """Write some studies' reports and those of their images that are missing; the number of images, and the boxes."""
+    from cxrlt_ray.phantom.pictures import Picture, draw_picture, draw_with_boxes, encode
+    from cxrlt_ray.phantom.reports import wording_of, write_report
 
+    wordings = {training: wording_of(plan.options, training) for training in (True, False)}
+    boxes: list[tuple[str, Box]] = []
     for study in job:
-        report = write_report(study.mention, study.strength, study.side, study.study_id, seed)
-        _write_file(root / study.report, report.encode())
+        said = (study.mention, study.strength, study.side, study.study_id, plan.seed)
+        _write_file(root / study.report, write_report(*said, wordings[study.training]).encode())
         for dicom_id, path, lateral, portable in study.images:
-            if not (root / path).exists():
-                picture = Picture(study.subject_id, study.study_id, dicom_id, lateral, portable, study.findings)
-                _write_file(root / path, encode(draw_picture(picture, size, seed)))
-    return sum(len(study.images) for study in job)
+            picture = Picture(study.subject_id, study.study_id, dicom_id, lateral, portable, study.findings)
+            if plan.options.boxes:  # of an image that is there, too: only drawing tells them
+                image, own = draw_with_boxes(picture, plan.size, plan.seed)
+                boxes += [(dicom_id, box) for box in own]
+                _write_file(root / path, encode(image))
+            elif not (root / path).exists():
+                _write_file(root / path, encode(draw_picture(picture, plan.size, plan.seed)))
+    return sum(len(study.images) for study in job), boxes
 
 
 def _write_file(path: Path, content: bytes) -> None:

@@ -145,6 +145,11 @@ def clavicle(body: Anatomy, side: int) -> Points:
     return line
 
 
+def lung_outlines(body: Anatomy, lateral: bool) -> list[Points]:
+    """The lungs' outlines: right, left; one on a lateral view."""
+    return [_lung_outline_lateral(body)] if lateral else [_lung_outline(body, side) for side in (RIGHT, LEFT)]
+
+
 def heart_outline(body: Anatomy, lateral: bool) -> Points:
     """The heart's outline."""
     y = 0.5 * sum(body.base) - 0.2 + 0.35 * (body.heart_height - 0.13)

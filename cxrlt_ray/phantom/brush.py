@@ -22,10 +22,14 @@ Points = np.ndarray  # float [n, 2]: x, y as fractions of the edge, x to the rig
 
 @dataclass
 class Canvas:
-    """A picture in the making: opacity float32 [size, size]. What is added to it is added `contrast` times."""
+    """A picture in the making: opacity float32 [size, size]. What is added to it is added `contrast` times.
+
+    trace: where it is set, float32 [size, size] of the most that any stroke since then changed a pixel.
+    """
 
     gray: np.ndarray
     contrast: float = 1.0
+    trace: np.ndarray | None = None
 
     @property
     def size(self) -> int:
@@ -61,7 +65,7 @@ def cover(canvas: Canvas, outline: Points, level: float, soft: float = 0.0) -> N
     """Raise the inside of an outline to at least `level`: tissue that displaces air."""
     window, mask = _mask(canvas.size, [outline], None, soft)
     part = canvas.gray[window]
-    part += mask * np.maximum(level - part, 0)
+    _change(canvas, window, mask * np.maximum(level - part, 0))
 
 
 def mask_of(size: int, outline: Points, soft: float = 0.0) -> np.ndarray:
@@ -152,7 +156,13 @@ def _raise(
 ) -> None:
     if within is not None:
         mask = mask * within[window]
-    canvas.gray[window] += mask * np.float32(opacity * canvas.contrast)
+    _change(canvas, window, mask * np.float32(opacity * canvas.contrast))
+
+
+def _change(canvas: Canvas, window: tuple[slice, slice], change: np.ndarray) -> None:
+    canvas.gray[window] += change
+    if canvas.trace is not None:
+        np.maximum(canvas.trace[window], np.abs(change), out=canvas.trace[window])
 
 
 def _mask(

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from cxrlt_ray.data.tasks import ALL_FINDINGS
-from cxrlt_ray.phantom.anatomy import draw_anatomy, paint_frontal, paint_lateral, paint_look_alikes
+from cxrlt_ray.phantom.anatomy import Scene, draw_anatomy, paint_frontal, paint_lateral, paint_look_alikes
 from cxrlt_ray.phantom.brush import soften
-from cxrlt_ray.phantom.signs import CHANGES, PAINTS, Sign, drawn
+from cxrlt_ray.phantom.signs import CHANGES, PAINTS, PLACES, Sign, drawn
 
 QUALITY = 92  # of the JPEG files
 # difficulty, tuned at 128 px: a pretrained network learns in minutes, a model of raw pixels hardly at all
 CONTRAST = 0.6  # of the painted signs
 GRAIN = 0.03  # of the detector, a standard deviation in opacity
 CLUTTER = 0.045  # of tissue folded over tissue: the same at every scale
+# of boxes: a pixel belongs to a sign that changes its opacity by VISIBLE or, if less, by SHARE of its most
+VISIBLE, SHARE = 0.02, 0.3
+JOINED = 0.03  # of the edge: parts of a sign that are nearer to one another have one box
+SPECK = 2e-4  # of the area: a smaller part has no box, unless there is no larger one
 _SUBJECT, _STUDY, _IMAGE, _VESSELS, _LOOK_ALIKES = 11, 12, 13, 14, 15  # purposes of streams of random numbers
 
 
@@ -39,8 +44,31 @@ class Picture:
     findings: Mapping[str, tuple[float, int]]
 
 
+class Box(NamedTuple):
+    """Where a sign is in a picture, whole pixels: left column, top row, columns, rows."""
+
+    finding: str
+    x: int
+    y: int
+    width: int
+    height: int
+
+
 def draw_picture(picture: Picture, size: int, seed: int) -> np.ndarray:
     """The picture as uint8 [size, size]."""
+    return _draw(picture, size, seed, located=False)[0]
+
+
+def draw_with_boxes(picture: Picture, size: int, seed: int) -> tuple[np.ndarray, list[Box]]:
+    """The picture as of `draw_picture`, and the boxes of its drawn signs: one for each part that lies apart.
+
+    A general finding beside a more precise one (signs.GENERAL) is not drawn and has no box, nor has a sign that does
+    not show in the view.
+    """
+    return _draw(picture, size, seed, located=True)
+
+
+def _draw(picture: Picture, size: int, seed: int, located: bool) -> tuple[np.ndarray, list[Box]]:
     signs = [
         Sign(name, strength, side, (seed, _STUDY, picture.study_id, ALL_FINDINGS.index(name)))
         for name, (strength, side) in sorted(picture.findings.items())
@@ -59,11 +87,45 @@ def draw_picture(picture: Picture, size: int, seed: int) -> np.ndarray:
     scene = paint(body, size if size >= 512 else 2 * size, vessels)
     paint_look_alikes(scene, np.random.default_rng([seed, _LOOK_ALIKES, picture.study_id]))
     scene.canvas.contrast = CONTRAST
+    traces = {}
     for sign in signs:
+        if located:
+            scene.canvas.trace = _trace_of_change(scene, sign)
         if sign.finding in PAINTS:
             PAINTS[sign.finding](scene, sign)
+        if scene.canvas.trace is not None:
+            traces[sign.finding] = scene.canvas.trace
     own = np.random.default_rng([seed, _IMAGE, picture.study_id, int(picture.dicom_id[:8], 16)])
-    return _expose(_pose(scene.canvas.gray, size, own), own)
+    turn = _turn(scene.canvas.size, own)
+    boxes = [box for finding, trace in traces.items() for box in _boxes(finding, _pose(trace, size, turn))]
+    return _expose(_pose(scene.canvas.gray, size, turn), own), boxes
+
+
+def _trace_of_change(scene: Scene, sign: Sign) -> np.ndarray:
+    """Where a sign's changed anatomy shows, float32 [edge, edge]: plainly visible inside its place, else 0."""
+    edge = scene.canvas.size
+    trace = np.zeros((edge, edge), np.float32)
+    if sign.finding in PLACES:
+        for outline in PLACES[sign.finding](scene, sign):
+            cv2.fillPoly(trace, [np.round(outline * edge).astype(np.int32)], 2 * VISIBLE)
+    return trace
+
+
+def _boxes(finding: str, trace: np.ndarray) -> list[Box]:
+    """The boxes around the visible parts of a sign, from the upper left on."""
+    if not trace.any():
+        return []
+    visible = (trace >= min(VISIBLE, SHARE * trace.max())).astype(np.uint8)
+    reach = max(1, round(JOINED * len(trace)))
+    _, part = cv2.connectedComponents(cv2.dilate(visible, np.ones((reach, reach), np.uint8)))
+    part = part * visible
+    counts = np.bincount(part.ravel())[1:]
+    boxes = []
+    for number in np.flatnonzero(counts >= min(SPECK * trace.size, counts.max())) + 1:
+        y, x = np.nonzero(part == number)
+        left, top = int(x.min()), int(y.min())
+        boxes.append(Box(finding, left, top, int(x.max()) + 1 - left, int(y.max()) + 1 - top))
+    return sorted(boxes, key=lambda box: (box.y, box.x))
 
 
 def encode(image: np.ndarray) -> bytes:
@@ -71,12 +133,17 @@ def encode(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
 
 
-def _pose(gray: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A small random rotation, scale and shift, then resized to `size`."""
-    edge = gray.shape[0]
+def _turn(edge: int, rng: np.random.Generator) -> np.ndarray:
+    """A small random rotation, scale and shift of a canvas: a matrix float64 [2, 3]."""
     turn = cv2.getRotationMatrix2D((edge / 2, edge / 2), 4.5 * rng.standard_normal(), rng.uniform(0.93, 1.18))
     turn[0, 2] += edge * 0.03 * rng.standard_normal()
     turn[1, 2] += edge * 0.03 * rng.standard_normal()
+    return turn
+
+
+def _pose(gray: np.ndarray, size: int, turn: np.ndarray) -> np.ndarray:
+    """A canvas turned, then resized to `size`."""
+    edge = gray.shape[0]
     posed = cv2.warpAffine(gray, turn, (edge, edge), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return posed if edge == size else cv2.resize(posed, (size, size), interpolation=cv2.INTER_AREA)
 

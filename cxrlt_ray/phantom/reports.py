@@ -4,72 +4,26 @@
     IMPRESSION: what matters, numbered where there is more than one
 
 Affirmed, hedged and denied findings never share a sentence, so that a reader of single sentences can be
-judged by them. Findings not mentioned are not named. A report is a pure function of the seed and the study.
+judged by them. Findings not mentioned are not named. A report is a pure function of the seed, the study and the
+wording asked for (`Wording`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from cxrlt_ray.data.tasks import ALL_FINDINGS
+from cxrlt_ray.errors import UsageError
 from cxrlt_ray.phantom.labels import NEGATED, POSITIVE, UNCERTAIN
+from cxrlt_ray.phantom.options import PhantomOptions, words
+from cxrlt_ray.phantom.wordings import INDIRECT, PHRASES, RESERVED
 
 _STREAM = 21
 
-# each finding in a radiologist's words; {side} is "right" or "left"
-PHRASES: dict[str, tuple[str, ...]] = {
-    "Adenopathy": ("{side} hilar lymphadenopathy", "mediastinal adenopathy", "enlarged {side} hilar lymph nodes"),
-    "Atelectasis": ("{side} basilar atelectasis", "plate-like atelectasis at the {side} base", "bibasilar atelectasis"),
-    "Azygos Lobe": ("an azygos lobe", "an azygos fissure"),
-    "Bulla": ("a {side} apical bulla", "bullous change in the {side} upper lobe"),
-    "Calcification of the Aorta": (
-        "calcification of the aorta",
-        "aortic knob calcification",
-        "a calcified aortic arch",
-    ),
-    "Cardiomegaly": ("cardiomegaly", "enlargement of the cardiac silhouette", "enlargement of the heart"),
-    "Cardiomyopathy": ("a globular heart as in cardiomyopathy", "cardiomyopathy"),
-    "Clavicle Fracture": ("a {side} clavicle fracture", "a displaced fracture of the {side} clavicle"),
-    "Consolidation": ("{side} lung consolidation", "focal consolidation", "lobar consolidation on the {side}"),
-    "Edema": ("pulmonary edema", "interstitial edema", "pulmonary vascular congestion with edema"),
-    "Emphysema": ("emphysema", "hyperinflation consistent with emphysema", "emphysematous change"),
-    "Enlarged Cardiomediastinum": ("widening of the mediastinum", "an enlarged cardiomediastinal silhouette"),
-    "Fibrosis": ("pulmonary fibrosis", "fibrotic change at both bases", "reticular fibrosis"),
-    "Fissure": ("thickening of the minor fissure", "fluid in the fissure", "a prominent fissure"),
-    "Fracture": ("a fracture", "an acute osseous fracture", "a {side} humeral fracture"),
-    "Granuloma": ("a calcified granuloma", "calcified granulomas in the {side} lung"),
-    "Hernia": ("a hiatal hernia", "a hernia behind the heart"),
-    "Hilum": ("prominence of the hila", "hilar enlargement", "full hilar contours"),
-    "Hydropneumothorax": ("a {side} hydropneumothorax", "a hydropneumothorax with an air-fluid level"),
-    "Infarction": ("a pulmonary infarction", "a wedge-shaped {side} infarct"),
-    "Infiltration": ("patchy infiltrates", "a {side} lung infiltrate", "scattered infiltrates on the {side}"),
-    "Kyphosis": ("kyphosis", "kyphosis of the thoracic spine", "exaggerated thoracic kyphosis"),
-    "Lobar Atelectasis": ("{side} upper lobe collapse", "lobar atelectasis on the {side}"),
-    "Lung Lesion": ("a {side} lung lesion", "a spiculated lesion in the {side} lung"),
-    "Lung Opacity": ("a hazy {side} lung opacity", "opacification of the {side} lung", "ill-defined opacity"),
-    "Mass": ("a {side} lung mass", "a large mass in the {side} lung"),
-    "Nodule": ("a pulmonary nodule", "a nodule in the {side} lung", "a rounded {side} nodule"),
-    "Normal": ("a normal chest", "an unremarkable chest"),
-    "Osteopenia": ("diffuse osteopenia", "osteopenia", "demineralized bones with osteopenia"),
-    "Pleural Effusion": ("a {side} pleural effusion", "pleural effusion", "blunting from {side} effusion"),
-    "Pleural Other": ("calcified pleural plaques", "pleural plaque"),
-    "Pleural Thickening": ("{side} pleural thickening", "thickening of the {side} pleura"),
-    "Pneumomediastinum": ("pneumomediastinum", "mediastinal air as in pneumomediastinum"),
-    "Pneumonia": ("{side} lung pneumonia", "pneumonia", "{side} basilar pneumonia"),
-    "Pneumoperitoneum": ("pneumoperitoneum", "free intraperitoneal air under the diaphragm"),
-    "Pneumothorax": ("a {side} pneumothorax", "a {side} apical pneumothorax", "pneumothorax"),
-    "Pulmonary Embolism": ("a pulmonary embolism", "oligemia suggesting pulmonary embolism"),
-    "Pulmonary Hypertension": ("pulmonary hypertension", "enlarged pulmonary arteries of pulmonary hypertension"),
-    "Rib Fracture": ("{side} rib fractures", "fractures of several {side} ribs", "a displaced {side} rib fracture"),
-    "Round(ed) Atelectasis": ("rounded atelectasis on the {side}", "{side} lower lobe rounded atelectasis"),
-    "Scoliosis": ("scoliosis", "scoliosis of the thoracic spine", "a thoracic scoliosis"),
-    "Subcutaneous Emphysema": ("subcutaneous emphysema", "{side} chest wall subcutaneous air"),
-    "Support Devices": ("support devices in standard position", "indwelling lines and tubes", "monitoring devices"),
-    "Tortuous Aorta": ("a tortuous aorta", "tortuosity of the thoracic aorta"),
-    "Tuberculosis": ("a cavity of tuberculosis", "{side} upper lobe tuberculosis", "tuberculosis"),
-}
 ORGANS = (
     ("Support Devices",),
     ("Cardiomegaly", "Cardiomyopathy", "Enlarged Cardiomediastinum", "Tortuous Aorta", "Calcification of the Aorta",
@@ -115,68 +69,133 @@ _REASONS = (
 _WEIGHTY = 4
 
 
+@dataclass(frozen=True)
+class Wording:
+    """How a report words its findings.
+
+    indirect: share of mentions without the finding's name. held_out: texts that no sentence of it contains, as
+    `options.words` writes them.
+    """
+
+    indirect: float = 0.0
+    held_out: tuple[str, ...] = ()
+
+    def allows(self, text: str) -> bool:
+        """Whether no held-out text stands in `text`."""
+        plain = words(text) if self.held_out else ""
+        return not any(kept_out in plain for kept_out in self.held_out)
+
+
+@functools.cache
+def _phrases(wording: Wording, finding: str, indirect: bool) -> tuple[str, ...]:
+    """The phrases to choose from for a finding: by its name or without it, of the other kind where none is left."""
+    kinds = (PHRASES[finding], (*INDIRECT.get(finding, ()), *RESERVED.get(finding, ())))
+    for phrases in (kinds[indirect], kinds[not indirect]):
+        kept = [p for p in phrases if all(wording.allows(p.format(side=side)) for side in ("right", "left"))]
+        if kept:
+            return tuple(kept)
+    raise UsageError(f"The texts to hold out leave no wording for {finding} in training reports: hold out fewer.")
+
+
+BY_NAME = Wording()
+
+
+def wording_of(options: PhantomOptions, training: bool) -> Wording:
+    """The wording of training reports, from which texts are held out, or of the others.
+
+    Raises UsageError where the texts leave a finding without a wording, or hold out what every sentence is made of.
+    """
+    if not training or not options.held_out:
+        return Wording(options.indirect)
+    wording = Wording(options.indirect, tuple(sorted({words(text) for text in options.held_out})))
+    for finding in ALL_FINDINGS:
+        _phrases(wording, finding, False)
+    for forms in (_AFFIRM, _HEDGE, _DENY, _NORMAL, _NORMAL_IMPRESSION, _OTHER_IMPRESSION, _TECHNIQUE, _REASONS):
+        if not any(wording.allows(form) for form in forms):
+            raise UsageError(
+                "The texts to hold out leave no sentence to make reports of: hold out texts that name findings."
+            )
+    return wording
+
+
 def write_report(
-    mention: Sequence[int], strength: Sequence[float], side: Sequence[int], study_id: int, seed: int
+    mention: Sequence[int],
+    strength: Sequence[float],
+    side: Sequence[int],
+    study_id: int,
+    seed: int,
+    wording: Wording = BY_NAME,
 ) -> str:
     """A study's report. mention, strength, side: one value a finding, in ALL_FINDINGS' order, as of the cohort."""
     rng = np.random.default_rng([seed, _STREAM, study_id])
     says = dict(zip(ALL_FINDINGS, mention, strict=True))
-    words = {name: _words(name, strength[k], side[k], says[name], rng) for k, name in enumerate(ALL_FINDINGS)}
-    findings = [_choose(_NORMAL, rng)] if says["Normal"] == POSITIVE else []
+    named = {name: _named(name, strength[k], side[k], says[name], rng, wording) for k, name in enumerate(ALL_FINDINGS)}
+    findings = [_choose(_NORMAL, rng, wording)] if says["Normal"] == POSITIVE else []
     for organ in ORGANS:
         findings += [
-            _sentence(_AFFIRM if says[name] == POSITIVE else _HEDGE, words[name], rng)
+            _sentence(_AFFIRM if says[name] == POSITIVE else _HEDGE, named[name], rng, wording)
             for name in organ
             if says[name] in (POSITIVE, UNCERTAIN)
         ]
-        findings += _denials([words[name] for name in organ if says[name] == NEGATED], rng)
-    impression = _impression(says, words, rng)
-    head = f"{_choose(_TECHNIQUE, rng)}\n\nINDICATION: {_choose(_REASONS, rng).capitalize()}."
+        findings += _denials([named[name] for name in organ if says[name] == NEGATED], rng, wording)
+    impression = _impression(says, named, rng, wording)
+    head = f"{_choose(_TECHNIQUE, rng, wording)}\n\nINDICATION: {_choose(_REASONS, rng, wording).capitalize()}."
     return f"{head}\n\nFINDINGS: {' '.join(findings) or 'No change.'}\n\nIMPRESSION: {impression}\n"
 
 
-def _words(name: str, strength: float, side: int, says: int, rng: np.random.Generator) -> str:
+def _named(name: str, strength: float, side: int, says: int, rng: np.random.Generator, wording: Wording) -> str:
     """One way to name a finding; where it is not denied with its degree."""
-    phrase = _choose(PHRASES[name], rng).format(side="left" if side else "right")
+    indirect = wording.indirect > 0 and rng.random() < wording.indirect
+    phrase = _choose(_phrases(wording, name, indirect), rng, BY_NAME).format(side="left" if side else "right")
     if says == NEGATED:
         return phrase.removeprefix("a ").removeprefix("an ")
     degree = ("subtle", "mild", "faint") if strength < 0.5 else ("marked", "obvious", "pronounced")
     if 0.5 <= strength < 0.8 or rng.random() < 0.5:
         return phrase
+    graded = _graded(phrase, _choose(degree, rng, BY_NAME))
+    return graded if wording.allows(graded) else phrase
+
+
+def _graded(phrase: str, degree: str) -> str:
+    """A phrase with its degree, behind an article."""
     for article in ("a ", "an "):
         if phrase.startswith(article):
-            word = _choose(degree, rng)
-            return f"{'an' if word[0] in 'aeiou' else 'a'} {word} {phrase.removeprefix(article)}"
-    return f"{_choose(degree, rng)} {phrase}"
+            return f"{'an' if degree[0] in 'aeiou' else 'a'} {degree} {phrase.removeprefix(article)}"
+    return f"{degree} {phrase}"
 
 
-def _denials(words: list[str], rng: np.random.Generator) -> list[str]:
-    """Sentences that deny `words`, up to three in one."""
+def _denials(named: list[str], rng: np.random.Generator, wording: Wording) -> list[str]:
+    """Sentences that deny what is `named`, up to three in one."""
     sentences = []
-    while words:
-        part, words = words[: (count := int(rng.integers(1, 4)))], words[count:]
+    while named:
+        part, named = named[: (count := int(rng.integers(1, 4)))], named[count:]
         joined = part[0] if len(part) == 1 else f"{', '.join(part[:-1])} or {part[-1]}"
-        sentences.append(_sentence(_DENY, joined, rng))
+        sentences.append(_sentence(_DENY, joined, rng, wording))
     return sentences
 
 
-def _impression(says: dict[str, int], words: dict[str, str], rng: np.random.Generator) -> str:
+def _impression(says: dict[str, int], named: dict[str, str], rng: np.random.Generator, wording: Wording) -> str:
     if says["Normal"] == POSITIVE:
-        return _choose(_NORMAL_IMPRESSION, rng)
+        return _choose(_NORMAL_IMPRESSION, rng, wording)
     order = [name for organ in ORGANS[1:] for name in organ]
-    lines = [f"{_capital(words[name])}." for name in order if says[name] == POSITIVE]
-    lines += [_sentence(_HEDGE, words[name], rng) for name in order if says[name] == UNCERTAIN]
-    lines = lines[:_WEIGHTY] or [_choose(_OTHER_IMPRESSION, rng)]
+    lines = [f"{_capital(named[name])}." for name in order if says[name] == POSITIVE]
+    lines += [_sentence(_HEDGE, named[name], rng, wording) for name in order if says[name] == UNCERTAIN]
+    lines = lines[:_WEIGHTY] or [_choose(_OTHER_IMPRESSION, rng, wording)]
     return lines[0] if len(lines) == 1 else " ".join(f"{k}. {line}" for k, line in enumerate(lines, 1))
 
 
-def _sentence(forms: Sequence[str], it: str, rng: np.random.Generator) -> str:
-    return _choose(forms, rng).format(it=it, It=_capital(it))
+def _sentence(forms: Sequence[str], it: str, rng: np.random.Generator, wording: Wording) -> str:
+    return _choose([form.format(it=it, It=_capital(it)) for form in forms], rng, wording)
 
 
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
+def _choose(options: Sequence[str], rng: np.random.Generator, wording: Wording) -> str:
+    """One of the texts that `wording` allows. Raises UsageError where there is none."""
+    if wording.held_out:
+        options = [option for option in options if wording.allows(option)]
+    if not options:
+        raise UsageError("The texts to hold out leave no way to say a sentence of a training report: hold out fewer.")
     return options[int(rng.integers(len(options)))]

@@ -6,6 +6,7 @@ import numpy as np
 
 from cxrlt_ray.phantom import brush
 from cxrlt_ray.phantom.anatomy import LEFT, RIGHT, Anatomy, Scene
+from cxrlt_ray.phantom.signs import places
 from cxrlt_ray.phantom.signs.registry import Sign, changes, paints
 
 
@@ -70,7 +71,7 @@ def paint_edema(scene: Scene, sign: Sign) -> None:
         brush.stroke(scene.canvas, lines, 0.005, sign.grade(0.12, 0.28), within=within)
 
 
-@changes("Atelectasis")
+@changes("Atelectasis", places.dome)
 def raise_diaphragm(body: Anatomy, sign: Sign) -> None:
     """The diaphragm below the airless part stands higher."""
     body.dome[sign.side] += sign.grade(0.0, 0.03)
@@ -197,7 +198,7 @@ def paint_star(scene: Scene, sign: Sign) -> None:
     brush.stroke(scene.canvas, [np.array([(x, y), tip]) for tip in tips], 0.006, sign.grade(0.1, 0.24))
 
 
-@changes("Emphysema")
+@changes("Emphysema", places.lungs)
 def inflate_lungs(body: Anatomy, sign: Sign) -> None:
     """Long dark lungs over a flat diaphragm, a slim heart, few vessels."""
     body.base = [base + sign.grade(0.01, 0.05) for base in body.base]

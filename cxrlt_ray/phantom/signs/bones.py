@@ -6,16 +6,17 @@ import numpy as np
 
 from cxrlt_ray.phantom import brush
 from cxrlt_ray.phantom.anatomy import Anatomy, Scene, rib, sign_of
+from cxrlt_ray.phantom.signs import places
 from cxrlt_ray.phantom.signs.registry import Sign, changes, paints
 
 
-@changes("Scoliosis")
+@changes("Scoliosis", places.spine_from_front)
 def bend_spine(body: Anatomy, sign: Sign) -> None:
     """The spine winds sideways."""
     body.bend = sign_of(sign.side) * sign.grade(0.018, 0.065)
 
 
-@changes("Kyphosis")
+@changes("Kyphosis", places.spine_from_side)
 def bow_spine(body: Anatomy, sign: Sign) -> None:
     """The spine bows backwards; from in front the lungs are short and the chin hangs before their tops."""
     body.bow += sign.grade(0.025, 0.075)
@@ -30,13 +31,13 @@ def paint_chin(scene: Scene, sign: Sign) -> None:
         brush.fill(scene.canvas, jaw, sign.grade(0.05, 0.12), soft=0.006)
 
 
-@changes("Osteopenia")
+@changes("Osteopenia", places.bones)
 def fade_bones(body: Anatomy, sign: Sign) -> None:
     """Bones thin as glass."""
     body.bone *= sign.grade(0.65, 0.1)
 
 
-@changes("Clavicle Fracture")
+@changes("Clavicle Fracture", places.clavicle)
 def break_clavicle(body: Anatomy, sign: Sign) -> None:
     """A collarbone in two pieces."""
     body.broken_clavicle[sign.side] = sign.strength

@@ -6,17 +6,18 @@ import numpy as np
 
 from cxrlt_ray.phantom import brush
 from cxrlt_ray.phantom.anatomy import LEFT, RIGHT, Anatomy, Scene, knob_place, sign_of
+from cxrlt_ray.phantom.signs import places
 from cxrlt_ray.phantom.signs.registry import Sign, changes, paints
 
 
-@changes("Cardiomegaly")
+@changes("Cardiomegaly", places.heart)
 def widen_heart(body: Anatomy, sign: Sign) -> None:
     """The heart takes more than half of the chest's width."""
     body.heart_width *= sign.grade(1.06, 1.36)
     body.heart_height *= sign.grade(1.0, 1.1)
 
 
-@changes("Cardiomyopathy")
+@changes("Cardiomyopathy", places.heart)
 def make_globe(body: Anatomy, sign: Sign) -> None:
     """A globular heart: wide, tall and without its waist."""
     body.heart_width *= sign.grade(1.2, 1.5)
@@ -24,20 +25,20 @@ def make_globe(body: Anatomy, sign: Sign) -> None:
     body.roundness = sign.grade(0.4, 1.0)
 
 
-@changes("Enlarged Cardiomediastinum")
+@changes("Enlarged Cardiomediastinum", places.mediastinum)
 def widen_mediastinum(body: Anatomy, sign: Sign) -> None:
     """A broad shadow above the heart."""
     body.mediastinum *= sign.grade(1.15, 1.6)
 
 
-@changes("Tortuous Aorta")
+@changes("Tortuous Aorta", places.aorta)
 def unfold_aorta(body: Anatomy, sign: Sign) -> None:
     """The arch and the descending aorta swing out to the left."""
     body.unfolding = sign.grade(0.025, 0.075)
     body.knob *= sign.grade(1.1, 1.4)
 
 
-@changes("Pulmonary Hypertension")
+@changes("Pulmonary Hypertension", places.central_arteries)
 def widen_trunk(body: Anatomy, sign: Sign) -> None:
     """A wide pulmonary trunk, wide hilar arteries, and few vessels beyond them."""
     body.pulmonary *= sign.grade(1.6, 3.2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxrlt_ray.phantom.anatomy import Anatomy, Scene
+from cxrlt_ray.phantom.brush import Points
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,23 @@ class Sign:
 
 Change = Callable[[Anatomy, Sign], None]
 Paint = Callable[[Scene, Sign], None]
+Place = Callable[[Scene, Sign], list[Points]]
 CHANGES: dict[str, Change] = {}
 PAINTS: dict[str, Paint] = {}
+PLACES: dict[str, Place] = {}  # of the findings that change the anatomy
 # a general finding is not drawn beside a more precise one
 GENERAL = {"Fracture": ("Rib Fracture", "Clavicle Fracture"), "Cardiomegaly": ("Cardiomyopathy",)}
 
 
-def changes(finding: str) -> Callable[[Change], Change]:
-    """Register how a finding changes the anatomy."""
+def changes(finding: str, place: Place) -> Callable[[Change], Change]:
+    """Register how a finding changes the anatomy.
+
+    place: the outlines of what looks different in a painted scene, none where it cannot be seen in that view. What is
+    painted (`paints`) need not say where: its strokes do.
+    """
 
     def add(function: Change) -> Change:
-        CHANGES[finding] = function
+        CHANGES[finding], PLACES[finding] = function, place
         return function
 
     return add
