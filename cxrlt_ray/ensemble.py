@@ -16,8 +16,8 @@ from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.tasks import rarity
 from cxrlt_ray.ensembling import from_tables, stored
 from cxrlt_ray.ensembling.apply import score_splits
-from cxrlt_ray.ensembling.compare_asked import compare_asked, lift_lines
 from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, compare, judge
+from cxrlt_ray.ensembling.compare_asked import compare_asked, lift_lines
 from cxrlt_ray.ensembling.costs import check_costs, frontier
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.from_run import mimic_warnings, pool_of_run

@@ -56,7 +56,8 @@ def attention_maps(
         with trial.store.fetched(checkpoint) as folder:
             model, _, findings = load(folder)
         own, others = own_names(findings, names), iter(() if rows is None else torch.from_numpy(rows))
-        texts = [model.head.embeddings[findings.index(own[n])] if n in own else next(others) for n in names]
+        known: torch.Tensor = model.head.embeddings  # type: ignore[assignment]
+        texts = [known[findings.index(own[n])] if n in own else next(others) for n in names]
         models.append(asked(model, torch.stack(texts)).to(device).eval())
     config = trial.config
     (view,) = augmented_views(config.resolution, config.crop)
