@@ -195,8 +195,10 @@ def _polygons(record: dict[str, Any]) -> Iterator[Part]:
     for finding, polygons in record.items():
         if finding != "img_size":
             points = [np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons if len(polygon)]
-            boxes = [(*(low := p.min(axis=0)), *(p.max(axis=0) - low)) for p in points]
-            yield finding, (width, height), [tuple(map(float, box)) for box in boxes]
+            boxes = [
+                (float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))) for x, y in (p.T for p in points)
+            ]
+            yield finding, (width, height), boxes
 
 
 def _masks(record: dict[str, Any]) -> Iterator[Part]:

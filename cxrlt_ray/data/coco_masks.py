@@ -31,7 +31,7 @@ def parts_of(mask: np.ndarray) -> list[tuple[float, float, float, float]]:
     if not mask.any():
         return []
     _, _, statistics, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask, np.uint8), connectivity=8)
-    return [tuple(map(float, row[:4])) for row in statistics[1:]]
+    return [(float(x), float(y), float(width), float(height)) for x, y, width, height, _ in statistics[1:]]
 
 
 def _runs(text: str) -> list[int]:

@@ -41,8 +41,8 @@ def central_arteries(scene: Scene, _: Sign) -> list[Points]:
     """The pulmonary trunk and both hila."""
     body = scene.body
     if scene.lateral:
-        hila = brush.ellipse((0.52, body.top + 0.3), (1.3 * body.hila[RIGHT], 1.5 * body.hila[LEFT]))
-        return [hila, brush.ellipse((0.47, body.top + 0.28), (2 * body.pulmonary, 1.6 * body.pulmonary))]
+        both = brush.ellipse((0.52, body.top + 0.3), (1.3 * body.hila[RIGHT], 1.5 * body.hila[LEFT]))
+        return [both, brush.ellipse((0.47, body.top + 0.28), (2 * body.pulmonary, 1.6 * body.pulmonary))]
     trunk = (0.5 + body.mediastinum + 0.3 * body.pulmonary, body.top + 0.265)
     hila = [brush.ellipse(scene.at(k, 0.08, 0.5), (body.hila[k], 1.7 * body.hila[k])) for k in (RIGHT, LEFT)]
     return [brush.ellipse(trunk, (1.6 * body.pulmonary, 0.045)), *hila]
