@@ -195,13 +195,10 @@ def _polygons(record: dict[str, Any]) -> Iterator[Part]:
     for finding, polygons in record.items():
         if finding != "img_size":
             points = [np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons if len(polygon)]
-            yield finding, (width, height), [_around(polygon) for polygon in points]
-
-
-def _around(points: np.ndarray) -> tuple[float, float, float, float]:
-    """The box (x, y, width, height) around points [N, 2]."""
-    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    return left, top, right - left, bottom - top
+            boxes = [
+                (float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))) for x, y in (p.T for p in points)
+            ]
+            yield finding, (width, height), boxes
 
 
 def _masks(record: dict[str, Any]) -> Iterator[Part]:

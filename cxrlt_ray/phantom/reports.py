@@ -65,6 +65,16 @@ _REASONS = (
     "after trauma",
     "preoperative evaluation",
 )
+_FORMS = {
+    "an affirmed finding": _AFFIRM,
+    "a doubted finding": _HEDGE,
+    "a denied finding": _DENY,
+    "a normal chest": _NORMAL,
+    "the impression of a normal chest": _NORMAL_IMPRESSION,
+    "an impression": _OTHER_IMPRESSION,
+    "the technique": _TECHNIQUE,
+    "an indication": _REASONS,
+}
 # worth an impression
 _WEIGHTY = 4
 
@@ -110,11 +120,9 @@ def wording_of(options: PhantomOptions, training: bool) -> Wording:
     wording = Wording(options.indirect, tuple(sorted({words(text) for text in options.held_out})))
     for finding in ALL_FINDINGS:
         _phrases(wording, finding, False)
-    for forms in (_AFFIRM, _HEDGE, _DENY, _NORMAL, _NORMAL_IMPRESSION, _OTHER_IMPRESSION, _TECHNIQUE, _REASONS):
+    for what, forms in _FORMS.items():
         if not any(wording.allows(form) for form in forms):
-            raise UsageError(
-                "The texts to hold out leave no sentence to make reports of: hold out texts that name findings."
-            )
+            raise UsageError(f"The texts to hold out leave no sentence for {what} in training reports: hold out fewer.")
     return wording
 
 

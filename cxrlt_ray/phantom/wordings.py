@@ -84,7 +84,11 @@ INDIRECT: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": ("a broad superior mediastinal shadow", "a wide upper mediastinum"),
     "Fibrosis": ("reticular scarring at both bases", "honeycombing at both bases"),
     "Fissure": ("a visible line between the right lobes", "a thick interlobar septum"),
-    "Fracture": ("a cortical break of the {side} humerus", "a broken bone at the {side} shoulder"),
+    "Fracture": (
+        "a cortical break of the {side} humerus",
+        "a broken bone at the {side} shoulder",
+        "a cracked {side} humeral head",
+    ),
     "Granuloma": ("a healed calcified speck in the {side} lung", "residues of old granulomatous infection"),
     "Hernia": ("stomach above the diaphragm", "an intrathoracic stomach"),
     "Hilum": (
@@ -94,13 +98,17 @@ INDIRECT: dict[str, tuple[str, ...]] = {
         "enlarged vessels where the bronchi enter the lungs",
     ),
     "Hydropneumothorax": ("air above fluid in the {side} pleural space", "a {side} pleural air-fluid level"),
-    "Infarction": ("a Hampton hump on the {side}", "a dense {side} wedge on the chest wall"),
+    "Infarction": ("a Hampton hump on the {side}", "a wedge-shaped density at the {side} pleura"),
     "Infiltration": ("many fluffy shadows on the {side}", "scattered cloudy flecks"),
     "Kyphosis": ("a hunched thoracic spine", "an exaggerated forward bend of the thoracic spine"),
     "Lobar Atelectasis": ("a collapsed {side} upper lobe", "an upper lobe fallen against the mediastinum"),
     "Lung Lesion": ("a spiculated focus in the {side} lung", "a star-shaped shadow in the {side} lung"),
     "Lung Opacity": ("a veil over the {side} lung", "hazy increased density of the {side} lung"),
-    "Mass": ("a large lobulated tumor in the {side} lung", "a bulky {side} lung neoplasm"),
+    "Mass": (
+        "a large lobulated tumor in the {side} lung",
+        "a bulky {side} lung neoplasm",
+        "a bulky shadow in the {side} lung",
+    ),
     "Nodule": ("a coin-shaped shadow in the {side} lung", "a small round {side} lung shadow"),
     "Osteopenia": (
         "reduced bone density",
@@ -112,13 +120,21 @@ INDIRECT: dict[str, tuple[str, ...]] = {
     "Pleural Other": ("calcified plaques along the chest wall", "asbestos plaques"),
     "Pleural Thickening": ("a {side} apical cap", "a rind along the {side} chest wall"),
     "Pneumomediastinum": ("air tracking along the mediastinum", "air outlining the trachea"),
-    "Pneumonia": ("an infectious process in the {side} lung", "a patch of airspace infection"),
+    "Pneumonia": (
+        "an infectious process in the {side} lung",
+        "a patch of airspace infection",
+        "a mottled infected patch on the {side}",
+    ),
     "Pneumoperitoneum": ("free air below the diaphragm", "a crescent of air under the diaphragm"),
     "Pneumothorax": ("air beside the visible {side} lung edge", "air between the {side} lung and the chest wall"),
     "Pulmonary Embolism": ("a clot in a {side} pulmonary artery", "a Westermark sign"),
     "Pulmonary Hypertension": ("a dilated pulmonary trunk with pruned vessels", "raised pulmonary artery pressure"),
     "Rib Fracture": ("broken {side} ribs", "a break of several {side} ribs"),
-    "Round(ed) Atelectasis": ("a comet tail sign at the {side} base", "folded lung at the {side} base"),
+    "Round(ed) Atelectasis": (
+        "a comet tail sign at the {side} base",
+        "folded lung at the {side} base",
+        "vessels that curl into a round shadow on the {side}",
+    ),
     "Scoliosis": (
         "lateral curvature of the spine",
         "an S-shaped spine",
@@ -128,7 +144,11 @@ INDIRECT: dict[str, tuple[str, ...]] = {
     "Subcutaneous Emphysema": ("air in the soft tissues of the {side} chest wall", "gas streaks in the chest wall"),
     "Support Devices": ("an endotracheal tube and a central venous line", "a pacemaker with its leads"),
     "Tortuous Aorta": ("an unfolded aorta", "an ectatic descending aorta"),
-    "Tuberculosis": ("an apical cavity with satellite flecks", "reactivated mycobacterial infection"),
+    "Tuberculosis": (
+        "an apical cavity with satellite flecks",
+        "reactivated mycobacterial infection",
+        "a cavern below the {side} collarbone",
+    ),
 }
 # more of them for the findings of task 3, for prompts: the preset holds them out of training reports
 RESERVED: dict[str, tuple[str, ...]] = {

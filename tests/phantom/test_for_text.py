@@ -136,8 +136,9 @@ def test_a_finding_whose_names_are_held_out_is_worded_otherwise():
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
-        (("mass", "tumor", "neoplasm"), "no wording for Mass"),
-        (("no", "without"), "no sentence"),
+        (("mass", "tumor", "neoplasm", "shadow"), "no wording for Mass"),
+        (("no", "without"), "no sentence for a denied finding"),
+        (("clear", "contours"), "no sentence for a normal chest"),
         (("?!",), "no word in them"),
     ],
 )
