@@ -129,7 +129,7 @@ class Objective(ABC):
         raise NotImplementedError(f"objective {self.spec.objective} is judged by its predictions")
 
 
-WITHOUT = {"losses", "priors"}  # modules that hold no objective and import torch: `trials` reads records without it
+WITHOUT = {"losses", "priors", "terms"}  # they hold no objective and import torch: `trials` reads records without it
 _OBJECTIVES: dict[str, type[Objective]] = {}
 
 
