@@ -21,6 +21,7 @@ ROOMS = (
     "evaluation",
     "phantom",
     "labelling",
+    "text",
     "models",
     "objectives",
     "runs",
@@ -44,7 +45,7 @@ COMMANDS = (
     "gold",
     "split",
 )
-WITH_RAY = {"cluster", "data", "labelling", "training", "search", "ensembling", "doctor", *COMMANDS}
+WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "doctor", *COMMANDS}
 LINES, FUNCTION_LINES = 400, 80
 
 

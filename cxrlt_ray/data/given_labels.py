@@ -57,7 +57,7 @@ class GivenLabels:
     def applied(self, raw: Raw, asked: Sequence[str] | None) -> Raw:
         """A cohort's rows with these labels. Raises UsageError where no study is in both."""
         findings = self.findings_of(raw.findings, asked)
-        rows = self._rows(raw.table)
+        rows = rows_of_studies(self.table.index, raw.table["study_id"].fillna(""))
         if not (rows >= 0).any():
             raise UsageError("--labels has none of the cohort's studies: are they of another cohort?")
         own = {
@@ -72,15 +72,6 @@ class GivenLabels:
             columns[name] = own[name].where(kept, mixed)
         table = raw.table.drop(columns=list(raw.findings)).assign(**columns)
         return replace(raw, table=table, findings=findings, notes=[*raw.notes, *self._notes(rows, kept, own, columns)])
-
-    def _rows(self, table: pd.DataFrame) -> np.ndarray:
-        """The row of these labels for each image [N]; -1 where its study is not there."""
-        own = pd.Index(table["study_id"].fillna("").astype("str"))
-        if (rows := self.table.index.get_indexer(own)).max(initial=-1) >= 0:
-            return rows
-        # MIMIC's ids with and without their s
-        plain = self.table.index.str.removeprefix("s")
-        return rows if plain.has_duplicates else plain.get_indexer(own.str.removeprefix("s"))
 
     def _labels(self, finding: str, rows: np.ndarray, index: pd.Index) -> pd.Series:
         """These labels of a finding for each image: 1, 0 or null."""
@@ -116,3 +107,12 @@ class GivenLabels:
         if kept.any():
             lines.append(f"Labels: {kept.sum():,} images of the cohort's own test split keep theirs.")
         return lines
+
+
+def rows_of_studies(known: pd.Index, studies: pd.Series) -> np.ndarray:
+    """The place in `known` of each study's id [N]; -1 where it is not there. MIMIC's ids match without their s, too."""
+    own = pd.Index(studies.astype("str"))
+    if (rows := known.get_indexer(own)).max(initial=-1) >= 0:
+        return rows
+    plain = known.str.removeprefix("s")
+    return rows if plain.has_duplicates else plain.get_indexer(own.str.removeprefix("s"))

@@ -5,10 +5,10 @@ A worker keeps its labeller, and with it the sentences that it has read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cxrlt_ray.labelling.labeller import Labeller, Reading
 from cxrlt_ray.labelling.labels import Evidence, StudyLabels, as_tables
@@ -18,6 +18,7 @@ from cxrlt_ray.labelling.rules import Rules, load_rules
 if TYPE_CHECKING:
     import pyarrow as pa
 
+P = TypeVar("P")
 RAY_FROM = 20_000  # reports, below which starting Ray takes longer than labelling them
 
 
@@ -43,11 +44,36 @@ class RuleSet:
 
 def labelled(reports: Reports, rule_set: RuleSet, address: str | None = None) -> Iterator[tuple[pa.Table, pa.Table]]:
     """(labels, evidence) of the reports, in pieces, in their order."""
-    if reports.count < RAY_FROM:
-        for piece in reports.pieces:
-            yield _tables(piece, reports, rule_set)
+    work = partial(_tables, reports=reports.opener(), rule_set=rule_set)
+    for tables in over_pieces(reports.pieces, work, reports.count, address):
+        labels, evidence = tables
+        yield labels, evidence
+
+
+def over_pieces(
+    pieces: Iterable[P], work: Callable[[P], tuple[pa.Table, ...]], count: int, address: str | None = None
+) -> Iterator[tuple[pa.Table, ...]]:
+    """The tables that `work` makes of each piece, in their order: here, or by Ray Data of RAY_FROM reports or more.
+
+    count: reports in all pieces. work: it is sent to Ray's workers, and so are the pieces.
+    """
+    if count < RAY_FROM:
+        yield from map(work, pieces)
         return
-    yield from _by_ray(reports, rule_set, address)
+    from cxrlt_ray.cluster.start import start_ray
+
+    ray = start_ray(address)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+
+    def packed_tables(row: dict[str, Any]) -> dict[str, Any]:
+        return {str(k): packed(table) for k, table in enumerate(work(row["piece"]))}
+
+    rows = [{"piece": piece} for piece in pieces]
+    dataset = ray.data.from_items(rows, override_num_blocks=max(len(rows), 1)).map(packed_tables)
+    for row in dataset.iter_rows():
+        yield tuple(unpacked(row[str(k)]) for k in range(len(row)))
 
 
 def study_labels(report: Report, reading: Reading, names: tuple[str, ...]) -> StudyLabels:
@@ -76,26 +102,8 @@ def _ready(rule_set: RuleSet) -> tuple[Labeller, dict[str, str]]:
     return Labeller(rules), rule_set.policies(rules)
 
 
-def _by_ray(reports: Reports, rule_set: RuleSet, address: str | None) -> Iterator[tuple[pa.Table, pa.Table]]:
-    from cxrlt_ray.cluster.start import start_ray
-
-    ray = start_ray(address)
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    opener = Reports(reports.count, reports.id_column, iter(()), reports.root)
-
-    def label_piece(row: dict[str, Any]) -> dict[str, Any]:
-        labels, evidence = _tables(row["piece"], opener, rule_set)
-        return {"labels": _packed(labels), "evidence": _packed(evidence)}
-
-    pieces = [{"piece": list(piece)} for piece in reports.pieces]
-    dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(label_piece)
-    for row in dataset.iter_rows():
-        yield _unpacked(row["labels"]), _unpacked(row["evidence"])
-
-
-def _packed(table: pa.Table) -> bytes:
+def packed(table: pa.Table) -> bytes:
+    """A table as bytes, to be sent to another process."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
@@ -104,7 +112,8 @@ def _packed(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _unpacked(content: bytes) -> pa.Table:
+def unpacked(content: bytes) -> pa.Table:
+    """The table that `packed` was given."""
     import pyarrow as pa
 
     return pa.ipc.open_stream(content).read_all()

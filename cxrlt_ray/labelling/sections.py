@@ -64,6 +64,23 @@ class Section:
     end: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a report: text[heading:begin] is its heading (empty without one), text[begin:end] what it says."""
+
+    name: str
+    kind: int
+    heading: int
+    begin: int
+    end: int
+
+
+def parts(text: str) -> list[Part]:
+    """All that a report holds, whether it is read for labels or not; one part of it all where there is no heading."""
+    headings = list(_headings(text))
+    return list(_parts(text, headings)) if headings else [Part("", UNTITLED, 0, 0, len(text))]
+
+
 def sections(text: str) -> tuple[list[Section], str]:
     """What is to be read of a report, and by which rule: SECTIONS, LAST (ALL is its second choice) or NOTHING.
 
@@ -73,12 +90,12 @@ def sections(text: str) -> tuple[list[Section], str]:
     if not headings:
         last = _last_paragraph(text)
         return ([last], LAST) if last else ([], NOTHING)
-    parts = list(_parts(text, headings))
-    titled = any(kind in (BODY, TITLE) and name.upper().startswith("FINDING") for name, kind, *_ in parts)
+    divided = list(_parts(text, headings))
+    titled = any(part.kind in (BODY, TITLE) and part.name.upper().startswith("FINDING") for part in divided)
     read = [
-        Section(name, {ADDENDUM: 0, PRELIMINARY: 2}.get(kind, 1), begin, end)
-        for name, kind, begin, end in parts
-        if kind != SKIPPED and not (kind == UNTITLED and titled) and text[begin:end].strip()
+        Section(part.name, {ADDENDUM: 0, PRELIMINARY: 2}.get(part.kind, 1), part.begin, part.end)
+        for part in divided
+        if part.kind != SKIPPED and not (part.kind == UNTITLED and titled) and text[part.begin : part.end].strip()
     ]
     return read, SECTIONS if read else NOTHING
 
@@ -109,19 +126,19 @@ def _kind(name: str) -> int | None:
     return int(match.lastgroup[1:]) if match and match.lastgroup else None
 
 
-def _parts(text: str, headings: list[tuple[str, int, int, int]]) -> Iterator[tuple[str, int, int, int]]:
-    """(name, kind, begin, end) of all that stands before, under and between headings."""
+def _parts(text: str, headings: list[tuple[str, int, int, int]]) -> Iterator[Part]:
+    """All that stands before, under and between headings."""
     headings = _without_organs(headings)
     ends = [begin for _, _, begin, _ in headings[1:]] + [len(text)]
     if head := text[: headings[0][2]].strip():
-        yield "", UNTITLED if len(head.split()) > TITLE_WORDS else SKIPPED, 0, headings[0][2]
-    for (name, kind, _, begin), end in zip(headings, ends, strict=True):
+        yield Part("", UNTITLED if len(head.split()) > TITLE_WORDS else SKIPPED, 0, 0, headings[0][2])
+    for (name, kind, heading, begin), end in zip(headings, ends, strict=True):
         blank = _BLANK_LINE.search(text, begin, end) if kind == SKIPPED else None
         if blank and not text[begin : blank.start()].strip():  # the heading stands alone in its line
             blank = _BLANK_LINE.search(text, blank.end(), end)
-        yield name, kind, begin, blank.start() if blank else end
+        yield Part(name, kind, heading, begin, blank.start() if blank else end)
         if blank:
-            yield "", UNTITLED, blank.end(), end
+            yield Part("", UNTITLED, blank.end(), blank.end(), end)
 
 
 def _without_organs(headings: list[tuple[str, int, int, int]]) -> list[tuple[str, int, int, int]]:

@@ -1,0 +1,86 @@
+"""Labels of findings that have none, from reports: affirmed is 1, denied or not mentioned 0, unsure no label.
+
+As team G of CXR-LT 2024 mined the five findings of task 3, by rules instead of a language model. Studies of the splits
+train and val are mined, so that nothing of what is scored is used. A report that is not read (empty, or in another
+language) tells nothing: no label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.given_labels import JOIN, GivenLabels, rows_of_studies
+from cxrlt_ray.data.manifest import Manifest, studies
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.labelling.labelled import RuleSet, labelled
+from cxrlt_ray.labelling.labels import FOREIGN, NOTHING, SOURCE, STUDY, LabelTable
+from cxrlt_ray.labelling.reports import Reports
+from cxrlt_ray.labelling.rules import UNCERTAIN
+
+MINED_SPLITS = ("train", "val")
+
+
+def mine(reports: Reports, findings: Sequence[str], rules: str | None = None, address: str | None = None) -> LabelTable:
+    """The mined labels of all reports: Int8 by study id, 1, 0 or null. rules: a folder of the user's own rule files.
+
+    Raises UsageError for a finding without rules, and where there are no reports.
+    """
+    import pyarrow as pa
+
+    names = tuple(dict.fromkeys(findings))
+    rule_set = RuleSet(rules, names, ("cardiopulmonary",), False, "keep")
+    tables = [labels for labels, _ in labelled(reports, rule_set, address)]
+    if not tables:
+        raise UsageError("there are no reports to mine: their table has no rows.")
+    table = pa.concat_tables(tables).to_pandas()
+    said = table[list(names)].astype("Int8").set_index(pd.Index(table[reports.id_column].astype("str"), name=STUDY))
+    unread = table[SOURCE].isin([FOREIGN, NOTHING]).to_numpy()
+    mined = said.fillna(0).mask(said.eq(UNCERTAIN).fillna(False)).mask(unread[:, None] & np.ones(said.shape, bool))
+    notes = [_note(mined, name) for name in names]
+    return LabelTable(mined.astype("Int8"), None, STUDY, (*reports.notes, *notes))
+
+
+def of_splits(mined: LabelTable, manifest: Manifest, splits: Sequence[str] = MINED_SPLITS) -> LabelTable:
+    """The mined labels of the studies of a manifest's splits, by the manifest's study ids.
+
+    Raises UsageError where none of them has a report.
+    """
+    table = manifest.of_split(*splits).table
+    ids = pd.Index(pd.unique(studies(table)[0].astype(str)), name=STUDY)
+    rows = rows_of_studies(mined.table.index, pd.Series(ids))
+    if not (rows >= 0).any():
+        raise UsageError(f"no study of the splits {', '.join(splits)} has a report: are they of another cohort?")
+    return replace(mined, table=mined.table.iloc[rows[rows >= 0]].set_index(ids[rows >= 0]))
+
+
+def given(mined: LabelTable, provenance: str) -> GivenLabels:
+    """Mined labels as `sweep --labels` takes them: beside the cohort's own, whose 0 and 1 prevail."""
+    return GivenLabels(mined.table, provenance, JOIN, blank="null", uncertain="null")
+
+
+def beside(manifest: Manifest, mined: LabelTable, splits: Sequence[str] = MINED_SPLITS) -> Manifest:
+    """A manifest with the mined labels of `splits` in the place of its own of those findings; all else as it is.
+
+    A study of `splits` that was not mined has no label of them. Findings that the manifest lacks are added at the end.
+    """
+    rows = rows_of_studies(mined.table.index, pd.Series(studies(manifest.table)[0]))
+    replaced = manifest.table["split"].isin(splits).to_numpy()
+    table = manifest.table.copy()
+    for name in mined.findings:
+        own = table[name] if name in table else pd.Series(pd.NA, table.index, "Int8")
+        labels = pd.Series(mined.table[name].array.take(rows, allow_fill=True), table.index)
+        table[name] = own.astype("Int8").mask(replaced, labels)
+    added = tuple(name for name in mined.findings if name not in manifest.findings)
+    return replace(manifest, table=table, findings=(*manifest.findings, *added))
+
+
+def _note(mined: pd.DataFrame, finding: str) -> str:
+    labels = mined[finding]
+    return (
+        f"Mined: {finding}: {int(labels.eq(1).sum()):,} positive, {int(labels.eq(0).sum()):,} negative, "
+        f"{int(labels.isna().sum()):,} without label."
+    )
