@@ -128,7 +128,7 @@ class TrialConfig(Config):
             return "reads texts: give it a text encoder, such as `text: minilm`"
         if needs.texts and self.compile == "on":
             return "reads texts of every length, for each of which a network is compiled anew: leave compile at auto"
-        if needs.map and self.pool == "own":
+        if needs.map and self.pool == "own" and self.head == "linear":
             return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
         if self.text_tuning != "lora" and self.lora_targets:
             return f"has text_tuning: {self.text_tuning}, which has no use for lora_targets: take `text_tuning: lora`"

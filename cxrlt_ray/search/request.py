@@ -56,6 +56,7 @@ class SweepRequest(Config):
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
     checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
+    reports: Annotated[str | None, cli.option("the cohort's reports, for objectives that read: tree or table")] = None
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None
     features_gb: Annotated[float | None, cli.option("frozen backbones' features on disk; a quarter of the free")] = None

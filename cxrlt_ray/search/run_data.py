@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +19,10 @@ from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
 from cxrlt_ray.search.given_labels import labels_of
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
+from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    from cxrlt_ray.text.corpus import Corpus
 
 PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 
@@ -26,6 +32,7 @@ class RunData:
     """What a run trains on.
 
     cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any.
+    corpus: the texts of its studies, read from `reports`, if the space reads any.
     """
 
     manifest: Manifest
@@ -34,6 +41,39 @@ class RunData:
     cohorts: dict[str, str]
     soft: SoftTargets | None = None
     labels: GivenLabels | None = None
+    corpus: Corpus | None = None
+    reports: str | None = None
+
+
+def check_reports(request: SweepRequest, space: Space) -> bool:
+    """Whether the run reads texts. Raises UsageError where the space needs reports or has no use for them.
+
+    A run that goes on has its own; the phantom that is drawn without --data has reports.
+    """
+    from cxrlt_ray.text.encoder_spec import check
+
+    reading = space.reading()
+    for stage in reading:
+        check(stage.objective_spec().text_spec())
+    if request.reports is not None and not reading:
+        raise UsageError(f"--reports: search space {space.name} has no objective that reads texts (clip does).")
+    if reading and request.reports is None and request.data and not request.starts_nothing and not request.resume:
+        raise UsageError(
+            f"search space {space.name} has objective {reading[0].objective}, which needs reports: give `--reports "
+            "PATH`."
+        )
+    return bool(reading)
+
+
+def read_corpus(reports: str, manifest: Manifest, address: str | None) -> Corpus:
+    """The texts of the manifest's studies; prints what there is to know of them. Raises UsageError as build_corpus."""
+    from cxrlt_ray.text.build import build_corpus
+
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, notes = build_corpus(reports, manifest, Store(folder), address=address)
+    for note in notes:
+        print(note)
+    return corpus
 
 
 def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
@@ -51,10 +91,13 @@ def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
     return read_soft_targets(request.soft_targets)
 
 
-def run_data(request: SweepRequest, space: Space, folds: int, soft: SoftTargets | None = None) -> RunData:
+def run_data(
+    request: SweepRequest, space: Space, folds: int, soft: SoftTargets | None = None, reading: bool = False
+) -> RunData:
     """The cohort that is asked for as this run splits it, and the task; a phantom without --data.
 
-    soft: to learn beside the labels. Raises UsageError where they are of other images or findings.
+    soft: to learn beside the labels. reading: with the texts of its studies. Raises UsageError where any of these are of
+    other images, findings or studies.
     """
     drawn = (request.images if request.smoke else None) or space.images or PHANTOM_IMAGES
     stand_ins = request.storage if request.smoke and not request.data else None
@@ -66,7 +109,9 @@ def run_data(request: SweepRequest, space: Space, folds: int, soft: SoftTargets 
         manifest = few(manifest, drawn, request.seed)
     for note in soft.check(manifest, task.findings) if soft else ():
         print(note)
-    return RunData(manifest, task, data, cohorts, soft, labels)
+    reports = request.reports or data
+    corpus = read_corpus(reports, manifest, request.address) if reading else None
+    return RunData(manifest, task, data, cohorts, soft, labels, corpus, reports if reading else None)
 
 
 def data_of(run: Run) -> RunData:

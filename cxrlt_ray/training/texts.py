@@ -60,7 +60,7 @@ def with_reports(images: Images, needs: Needs, objective: str) -> Images:
     rows = np.flatnonzero(images.report >= 0) if images.report is not None else np.empty(0, np.int64)
     if not len(rows):
         raise UsageError(
-            f"objective {objective} reads texts, but none of {len(images):,} images that it trains on or is judged by has "
-            "a report: give the cohort's by `sweep --reports PATH`."
+            f"objective {objective} reads texts, but none of {len(images):,} images that it trains on or is judged by "
+            "has a report: give the cohort's by `sweep --reports PATH`."
         )
     return images.at(rows)

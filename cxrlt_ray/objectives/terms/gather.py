@@ -59,7 +59,7 @@ def gathered(rows: torch.Tensor, share: Share) -> torch.Tensor:
 
     Dimensions but the first are equal on all workers (`padded_alike`).
     """
-    return rows if len(share.sizes) == 1 else _Gather.apply(rows, share)  # type: ignore[no-untyped-call]
+    return rows if len(share.sizes) == 1 else _Gather.apply(rows, share)
 
 
 def padded_alike(rows: torch.Tensor) -> torch.Tensor:
