@@ -9,7 +9,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     evaluation/                    metrics, scores of a submission, the published tables
     phantom/                       the built-in cohort of drawn chest X-rays
     labelling/                     reports -> labels of studies, by rules or by a language model
-    text/                          texts to learn from: reports, descriptions of findings, encoders
+    text/                          text encoders, their stored embeddings, descriptions of findings, prompts
     models/                        backbone + head + fusion of a study's views
     objectives/                    what is trained: batches, loss, predictions, metric
     runs/                          what a sweep leaves behind: records, predictions

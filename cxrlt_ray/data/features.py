@@ -5,8 +5,9 @@
 
 KEY is a hash of all that features depend on: the shards, the backbone's weights, the precision, and what is made of an
 image (a view, or one of its augmented copies). Each file names its KEY, its images and its checksum, so that one that
-was copied, cut short or changed is not read. All stores together are bounded: the one that was used longest ago and is
-not in use makes room. Where the shards are in an object store, each machine keeps features of its own in TMPDIR.
+was copied, cut short or changed is not read. Embeddings of texts have stores of their own beside them
+(text/embedding_store.py). All stores together are bounded: the one that was used longest ago and is not in use makes
+room. Where the shards are in an object store, each machine keeps features of its own in TMPDIR.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, Protocol, TextIO
 
 import numpy as np
 
@@ -37,6 +38,16 @@ VERSION = 1  # of the layout and of what is computed; part of KEY
 FEATURES, DESCRIPTION, USE, SUFFIX = "features", "features.json", ".use", ".safetensors"
 SHARE_OF_DISK = 0.25  # of what is free, for all stores together
 KEEP_FREE = 5e9  # bytes of the disk that stores leave free
+
+
+class StoreKey(Protocol):
+    """A dataclass of all that the content of a store depends on."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def name(self) -> str:
+        """KEY: the store's directory."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +147,11 @@ class FeatureStorage:
     folder: Path
     bound: int
 
-    def store(self, key: FeatureKey) -> Store:
+    def store(self, key: StoreKey) -> Store:
         """The directory of one."""
         return Store(str(self.folder / key.name))
 
-    def enter(self, key: FeatureKey, missing: int) -> TextIO | None:
+    def enter(self, key: StoreKey, missing: int) -> TextIO | None:
         """Take the store of `key` in use and reserve `missing` bytes more in it; None where there is no room for them.
 
         Others that are not in use are removed to make room, the one used longest ago first. What is returned is closed

