@@ -81,7 +81,9 @@ class Corpus:
     @cached_property
     def studies(self) -> pd.Index:
         """The studies' ids [S], as the reports' source writes them. A study is known by its place here."""
-        return pd.Index(self._ids[self._first].to_pandas().astype("str"), name="study_id")
+        import pyarrow as pa
+
+        return pd.Index(self._ids.take(pa.array(self._first)).to_pandas().astype("str"), name="study_id")
 
     @property
     def has_second(self) -> np.ndarray:
@@ -196,8 +198,10 @@ class Corpus:
     @cached_property
     def _row_of(self) -> tuple[np.ndarray, np.ndarray]:
         """The table's row of each study and wording, int64 [S]; -1 without one."""
+        import pyarrow as pa
+
         others = np.flatnonzero(self.table["wording"].to_numpy() == SECOND)
-        ids = pd.Index(self._ids.take(others).to_pandas().astype("str"))
+        ids = pd.Index(self._ids.take(pa.array(others)).to_pandas().astype("str"))
         place = rows_of_studies(ids, pd.Series(self.studies))
         return self._first, np.where(place >= 0, np.append(others, -1)[place], -1)
 

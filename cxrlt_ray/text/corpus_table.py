@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cxrlt_ray.labelling.labelled import RuleSet, unpacked
 from cxrlt_ray.labelling.labeller import Labeller
@@ -53,9 +53,9 @@ def text_table(
     rows = []
     for report in reports:
         texts = study_texts(report.text, labeller, fields)
-        about = {"study_id": report.study_id, "wording": wording, "foreign": texts.foreign, "text": report.text}
-        about["empty"] = not says_something(report.text, 0, len(report.text), texts.meta)
-        rows.append(about | _places(texts) | _statements(texts, number, hidden))
+        empty = not says_something(report.text, 0, len(report.text), texts.meta)
+        about = {"study_id": report.study_id, "wording": wording, "foreign": texts.foreign, "empty": empty}
+        rows.append({**about, "text": report.text, **_places(texts), **_statements(texts, number, hidden)})
     return pa.Table.from_pylist(rows, schema=corpus_schema())
 
 
@@ -83,7 +83,7 @@ def scrubbed_piece(
     ):
         scrubbed = scrubber(text)
         removed += scrubbed.sentences
-        if scrubbed.sentences == 0 and not foreign and not _states(rows, k, labeller, hidden):
+        if scrubbed.text == text and not foreign and not _states(rows, k, labeller, hidden):
             tables.append(rows.slice(k, 1))
             continue
         left = Report(study, None, "" if foreign else scrubbed.text)
@@ -91,17 +91,15 @@ def scrubbed_piece(
     return pa.concat_tables(tables).combine_chunks(), pa.table({"removed": pa.array([removed], pa.int64())})
 
 
-def _places(texts: StudyTexts) -> dict[str, Any]:
+def _places(texts: StudyTexts) -> dict[str, list[int]]:
     kinds: dict[str, Sequence[Section | Sentence | MetaSpan]] = {
         "section": texts.sections,
         "sentence": texts.sentences,
         "meta": texts.meta,
     }
-    sides: dict[str, Any] = {}
-    for kind, spans in kinds.items():
-        sides[f"{kind}_begin"] = [span.begin for span in spans]
-        sides[f"{kind}_end"] = [span.end for span in spans]
-    return sides | {"meta_field": [span.field for span in texts.meta]}
+    begins = {f"{kind}_begin": [span.begin for span in spans] for kind, spans in kinds.items()}
+    ends = {f"{kind}_end": [span.end for span in spans] for kind, spans in kinds.items()}
+    return {**begins, **ends, "meta_field": [span.field for span in texts.meta]}
 
 
 def _statements(texts: StudyTexts, number: dict[str, int], hidden: Sequence[str]) -> dict[str, list[int]]:

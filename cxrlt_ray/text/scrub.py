@@ -3,7 +3,7 @@
 A sentence goes where a phrase of a finding's rules matches in it, whether the report affirms, denies or doubts it, and
 whether or not an exception of the rules applies; so do the rules' statements that deny the finding. All of the report
 is searched, INDICATION and HISTORY too. A heading that names the finding goes with the part below it. What implies a
-finding stays where its own words do not name it.
+finding stays where its own words do not name it. A heading below which nothing is left goes too.
 
 The phrases are searched in the text as one: where one stretches over the end of a sentence, and no sentence of its own
 explains it, both sentences go. So no phrase matches in what is left, however it is divided.
@@ -24,7 +24,7 @@ from cxrlt_ray.labelling.sentences import sentences
 
 @dataclass(frozen=True)
 class Scrubbed:
-    """A text without what was removed. sentences: how many those were, headings included."""
+    """A text without what was removed. sentences: how many those were, apart from headings."""
 
     text: str
     sentences: int
@@ -88,7 +88,7 @@ def _units(text: str) -> Iterator[_Unit]:
 
 
 def _removed(text: str, matched: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
-    """The places to remove, in order and without overlap, and how many sentences and headings they hold.
+    """The places to remove, in order and without overlap, and how many sentences they hold.
 
     Matches within one sentence come first: one that stretches over its end may be gone with them.
     """
@@ -98,10 +98,19 @@ def _removed(text: str, matched: Sequence[tuple[int, int]]) -> tuple[list[tuple[
     # a heading between two sentences over which a phrase stretches is not about the finding
     across = [[unit for unit in chosen if not unit.heading] or chosen for chosen in touched]
     places = [(unit.begin, unit.until) for chosen in within or across for unit in chosen] or list(matched)
+    gone = {unit for unit in units if any(begin <= unit.begin < end for begin, end in places)}
+    for heading in (unit for unit in units if unit.heading):
+        below = {unit for unit in units if heading.end <= unit.begin < heading.until}
+        if below and below <= gone:
+            places.append((heading.begin, heading.until))
+    return _joined(places), sum(not unit.heading for unit in gone)
+
+
+def _joined(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     joined: list[tuple[int, int]] = []
     for begin, end in sorted(places):
         if joined and begin <= joined[-1][1]:
             joined[-1] = joined[-1][0], max(end, joined[-1][1])
         else:
             joined.append((begin, end))
-    return joined, sum(any(begin <= unit.begin < end for begin, end in joined) for unit in units)
+    return joined
