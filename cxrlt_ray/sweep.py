@@ -28,7 +28,7 @@ from cxrlt_ray.search.asking import check_asking
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
 from cxrlt_ray.search.resume import ensemble_command, resume_command, resumed, run_to_resume
-from cxrlt_ray.search.run_data import PHANTOM_IMAGES, RunData, data_of, run_data, soft_targets_for
+from cxrlt_ray.search.run_data import PHANTOM_IMAGES, RunData, check_reports, data_of, run_data, soft_targets_for
 from cxrlt_ray.search.run_setup import (
     claimed_name,
     draft_record,
@@ -68,14 +68,14 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     """`run`, with the run's name. deadline: of the time budget, by time.monotonic()."""
     engine, resources = resources_for(request)
     space, space_file = space_for(request, existing, resources)
-    soft = soft_targets_for(request, space)
+    soft, reading = soft_targets_for(request, space), check_reports(request, space)
     record = resumed(request, existing.record) if existing else draft_record(request, name, space)
     check_asking(space, bool(record.finding_folds))
     planner = _planner(request, record, space, resources)
     if request.starts_nothing:
         _print_plan(request, existing, record, space, planner)
         return None
-    data = data_of(existing) if existing else run_data(request, space, record.folds, soft)
+    data = data_of(existing) if existing else run_data(request, space, record.folds, soft, reading)
     shards = _prepare(request, existing, record, space, data)
     longest = space.epochs
     if deadline is not None and not existing:
@@ -222,6 +222,7 @@ def _search(
         ingest=ingest,
         trained_findings=record.asking.trained if record.asking else (),
         soft_targets=record.soft_targets is not None,
+        corpus=record.reports is not None,
         features=features,
         asking=record.asking,
     )

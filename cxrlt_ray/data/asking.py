@@ -26,18 +26,20 @@ class Asking:
     """What a run asks for.
 
     asked: findings that are asked for by text. seen: findings with labels in training. fold: [len(seen)] of each seen
-    finding, from 0, or ALWAYS. track: one of TRACKS, what training has seen of the asked findings.
+    finding, from 0, or ALWAYS. track: one of TRACKS, what training has seen of the asked findings. by_mined: chosen by
+    labels of the asked findings that were mined from reports, not by folds.
     """
 
     asked: tuple[str, ...]
     seen: tuple[str, ...]
     fold: tuple[int, ...]
     track: str = SCRUBBED
+    by_mined: bool = False
 
     @property
     def folds(self) -> int:
         """K: how many models a trial trains."""
-        return max(self.fold) + 1
+        return max(*self.fold, 0) + 1
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -65,4 +67,10 @@ class Asking:
 
     def judged(self, fold: int) -> frozenset[str]:
         """The findings by which the model of `fold` is judged: its own seen ones."""
+        if self.by_mined:
+            return frozenset(self.asked)
         return frozenset(name for name, own in zip(self.seen, self.fold, strict=True) if own == fold)
+
+    def corpus_of(self, fold: int) -> str:
+        """The file with the texts that the model of `fold` reads: on track scrubbed without what is hidden from it."""
+        return f"corpus-{fold}.parquet" if self.track == SCRUBBED and fold < self.folds else "corpus.parquet"

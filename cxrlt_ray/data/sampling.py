@@ -46,6 +46,22 @@ def expected(sampler: str, targets: np.ndarray, epochs: int) -> np.ndarray:
     return _raised(images * positive @ (share / share.sum() / counts), 1 / epochs)
 
 
+def study_partners(study: np.ndarray, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """For each of `rows` another row of its study at random, int64 [n]; the row itself where it is alone.
+
+    study: codes int64 [N] of all images that may be drawn.
+    """
+    order = np.argsort(study, kind="stable")
+    first = np.flatnonzero(np.diff(study[order], prepend=study.min(initial=0) - 1))
+    sizes = np.diff(first, append=len(order))
+    place = np.empty(len(order), np.int64)  # of each row in the order
+    place[order] = np.arange(len(order))
+    group = np.searchsorted(first, place[rows], side="right") - 1
+    start, size = first[group], sizes[group]
+    step = 1 + (random.random(len(rows)) * (size - 1)).astype(np.int64)
+    return order[start + (place[rows] - start + step) % size]
+
+
 def repeat_factors(targets: np.ndarray, threshold: float = REPEAT_BELOW) -> np.ndarray:
     """How often each image is repeated by Gupta et al. 2019, float [N], of targets int8 [N, C] (1, 0, -1).
 

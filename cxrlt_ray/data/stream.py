@@ -121,6 +121,7 @@ def batches(
     strength: float = 0.0,
     copies: int | None = None,
     features: StoredFeatures | None = None,
+    instead: np.ndarray | None = None,
     ingest: Ingest | None = None,
 ) -> Iterator[Batch]:
     """Batches of the images `image_ids` at `resolution` pixels: in storage order without a seed, shuffled with one.
@@ -132,10 +133,12 @@ def batches(
     An id may occur several times. study: [N], then a batch is of `batch_size` studies, whole and each in one piece.
     strong: bool [N], the images that are augmented with `strength` instead. copies: K, each image has K augmented
     copies, whatever the seed, the rank and the batch, and an epoch shows number epoch mod K of all; 0: the image as
-    without a seed. features: stored ones, which batches have in the images' place, in the same order.
+    without a seed. features: stored ones, which batches have in the images' place, in the same order. instead: ids [N]
+    of the images that are shown in the place of `image_ids`, whose order and `rows` stay; of one in quarantine the own.
     """
     ingest = ingest or Ingest()
     rows, location = _located(shards, image_ids)
+    shown = location if instead is None else _shown(shards, image_ids[rows], instead[rows])
     window = 0 if shards.store.local is not None else WINDOW
     first, members = units(len(rows) if study is None else study[rows])
     shuffled = order(location.file[first], None if seed is None else [seed, epoch], window)
@@ -151,7 +154,7 @@ def batches(
     work = [
         _Work(
             step,
-            location.at(plan[step], names),
+            shown.at(plan[step], names),
             None if strong is None else strong[rows[plan[step]]],
             None if numbers is None else numbers[plan[step]],
         )
@@ -198,9 +201,20 @@ def _located(shards: Shards, image_ids: np.ndarray) -> tuple[np.ndarray, _Locati
     positions = index.index.get_indexer(image_ids)
     rows = np.flatnonzero(positions >= 0)
     rows = rows[np.argsort(positions[rows], kind="stable")]
-    positions = positions[rows]
-    file, offset, length = (column[positions] for column in _columns(index))
-    return rows, _Location(file, offset, length, _slots(shards)[positions], shards.places()[positions])
+    return rows, _locations(shards, positions[rows])
+
+
+def _shown(shards: Shards, image_ids: np.ndarray, instead: np.ndarray) -> _Location:
+    """Where the images `instead` lie, or those of `image_ids` where they were not prepared."""
+    index = shards.index().index
+    positions = index.get_indexer(instead)
+    return _locations(shards, np.where(positions >= 0, positions, index.get_indexer(image_ids)))
+
+
+def _locations(shards: Shards, positions: np.ndarray) -> _Location:
+    """Where the images at `positions` of the index lie."""
+    file, offset, length = (column[positions] for column in _columns(shards.index()))
+    return _Location(file, offset, length, _slots(shards)[positions], shards.places()[positions])
 
 
 def _numbers(image_ids: np.ndarray) -> np.ndarray:

@@ -144,9 +144,10 @@ def gather(
 
 
 def chosen_by(manifest: Manifest, record: RunRecord) -> np.ndarray:
-    """The labels int8 [N, C] of the predicted findings by which a run's trials are chosen: of no asked finding."""
+    """The labels int8 [N, C] of the predicted findings by which a run's trials are chosen; of asked ones mined alone."""
     targets = manifest.targets(record.predicted)
-    asked = np.isin(record.predicted, record.asking.asked if record.asking else [])
+    asking = record.asking
+    asked = np.isin(record.predicted, asking.asked if asking and not asking.by_mined else [])
     return np.where(asked, np.int8(-1), targets)
 
 

@@ -109,8 +109,7 @@ class Classifier(nn.Module):
         """All that head and fusion are given of images [n, H, W]: float [n, N, D], or more rows where batches are
         filled. Where the head only pools, and that by no parameter, N is 1.
         """
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        pixels = (pixels.unsqueeze(1) - self.mean) / self.std  # one gray channel broadcast to the backbone's
+        pixels = self.normalised(images)
         if self.fusion is not None and self._fills_batches(pixels):
             pixels = filled(pixels)
         features = self.backbone.forward_features(pixels)
@@ -118,6 +117,22 @@ class Classifier(nn.Module):
             return pooled(self.backbone, features)
         tokens = to_tokens(self.backbone, features, self.name)
         return tokens if self.early_pool is None else self.early_pool(tokens).unsqueeze(1)
+
+    def patches(self, images: torch.Tensor) -> torch.Tensor:
+        """The feature map of images [n, H, W] by position, before any pooling: float [n, N, D].
+
+        Raises UsageError for a model that keeps no map.
+        """
+        if not self.keeps_map:
+            raise UsageError(
+                f"backbone '{self.name}' is pooled by its own head: take `pool: avg`, which keeps its map."
+            )
+        return to_tokens(self.backbone, self.backbone.forward_features(self.normalised(images)), self.name)
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [n, H, W] as the backbone takes them: float [n, channels, H, W]."""
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        return (pixels.unsqueeze(1) - self.mean) / self.std  # one gray channel broadcast to the backbone's
 
     def fingerprint(self) -> str:
         """A hash of all that `features` depends on besides the images: weights, architecture, normalisation, pooling.

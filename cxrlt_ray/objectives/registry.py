@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from cxrlt_ray.models import Classifier
+    from cxrlt_ray.text.encoder_spec import TextSpec
 
     Targets = Sequence[tuple[float, torch.Tensor]]  # (share, float [B, K]): several where images are mixed
     Inputs = tuple[torch.Tensor, ...]
@@ -53,6 +54,30 @@ class ObjectiveSpec:
     smooth_pos: float = 0.0
     smooth_neg: float = 0.0
     logit_adjust: float = 0.0
+    text: str | None = None
+    text_pooling: str = "auto"
+    text_tuning: str = "frozen"
+    lora_rank: int = 8
+    lora_alpha: float = 32.0
+    lora_targets: str | None = None
+    max_tokens: int = 256
+
+    def text_spec(self) -> TextSpec:
+        """The text encoder. Raises UsageError where none is given."""
+        from cxrlt_ray.text.encoder_spec import TextSpec
+
+        if self.text is None:
+            raise UsageError(f"objective {self.objective} reads texts: give it a text encoder, such as `text: minilm`.")
+        targets = tuple(self.lora_targets.split("+")) if self.lora_targets else ()
+        return TextSpec(
+            self.text,
+            self.text_pooling,
+            self.text_tuning,
+            self.lora_rank,
+            self.lora_alpha,
+            lora_targets=targets,
+            max_tokens=self.max_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,12 +86,28 @@ class Needs:
 
     labels: targets from the manifest; images without any label still come. soft_targets: stored predictions beside
     them. crops: how many independently augmented copies of each image the network is given, as that many tensors
-    uint8 [B, H, W]; with more than one, images are neither mixed nor fused by study.
+    uint8 [B, H, W]; with more than one, images are neither mixed nor fused by study. pairs: beside each image another
+    one of its study, or the same one augmented anew where there is no other. texts: a text of each image's study;
+    images whose study has no report do not come. map: the backbone's feature map, before it is pooled. whole: the loss
+    is of all images of a batch together, so that a batch is never cut into pieces to fit a device.
+
+    The network is called with pixels uint8 [B, H, W]; with pairs also the others' pixels, and studies int64 [B]; with
+    texts also ids and mask int64 [B, L], by the objective's `tokenize`, and numbers of texts int64 [B], equal for equal
+    texts.
     """
 
     labels: bool = True
     soft_targets: bool = False
     crops: int = 1
+    pairs: bool = False
+    texts: bool = False
+    map: bool = False
+    whole: bool = False
+
+    @property
+    def anew(self) -> bool:
+        """Whether a batch holds more than an image and its labels: then images are neither mixed nor fused by study."""
+        return self.crops > 1 or self.pairs or self.texts
 
 
 class Objective(ABC):
@@ -113,6 +154,10 @@ class Objective(ABC):
         """The classifier in what `network` returned, or in an average of its weights."""
         return cast("Classifier", network)
 
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, int64 [B, L], of texts; called after `network`."""
+        raise NotImplementedError(f"objective {self.spec.objective} reads no texts")
+
     def after_step(self, network: torch.nn.Module) -> None:  # noqa: B027  most objectives have nothing to do here
         """Called after each step of the optimizer: a teacher may follow its student here."""
 
@@ -129,7 +174,8 @@ class Objective(ABC):
         raise NotImplementedError(f"objective {self.spec.objective} is judged by its predictions")
 
 
-WITHOUT = {"losses", "priors"}  # modules that hold no objective and import torch: `trials` reads records without it
+# modules that hold no objective and import torch: `trials` reads records without it
+WITHOUT = {"losses", "priors", "terms", "towers", "pretraining", "retrieval"}
 _OBJECTIVES: dict[str, type[Objective]] = {}
 
 

@@ -269,6 +269,7 @@ class RunRecord(Record):
     quality: int = 95
     search_db: str | None = None
     soft_targets: str | None = None
+    reports: str | None = None  # where the texts in its corpus came from
     warm_from: tuple[str, ...] = ()  # earlier runs whose best settings are tried first
     start: tuple[dict[str, Value], ...] = ()  # the start points with them, under Optuna's names; () for the space's own
     labels: str | None = None  # provenance of labels that were given beside the cohort's, and how they were used
@@ -297,6 +298,11 @@ class RunRecord(Record):
     def predicted(self) -> tuple[str, ...]:
         """The findings that trials predict: the task's, and the seen ones by which those are chosen."""
         return self.asking.predicted if self.asking else self.task.findings
+
+    @property
+    def track(self) -> str | None:
+        """What training has seen of the findings that are asked for by text; None where none is."""
+        return self.asking.track if self.asking else None
 
     @property
     def sizes_of_shards(self) -> list[int]:

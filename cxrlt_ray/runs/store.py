@@ -4,6 +4,7 @@ RUN/run.json                     what was asked, as RunRecord; the fingerprint o
 RUN/manifest.parquet             the cohort as split for this run
 RUN/space.yaml                   the search space as it was
 RUN/soft_targets.parquet         predictions that objectives may learn, where --soft-targets gave any
+RUN/corpus.parquet               the texts of its studies, where --reports gave any; corpus-K.parquet: of a fold
 RUN/optuna.db                    the search's state, for optuna-dashboard; made anew from the trials where it lacks
 RUN/trials/T0001/trial.json      TrialRecord: state, parameters, metrics by epoch, environment, reason of a failure
 /fold-0/         the kept checkpoint: model.safetensors, model.json; refit/ beside it, if asked for
@@ -17,9 +18,10 @@ RUN/stages/KEY/                  weights of stages on other cohorts, for all tri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -38,6 +40,9 @@ from cxrlt_ray.runs.trial_index import RECORD as RECORD
 from cxrlt_ray.runs.trial_index import read_index, write_index
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.store import THREADS
+
+if TYPE_CHECKING:
+    from cxrlt_ray.text.corpus import Corpus
 
 REFIT = "refit"  # the checkpoint trained on train and validation images
 DEFAULT_STORAGE = "runs"
@@ -225,9 +230,14 @@ def check_free(storage: str, name: str) -> None:
 
 
 def create_run(
-    storage: str, record: RunRecord, manifest: Manifest, files: dict[str, bytes], soft: SoftTargets | None = None
+    storage: str,
+    record: RunRecord,
+    manifest: Manifest,
+    files: dict[str, bytes],
+    soft: SoftTargets | None = None,
+    corpora: Mapping[str, Corpus] | None = None,
 ) -> Run:
-    """Make RUN/ with manifest.parquet, soft targets, the `files` and, last, run.json.
+    """Make RUN/ with manifest.parquet, soft targets, `corpora` by file name, the `files` and, last, run.json.
 
     The record is written with the time, the manifest's fingerprint and the provenance of the soft targets.
 
@@ -243,6 +253,8 @@ def create_run(
         store.write(file, content)
     if soft is not None:
         soft.write(store)
+    for name, corpus in (corpora or {}).items():
+        corpus.write(store, name)
     provenance = None if soft is None else soft.provenance
     changes = {"created": now(), "fingerprint": manifest.fingerprint, "soft_targets": provenance}
     record = record.model_copy(update=changes)

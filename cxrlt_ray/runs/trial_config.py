@@ -15,7 +15,7 @@ from cxrlt_ray.config import Config
 from cxrlt_ray.data.manifest import MAIN
 from cxrlt_ray.objectives import registry
 from cxrlt_ray.objectives.metric import Metric
-from cxrlt_ray.objectives.registry import ObjectiveSpec
+from cxrlt_ray.objectives.registry import Objective, ObjectiveSpec
 
 Scalar = bool | int | float | str | None
 OUTSIDE, ALL = "outside", "all"  # of `cohorts`, beside MAIN; else names joined by +
@@ -40,7 +40,7 @@ class TrialConfig(Config):
     pool: str = "own"
     fusion: str = "none"
     queries: str | None = None  # a file of label embeddings
-    text: str | None = None  # or the encoder that makes them
+    text: str | None = None  # or the encoder that makes them: minilm, another known name, a folder, a hub's OWNER/NAME
     prompts: str = "name"  # of texts of this style
     query_layers: Annotated[int, Field(ge=1, le=8)] = 4  # of head query_decoder, as all query_*
     query_width: Annotated[int, Field(ge=32, le=2048, multiple_of=32)] = 768  # at most; the features' where fewer
@@ -58,6 +58,14 @@ class TrialConfig(Config):
     # what a stage is trained for
     objective: str = "multilabel"
     objective_settings: dict[str, float] = Field(default={})
+    # the texts that an objective reads, by the encoder `text`
+    text_draw: Literal["report", "section", "sentence", "statement"] = "report"  # of a study's report, each epoch
+    text_pooling: Literal["auto", "cls", "mean", "last", "projected"] = "auto"
+    text_tuning: Literal["frozen", "tuned", "lora"] = "frozen"
+    lora_rank: Annotated[int, Field(ge=1)] = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    lora_targets: str | None = None  # names of layers, joined by +; those usual for the architecture without
+    max_tokens: Annotated[int, Field(ge=3)] = 256  # after which a text is cut
     # the loss
     loss: str = "bce"
     loss_settings: dict[str, float] = Field(default={})
@@ -107,15 +115,30 @@ class TrialConfig(Config):
             raise ValueError(f"there is no objective '{self.objective}'; there are {', '.join(known)}")
         if fault := registry.fault_of(self.objective, self.objective_settings):
             raise ValueError(fault)
-        if known[self.objective].needs.crops > 1 and (self.fusion != "none" or self.mix != "none"):
-            raise ValueError(
-                f"objective: {self.objective} takes several crops of an image: leave fusion and mix at none"
-            )
+        if fault := self._objective_fault(known[self.objective]):
+            raise ValueError(f"objective: {self.objective} {fault}")
         for k, stage in enumerate(self.stages):
             if "epochs" not in stage:
                 raise ValueError(f"stages.{k} has no `epochs`")
         self.staged()
         return self
+
+    def _objective_fault(self, objective: type[Objective]) -> str:
+        """What of the configuration does not fit the objective, or nothing."""
+        needs, set_ = objective.needs, self.fusion != "none" or self.mix != "none"
+        if needs.anew and set_:
+            company = "a study's text" if needs.texts else "another image of a study" if needs.pairs else ""
+            what = f"{company} beside an image" if company else "several crops of an image"
+            return f"takes {what}: leave fusion and mix at none"
+        if needs.texts and self.text is None and not self.stages:
+            return "reads texts: give it a text encoder, such as `text: minilm`"
+        if needs.texts and self.compile == "on":
+            return "reads texts of every length, for each of which a network is compiled anew: leave compile at auto"
+        if needs.map and self.pool == "own" and self.head == "linear":
+            return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
+        if self.text_tuning != "lora" and self.lora_targets:
+            return f"has text_tuning: {self.text_tuning}, which has no use for lora_targets: take `text_tuning: lora`"
+        return ""
 
     def beginning_fault(self) -> str:
         """What is wrong with the weights that the first stage begins with, or nothing."""
@@ -156,8 +179,12 @@ class TrialConfig(Config):
     def spec(self) -> Any:
         """The models.ModelSpec of this trial (of its first state, where there are stages)."""
         from cxrlt_ray.models import ModelSpec
+        from cxrlt_ray.models.heads import HEADS
 
-        return ModelSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelSpec)})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelSpec)}
+        if registry.find_objective(self.objective).needs.texts and not HEADS[self.head].needs_embeddings:
+            values |= {"text": None, "prompts": ModelSpec.prompts}  # the objective reads texts, the head none
+        return ModelSpec(**values)
 
     def objective_spec(self) -> ObjectiveSpec:
         """What the objective of this stage reads of the configuration."""
@@ -174,8 +201,9 @@ class TrialConfig(Config):
 
         None: the backbone is trained, or an image is augmented or mixed anew each time it is shown.
         """
-        several = registry.find_objective(self.objective).needs.crops > 1
-        anew = several or self.mix != "none" or self.tail_augment > self.augment
+        anew = (
+            registry.find_objective(self.objective).needs.anew or self.mix != "none" or self.tail_augment > self.augment
+        )
         if not self.frozen_backbone or anew or self.feature_copies is None:
             return None
         return self.feature_copies if self.augment or self.flip or self.crop < 1 else 0

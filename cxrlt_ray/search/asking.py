@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,12 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
 
+if TYPE_CHECKING:
+    from cxrlt_ray.text.corpus import Corpus
+
 FOLD_SIZE = 5  # findings of a fold, where there are enough: one head, two medium, two tail
 ZERO_SHOT_OBJECTIVE = "zero_shot"
+FILE = "corpus.parquet"
 CHOSEN_ON = ("train", "val")  # splits in which no label of an asked finding may be
 
 
@@ -33,6 +38,8 @@ def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
     known = (positives > 0) & (positives < labelled)
     rows = [c for c, name in enumerate(manifest.findings) if known[c] and name not in request.asked]
     seen = tuple(manifest.findings[c] for c in rows)
+    if request.choose_by == MINED:
+        return Asking(request.asked, seen, (ALWAYS,) * len(seen), MINED, by_mined=True)
     folds = request.models
     if len(seen) <= folds:
         raise UsageError(
@@ -42,7 +49,30 @@ def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
     prevalence = positives[rows] / labelled[rows]
     divided = finding_folds(seen, prevalence, max(folds, math.ceil(len(seen) / FOLD_SIZE)), request.seed)
     fold = tuple(int(k) if k < folds else ALWAYS for k in divided)
-    return Asking(request.asked, seen, fold, SCRUBBED)
+    return Asking(request.asked, seen, fold, request.track or SCRUBBED)
+
+
+def with_mined(manifest: Manifest, asking: Asking, reports: str, address: str | None) -> Manifest:
+    """The manifest with labels of the asked findings where models are trained and chosen, as reports say."""
+    from cxrlt_ray.labelling.reports import read_reports
+    from cxrlt_ray.text.mining import beside, mine
+
+    mined = mine(read_reports(reports), asking.asked, address=address)
+    table = beside(manifest, mined)
+    for finding in asking.asked:
+        targets = table.of_split(*CHOSEN_ON).targets((finding,))
+        print(f"  {finding}: {(targets == 1).sum():,} positive and {(targets == 0).sum():,} negative images mined")
+    return table
+
+
+def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> dict[str, Corpus]:
+    """The texts of a run by file name: on track scrubbed each fold's without what is hidden from its model."""
+    if asking is None or asking.track != SCRUBBED:
+        return {FILE: corpus}
+    base = corpus.scrubbed(asking.asked, request.address)
+    print(f"Scrubbed of {', '.join(asking.asked[:5])}: {base.about.removed:,} sentences left out of the reports")
+    folds = {asking.corpus_of(k): base.scrubbed(sorted(asking.judged(k)), request.address) for k in range(asking.folds)}
+    return {FILE: base, **folds}
 
 
 def check_asking(space: Space, asks: bool) -> None:
@@ -90,15 +120,25 @@ def lines(asking: Asking, manifest: Manifest) -> list[str]:
     """What a person should know of it, before anything is trained."""
     from cxrlt_ray.data.asking import TRACKS
 
-    by_fold = (
-        f"  fold {k}: {', '.join(name for name, own in zip(asking.seen, asking.fold, strict=True) if own == k)}"
-        for k in range(asking.folds)
-    )
     hidden = [name for name in asking.asked if name in manifest.findings and _labelled(manifest, name)]
     note = f"Their labels in training and validation are not read: {', '.join(hidden)}"
     return [
         f"Asked for by text: {', '.join(asking.asked)}; track {asking.track}: {TRACKS[asking.track]}",
         *([note] if hidden and asking.track != MINED else []),
+        *(
+            [f"Chosen by labels mined from the validation studies' reports: as good as these, and no better ({MINED})"]
+            if asking.by_mined
+            else _fold_lines(asking)
+        ),
+    ]
+
+
+def _fold_lines(asking: Asking) -> list[str]:
+    by_fold = (
+        f"  fold {k}: {', '.join(name for name, own in zip(asking.seen, asking.fold, strict=True) if own == k)}"
+        for k in range(asking.folds)
+    )
+    return [
         f"Chosen by {asking.folds} folds of seen findings, each hidden from one of a trial's {asking.folds} models:",
         *by_fold,
     ]

@@ -59,7 +59,9 @@ def _build(system: str, number: int, stage: TrialConfig, spec: ModelSpec, findin
         model = models.Classifier(spec, len(findings) if spec.text else tuple(findings))
         model.backbone.requires_grad_(not stage.frozen_backbone)
         model.train()
-        network = objective.network(model)
+        # a contrast reads a text encoder's weights and what its batch holds: the classifier alone takes the step
+        alone = objective.needs.whole
+        network = model if alone else objective.network(model)
         optimizer_of(network, stage, 100, model.backbone)
         images = [torch.empty(2, spec.resolution, spec.resolution, dtype=torch.uint8)] * objective.needs.crops
         codes = [torch.zeros(2, dtype=torch.int64)] * 2 if spec.fusion != "none" else []
@@ -70,7 +72,8 @@ def _build(system: str, number: int, stage: TrialConfig, spec: ModelSpec, findin
                 f"{(2, len(findings))}."
             )
         targets = torch.zeros(2, objective.table().shape[1])
-        objective.loss(outputs.float(), [(1.0, targets)]).backward()
+        loss = outputs.sum() if alone else objective.loss(outputs.float(), [(1.0, targets)])
+        loss.backward()
     everything = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     flops, _ = models.size(spec, len(findings))

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.asking import MINED, TRACKS
 from cxrlt_ray.data.given_labels import BLANK, MODES
 from cxrlt_ray.data.shards import MAX_BAD, QUALITY, parse_quality, parse_sizes
 from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT, load_task
@@ -46,6 +47,8 @@ class SweepRequest(Config):
     folds: Annotated[int | None, cli.option("K: each trial trains K models, out-of-fold; 0 without it")] = None
     ask: Annotated[str | None, cli.option("A,B: findings to answer for by their text, without their labels")] = None
     finding_folds: Annotated[int | None, cli.option("K folds of seen findings that choose what is asked for; 3")] = None
+    track: Annotated[str | None, cli.option("what training may see of asked findings: scrubbed, reports, mined")] = None
+    choose_by: Annotated[str, cli.option("folds of seen findings, or mined: labels by validation reports")] = "folds"
     cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None
     holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all"
@@ -59,6 +62,7 @@ class SweepRequest(Config):
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
     checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
+    reports: Annotated[str | None, cli.option("the cohort's reports, for objectives that read: tree or table")] = None
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None
     features_gb: Annotated[float | None, cli.option("frozen backbones' features on disk; a quarter of the free")] = None
@@ -118,6 +122,12 @@ class SweepRequest(Config):
             problems.append("--finding-folds is for task3, 2026-task2 and --ask, which ask for findings by text.")
         if self.finding_folds is not None and self.finding_folds < 1:
             problems.append(f"--finding-folds is 1 or more, not {self.finding_folds}.")
+        if self.track is not None and (self.track not in TRACKS or not self.asked):
+            problems.append(
+                f"--track is {', '.join(TRACKS)}, of findings that are asked for by text; not '{self.track}'."
+            )
+        if self.choose_by not in ("folds", MINED) or (self.choose_by == MINED and self.track != MINED):
+            problems.append(f"--choose-by is folds, or {MINED} on --track {MINED}; not '{self.choose_by}'.")
         if self.asked and self.folds:
             problems.append("--folds are of images: a sweep that asks for findings by text has --finding-folds.")
         return problems
@@ -173,6 +183,8 @@ class SweepRequest(Config):
     @property
     def models(self) -> int:
         """How many models a trial trains on folds of findings; 0 where none is asked for by text."""
+        if self.choose_by == MINED:
+            return 1
         return (self.finding_folds or FINDING_FOLDS) if self.asked else 0
 
     @property

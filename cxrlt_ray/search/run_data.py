@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.asking import Asking
+from cxrlt_ray.data.asking import MINED, REPORTS, SCRUBBED, Asking
 from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
@@ -15,10 +17,14 @@ from cxrlt_ray.data.tasks import Task, normal_among
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
-from cxrlt_ray.search.asking import asking_of, lines, out_of_reach, task_of
+from cxrlt_ray.search.asking import asking_of, corpora_of, lines, out_of_reach, task_of, with_mined
 from cxrlt_ray.search.given_labels import labels_of
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
+from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    from cxrlt_ray.text.corpus import Corpus
 
 PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 
@@ -28,6 +34,7 @@ class RunData:
     """What a run trains on.
 
     cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any.
+    corpus: the texts of its studies, read from `reports`, if the space reads any.
     """
 
     manifest: Manifest
@@ -37,6 +44,46 @@ class RunData:
     soft: SoftTargets | None = None
     labels: GivenLabels | None = None
     asking: Asking | None = None
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    reports: str | None = None
+
+
+def check_reports(request: SweepRequest, space: Space) -> bool:
+    """Whether the run reads texts. Raises UsageError where the space needs reports or has no use for them.
+
+    A run that goes on has its own; the phantom that is drawn without --data has reports.
+    """
+    from cxrlt_ray.text.encoder_spec import check
+
+    reading = space.reading()
+    for stage in reading:
+        check(stage.objective_spec().text_spec())
+    if request.reports is not None and not reading and request.track != MINED:
+        raise UsageError(f"--reports: search space {space.name} has no objective that reads texts (clip does).")
+    if request.track == REPORTS and not reading:
+        raise UsageError(
+            f"--track {REPORTS}: search space {space.name} has no objective that reads texts (clip does): the track is "
+            f"{SCRUBBED}."
+        )
+    if request.track == MINED and request.reports is None and request.data and not request.resume:
+        raise UsageError(f"--track {MINED} mines labels from reports: give `--reports PATH`.")
+    if reading and request.reports is None and request.data and not request.starts_nothing and not request.resume:
+        raise UsageError(
+            f"search space {space.name} has objective {reading[0].objective}, which needs reports: give `--reports "
+            "PATH`."
+        )
+    return bool(reading)
+
+
+def read_corpus(reports: str, manifest: Manifest, address: str | None) -> Corpus:
+    """The texts of the manifest's studies; prints what there is to know of them. Raises UsageError as build_corpus."""
+    from cxrlt_ray.text.build import build_corpus
+
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, notes = build_corpus(reports, manifest, Store(folder), address=address)
+    for note in notes:
+        print(note)
+    return corpus
 
 
 def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
@@ -54,10 +101,13 @@ def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
     return read_soft_targets(request.soft_targets)
 
 
-def run_data(request: SweepRequest, space: Space, folds: int, soft: SoftTargets | None = None) -> RunData:
+def run_data(
+    request: SweepRequest, space: Space, folds: int, soft: SoftTargets | None = None, reading: bool = False
+) -> RunData:
     """The cohort that is asked for as this run splits it, and the task; a phantom without --data.
 
-    soft: to learn beside the labels. Raises UsageError where they are of other images or findings.
+    soft: to learn beside the labels. reading: with the texts of its studies. Raises UsageError where either is of other
+    images, findings or studies.
     """
     drawn = (request.images if request.smoke else None) or space.images or PHANTOM_IMAGES
     stand_ins = request.storage if request.smoke and not request.data else None
@@ -69,7 +119,9 @@ def run_data(request: SweepRequest, space: Space, folds: int, soft: SoftTargets 
         manifest = few(manifest, drawn, request.seed)
     for note in soft.check(manifest, asking.seen if asking else task.findings) if soft else ():
         print(note)
-    return RunData(manifest, task, data, cohorts, soft, labels, asking)
+    reports = request.reports or data
+    corpora = corpora_of(read_corpus(reports, manifest, request.address), asking, request) if reading else {}
+    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, reports if reading else None)
 
 
 def data_of(run: Run) -> RunData:
@@ -104,6 +156,8 @@ def _read(
     if request.asked:
         asking = asking_of(request, manifest)
         print(*lines(asking, manifest), sep="\n")
+        if asking.track == MINED:
+            manifest = with_mined(manifest, asking, request.reports or data, request.address)
         task, manifest = task_of(request, task), out_of_reach(manifest, asking)
         learnt = dataclasses.replace(task, findings=asking.seen)
     if request.likeness:

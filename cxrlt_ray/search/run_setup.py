@@ -167,11 +167,12 @@ def write_run(
             "format": data.manifest.source,
             "cohorts": data.cohorts,
             "asking": data.asking,
+            "reports": None if data.reports is None else Store(data.reports).absolute().uri,
             **record_of_labels(data.labels),
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }
     )
-    return create_run(request.storage, record, data.manifest, {"space.yaml": space_file}, data.soft)
+    return create_run(request.storage, record, data.manifest, {"space.yaml": space_file}, data.soft, data.corpora)
 
 
 def with_all_trials(run: Run) -> Run:

@@ -155,7 +155,7 @@ class Space:
         for name in ("checkpoint", "queries"):
             if self.folder and known.get(name) and "://" not in str(known[name]):
                 known[name] = str(Path(self.folder, str(known[name])))  # Tune changes a trial's directory
-        if self.folder and known.get("text") and Path(self.folder, str(known["text"])).is_dir():
+        if known.get("text") and Path(self.folder, str(known["text"]), "config.json").is_file():
             known["text"] = str(Path(self.folder, str(known["text"])))
         if known.get("init_from") and self.storage is not None:
             uri = weights_of(self.storage, str(known["init_from"]), str(known["backbone"]))
@@ -213,6 +213,11 @@ class Space:
         """An objective of the space that learns soft targets, or nothing."""
         stages = (stage for config in self.kinds() for stage in config.staged())
         return next((stage.objective for stage in stages if find_objective(stage.objective).needs.soft_targets), "")
+
+    def reading(self) -> list[TrialConfig]:
+        """The stages of the space whose objective reads texts."""
+        stages = (stage for config in self.kinds() for stage in config.staged())
+        return [stage for stage in stages if find_objective(stage.objective).needs.texts]
 
     def sizes(self) -> list[int]:
         """The edges in pixels to which the resolutions that are searched can be capped, largest first."""

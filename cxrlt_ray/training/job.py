@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
 from cxrlt_ray.storage import Store
 
+if TYPE_CHECKING:
+    from cxrlt_ray.text.corpus import Corpus
+
 
 @dataclass(frozen=True)
 class Job:
@@ -25,9 +29,9 @@ class Job:
     findings: what trials predict, in the task's order. trained_findings: what their labels are of; () for the same. A
     finding that is predicted without being trained needs a head that reads it as text.
     folds: 0 or 1: the val split validates. workers: of a trial; a step is of `batch_size` images for each, also where
-    fewer of them are left to share it. soft_targets: the run keeps soft targets beside its manifest. features: bytes
-    that stored features of frozen backbones may take; 0: none are stored. asking: of a run that asks for findings by
-    text, whose folds are of findings, not of images.
+    fewer of them are left to share it. soft_targets, corpus: the run keeps soft targets, and the texts of its studies,
+    beside its manifest. features: bytes that stored features of frozen backbones may take; 0: none are stored. asking:
+    of a run that asks for findings by text, whose folds are of findings, not of images.
     """
 
     run: Store
@@ -43,6 +47,7 @@ class Job:
     ingest: Ingest = field(default_factory=Ingest)
     trained_findings: tuple[str, ...] = ()
     soft_targets: bool = False
+    corpus: bool = False
     features: int = 0
     asking: Asking | None = None
 
@@ -71,7 +76,8 @@ class Job:
 class Images:
     """Images of one role, in manifest order: image_id [N], targets int8 [N, C]; codes of study and view int64 [N].
 
-    soft: soft targets float32 [N, C], nan where there is none; None in a run without them.
+    soft: soft targets float32 [N, C], nan where there is none; None in a run without them. report: int64 [N], the
+    study of each image in the run's corpus, -1 where it has no report; None in a run without reports.
     """
 
     image_id: np.ndarray
@@ -79,14 +85,15 @@ class Images:
     study: np.ndarray
     view: np.ndarray
     soft: np.ndarray | None = None
+    report: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_id)
 
     def at(self, rows: np.ndarray) -> Images:
         """Those of `rows`, in their order."""
-        soft = None if self.soft is None else self.soft[rows]
-        return Images(self.image_id[rows], self.targets[rows], self.study[rows], self.view[rows], soft)
+        columns = (self.image_id, self.targets, self.study, self.view, self.soft, self.report)
+        return Images(*(None if column is None else column[rows] for column in columns))  # type: ignore[arg-type]
 
     def without(self, findings: np.ndarray) -> Images:
         """The images without the labels and soft targets of `findings`, bool [C]."""
@@ -94,11 +101,14 @@ class Images:
         return replace(self, targets=np.where(findings, np.int8(-1), self.targets), soft=soft)
 
 
-def images_of(manifest: Manifest, findings: tuple[str, ...], soft: SoftTargets | None = None) -> Images:
-    """All images of a manifest, with their labels (and soft targets) of `findings`."""
+def images_of(
+    manifest: Manifest, findings: tuple[str, ...], soft: SoftTargets | None = None, corpus: Corpus | None = None
+) -> Images:
+    """All images of a manifest, with their labels (and soft targets) of `findings`, and their places in a corpus."""
     image_id = manifest.table["image_id"].to_numpy()
     values = None if soft is None else soft.at(image_id, findings)
-    return Images(image_id, manifest.targets(findings), *codes(manifest.table), values)
+    report = None if corpus is None else corpus.rows_of(manifest)
+    return Images(image_id, manifest.targets(findings), *codes(manifest.table), values, report)
 
 
 def training_images(
@@ -117,7 +127,8 @@ def training_images(
     if job.views == "frontal":
         rows = rows & table["view"].isin(FRONTAL).to_numpy()
     soft = soft_targets_of(job.run) if job.soft_targets else None
-    images = images_of(manifest, job.trained, soft).at(np.flatnonzero(rows))
+    corpus = corpus_of(job, fold)
+    images = images_of(manifest, job.trained, soft, corpus).at(np.flatnonzero(rows))
     return images.without(np.isin(job.trained, list(job.asking.hidden(fold)))) if job.asking else images
 
 
@@ -126,7 +137,8 @@ def validation_images(manifest: Manifest, job: Job, fold: int) -> Images:
 
     Of a run that asks for findings by text, with labels of the fold's own findings only.
     """
-    images = images_of(manifest, job.findings).at(np.flatnonzero(_validation_rows(manifest, job, fold)))
+    corpus = corpus_of(job, fold)
+    images = images_of(manifest, job.findings, None, corpus).at(np.flatnonzero(_validation_rows(manifest, job, fold)))
     return images.without(~np.isin(job.findings, list(job.asking.judged(fold)))) if job.asking else images
 
 
@@ -167,3 +179,18 @@ def manifest_of(run: Store) -> Manifest:
 def soft_targets_of(run: Store) -> SoftTargets:
     """The run's soft targets, read once by a process; they never change."""
     return read_from(run, FILE)
+
+
+def corpus_of(job: Job, fold: int) -> Corpus | None:
+    """The texts that the model of `fold` reads; None in a run without."""
+    if not job.corpus:
+        return None
+    return _corpus(job.run, job.asking.corpus_of(fold) if job.asking else "corpus.parquet")
+
+
+@lru_cache(maxsize=1)
+def _corpus(run: Store, name: str) -> Corpus:
+    """The texts of the run's studies, read once by a process; they never change."""
+    from cxrlt_ray.text.corpus import Corpus
+
+    return Corpus.read(run, name)

@@ -29,6 +29,7 @@ from cxrlt_ray.training.optimizer import Average, optimizer_of, restore, state_o
 from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.step import Forward, backward, piece_that_fits
 from cxrlt_ray.training.streams import Streams, drawn
+from cxrlt_ray.training.texts import text_draws, with_reports
 from cxrlt_ray.training.workers import worker_of, wrap
 
 if TYPE_CHECKING:
@@ -75,10 +76,13 @@ def train_stage(
     import torch
 
     worker = worker_of(job)
-    objective = find_objective(config.objective)(config.objective_spec(), training.targets, training.soft)
-    streams = Streams(job, config, training, objective.table(), fold, worker, objective.needs.crops)
+    make = find_objective(config.objective)
+    training = with_reports(training, make.needs, config.objective)
+    objective = make(config.objective_spec(), training.targets, training.soft)
     model.backbone.requires_grad_(not config.frozen_backbone)
     network = objective.network(model).to(worker.device)
+    texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
+    streams = Streams(job, config, training, objective.table(), fold, worker, objective.needs, texts)
     units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
     count = len(steps(units, config.batch_size * job.workers, worker.world))
     wrapped = wrap(network, worker)
@@ -88,7 +92,8 @@ def train_stage(
     average = Average(network, config)
     amp = device_.autocast(config.precision, worker.device)
     piece = piece_that_fits(job, config, network, objective, amp, worker)
-    forward = Forward(wrapped, config.compile, worker.device, piece, count * config.epochs)
+    compile_mode = "off" if objective.needs.texts else config.compile  # texts of every length: compiled for each
+    forward = Forward(wrapped, compile_mode, worker.device, piece, count * config.epochs)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     state = partial(state_of, network, optimizer, schedule, average)
     clock.lap("model")

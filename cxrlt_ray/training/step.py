@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     Autocast = Callable[[], AbstractContextManager[None]]
 
-UNBOUNDED = 1 << 30  # images of a piece: a batch of studies is not cut on a CPU
+UNBOUNDED = (
+    1 << 30
+)  # images of a piece: a batch of studies is not cut on a CPU, one whose loss is of all together never
 
 
 class Forward:
@@ -108,7 +110,12 @@ def piece_that_fits(
     amp: Autocast,
     worker: Worker,
 ) -> int:
-    """How many images of a batch fit the device at once, by trial, once for all trials of this kind."""
+    """How many images of a batch fit the device at once, by trial, once for all trials of this kind.
+
+    UNBOUNDED where the objective takes a batch whole: one that does not fit ends the trial, out of memory.
+    """
+    if objective.needs.whole:
+        return UNBOUNDED
     if worker.device.type != "cuda":
         return config.batch_size if config.fusion == "none" else UNBOUNDED
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +16,13 @@ from cxrlt_ray.data.image_transform import AugmentedView, ImageCopy, Look
 from cxrlt_ray.data.shards import Shards, nearest
 from cxrlt_ray.data.stream import Batch, batches
 from cxrlt_ray.data.tasks import TAIL, rarity
+from cxrlt_ray.objectives.registry import Needs, Objective
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training.device import ahead
 from cxrlt_ray.training.features import FrozenFeatures
 from cxrlt_ray.training.heartbeat import beat
 from cxrlt_ray.training.job import Images, Job
+from cxrlt_ray.training.texts import TextDraws, text_draws, with_reports
 from cxrlt_ray.training.workers import Worker, worker_of
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     Inputs = tuple[torch.Tensor, ...]  # what a network is called with
     Targets = list[tuple[float, torch.Tensor]]
 
-MIX_STREAM, MIX_RANDOM = 7, 3  # keep the partner's draws and the mixing's random numbers apart from the images'
+# keep the partner's draws, and the random numbers of mixing and of pairs, apart from the images'
+MIX_STREAM, MIX_RANDOM, PAIR_RANDOM = 7, 3, 5
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,16 @@ def drawn(config: TrialConfig, training: Images, epoch: int, fold: int, sampler:
     images = training.at(rows)
     # a study drawn twice is two: each is seen by itself
     codes = np.repeat(np.arange(len(studies)), sizes)
-    return EpochImages(Images(images.image_id, images.targets, codes, images.view, images.soft), rows)
+    return EpochImages(replace(images, study=codes), rows)
 
 
 @dataclass(frozen=True)
 class Streams:
     """What an epoch's batches are made from.
 
-    table: the objective's targets float32 [N, K], a row a training image. crops: copies of each image, augmented
-    independently. features: of a frozen backbone, which batches have in the images' place where they are stored.
+    table: the objective's targets float32 [N, K], a row a training image. needs: what else a batch holds. texts: of
+    the images, where the objective reads any. features: of a frozen backbone, which batches have in the images' place
+    where they are stored.
     """
 
     job: Job
@@ -75,7 +79,8 @@ class Streams:
     table: np.ndarray
     fold: int
     worker: Worker
-    crops: int = 1
+    needs: Needs = field(default_factory=Needs)
+    texts: TextDraws | None = None
     features: FrozenFeatures | None = None
 
     def stored(self, epoch: int) -> StoredFeatures | None:
@@ -96,10 +101,13 @@ class Streams:
     def epoch(self, shown: EpochImages, epoch: int) -> Iterator[tuple[Inputs, Targets]]:
         """The epoch's batches on the device: the network's inputs, and targets [B, K] with the share each has in them.
 
-        Inputs: pixels [B, H, W]; with fused views also codes of study and view [B]; with several crops one tensor each.
+        Inputs: pixels [B, H, W]; with fused views also codes of study and view [B]; with several crops one tensor each;
+        with pairs and texts as registry.Needs says.
         """
         seed = self.config.seed + 1000 * self.fold
-        if self.crops > 1:
+        if self.needs.pairs or self.needs.texts:
+            yield from self._with_company(shown, epoch, seed)
+        elif self.needs.crops > 1:
             yield from self._crops(shown, epoch, seed)
         elif self.config.fusion != "none":
             yield from self._studies(shown, epoch, seed)
@@ -110,9 +118,28 @@ class Streams:
                 yield (pixels,), [(1.0, self._targets(shown, batch))]
 
     def _crops(self, shown: EpochImages, epoch: int, seed: int) -> Iterator[tuple[Inputs, Targets]]:
-        copies = [self._stream(shown.images, epoch, seed, copy) for copy in range(self.crops)]
+        copies = [self._stream(shown.images, epoch, seed, copy) for copy in range(self.needs.crops)]
         for views in zip(*copies, strict=True):
             yield tuple(pixels for _, pixels in views), [(1.0, self._targets(shown, views[0][0]))]
+
+    def _with_company(self, shown: EpochImages, epoch: int, seed: int) -> Iterator[tuple[Inputs, Targets]]:
+        """Batches with another image of each study, or with its text, or with both."""
+        import torch
+
+        images, device = shown.images, self.worker.device
+        others: Iterator[tuple[Batch, torch.Tensor] | None] = itertools.repeat(None)
+        if self.needs.pairs:
+            random = np.random.default_rng([seed, epoch, PAIR_RANDOM])
+            partners = sampling.study_partners(self.training.study, shown.rows, random)
+            others = self._stream(images, epoch, seed, 1, self.training.image_id[partners])
+        for (batch, pixels), other in zip(self._stream(images, epoch, seed), others, strict=self.needs.pairs):
+            inputs = [pixels]
+            if other is not None:
+                inputs += [other[1], torch.from_numpy(images.study[batch.rows]).to(device)]
+            if self.texts is not None:
+                assert images.report is not None
+                inputs += [tensor.to(device) for tensor in self.texts.batch(images.report[batch.rows], epoch)]
+            yield tuple(inputs), [(1.0, self._targets(shown, batch))]
 
     def _studies(self, shown: EpochImages, epoch: int, seed: int) -> Iterator[tuple[Inputs, Targets]]:
         import torch
@@ -138,7 +165,9 @@ class Streams:
             images, pairs = mixed(config.mix, pixels, targets, config.mix_alpha, random, partner)
             yield (images,), pairs
 
-    def _stream(self, images: Images, epoch: int, seed: int, copy: int = 0) -> Iterator[tuple[Batch, torch.Tensor]]:
+    def _stream(
+        self, images: Images, epoch: int, seed: int, copy: int = 0, instead: np.ndarray | None = None
+    ) -> Iterator[tuple[Batch, torch.Tensor]]:
         config, worker = self.config, self.worker
         harder = config.tail_augment > config.augment
         tail = np.array(rarity(self.training.targets)) == TAIL if harder else np.empty(0, bool)
@@ -161,6 +190,7 @@ class Streams:
                 strength=config.tail_augment if harder else 0.0,
                 copies=config.frozen_copies,
                 features=self.stored(epoch),
+                instead=instead,
                 ingest=self.job.ingest,
             ),
             worker.device,
@@ -173,13 +203,19 @@ class Streams:
         return torch.from_numpy(rows).to(self.worker.device, non_blocking=True)
 
 
-def validation_batches(job: Job, config: TrialConfig, images: Images, crops: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def validation_batches(
+    job: Job, config: TrialConfig, images: Images, objective: Objective, fold: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """Validation images as an objective without predictions is judged by: augmented as in training, always alike.
 
-    Each worker has all of them, so that all come to the same score.
+    Each worker has all of them, so that all come to the same score. Raises UsageError where the objective reads texts
+    and none of them has a report.
     """
     alone = Worker(0, 1, worker_of(job).device)
-    streams = Streams(job, config, images, np.empty((len(images), 0), np.float32), 0, alone, crops)
+    images = with_reports(images, objective.needs, config.objective)
+    texts = text_draws(job, config, objective, fold, config.seed)
+    table = np.empty((len(images), 0), np.float32)
+    streams = Streams(job, config, images, table, 0, alone, objective.needs, texts)
     shown = drawn(config.model_copy(update={"sampler": "natural", "epochs": 1}), images, 0, 0)
     for inputs, _ in streams.epoch(shown, 0):
         beat()

@@ -207,7 +207,7 @@ class _Fold(Course):
         """Probabilities [N, C] of the validation images and their score; all nan where the objective predicts none."""
         job = self.trial.job
         if not epoch.objective.predicts:
-            batches = validation_batches(job, stage, self.validation, epoch.objective.needs.crops)
+            batches = validation_batches(job, stage, self.validation, epoch.objective, self.fold)
             return self.scores, epoch.objective.score_network(epoch.network.eval(), batches)
         scores = predict_images(job, stage, epoch.model, self.validation, epoch.features)
         seen = ~np.isnan(scores).any(axis=1)
