@@ -144,7 +144,7 @@ def gather(
 
 
 def chosen_by(manifest: Manifest, record: RunRecord) -> np.ndarray:
-    """The labels int8 [N, C] of the predicted findings by which a run's trials are chosen; of asked ones mined alone."""
+    """The labels int8 [N, C] of the predicted findings by which trials are chosen; of asked ones mined labels alone."""
     targets = manifest.targets(record.predicted)
     asking = record.asking
     asked = np.isin(record.predicted, asking.asked if asking and not asking.by_mined else [])
