@@ -182,7 +182,7 @@ def test_a_cut_text_keeps_the_token_that_ends_it(bert):
         ({"max_tokens": 2}, "3 or more"),
         ({"lora_rank": 0}, "1 or more"),
         ({"lora_dropout": 1.0}, "below 1"),
-        ({"lora_alpha": 0.0}, "above 0"),
+        ({"lora_alpha": 0}, "above 0"),
         ({"lora_targets": ("query",)}, "tuning: lora"),
     ],
 )
