@@ -55,8 +55,10 @@ def attention_maps(
     for checkpoint in trial.checkpoints:
         with trial.store.fetched(checkpoint) as folder:
             model, _, findings = load(folder)
+        stored = model.head.embeddings
+        assert isinstance(stored, torch.Tensor)
         own, others = own_names(findings, names), iter(() if rows is None else torch.from_numpy(rows))
-        texts = [model.head.embeddings[findings.index(own[n])] if n in own else next(others) for n in names]
+        texts = [stored[findings.index(own[n])] if n in own else next(others) for n in names]
         models.append(asked(model, torch.stack(texts)).to(device).eval())
     config = trial.config
     (view,) = augmented_views(config.resolution, config.crop)
