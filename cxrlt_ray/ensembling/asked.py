@@ -97,8 +97,8 @@ def ask(
     shares = np.where(able, weights.mean(axis=1), 0.0)
     shares = shares / shares.sum() if shares.sum() else able / able.sum()
     say(
-        f"{', '.join(others)}: asked by text of {able.sum()} of {len(able)} members, with their mean weights: they "
-        "were never trained on it, and no validation image says how good the answer is"
+        f"{', '.join(others)}: asked by text of {able.sum()} of {len(able)} members, with their mean weights. They "
+        "were not trained on that, and no validation image says how good the answers are"
     )
     return Asked(others, tuple(embeddings), shares)
 

@@ -55,9 +55,10 @@ def attention_maps(
     for checkpoint in trial.checkpoints:
         with trial.store.fetched(checkpoint) as folder:
             model, _, findings = load(folder)
+        stored = model.head.embeddings
+        assert isinstance(stored, torch.Tensor)
         own, others = own_names(findings, names), iter(() if rows is None else torch.from_numpy(rows))
-        known: torch.Tensor = model.head.embeddings  # type: ignore[assignment]
-        texts = [known[findings.index(own[n])] if n in own else next(others) for n in names]
+        texts = [stored[findings.index(own[n])] if n in own else next(others) for n in names]
         models.append(asked(model, torch.stack(texts)).to(device).eval())
     config = trial.config
     (view,) = augmented_views(config.resolution, config.crop)

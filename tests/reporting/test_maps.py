@@ -1,4 +1,4 @@
-"""Attention maps as pictures: of the image's size, brighter where the map is high, plain gray under a map of zeros."""
+"""Attention maps as pictures: of the image's size, bright where the map is high, plain gray under a map of zeros."""
 
 from __future__ import annotations
 
