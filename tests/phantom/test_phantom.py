@@ -88,6 +88,18 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tre
     assert contents(write(tmp_path / "two", processes=2)) == contents(tree)
 
 
+def test_a_plain_cohort_is_that_of_version_1(tree):
+    """As written before there were options: what is on disk from then is used again, and results stay comparable.
+
+    Pictures by their means: OpenCV's versions may differ in a gray level here and there.
+    """
+    texts = [tree / "phantom.json", tree / "cxr-lt-2024" / "labels.csv", *sorted(tree.glob("files/**/*.txt"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in texts)).hexdigest()
+    assert digest == "9bcd1e17f5ed26250f962535ac02f107d820522a9474acc680498eb9991679e7"
+    images = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(tree.glob("files/**/*.jpg"))[::60]]
+    assert [image.mean() for image in images] == pytest.approx([125.6, 81.16, 99.85, 76.78, 87.18], abs=0.1)
+
+
 def test_another_seed_gives_another_cohort(tree, tmp_path):
     other = write(tmp_path / "other", seed=SEED + 1, pictures=False)
     assert not set(release(other, "labels")["dicom_id"]) & set(release(tree, "labels")["dicom_id"])
