@@ -15,7 +15,9 @@ from cxrlt_ray.storage import Store
 def main(
     run: Annotated[str | None, cli.argument("the run whose trials to list; without it, the runs")] = None,
     storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE,
-    forget_features: Annotated[bool, cli.option("remove the stored features of frozen backbones")] = False,
+    forget_features: Annotated[
+        bool, cli.option("remove the stored features of frozen backbones and embeddings of texts")
+    ] = False,
 ) -> None:
     """List runs, or the trials of one.
 

@@ -22,7 +22,7 @@ ADAPTER = ".lora_"  # in the names of adapters' tensors
 
 
 def with_lora(
-    module: nn.Module, targets: Sequence[str], rank: int = 8, alpha: float = 32.0, dropout: float = 0.1
+    module: nn.Module, targets: Sequence[str], rank: int = 8, alpha: int = 32, dropout: float = 0.1
 ) -> nn.Module:
     """`module` itself, with adapters in its linear layers named `targets` or ending in .TARGET; only they train.
 
@@ -39,6 +39,7 @@ def with_lora(
     if importlib.util.find_spec("peft") is None:
         raise CxrltError("LoRA needs peft: pip install 'cxrlt-ray[text]'.")
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
     config = LoraConfig(
@@ -51,6 +52,9 @@ def with_lora(
     inject_adapter_in_model(config, module)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(ADAPTER in name)
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.train(layer.get_base_layer().training)  # peft's dropout would act in eval mode
     return module
 
 
