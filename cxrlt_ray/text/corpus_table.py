@@ -1,7 +1,7 @@
 """Reports as rows of a corpus: the text as it was written, and where in it everything stands.
 
 A row holds the places of its sections, sentences, statements and meta fields as lists of numbers, so that a corpus of
-227,000 reports is its text and some 200 bytes a report, and no Python object.
+227,000 reports is its text and a few hundred bytes a report, and no Python object.
 """
 
 from __future__ import annotations
