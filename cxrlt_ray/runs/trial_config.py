@@ -63,7 +63,7 @@ class TrialConfig(Config):
     text_pooling: Literal["auto", "cls", "mean", "last", "projected"] = "auto"
     text_tuning: Literal["frozen", "tuned", "lora"] = "frozen"
     lora_rank: Annotated[int, Field(ge=1)] = 8
-    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    lora_alpha: Annotated[int, Field(ge=1)] = 32
     lora_targets: str | None = None  # names of layers, joined by +; those usual for the architecture without
     max_tokens: Annotated[int, Field(ge=3)] = 256  # after which a text is cut
     # the loss

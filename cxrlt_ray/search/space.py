@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.trial_config import Scalar, TrialConfig
 from cxrlt_ray.search.budget import SearchSize
 
+OF_TEXT = {"queries", "text", "prompts", "query_layers", "query_width", "query_self_attention", "query_pooled"}
 REDUCTION = 3  # ASHA keeps the best third at each rung
 
 
@@ -251,6 +253,12 @@ class Space:
         epochs = self.epochs if self.staged else size.epochs
         return dataclasses.replace(space, epochs=epochs, prune=self.prune and size.trials >= 2 * REDUCTION)
 
+    def label_texts(self) -> list[tuple[str, str]]:
+        """Every text encoder with every style of prompts, by which a trial's head may know findings."""
+        readers = [spec for spec in self.specs() if spec.text]
+        values = {name: {getattr(spec, name) for spec in readers} for name in ("text", "prompts")}
+        return sorted(product(values["text"], values["prompts"]))
+
     def cohorts(self) -> set[str]:
         """The values of `cohorts` that stages have."""
         return {stage.cohorts for config in self.kinds() for stage in config.staged()}
@@ -286,13 +294,42 @@ class Space:
         return chosen
 
     def _corners(self) -> Iterator[dict[str, Any]]:
-        """Points that take every choice of what shapes a model, and of what a `when` looks at."""
+        """Points that take every choice of what shapes a model, and of what a `when` looks at.
+
+        Of the texts that a head reads, and of that head's size, each choice once: with all others they would be many
+        times as many.
+        """
         from cxrlt_ray.models import ModelSpec
 
-        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate", "query_pooled"}
+        asked_by = {name for domains in self.domains.values() for domain in domains for name in domain.when}
+        shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate", *OF_TEXT} | asked_by
         # what a trial takes, and how long
         shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "epochs", "objective"}
-        shaping |= {name for domains in self.domains.values() for domain in domains for name in domain.when}
+        corners = [{**_first_values(self), **point} for point in self._crossed(shaping)]
+        yield from corners
+        for key, value in self._choices_of_text(asked_by):
+            yield from islice(({**point, key: value} for point in corners if self._uses(key, point)), 1)
+
+    def _choices_of_text(self, asked_by: set[str]) -> Iterator[tuple[str, Scalar]]:
+        """Of each searched parameter of OF_TEXT that no `when` looks at, every value but the first."""
+        for name, domains in self.domains.items():
+            if name.split(".")[-1] in OF_TEXT - asked_by:
+                for number, domain in enumerate(domains):
+                    yield from ((_key(name, number), value) for value in domain.ends()[1:] if domain.searched)
+
+    def _uses(self, key: str, point: Mapping[str, Any]) -> bool:
+        """Whether the parameter `key` holds at a point."""
+        used: set[str] = set()
+
+        def note(name: str, _: Domain) -> Any:
+            used.add(name)
+            return point[name]
+
+        self._walk(note)
+        return key in used
+
+    def _crossed(self, shaping: set[str]) -> Iterator[dict[str, Any]]:
+        """Points that take every mixture of the choices of the parameters `shaping`."""
         todo: list[dict[str, Any]] = [{}]
         while todo:
             point = todo.pop()
@@ -309,7 +346,7 @@ class Space:
                 key, domain = open_[0]
                 todo += [{**point, key: value} for value in domain.ends()]
             else:
-                yield {**_first_values(self), **point}
+                yield point
 
 
 def _first_values(space: Space) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.step import Forward, backward, piece_that_fits
 from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.texts import text_draws, with_reports
-from cxrlt_ray.training.workers import worker_of, wrap
+from cxrlt_ray.training.workers import Worker, worker_of, wrap
 
 if TYPE_CHECKING:
     import torch
@@ -76,13 +76,8 @@ def train_stage(
     import torch
 
     worker = worker_of(job)
-    make = find_objective(config.objective)
-    training = with_reports(training, make.needs, config.objective)
-    objective = make(config.objective_spec(), training.targets, training.soft)
-    model.backbone.requires_grad_(not config.frozen_backbone)
-    network = objective.network(model).to(worker.device)
-    texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
-    streams = Streams(job, config, training, objective.table(), fold, worker, objective.needs, texts)
+    objective, network, streams = _made(job, config, model, training, fold, worker)
+    training = streams.training
     units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
     count = len(steps(units, config.batch_size * job.workers, worker.world))
     wrapped = wrap(network, worker)
@@ -143,6 +138,19 @@ def train_stage(
         )
     if worker.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _made(
+    job: Job, config: TrialConfig, model: Classifier, training: Images, fold: int, worker: Worker
+) -> tuple[Objective, torch.nn.Module, Streams]:
+    """The objective, what it trains on the worker's device, and the streams of the images that it learns from."""
+    make = find_objective(config.objective)
+    training = with_reports(training, make.needs, config.objective)
+    objective = make(config.objective_spec(), training.targets, training.soft)
+    model.backbone.requires_grad_(not config.frozen_backbone)
+    network = objective.network(model).to(worker.device)
+    texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
+    return objective, network, Streams(job, config, training, objective.table(), fold, worker, objective.needs, texts)
 
 
 def _mean(losses: list[float]) -> float | None:

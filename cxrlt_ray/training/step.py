@@ -14,7 +14,7 @@ from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training.job import Job
-from cxrlt_ray.training.workers import Worker, all_finite
+from cxrlt_ray.training.workers import Worker, all_finite, most
 
 if TYPE_CHECKING:
     import torch
@@ -85,10 +85,14 @@ def backward(
 
     total, images = 0.0, len(inputs[0])
     study = inputs[1].cpu().numpy() if config.fusion != "none" else None
-    for part in pieces(images, piece, study):
-        share = (part.stop - part.start) / images
-        # workers exchange gradients with a batch's last piece only
-        quiet = isinstance(forward.network, DDP) and part.stop < images
+    parts = pieces(images, piece, study)
+    passes = most(len(parts), worker)
+    for number in range(passes):
+        # a worker whose share has fewer pieces than another's passes its last one again, without weight
+        part = parts[min(number, len(parts) - 1)]
+        share = (part.stop - part.start) / images if number < len(parts) else 0.0
+        # workers exchange gradients with a batch's last pass only
+        quiet = isinstance(forward.network, DDP) and number < passes - 1
         with forward.network.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
             with amp():
                 outputs = forward(*(tensor[part] for tensor in inputs))

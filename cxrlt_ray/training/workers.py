@@ -50,6 +50,17 @@ def agree(value: bool, worker: Worker) -> bool:
     return bool(flag > 0)
 
 
+def most(count: int, worker: Worker) -> int:
+    """The largest `count` of all workers: shares of a batch differ by an image, and so may how many pieces they are."""
+    if worker.world == 1:
+        return count
+    import torch
+
+    number = torch.tensor(float(count), device=worker.device)
+    torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+    return int(number)
+
+
 def all_finite(value: float, worker: Worker) -> bool:
     """Whether the loss is finite on every worker: they must skip a step together, or all-reduces no longer match."""
     return agree(math.isfinite(value), worker)

@@ -8,7 +8,7 @@ from text_models import bert_folder
 from cxrlt_ray import sweep
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.phantom import write_phantom
-from cxrlt_ray.runs.store import load_run
+from cxrlt_ray.runs.store import load_run, runs
 from cxrlt_ray.text.corpus import FILE, Corpus
 
 SPACE = """
@@ -71,7 +71,8 @@ def test_reports_that_are_missing_or_of_no_use_are_refused_before_anything_start
         sweep.run(asked(phantom, tmp_path))
     with pytest.raises(UsageError, match="--reports: search space tiny has no objective that reads texts"):
         sweep.run(asked(phantom, tmp_path, first="multilabel", reports=str(phantom)))
-    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+    assert runs(str(tmp_path / "runs")) == []
+    assert not (tmp_path / "runs" / "shards").exists()
 
 
 def test_a_plan_and_a_dry_run_need_no_reports(phantom, tmp_path, capsys):

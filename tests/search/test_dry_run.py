@@ -13,7 +13,10 @@ from cxrlt_ray.search.dry_run import stage_models
 
 @pytest.mark.parametrize("objective", sorted(all_objectives()))
 def test_a_step_of_every_objective_is_taken_on_paper(objective):
-    config = TrialConfig(backbone="test_resnet", pretrained=False, resolution=64, epochs=1, objective=objective)
+    reading = {"text": "minilm", "pool": "avg"} if all_objectives()[objective].needs.texts else {}
+    config = TrialConfig(
+        backbone="test_resnet", pretrained=False, resolution=64, epochs=1, objective=objective, **reading
+    )
     (model,) = stage_models([config], ("Mass", "Nodule", "Normal"))
     assert model.parameters == model.trained > 0
     assert model.flops > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,8 @@ from cxrlt_ray.runs.store import damage, read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus
+from cxrlt_ray.text.corpus import KINDS
+from cxrlt_ray.text.encoder_spec import POOLINGS, TUNINGS, TextSpec
 from cxrlt_ray.training.job import Job, corpus_of, manifest_of, training_images, validation_images
 from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.texts import text_draws, text_numbers, with_reports
@@ -180,6 +184,17 @@ def test_what_does_not_fit_an_objective_is_refused_in_a_sentence(cohort):
         config(cohort, "mama", pool="own")
     with pytest.raises(ValueError, match="simclr takes another image of a study beside an image"):
         config(cohort, "simclr", mix="mixup")
+
+
+def test_a_configuration_takes_what_encoders_and_corpora_know():
+    for field, known in (("text_draw", KINDS), ("text_pooling", POOLINGS), ("text_tuning", TUNINGS)):
+        assert set(get_args(TrialConfig.model_fields[field].annotation)) == set(known)
+    given = TrialConfig(
+        backbone="test_convnext", resolution=32, epochs=1, objective="clip", text="minilm", text_tuning="lora",
+        lora_rank=4, lora_targets="query+value", max_tokens=64,
+    )  # fmt: skip
+    expected = TextSpec("minilm", tuning="lora", lora_rank=4, lora_targets=("query", "value"), max_tokens=64)
+    assert given.objective_spec().text_spec() == expected
 
 
 def test_a_run_without_reports_is_told_where_to_give_them(cohort, tmp_path):

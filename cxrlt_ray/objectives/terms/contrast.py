@@ -73,10 +73,9 @@ def sigmoid_loss(
     share = share_of(images)
     allowed, paired = _columns(text, share, images)
     logits = scale * images @ gathered(texts, share).T + bias
-    signs = -torch.ones_like(logits)
-    signs[torch.arange(len(images), device=images.device), share.own(images.device)] = 1.0
-    terms = -F.logsigmoid(signs * logits)
-    return joint_mean((terms * allowed).sum(dim=1), paired)
+    own = logits.gather(1, share.own(images.device).unsqueeze(1)).squeeze(1)
+    # -log sigmoid(-x) is softplus(x), and -log sigmoid(x) is softplus(x) - x
+    return joint_mean((F.softplus(logits) * allowed).sum(dim=1) - own, paired)
 
 
 def cross_entropies(logits: torch.Tensor, share: Share, allowed: torch.Tensor) -> torch.Tensor:
