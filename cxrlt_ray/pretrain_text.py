@@ -31,9 +31,7 @@ class PretrainTextRequest(Config):
     tuning: Annotated[str, cli.option("tuned: all weights, or lora: adapters, added to them at the end")] = "tuned"
     lora_rank: Annotated[int, cli.option("of adapters")] = 8
     lora_alpha: Annotated[int, cli.option("of adapters: their factor is alpha / rank")] = 32
-    lora_targets: Annotated[str | None, cli.option("layers that have them, joined by +; the architecture's usual")] = (
-        None
-    )
+    lora_targets: Annotated[str | None, cli.option("layers that have them, joined by +; the usual")] = None
     max_tokens: Annotated[int, cli.option("after which a text is cut")] = LONGEST
     around_findings: Annotated[
         bool, cli.option("only concepts that the findings' names mean, and their neighbours", "--around-findings")
@@ -51,7 +49,7 @@ class PretrainTextRequest(Config):
             raise UsageError("--tuning is tuned or lora: a frozen encoder learns nothing.")
         for option, value, fits, allowed in (
             ("--epochs", self.epochs, self.epochs >= 1, "1 or more"),
-            ("--batch-size", self.batch_size, self.batch_size >= 2, "2 or more"),
+            ("--batch-size", self.batch_size, self.batch_size >= 4, "4 or more"),
             ("--lr", self.lr, self.lr > 0, "above 0"),
         ):
             if not fits:

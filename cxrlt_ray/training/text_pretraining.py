@@ -7,6 +7,7 @@ comes to the same weights. OUT itself appears when all is done.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -87,7 +88,7 @@ def _train(
 
     number = {name: k for k, name in enumerate(dict.fromkeys(pair.concept for pair in known))}
     concepts = np.array([number[pair.concept] for pair in known])
-    steps = max(1, round(len(known) / how.batch_size))
+    steps = math.ceil(len(known) / how.batch_size)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=how.lr, weight_decay=how.weight_decay)
     begin, losses = _restored(network, optimizer, how, partial), []
