@@ -23,7 +23,7 @@ from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus
 from cxrlt_ray.text.descriptions import place_names
 from cxrlt_ray.training.clock import Clock
-from cxrlt_ray.training.evidence import evidence_of
+from cxrlt_ray.training.evidence import boxes_of, evidence_of
 from cxrlt_ray.training.job import Job, manifest_of, training_images
 from cxrlt_ray.training.stage import train_stage
 from cxrlt_ray.training.streams import Streams, drawn
@@ -94,21 +94,25 @@ def test_a_trial_that_is_cut_goes_on_as_if_it_had_not_been(objective, cohort, tm
         np.testing.assert_array_equal(two[name], tensor, err_msg=name)
 
 
-def test_boxes_bring_the_attention_into_themselves(cohort, tmp_path):
+def test_boxes_bring_the_attention_into_themselves_though_the_sign_is_elsewhere(cohort, tmp_path):
     job, inside = job_in(tmp_path, cohort), {}
+    table = boxes_of(job.run).table.assign(left=0.0, top=0.5, right=0.5, bottom=1.0)
     training = training_images(manifest_of(job.run), job, 0)
-    for boxes in (True, False):
-        trial = config(cohort, "grounding", epochs=8, lr=1e-2, objective_settings={"grounding_boxes": 5.0 * boxes})
+    for weight in (0.0, 5.0):
+        again = replace(job, run=Store(str(tmp_path / f"{weight:g}")))
+        again.run.write("corpus.parquet", job.run.read("corpus.parquet"))
+        ImageBoxes(table, "drawn").write(again.run)
+        trial = config(cohort, "grounding", epochs=8, lr=1e-2, objective_settings={"grounding_boxes": weight})
         torch.manual_seed(0)
         model = models.build(trial.spec(), job.trained)
-        *_, last = train_stage(job, trial, model, training, 0, Clock())
+        *_, last = train_stage(again, trial, model, training, 0, Clock())
         image = torch.full((1, 64, 64), 80, dtype=torch.uint8)
         image[:, :32, :32] += 100
         with torch.no_grad():
             maps = last.model.eval().with_maps(image)[1][0, 0]
         half = len(maps) // 2
-        inside[boxes] = float(maps[:half, :half].mean() - maps[half:, half:].mean())
-    assert inside[True] > inside[False] + 0.1
+        inside[weight] = float(maps[half:, :half].mean() - maps[:half].mean())
+    assert inside[5.0] > inside[0.0] + 0.2, inside
 
 
 def test_images_with_boxes_are_shown_as_they_are_and_the_others_augmented(cohort, tmp_path):
@@ -131,7 +135,7 @@ def test_images_with_boxes_are_shown_as_they_are_and_the_others_augmented(cohort
         assert torch.equal(equal, boxed)
 
 
-def test_places_come_from_the_fold_s_reports(cohort, tmp_path):
+def test_places_come_from_reports_where_a_run_has_any(cohort, tmp_path):
     job = job_in(tmp_path, cohort)
     training = training_images(manifest_of(job.run), job, 0)
     trial, needs = config(cohort, "location"), find_objective("location").needs
