@@ -126,7 +126,8 @@ def lines(asking: Asking, manifest: Manifest) -> list[str]:
 
     main = manifest.of_cohort(MAIN)
     hidden = [name for name in asking.asked if name in manifest.findings and _labelled(main, name)]
-    note = f"Their labels in training and validation are not read: {', '.join(hidden)}"
+    whose = "The main cohort's labels of them" if asking.track == OUTSIDE_LABELS else "Their labels"
+    note = f"{whose} in training and validation are not read: {', '.join(hidden)}"
     return [
         f"Asked for by text: {', '.join(asking.asked)}; track {asking.track}: {TRACKS[asking.track]}",
         *([note] if hidden and asking.track != MINED else []),
