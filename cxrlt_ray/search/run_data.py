@@ -67,7 +67,7 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
         )
     if request.track == OUTSIDE_LABELS and space.cohorts() == {MAIN}:
         raise UsageError(
-            f"--track {OUTSIDE_LABELS}: search space {space.name} trains on the main cohort only (team_b_task3 tunes on "
+            f"--track {OUTSIDE_LABELS}: search space {space.name} trains on the main cohort only (team_b_task3 also on "
             "padchest)."
         )
     if request.track == MINED and request.reports is None and request.data and not request.resume:
