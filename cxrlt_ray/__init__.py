@@ -21,7 +21,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     doctor/                        what would go wrong, before it does
     sweep ensemble predict evaluate cohort prepare trials      the commands
     label agree gold split         those that make labels
-    describe                       descriptions of findings
+    describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
 """
 
 import sys

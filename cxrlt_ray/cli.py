@@ -44,6 +44,7 @@ COMMANDS = {
     "gold": "draw studies to label by hand; merge the readers' labels",
     "split": "divide labelled studies into train, val and test, and make a cohort of them",
     "describe": "show, check and draft descriptions of findings",
+    "pretrain_text": "train a text encoder on a knowledge graph",
 }
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: cxrlt-ray COMMAND [options]    (COMMAND --help for its options)\n")
-        print("\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items()))
+        print("\n".join(f"  {command:13} {what}" for command, what in COMMANDS.items()))
         return
     if name == "--version":
         from cxrlt_ray import __version__

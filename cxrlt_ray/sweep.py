@@ -28,7 +28,15 @@ from cxrlt_ray.search.asking import check_asking
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
 from cxrlt_ray.search.resume import ensemble_command, resume_command, resumed, run_to_resume
-from cxrlt_ray.search.run_data import PHANTOM_IMAGES, RunData, check_reports, data_of, run_data, soft_targets_for
+from cxrlt_ray.search.run_data import (
+    PHANTOM_IMAGES,
+    RunData,
+    check_boxes,
+    check_reports,
+    data_of,
+    run_data,
+    soft_targets_for,
+)
 from cxrlt_ray.search.run_setup import (
     claimed_name,
     draft_record,
@@ -69,6 +77,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     engine, resources = resources_for(request)
     space, space_file = space_for(request, existing, resources)
     soft, reading = soft_targets_for(request, space), check_reports(request, space)
+    check_boxes(request, space)
     record = resumed(request, existing.record) if existing else draft_record(request, name, space)
     check_asking(space, bool(record.finding_folds))
     planner = _planner(request, record, space, resources)
@@ -223,6 +232,7 @@ def _search(
         trained_findings=record.asking.trained if record.asking else (),
         soft_targets=record.soft_targets is not None,
         corpus=record.reports is not None,
+        boxes=record.boxes is not None,
         features=features,
         asking=record.asking,
     )

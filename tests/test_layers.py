@@ -45,6 +45,7 @@ COMMANDS = (
     "gold",
     "split",
     "describe",
+    "pretrain_text",
 )
 WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "doctor", *COMMANDS}
 LINES, FUNCTION_LINES = 400, 80

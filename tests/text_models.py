@@ -13,7 +13,13 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##ly
 WIDTH, POSITIONS = 16, 64
 
 
-def bert_folder(folder: Path, seed: int = 0, words: list[str] = VOCABULARY, embeddings: int = len(VOCABULARY)) -> Path:
+def bert_folder(
+    folder: Path,
+    seed: int = 0,
+    words: list[str] = VOCABULARY,
+    embeddings: int = len(VOCABULARY),
+    positions: int = POSITIONS,
+) -> Path:
     """A BERT of two layers with a WordPiece vocabulary, saved with the head it was pretrained with."""
     from transformers import BertConfig, BertForMaskedLM
 
@@ -24,7 +30,7 @@ def bert_folder(folder: Path, seed: int = 0, words: list[str] = VOCABULARY, embe
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         initializer_range=0.5,
     )
     BertForMaskedLM(config).save_pretrained(folder)

@@ -41,11 +41,17 @@ class ImageTransform:
         return np.concatenate([self.batch((), 0, 0), *made])
 
     def batch(
-        self, images: Iterable[np.ndarray], count: int, step: int, strong: np.ndarray | None = None
+        self,
+        images: Iterable[np.ndarray],
+        count: int,
+        step: int,
+        strong: np.ndarray | None = None,
+        unchanged: np.ndarray | None = None,
     ) -> np.ndarray:
         """uint8 [B, resolution, resolution] of `count` images: a function of them, the seed and the step alone.
 
-        strong: bool [B], the images that are augmented with the strength `strong`.
+        strong: bool [B], the images that are augmented with the strength `strong`. unchanged: bool [B], those that are
+        as without a seed: the crop from the centre, neither mirrored nor augmented.
         """
         random = None if self.seed is None else np.random.default_rng([*self.seed, step])
         augmentations: dict[bool, Any] = {}
@@ -56,10 +62,14 @@ class ImageTransform:
         spare = _edge(self.resolution, self.crop) - self.resolution
         corners = np.full((count, 2), spare // 2) if random is None else random.integers(0, spare + 1, (count, 2))
         flips = np.zeros(count, bool) if random is None else random.random(count) < self.flip
+        if unchanged is None:
+            unchanged = np.zeros(count, bool)
+        corners[unchanged], flips[unchanged] = spare // 2, False
         batch = np.empty((count, self.resolution, self.resolution), np.uint8)
         for k, original in enumerate(images):
             image = _cropped(original, self.resolution, self.crop, corners[k])
-            if augmentation := augmentations.get(strong is not None and bool(strong[k])):
+            augmentation = augmentations.get(strong is not None and bool(strong[k]))
+            if augmentation and not unchanged[k]:
                 image = augmentation(image=image)["image"]
             batch[k] = image[:, ::-1] if flips[k] else image
         return batch

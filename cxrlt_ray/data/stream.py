@@ -90,7 +90,7 @@ class _Location:
 
 @dataclass(frozen=True)
 class _Work:
-    """What makes one batch: its number in the epoch, its images, and which of them are augmented strongly.
+    """What makes one batch: its number in the epoch, its images, which of them are augmented strongly, and which not.
 
     alone: of each image a number of its own, where it is transformed by itself.
     """
@@ -99,6 +99,7 @@ class _Work:
     images: _Location
     strong: np.ndarray | None = None
     alone: np.ndarray | None = None
+    unchanged: np.ndarray | None = None
 
 
 def batches(
@@ -122,6 +123,7 @@ def batches(
     copies: int | None = None,
     features: StoredFeatures | None = None,
     instead: np.ndarray | None = None,
+    unchanged: np.ndarray | None = None,
     ingest: Ingest | None = None,
 ) -> Iterator[Batch]:
     """Batches of the images `image_ids` at `resolution` pixels: in storage order without a seed, shuffled with one.
@@ -135,6 +137,7 @@ def batches(
     copies, whatever the seed, the rank and the batch, and an epoch shows number epoch mod K of all; 0: the image as
     without a seed. features: stored ones, which batches have in the images' place, in the same order. instead: ids [N]
     of the images that are shown in the place of `image_ids`, whose order and `rows` stay; of one in quarantine the own.
+    unchanged: bool [N], the images that are as without a seed; not with `copies`.
     """
     ingest = ingest or Ingest()
     rows, location = _located(shards, image_ids)
@@ -157,6 +160,7 @@ def batches(
             shown.at(plan[step], names),
             None if strong is None else strong[rows[plan[step]]],
             None if numbers is None else numbers[plan[step]],
+            None if unchanged is None else unchanged[rows[plan[step]]],
         )
         for step in range(start, len(plan))
     ]
@@ -260,7 +264,7 @@ def _make(shards: Shards, transform: ImageTransform, memory: int, work: _Work) -
     images = _images(shards, work.images, _cache(shards, memory))
     if work.alone is not None:
         return transform.alone(images, work.alone)
-    return transform.batch(images, len(work.images.file), work.step, work.strong)
+    return transform.batch(images, len(work.images.file), work.step, work.strong, work.unchanged)
 
 
 def _read(features: StoredFeatures, work: _Work) -> np.ndarray:

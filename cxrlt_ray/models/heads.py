@@ -7,7 +7,8 @@
 
 To add one: a subclass of `Head` like `Linear`, under `@register_head("name")`. `needs_map` says that it needs the
 feature map's tokens, `needs_embeddings` that it needs label embeddings, `gives_maps` that `with_maps` returns its
-attention too, `SETTINGS` names the fields of ModelSpec that no other head reads.
+attention too, `gives_queries` that it has `decoded` queries, `SETTINGS` names the fields of ModelSpec that no other
+head reads.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Head(nn.Module):
     needs_map = True
     needs_embeddings = False
     gives_maps = False
+    gives_queries = False
     SETTINGS: tuple[str, ...] = ()
 
     def __init__(self, features: int, findings: int, spec: ModelSpec, embeddings: torch.Tensor | None = None) -> None:

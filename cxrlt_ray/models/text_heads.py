@@ -58,10 +58,11 @@ class QueryDecoder(TextHead):
     """
 
     SETTINGS = ("query_layers", "query_width", "query_self_attention", "query_pooled", "query_outputs")
+    gives_queries = True
 
     def __init__(self, features: int, findings: int, spec: ModelSpec, embeddings: torch.Tensor | None = None) -> None:
         super().__init__(features, findings, spec, embeddings)
-        width = min(spec.query_width, width_for(features))
+        self.width = width = min(spec.query_width, width_for(features))
         self.company = len(self.embeddings) - findings
         self.self_attention = spec.query_self_attention
         self.embed = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width))
@@ -75,11 +76,19 @@ class QueryDecoder(TextHead):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, C]."""
+        return self.logits(self.decoded(tokens))
+
+    def decoded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Each finding's query after the last layer, [B, C, width], with dropout: what its logit is read from."""
         queries, tokens = self.ask(self.texts).unsqueeze(0), self.embed(tokens)
         mask = self._mask() if self.self_attention else None
         for layer in self.layers:
             queries = layer(queries, tokens, mask)
-        outputs = self.read(self.drop(self.norm(queries[:, self.company :])))
+        return self.drop(self.norm(queries[:, self.company :]))
+
+    def logits(self, decoded: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C] of what `decoded` gave."""
+        outputs = self.read(decoded)
         return outputs[..., 0] if outputs.shape[2] == 1 else outputs[..., 1] - outputs[..., 0]
 
     def _mask(self) -> torch.Tensor | None:

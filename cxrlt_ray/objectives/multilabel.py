@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.objectives.registry import Needs, Objective, ObjectiveSpec, register_objective
+from cxrlt_ray.objectives.registry import Evidence, Needs, Objective, ObjectiveSpec, register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,14 @@ class MultiLabel(Objective):
 
     needs = Needs(labels=True)
 
-    def __init__(self, spec: ObjectiveSpec, targets: np.ndarray, soft: np.ndarray | None = None) -> None:
-        super().__init__(spec, targets, soft)
+    def __init__(
+        self,
+        spec: ObjectiveSpec,
+        targets: np.ndarray,
+        soft: np.ndarray | None = None,
+        evidence: Evidence | None = None,
+    ) -> None:
+        super().__init__(spec, targets, soft, evidence)
         self._losses: dict[torch.device, object] = {}
 
     @property

@@ -23,7 +23,9 @@ from cxrlt_ray.objectives.metric import VAL_MAP, Metric
 if TYPE_CHECKING:
     import torch
 
+    from cxrlt_ray.data.image_boxes import BoxesOfImages
     from cxrlt_ray.models import Classifier
+    from cxrlt_ray.text.corpus import Corpus
     from cxrlt_ray.text.encoder_spec import TextSpec
 
     Targets = Sequence[tuple[float, torch.Tensor]]  # (share, float [B, K]): several where images are mixed
@@ -61,6 +63,7 @@ class ObjectiveSpec:
     lora_alpha: float = 32.0
     lora_targets: str | None = None
     max_tokens: int = 256
+    crop: float = 1.0
 
     def text_spec(self) -> TextSpec:
         """The text encoder. Raises UsageError where none is given."""
@@ -89,7 +92,10 @@ class Needs:
     uint8 [B, H, W]; with more than one, images are neither mixed nor fused by study. pairs: beside each image another
     one of its study, or the same one augmented anew where there is no other. texts: a text of each image's study;
     images whose study has no report do not come. map: the backbone's feature map, before it is pooled. whole: the loss
-    is of all images of a batch together, so that a batch is never cut into pieces to fit a device.
+    is of all images of a batch together, so that a batch is never cut into pieces to fit a device. heads: names of the
+    heads that it works with; () for any. single: an image is seen by itself, neither mixed nor fused by study. places:
+    texts of places, by the frozen encoder `text`. own_loss: it takes no registered loss, nor smoothed labels.
+    statements, boxes: what reports state of an image, and boxes of findings in it, in a run that has any.
 
     The network is called with pixels uint8 [B, H, W]; with pairs also the others' pixels, and studies int64 [B]; with
     texts also ids and mask int64 [B, L], by the objective's `tokenize`, and numbers of texts int64 [B], equal for equal
@@ -103,11 +109,31 @@ class Needs:
     texts: bool = False
     map: bool = False
     whole: bool = False
+    heads: tuple[str, ...] = ()
+    single: bool = False
+    places: bool = False
+    own_loss: bool = False
+    statements: bool = False
+    boxes: bool = False
 
     @property
     def anew(self) -> bool:
         """Whether a batch holds more than an image and its labels: then images are neither mixed nor fused by study."""
         return self.crops > 1 or self.pairs or self.texts
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run has on N training images beside targets, as far as the objective's needs ask for it.
+
+    findings: names of the targets' columns [C]. corpus, report: texts of studies, and the study of each image in them,
+    int64 [N], -1 for none. boxes: where findings are in the images.
+    """
+
+    findings: tuple[str, ...] = ()
+    corpus: Corpus | None = None
+    report: np.ndarray | None = None
+    boxes: BoxesOfImages | None = None
 
 
 class Objective(ABC):
@@ -118,16 +144,24 @@ class Objective(ABC):
     on into the next stage, whatever that stage's objective is.
 
     targets: int8 [N, C] of the training images, 1, 0 or -1 (no label), by the findings that are trained. soft: float32
-    [N, C] in [0, 1], nan where there is none; None without soft targets.
+    [N, C] in [0, 1], nan where there is none; None without soft targets. asks: its validation labels are those of the
+    findings that were hidden from the model, for runs that ask for findings by text.
     """
 
     needs: ClassVar[Needs] = Needs()
     settings: ClassVar[Mapping[str, Setting]] = {}
     metric: ClassVar[Metric] = VAL_MAP
     predicts: ClassVar[bool] = True
+    asks: ClassVar[bool] = False
 
-    def __init__(self, spec: ObjectiveSpec, targets: np.ndarray, soft: np.ndarray | None = None) -> None:
-        self.spec, self.targets, self.soft = spec, targets, soft
+    def __init__(
+        self,
+        spec: ObjectiveSpec,
+        targets: np.ndarray,
+        soft: np.ndarray | None = None,
+        evidence: Evidence | None = None,
+    ) -> None:
+        self.spec, self.targets, self.soft, self.evidence = spec, targets, soft, evidence or Evidence()
         if fault := fault_of(spec.objective, spec.objective_settings):
             raise UsageError(f"{fault}.")
         if self.needs.soft_targets and soft is None:
@@ -142,6 +176,10 @@ class Objective(ABC):
     def table(self) -> np.ndarray:
         """What the loss learns from: float32 [N, K], a row a training image. Without labels: [N, 0]."""
         return np.empty((len(self.targets), 0), np.float32)
+
+    def unchanged(self) -> np.ndarray | None:
+        """Bool [N]: training images that are shown as they are, neither flipped nor augmented, their central crop."""
+        return None
 
     def network(self, model: Classifier) -> torch.nn.Module:
         """The module that is trained; its parameters are those of `model` and whatever else the objective needs.
@@ -175,7 +213,8 @@ class Objective(ABC):
 
 
 # modules that hold no objective and import torch: `trials` reads records without it
-WITHOUT = {"losses", "priors", "terms", "towers", "pretraining", "retrieval"}
+WITHOUT = {"losses", "priors", "terms", "towers", "pretraining", "retrieval", "text_networks", "places"}
+WITHOUT |= {"entity_network"}
 _OBJECTIVES: dict[str, type[Objective]] = {}
 
 

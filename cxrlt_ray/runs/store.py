@@ -5,6 +5,7 @@ RUN/manifest.parquet             the cohort as split for this run
 RUN/space.yaml                   the search space as it was
 RUN/soft_targets.parquet         predictions that objectives may learn, where --soft-targets gave any
 RUN/corpus.parquet               the texts of its studies, where --reports gave any; corpus-K.parquet: of a fold
+RUN/boxes.parquet                where findings are in its images, where --boxes gave any
 RUN/optuna.db                    the search's state, for optuna-dashboard; made anew from the trials where it lacks
 RUN/trials/T0001/trial.json      TrialRecord: state, parameters, metrics by epoch, environment, reason of a failure
 /fold-0/         the kept checkpoint: model.safetensors, model.json; refit/ beside it, if asked for
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from cxrlt_ray.data.image_boxes import ImageBoxes
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.soft_targets import SoftTargets
@@ -236,10 +238,11 @@ def create_run(
     files: dict[str, bytes],
     soft: SoftTargets | None = None,
     corpora: Mapping[str, Corpus] | None = None,
+    boxes: ImageBoxes | None = None,
 ) -> Run:
-    """Make RUN/ with manifest.parquet, soft targets, `corpora` by file name, the `files` and, last, run.json.
+    """Make RUN/ with manifest.parquet, soft targets, `corpora` by file name, boxes, the `files` and, last, run.json.
 
-    The record is written with the time, the manifest's fingerprint and the provenance of the soft targets.
+    The record is written with the time, the manifest's fingerprint and the provenance of soft targets and boxes.
 
     Raises UsageError if the name is taken.
     """
@@ -255,8 +258,11 @@ def create_run(
         soft.write(store)
     for name, corpus in (corpora or {}).items():
         corpus.write(store, name)
+    if boxes is not None:
+        boxes.write(store)
     provenance = None if soft is None else soft.provenance
     changes = {"created": now(), "fingerprint": manifest.fingerprint, "soft_targets": provenance}
+    changes["boxes"] = None if boxes is None else boxes.provenance
     record = record.model_copy(update=changes)
     run = Run(store, record)
     run.write(record)

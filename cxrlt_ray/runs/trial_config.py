@@ -136,8 +136,24 @@ class TrialConfig(Config):
             return "reads texts of every length, for each of which a network is compiled anew: leave compile at auto"
         if needs.map and self.pool == "own" and self.head == "linear":
             return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
+        if not self.stages and (fault := self._reading_fault(needs)):
+            return fault
         if self.text_tuning != "lora" and self.lora_targets:
             return f"has text_tuning: {self.text_tuning}, which has no use for lora_targets: take `text_tuning: lora`"
+        return ""
+
+    def _reading_fault(self, needs: registry.Needs) -> str:
+        """What does not fit an objective that looks into a head which reads texts, or nothing."""
+        if needs.heads and self.head not in needs.heads:
+            return f"looks into head {' or '.join(needs.heads)}, not {self.head}: take `head: {needs.heads[0]}`"
+        if needs.single and (self.fusion != "none" or self.mix != "none"):
+            return "looks at where a finding is in an image: leave fusion and mix at none"
+        if needs.places and self.text is None:
+            return "reads texts of places: give it a text encoder, such as `text: minilm`"
+        if needs.places and self.text_tuning != "frozen":
+            return "reads texts of places by a frozen encoder: leave text_tuning at frozen"
+        if needs.own_loss and (self.loss != "bce" or self.smooth_pos or self.smooth_neg):
+            return "has a loss of its own, of labels as they are: leave loss at bce, smooth_pos and smooth_neg at 0"
         return ""
 
     def beginning_fault(self) -> str:
@@ -201,9 +217,9 @@ class TrialConfig(Config):
 
         None: the backbone is trained, or an image is augmented or mixed anew each time it is shown.
         """
-        anew = (
-            registry.find_objective(self.objective).needs.anew or self.mix != "none" or self.tail_augment > self.augment
-        )
+        needs = registry.find_objective(self.objective).needs
+        # a network that looks into the head is given images
+        anew = needs.anew or needs.heads or self.mix != "none" or self.tail_augment > self.augment
         if not self.frozen_backbone or anew or self.feature_copies is None:
             return None
         return self.feature_copies if self.augment or self.flip or self.crop < 1 else 0

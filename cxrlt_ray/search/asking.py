@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cxrlt_ray.text.corpus import Corpus
 
 FOLD_SIZE = 5  # findings of a fold, where there are enough: one head, two medium, two tail
-ZERO_SHOT_OBJECTIVE = "zero_shot"
 FILE = "corpus.parquet"
 CHOSEN_ON = ("train", "val")  # splits in which no label of an asked finding may be
 
@@ -78,18 +77,20 @@ def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> 
 def check_asking(space: Space, asks: bool) -> None:
     """Raises UsageError where a space's trials cannot answer by text what is asked, or would with nothing asked."""
     from cxrlt_ray.models.heads import HEADS
+    from cxrlt_ray.objectives.registry import all_objectives
 
+    asking = [name for name, objective in all_objectives().items() if objective.asks]
     last = [config.staged()[-1] for config in space.kinds()]
     for config in last:
-        answers = HEADS[config.head].needs_embeddings and config.objective == ZERO_SHOT_OBJECTIVE
+        answers = HEADS[config.head].needs_embeddings and config.objective in asking
         if asks and not answers:
             raise UsageError(
                 f"search space {space.name} has trials that answer by no text (head {config.head}, objective "
-                f"{config.objective}): findings without labels need objective {ZERO_SHOT_OBJECTIVE} and a head that "
+                f"{config.objective}): findings without labels need objective {' or '.join(asking)}, and a head that "
                 f"reads text ({', '.join(name for name, head in HEADS.items() if head.needs_embeddings)}), such as "
                 "--space laptop_text."
             )
-        if not asks and config.objective == ZERO_SHOT_OBJECTIVE:
+        if not asks and config.objective in asking:
             raise UsageError(
                 f"search space {space.name} trains models to be asked by text: sweep task3, or say what to ask for by "
                 '--ask "Bulla,Scoliosis".'

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cxrlt_ray import config
+from cxrlt_ray.data.image_boxes import provenance_of_boxes
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
@@ -39,6 +40,7 @@ _FIXED: dict[str, Any] = {
     "warm_from": lambda request: tuple(request.warm_from or ()),
     "soft_targets": lambda request: _provenance(request.soft_targets),
     "reports": lambda request: None if request.reports is None else Store(request.reports).absolute().uri,
+    "boxes": lambda request: None if request.boxes is None else provenance_of_boxes(request.boxes),
     "labels": lambda request: None if request.labels is None else provenance_of_labels(request.labels),
     "labels_mode": lambda request: request.labels_mode,
     "labels_blank": lambda request: request.labels_blank,

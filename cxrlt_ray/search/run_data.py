@@ -11,6 +11,7 @@ import numpy as np
 
 from cxrlt_ray.data.asking import MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, Asking
 from cxrlt_ray.data.given_labels import GivenLabels
+from cxrlt_ray.data.image_boxes import ImageBoxes, boxes_for
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
 from cxrlt_ray.data.tasks import Task, normal_among
@@ -34,7 +35,7 @@ class RunData:
     """What a run trains on.
 
     cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any.
-    corpus: the texts of its studies, read from `reports`, if the space reads any.
+    corpus: the texts of its studies, read from `reports`, if the space reads any. boxes: of its training images.
     """
 
     manifest: Manifest
@@ -46,21 +47,26 @@ class RunData:
     asking: Asking | None = None
     corpora: dict[str, Corpus] = field(default_factory=dict)
     reports: str | None = None
+    boxes: ImageBoxes | None = None
 
 
 def check_reports(request: SweepRequest, space: Space) -> bool:
     """Whether the run reads texts. Raises UsageError where the space needs reports or has no use for them.
 
-    A run that goes on has its own; the phantom that is drawn without --data has reports.
+    An objective that heeds what reports state does without, where none are given. A run that goes on has its own; the
+    phantom that is drawn without --data has reports.
     """
     from cxrlt_ray.text.encoder_spec import check
 
-    reading = space.reading()
+    reading, heeding = space.reading(), space.heeds("statements")
     for stage in reading:
         check(stage.objective_spec().text_spec())
-    if request.reports is not None and not reading and request.track != MINED:
-        raise UsageError(f"--reports: search space {space.name} has no objective that reads texts (clip does).")
-    if request.track == REPORTS and not reading:
+    able = bool(reading) or heeding
+    if request.reports is not None and not able and request.track != MINED:
+        raise UsageError(
+            f"--reports: search space {space.name} has no objective that reads texts (clip and location do)."
+        )
+    if request.track == REPORTS and not able:
         raise UsageError(
             f"--track {REPORTS}: search space {space.name} has no objective that reads texts (clip does): the track is "
             f"{SCRUBBED}."
@@ -70,6 +76,8 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
             f"--track {OUTSIDE_LABELS}: search space {space.name} trains on the main cohort only (team_b_task3 also on "
             "padchest)."
         )
+    if request.track == REPORTS and not reading and request.reports is None and request.data and not request.resume:
+        raise UsageError(f"--track {REPORTS} learns from reports: give `--reports PATH`.")
     if request.track == MINED and request.reports is None and request.data and not request.resume:
         raise UsageError(f"--track {MINED} mines labels from reports: give `--reports PATH`.")
     if reading and request.reports is None and request.data and not request.starts_nothing and not request.resume:
@@ -77,7 +85,13 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
             f"search space {space.name} has objective {reading[0].objective}, which needs reports: give `--reports "
             "PATH`."
         )
-    return bool(reading)
+    return bool(reading) or (heeding and (request.reports is not None or not request.data))
+
+
+def check_boxes(request: SweepRequest, space: Space) -> None:
+    """Raises UsageError where boxes are given to a space that has no use for them."""
+    if request.boxes is not None and not space.heeds("boxes"):
+        raise UsageError(f"--boxes: search space {space.name} has no objective that learns them (grounding does).")
 
 
 def read_corpus(reports: str, manifest: Manifest, address: str | None) -> Corpus:
@@ -126,7 +140,11 @@ def run_data(
         print(note)
     reports = request.reports or data
     corpora = corpora_of(read_corpus(reports, manifest, request.address), asking, request) if reading else {}
-    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, reports if reading else None)
+    boxes = None
+    if request.boxes is not None:
+        boxes = boxes_for(request.boxes, manifest, asking.seen if asking else task.findings)
+        print(*boxes.notes, sep="\n")
+    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, reports if reading else None, boxes)
 
 
 def data_of(run: Run) -> RunData:

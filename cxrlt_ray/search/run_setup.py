@@ -172,7 +172,8 @@ def write_run(
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }
     )
-    return create_run(request.storage, record, data.manifest, {"space.yaml": space_file}, data.soft, data.corpora)
+    files = {"space.yaml": space_file}
+    return create_run(request.storage, record, data.manifest, files, data.soft, data.corpora, data.boxes)
 
 
 def with_all_trials(run: Run) -> Run:

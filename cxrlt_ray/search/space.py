@@ -219,6 +219,11 @@ class Space:
         stages = (stage for config in self.kinds() for stage in config.staged())
         return [stage for stage in stages if find_objective(stage.objective).needs.texts]
 
+    def heeds(self, need: str) -> bool:
+        """Whether an objective of the space heeds what a run may have: a field of Needs, such as boxes, statements."""
+        stages = (stage for config in self.kinds() for stage in config.staged())
+        return any(getattr(find_objective(stage.objective).needs, need) for stage in stages)
+
     def sizes(self) -> list[int]:
         """The edges in pixels to which the resolutions that are searched can be capped, largest first."""
         largest = max(spec.resolution for spec in self.specs())

@@ -29,9 +29,10 @@ class Job:
     findings: what trials predict, in the task's order. trained_findings: what their labels are of; () for the same. A
     finding that is predicted without being trained needs a head that reads it as text.
     folds: 0 or 1: the val split validates. workers: of a trial; a step is of `batch_size` images for each, also where
-    fewer of them are left to share it. soft_targets, corpus: the run keeps soft targets, and the texts of its studies,
-    beside its manifest. features: bytes that stored features of frozen backbones may take; 0: none are stored. asking:
-    of a run that asks for findings by text, whose folds are of findings, not of images.
+    fewer of them are left to share it. soft_targets, corpus, boxes: the run keeps soft targets, the texts of its
+    studies, and where findings are in its images, beside its manifest. features: bytes that stored features of frozen
+    backbones may take; 0: none are stored. asking: of a run that asks for findings by text, whose folds are of
+    findings, not of images.
     """
 
     run: Store
@@ -48,6 +49,7 @@ class Job:
     trained_findings: tuple[str, ...] = ()
     soft_targets: bool = False
     corpus: bool = False
+    boxes: bool = False
     features: int = 0
     asking: Asking | None = None
 

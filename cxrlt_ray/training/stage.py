@@ -22,6 +22,7 @@ from cxrlt_ray.objectives.registry import Objective, find_objective
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training.clock import Clock
+from cxrlt_ray.training.evidence import evidence_of
 from cxrlt_ray.training.features import FrozenFeatures, frozen_features
 from cxrlt_ray.training.heartbeat import beat
 from cxrlt_ray.training.job import Images, Job
@@ -76,13 +77,8 @@ def train_stage(
     import torch
 
     worker = worker_of(job)
-    make = find_objective(config.objective)
-    training = with_reports(training, make.needs, config.objective)
-    objective = make(config.objective_spec(), training.targets, training.soft)
-    model.backbone.requires_grad_(not config.frozen_backbone)
-    network = objective.network(model).to(worker.device)
-    texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
-    streams = Streams(job, config, training, objective.table(), fold, worker, objective.needs, texts)
+    training = with_reports(training, find_objective(config.objective).needs, config.objective)
+    objective, network, streams = _begun(job, config, model, training, fold)
     units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
     count = len(steps(units, config.batch_size * job.workers, worker.world))
     wrapped = wrap(network, worker)
@@ -143,6 +139,23 @@ def train_stage(
         )
     if worker.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _begun(
+    job: Job, config: TrialConfig, model: Classifier, training: Images, fold: int
+) -> tuple[Objective, torch.nn.Module, Streams]:
+    """The stage's objective, the network that it trains, on the device, and what its batches are made from."""
+    worker, make = worker_of(job), find_objective(config.objective)
+    evidence = evidence_of(job, training, make.needs, fold)
+    objective = make(config.objective_spec(), training.targets, training.soft, evidence)
+    model.backbone.requires_grad_(not config.frozen_backbone)
+    network = objective.network(model).to(worker.device)
+    texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
+    rows = objective.unchanged()
+    unchanged = None if rows is None else training.image_id[rows]
+    table = objective.table()
+    streams = Streams(job, config, training, table, fold, worker, objective.needs, texts, unchanged=unchanged)
+    return objective, network, streams
 
 
 def _mean(losses: list[float]) -> float | None:

@@ -70,7 +70,7 @@ class Streams:
 
     table: the objective's targets float32 [N, K], a row a training image. needs: what else a batch holds. texts: of
     the images, where the objective reads any. features: of a frozen backbone, which batches have in the images' place
-    where they are stored.
+    where they are stored. unchanged: ids of images that are shown as they are (Objective.unchanged).
     """
 
     job: Job
@@ -82,6 +82,7 @@ class Streams:
     needs: Needs = field(default_factory=Needs)
     texts: TextDraws | None = None
     features: FrozenFeatures | None = None
+    unchanged: np.ndarray | None = None
 
     def stored(self, epoch: int) -> StoredFeatures | None:
         """The features of the epoch's images, computed and stored if they are not; None where they cannot be."""
@@ -191,6 +192,7 @@ class Streams:
                 copies=config.frozen_copies,
                 features=self.stored(epoch),
                 instead=instead,
+                unchanged=None if self.unchanged is None else np.isin(images.image_id, self.unchanged),
                 ingest=self.job.ingest,
             ),
             worker.device,

@@ -15,7 +15,7 @@ from cxrlt_ray.objectives.registry import ObjectiveSpec, all_objectives, fault_o
 from cxrlt_ray.runs.trial_config import TrialConfig
 
 RNG = np.random.default_rng(0)
-LABELLED = [name for name, kind in all_objectives().items() if kind.predicts]  # those of logits and labels
+LABELLED = [name for name, kind in all_objectives().items() if kind.predicts and not kind.needs.heads]
 TARGETS = RNG.choice([-1, 0, 1], (40, 3), p=[0.2, 0.5, 0.3]).astype(np.int8)
 SOFT = np.where(RNG.random((40, 3)) < 0.2, np.nan, RNG.random((40, 3))).astype(np.float32)
 
@@ -63,7 +63,7 @@ def test_a_setting_out_of_range_or_unknown_is_refused_with_what_is_allowed(name)
 
 
 def test_an_unknown_objective_is_refused_naming_those_there_are():
-    with pytest.raises(UsageError, match="there is no objective 'nope'; there are clip, distill, mama"):
+    with pytest.raises(UsageError, match="there is no objective 'nope'; there are clip, distill, grounding"):
         find_objective("nope")
     with pytest.raises(ValueError, match="there is no objective 'nope'"):
         TrialConfig(backbone="test_resnet", resolution=32, epochs=1, objective="nope")

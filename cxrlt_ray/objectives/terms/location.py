@@ -31,17 +31,17 @@ def drawn_places(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Candidates for each cell with a known place: cells int64 [M, 2], indices int64 [M, 1 + K], and bool [M, 1 + K].
 
-    places: [B, C, P] of HERE, ELSEWHERE, -1 (not known). The first candidate is one of the cell's places at random, the
-    others are random places that are not among them, all of these where there are fewer than `negatives`. The last
-    tensor says which candidates there are.
+    places: [B, C, P] of HERE, ELSEWHERE, -1 (not known, or overlapping one that is here). The first candidate is one of
+    the cell's places at random, the others are random places of ELSEWHERE, all of these where there are fewer than
+    `negatives`. The last tensor says which candidates there are.
     """
-    here = places == HERE
-    cells = here.any(dim=2).nonzero()
-    here = here[cells[:, 0], cells[:, 1]]
+    cells = (places == HERE).any(dim=2).nonzero()
+    of_cells = places[cells[:, 0], cells[:, 1]]
+    here, elsewhere = of_cells == HERE, of_cells == ELSEWHERE
     order = torch.rand(here.shape, generator=generator, device=places.device)
     positive = order.masked_fill(~here, -1.0).argmax(dim=1, keepdim=True)
     count = min(negatives, places.shape[2] - 1)
-    chance, others = order.masked_fill(here, -1.0).topk(count, dim=1)
+    chance, others = order.masked_fill(~elsewhere, -1.0).topk(count, dim=1)
     there = torch.cat([torch.ones_like(positive, dtype=torch.bool), chance >= 0], dim=1)
     return cells, torch.cat([positive, others], dim=1), there
 
@@ -60,6 +60,21 @@ def location_contrast(
     """
     cells, candidates, there = drawn_places(places, negatives, generator)
     chosen = vectors.float()[cells[:, 0], cells[:, 1]]
-    logits = torch.einsum("me,mke->mk", chosen, embeddings.float()[candidates])
-    losses = logits.masked_fill(~there, -torch.inf).logsumexp(dim=1) - logits[:, 0]
-    return joint_mean(losses)
+    return joint_mean(_cross_entropy(torch.einsum("me,mke->mk", chosen, embeddings.float()[candidates]), there))
+
+
+def place_contrast(
+    scores: torch.Tensor,
+    places: torch.Tensor,
+    negatives: int = NEGATIVES,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """`location_contrast` of dot products that are computed already: scores [B, C, P] of queries and places' texts."""
+    cells, candidates, there = drawn_places(places, negatives, generator)
+    chosen = scores.float()[cells[:, 0], cells[:, 1]]
+    return joint_mean(_cross_entropy(chosen.gather(1, candidates), there))
+
+
+def _cross_entropy(logits: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Of the first of the candidates that there are: [M] of logits [M, K]."""
+    return logits.masked_fill(~there, -torch.inf).logsumexp(dim=1) - logits[:, 0]

@@ -1,0 +1,111 @@
+"""Boxes of a cohort's images, kept beside the manifest in a run, in shares of the images' edges.
+
+A Parquet file with the columns image_id, finding, left, top, right, bottom: 0 to 1, from the upper left corner. They
+hold at any size, since images are resized to squares without a margin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.boxes import read_boxes
+from cxrlt_ray.data.image_sizes import original_sizes
+from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.storage import Store
+
+FILE = "boxes.parquet"  # in a run
+KEY = b"cxrlt_ray"  # of the metadata
+EDGES = ("left", "top", "right", "bottom")
+
+
+@dataclass(frozen=True)
+class BoxesOfImages:
+    """M boxes, by image. image, finding: int64 [M], places among the images and findings. edges: float64 [M, 4]."""
+
+    image: np.ndarray
+    finding: np.ndarray
+    edges: np.ndarray
+
+    def of(self, image: int) -> slice:
+        """Those of an image."""
+        return slice(*np.searchsorted(self.image, [image, image + 1]).tolist())
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """A row a box: image_id, finding, EDGES; and where they came from. notes: on what was left out."""
+
+    table: pd.DataFrame = field(repr=False)
+    provenance: str
+    notes: tuple[str, ...] = ()
+
+    def at(self, image_id: np.ndarray, findings: Sequence[str]) -> BoxesOfImages:
+        """The boxes of these images [N], each once, and findings [C]."""
+        image = pd.Index(image_id).get_indexer(self.table["image_id"])
+        finding = pd.Index(findings).get_indexer(self.table["finding"])
+        rows = np.flatnonzero((image >= 0) & (finding >= 0))
+        rows = rows[np.argsort(image[rows], kind="stable")]
+        edges = self.table[list(EDGES)].to_numpy(np.float64)[rows]
+        return BoxesOfImages(image[rows].astype(np.int64), finding[rows].astype(np.int64), edges)
+
+    def write(self, store: Store, name: str = FILE) -> None:
+        """Write them as a Parquet file, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pandas(self.table, preserve_index=False)
+        table = table.replace_schema_metadata({KEY: json.dumps({"provenance": self.provenance}).encode()})
+        with store.place(name) as path:
+            pq.write_table(table, path, write_page_checksum=True)
+
+    @classmethod
+    def read(cls, store: Store, name: str = FILE) -> ImageBoxes:
+        """What `write` wrote. Raises CxrltError for a file that is no such table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with store.fetched(name) as path:
+                table = pq.read_table(path, page_checksum_verification=True)
+            about = json.loads((table.schema.metadata or {})[KEY])
+            return cls(table.select(["image_id", "finding", *EDGES]).to_pandas(), str(about["provenance"]))
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise CxrltError(f"{store.uri}/{name} is no table of boxes ({type(error).__name__}).") from None
+
+
+def boxes_for(uri: str, manifest: Manifest, findings: Sequence[str]) -> ImageBoxes:
+    """The boxes of a file that are in training images of the manifest, and of `findings`.
+
+    Raises UsageError as `read_boxes` does (boxes outside of their image among it), and where no such image has one.
+    """
+    ids = set(read_boxes(uri).table["image_id"])
+    boxes = read_boxes(uri, original_sizes(manifest, ids))
+    training = manifest.of_split("train").table["image_id"]
+    rows = boxes.table["image_id"].isin(training) & boxes.table["finding"].isin(findings)
+    if not rows.any():
+        raise UsageError(
+            f"--boxes {uri}: none of its {len(boxes.table):,} boxes is of a training image and of a finding that is "
+            "trained: are its images named as the cohort's image ids?"
+        )
+    kept = replace(boxes, table=boxes.table[rows].reset_index(drop=True))
+    images = kept.table["image_id"].nunique()
+    count = f"{len(kept.table):,} of {len(boxes.table):,} boxes, in {images:,} training images"
+    shown = "which are shown without flip, random crop and augmentation, as boxes would not follow"
+    return ImageBoxes(kept.shares(), provenance_of_boxes(uri), (*boxes.notes, f"Boxes: {count}, {shown}"))
+
+
+def provenance_of_boxes(uri: str) -> str:
+    """The file and its digest, as a run records it. Raises UsageError where it cannot be read."""
+    store, name = Store.holding(uri)
+    try:
+        content = store.read(name)
+    except CxrltError as error:
+        raise UsageError(f"--boxes {uri} cannot be read: {error}") from None
+    return f"{uri} (sha256 {hashlib.sha256(content).hexdigest()[:12]})"

@@ -1,0 +1,23 @@
+"""What an objective may read of the training images beside their labels: reports' statements, boxes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from cxrlt_ray.data.image_boxes import ImageBoxes
+from cxrlt_ray.objectives.registry import Evidence, Needs
+from cxrlt_ray.storage import Store
+from cxrlt_ray.training.job import Images, Job, corpus_of
+
+
+def evidence_of(job: Job, images: Images, needs: Needs, fold: int) -> Evidence:
+    """The evidence on the training images of `fold`, as far as `needs` ask for it and the run has it."""
+    corpus = corpus_of(job, fold) if needs.statements else None
+    boxes = boxes_of(job.run).at(images.image_id, job.trained) if needs.boxes and job.boxes else None
+    return Evidence(job.trained, corpus, images.report, boxes)
+
+
+@lru_cache(maxsize=1)
+def boxes_of(run: Store) -> ImageBoxes:
+    """The run's boxes, read once by a process; they never change."""
+    return ImageBoxes.read(run)
