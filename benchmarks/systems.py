@@ -28,13 +28,22 @@ EPOCHS = 2
 
 
 def kinds(name: str, small: bool) -> list[TrialConfig]:
-    """A trial of every kind of the space, with random weights and fewer epochs."""
+    """A trial of every kind of the space, with random weights, MiniLM's embeddings and fewer epochs.
+
+    Without stages that read reports: none are drawn here.
+    """
+    from cxrlt_ray.objectives.registry import find_objective
     from cxrlt_ray.search.space_file import load_space
 
     configs = {}
     for config in load_space(name, smoke=small).kinds():
         changes = {"pretrained": False, "cohorts": "main", "tta": "none", "refit": False}
-        stages = tuple({**stage, "epochs": EPOCHS, "cohorts": "main"} for stage in config.stages)
+        changes |= {"text": "minilm"} if config.text else {}
+        stages = tuple(
+            {**stage, "epochs": EPOCHS, "cohorts": "main"}
+            for stage, whole in zip(config.stages, config.staged(), strict=False)  # of a trial without stages: none
+            if not find_objective(whole.objective).needs.texts
+        )
         config = config.model_copy(update={**changes, "epochs": EPOCHS, "stages": stages})
         configs[config.backbone, config.resolution, str(config.stages)] = config
     return list(configs.values())
@@ -64,7 +73,8 @@ def main() -> None:
     began, left_out = time.monotonic(), 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     prefixes = tuple(args.only.split(",")) if args.only else ("team_",)
-    names = [name for name in config_.names("search_spaces") if name.startswith("team_")]
+    spaces = config_.names("search_spaces")
+    names = [name for name in spaces if name.startswith("team_") and not name.endswith("task3")]
     columns = zip_longest(*([(name, config) for config in kinds(name, args.dry)] for name in names))
     trials = [trial for column in columns for trial in column if trial]
     trials = [(name, config) for name, config in trials if f"{name}/{config.backbone}".startswith(prefixes)]

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 ALWAYS = -1  # the fold of a seen finding whose labels every model is trained on
-SCRUBBED, REPORTS, MINED = "scrubbed", "reports", "mined"
+SCRUBBED, REPORTS, MINED, OUTSIDE_LABELS = "scrubbed", "reports", "mined", "outside"
 TRACKS = {
     SCRUBBED: "no text of the asked findings was seen in training",
     REPORTS: "texts of the asked findings were seen in training, their labels were not",
     MINED: "labels of the asked findings were mined from reports and trained on",
+    OUTSIDE_LABELS: "labels that other cohorts have of the asked findings were trained on",
 }
+LABELLED = (MINED, OUTSIDE_LABELS)  # tracks on which labels of the asked findings train
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Asking:
         return frozenset(self._hidden(fold))
 
     def _hidden(self, fold: int) -> Iterator[str]:
-        if self.track != MINED:
+        if self.track not in LABELLED:
             yield from self.asked
         yield from (name for name, own in zip(self.seen, self.fold, strict=True) if own == fold)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.asking import ALWAYS, MINED, SCRUBBED, Asking
+from cxrlt_ray.data.asking import ALWAYS, MINED, OUTSIDE_LABELS, SCRUBBED, Asking
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
@@ -106,32 +106,58 @@ def out_of_reach(manifest: Manifest, asking: Asking) -> Manifest:
     """The manifest with no label of an asked finding where models are trained and chosen, and no other elsewhere."""
     table = manifest.table.copy()
     chosen_on = table["split"].isin(CHOSEN_ON).to_numpy(bool)
+    hidden = chosen_on & (manifest.cohorts == MAIN).to_numpy() if asking.track == OUTSIDE_LABELS else chosen_on
     for finding in asking.trained:
         if finding not in table:
             table[finding] = pd.array([pd.NA] * len(table), "Int8")
         elif finding not in asking.asked:
             table[finding] = table[finding].mask(~chosen_on)
         elif asking.track != MINED:
-            table[finding] = table[finding].mask(chosen_on)
+            table[finding] = table[finding].mask(hidden)
     others = [name for name in manifest.findings if name not in asking.trained]
     return dataclasses.replace(manifest, table=table.drop(columns=others), findings=asking.trained)
 
 
 def lines(asking: Asking, manifest: Manifest) -> list[str]:
-    """What a person should know of it, before anything is trained."""
+    """What a person should know of it, before anything is trained.
+
+    Raises UsageError on track `outside` where no other cohort labels an asked finding.
+    """
     from cxrlt_ray.data.asking import TRACKS
 
-    hidden = [name for name in asking.asked if name in manifest.findings and _labelled(manifest, name)]
-    note = f"Their labels in training and validation are not read: {', '.join(hidden)}"
+    main = manifest.of_cohort(MAIN)
+    hidden = [name for name in asking.asked if name in manifest.findings and _labelled(main, name)]
+    whose = "The main cohort's labels of them" if asking.track == OUTSIDE_LABELS else "Their labels"
+    note = f"{whose} in training and validation are not read: {', '.join(hidden)}"
     return [
         f"Asked for by text: {', '.join(asking.asked)}; track {asking.track}: {TRACKS[asking.track]}",
         *([note] if hidden and asking.track != MINED else []),
+        *(_outside_lines(asking, manifest) if asking.track == OUTSIDE_LABELS else []),
         *(
             [f"Chosen by labels mined from the validation studies' reports: as good as these, and no better ({MINED})"]
             if asking.by_mined
             else _fold_lines(asking)
         ),
     ]
+
+
+def _outside_lines(asking: Asking, manifest: Manifest) -> list[str]:
+    others = [name for name in dict.fromkeys(manifest.cohorts) if name != MAIN]
+    of_cohort = {name: manifest.of_cohort(name).of_split("train").targets(manifest.findings) for name in others}
+    lines = [
+        f"  {finding}: {(labels == 1).sum():,} positive and {(labels == 0).sum():,} negative images of {name} train"
+        for finding in asking.asked
+        if finding in manifest.findings
+        for name, table in of_cohort.items()
+        if ((labels := table[:, manifest.findings.index(finding)]) >= 0).any()
+    ]
+    if not lines:
+        raise UsageError(
+            f"--track {OUTSIDE_LABELS} trains on labels that other cohorts have of {', '.join(asking.asked[:5])}, but "
+            f"{', '.join(others) or 'no other cohort is given, by --cohort NAME=DIRECTORY'}"
+            f"{' labels none of them' if others else ''}: leave the track out."
+        )
+    return lines
 
 
 def _fold_lines(asking: Asking) -> list[str]:

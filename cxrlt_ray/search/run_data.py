@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.asking import MINED, REPORTS, SCRUBBED, Asking
+from cxrlt_ray.data.asking import MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, Asking
 from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.image_boxes import ImageBoxes, boxes_for
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
@@ -70,6 +70,11 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
         raise UsageError(
             f"--track {REPORTS}: search space {space.name} has no objective that reads texts (clip does): the track is "
             f"{SCRUBBED}."
+        )
+    if request.track == OUTSIDE_LABELS and space.cohorts() == {MAIN}:
+        raise UsageError(
+            f"--track {OUTSIDE_LABELS}: search space {space.name} trains on the main cohort only (team_b_task3 also on "
+            "padchest)."
         )
     if request.track == REPORTS and not reading and request.reports is None and request.data and not request.resume:
         raise UsageError(f"--track {REPORTS} learns from reports: give `--reports PATH`.")

@@ -20,6 +20,7 @@
     smoke:                                             # of --smoke: the same structure with small models and images
       backbones: {convnext_small.fb_in22k_ft_in1k_384: test_convnext}
       resolutions: {384: 64}
+      texts: {pubmedbert: minilm}
 
 A parameter is a field of TrialConfig (runs/trial_config.py) or a setting of a loss or an objective (objectives/); a
 `when` names parameters above it. A stage's parameter is called `stages.K.NAME`, K from 0, where Optuna or `start` name
@@ -44,10 +45,11 @@ SMOKE_IMAGES = 300
 
 
 class Smoke(Config):
-    """What --smoke puts in a space's place: backbones and resolutions one for one, and parameters as they say."""
+    """What --smoke puts in a space's place: backbones, resolutions and text encoders one for one, and parameters."""
 
     backbones: dict[str, str] = Field(default={})
     resolutions: dict[int, int] = Field(default={})
+    texts: dict[str, str] = Field(default={})
     parameters: dict[str, Scalar] = Field(default={})
     trials: Annotated[int, Field(ge=1)] = 2
     epochs: Annotated[int, Field(ge=1)] = 1  # of a trial, and of each stage
@@ -133,11 +135,14 @@ def _smoked(content: dict[str, Any], small: Smoke) -> dict[str, Any]:
         if isinstance(value, list):
             items = [changed(item, key) for item in value]
             # several large backbones may have one small one
-            return list({repr(item): item for item in items}.values()) if key in ("backbone", "resolution") else items
+            one_for_one = ("backbone", "resolution", "text")
+            return list({repr(item): item for item in items}.values()) if key in one_for_one else items
         if key == "backbone":
             return small.backbones.get(value, value)
         if key == "resolution":
             return small.resolutions.get(value, value)
+        if key == "text":
+            return small.texts.get(value, value)
         return small.epochs if key == "epochs" else value
 
     text = {key: value for key, value in content.items() if key != "smoke"}

@@ -14,12 +14,18 @@ from cxrlt_ray import config, ensemble, sweep
 from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs import store
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search.asking import check_asking
+from cxrlt_ray.search.dry_run import stage_models
 from cxrlt_ray.search.space_file import load_space
 
 RECIPES = [n for n in config.names("search_spaces") if n.startswith("team_") or n in ("all_winners", "winner_2026")]
-TASKS = {"winner_2026": "2026-task1"}  # of recipes that are not for task 1
+ASKING = [name for name in RECIPES if name.endswith("_task3")]  # that answer for findings without labels
+READING = (*ASKING, "team_b", "team_c", "team_h", "team_i")  # text, whose kinds are built in small in every test run
+TASKS = {"winner_2026": "2026-task1", **dict.fromkeys(ASKING, "task3")}  # of recipes that are not for task 1
 QUICK = "team_d"  # other cohorts, three stages, ML-Decoder, fusion, test-time augmentation
 MINUTES = 3
+PAGES = Path(__file__).parents[2] / "docs" / "systems"
 SHORT = ("team_d", "team_e")  # whose models are built on paper in every test run; the others' in the slow tests
 
 
@@ -37,11 +43,53 @@ def run_whole(name: str, storage: str, task: str | None = None, count: int | Non
 
 
 def test_there_is_a_space_an_ensemble_and_a_page_for_each_of_the_teams():
-    pages = Path(__file__).parents[2] / "docs" / "systems"
-    for name in (*(f"team_{letter}" for letter in "abcdefgh"), "winner_2026"):
-        assert name in RECIPES
+    assert {f"team_{letter}" for letter in "abcdefghi"} | {"winner_2026"} <= set(RECIPES)
+    assert {f"team_{letter}_task3" for letter in "bcghi"} == set(ASKING)
+    for name in set(RECIPES) - {"all_winners"}:
+        page = PAGES / f"{name.removesuffix('_task3')}.md"
         assert name in config.names("ensembles")
-        assert (pages / f"{name}.md").is_file()
+        assert f"`search_spaces/{name}.yaml`" in page.read_text() or f"`{name}`" in page.read_text()
+        assert f"--space {name}" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in READING else pytest.mark.slow) for name in RECIPES]
+)
+def test_every_recipe_in_small_is_built_on_paper(name):
+    """Of every kind of model one, and a step of each stage's objective."""
+    kinds = {repr([(s.head, s.fusion, s.objective, s.backbone) for s in kind.staged()]): kind for kind in small(name)}
+    models = stage_models(list(kinds.values()), TASK1)
+    assert all(model.flops > 0 for model in models)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_recipes_of_task_3_answer_by_text_and_are_judged_by_lift(name):
+    space = load_space(name)
+    check_asking(space, asks=True)
+    assert space.metric.name == "val_log_lift"
+    with pytest.raises(UsageError, match="asked by text"):
+        check_asking(space, asks=False)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_in_small_need_no_text_encoder_but_the_one_that_is_offline(name):
+    stages = [stage for kind in small(name) for stage in kind.staged()]
+    assert {stage.text for stage in stages} <= {None, "minilm"}
+
+
+def test_a_member_of_team_c_reads_reports_and_then_none():
+    members = load_space("team_c").kinds()
+    pretrained = [kind.staged() for kind in members if kind.system == "mama"]
+    assert {tuple((s.objective, s.text, s.head) for s in stages) for stages in pretrained} == {
+        (("mama", "biomedlm", "linear"), ("multilabel", None, "linear"))
+    }
+    assert all(not stages[0].flip and stages[0].objective_settings["mama_start"] == 8000 for stages in pretrained)
+    assert all(len(kind.staged()) == 1 for kind in members if kind.system == "imagenet")
+
+
+def small(name: str) -> list[TrialConfig]:
+    """The kinds of trials of a recipe in small."""
+    return load_space(name, smoke=True).kinds()
 
 
 @pytest.mark.slow
