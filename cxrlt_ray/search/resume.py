@@ -39,6 +39,7 @@ _FIXED: dict[str, Any] = {
     "warm_from": lambda request: tuple(request.warm_from or ()),
     "soft_targets": lambda request: _provenance(request.soft_targets),
     "reports": lambda request: None if request.reports is None else Store(request.reports).absolute().uri,
+    "scrub": lambda request: None if request.scrub is None else Store(request.scrub).absolute().uri,
     "labels": lambda request: None if request.labels is None else provenance_of_labels(request.labels),
     "labels_mode": lambda request: request.labels_mode,
     "labels_blank": lambda request: request.labels_blank,

@@ -65,6 +65,10 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
             f"--track {REPORTS}: search space {space.name} has no objective that reads texts (clip does): the track is "
             f"{SCRUBBED}."
         )
+    if request.scrub is not None and not reading:
+        raise UsageError(
+            f"--scrub: search space {space.name} reads no reports, so that nothing is scrubbed: leave it out."
+        )
     if request.track == MINED and request.reports is None and request.data and not request.resume:
         raise UsageError(f"--track {MINED} mines labels from reports: give `--reports PATH`.")
     if reading and request.reports is None and request.data and not request.starts_nothing and not request.resume:
