@@ -58,7 +58,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "Tuberculosis": ("a cavity of tuberculosis", "{side} upper lobe tuberculosis", "tuberculosis"),
 }
 # the same without the finding's name: what the sign looks like, or what else it is called. The labelling rules know few
-# of those of task 3: a scrubber that goes by the rules alone leaves the others in the text
+# of those of task 3, the descriptions some more: a scrubber leaves the others in the text unless a list names them
 INDIRECT: dict[str, tuple[str, ...]] = {
     "Adenopathy": ("bulky {side} mediastinal lymph nodes", "lobulated nodal enlargement beside the trachea"),
     "Atelectasis": ("volume loss at the {side} base", "bands of airless lung at the {side} base"),

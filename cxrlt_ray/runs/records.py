@@ -271,6 +271,7 @@ class RunRecord(Record):
     soft_targets: str | None = None
     reports: str | None = None  # where the texts in its corpus came from
     boxes: str | None = None  # provenance of boxes of findings in its images
+    scrub: str | None = None  # the list of other wordings that were scrubbed from them
     warm_from: tuple[str, ...] = ()  # earlier runs whose best settings are tried first
     start: tuple[dict[str, Value], ...] = ()  # the start points with them, under Optuna's names; () for the space's own
     labels: str | None = None  # provenance of labels that were given beside the cohort's, and how they were used

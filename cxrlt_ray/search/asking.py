@@ -66,11 +66,17 @@ def with_mined(manifest: Manifest, asking: Asking, reports: str, address: str | 
 
 def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> dict[str, Corpus]:
     """The texts of a run by file name: on track scrubbed each fold's without what is hidden from its model."""
+    from cxrlt_ray.text.naming import read_phrases
+
     if asking is None or asking.track != SCRUBBED:
         return {FILE: corpus}
-    base = corpus.scrubbed(asking.asked, request.address)
+    phrases = read_phrases(request.scrub) if request.scrub else None
+    base = corpus.scrubbed(asking.asked, request.address, phrases)
     print(f"Scrubbed of {', '.join(asking.asked[:5])}: {base.about.removed:,} sentences left out of the reports")
-    folds = {asking.corpus_of(k): base.scrubbed(sorted(asking.judged(k)), request.address) for k in range(asking.folds)}
+    folds = {
+        asking.corpus_of(k): base.scrubbed(sorted(asking.judged(k)), request.address, phrases)
+        for k in range(asking.folds)
+    }
     return {FILE: base, **folds}
 
 

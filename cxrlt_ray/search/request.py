@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
-from cxrlt_ray.data.asking import MINED, TRACKS
+from cxrlt_ray.data.asking import MINED, SCRUBBED, TRACKS
 from cxrlt_ray.data.given_labels import BLANK, MODES
 from cxrlt_ray.data.shards import MAX_BAD, QUALITY, parse_quality, parse_sizes
 from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT, load_task
@@ -48,6 +48,7 @@ class SweepRequest(Config):
     ask: Annotated[str | None, cli.option("A,B: findings to answer for by their text, without their labels")] = None
     finding_folds: Annotated[int | None, cli.option("K folds of seen findings that choose what is asked for; 3")] = None
     track: Annotated[str | None, cli.option("what training sees of them: scrubbed, reports, mined, outside")] = None
+    scrub: Annotated[str | None, cli.option("track scrubbed: FILE of findings' other wordings, scrubbed too")] = None
     choose_by: Annotated[str, cli.option("folds of seen findings, or mined: labels by validation reports")] = "folds"
     cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None
     holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0
@@ -127,6 +128,8 @@ class SweepRequest(Config):
             problems.append(
                 f"--track is {', '.join(TRACKS)}, of findings that are asked for by text; not '{self.track}'."
             )
+        if self.scrub is not None and (self.track not in (None, SCRUBBED) or not self.asked):
+            problems.append(f"--scrub takes findings' wordings out of the reports of --track {SCRUBBED}: leave it out.")
         if self.choose_by not in ("folds", MINED) or (self.choose_by == MINED and self.track != MINED):
             problems.append(f"--choose-by is folds, or {MINED} on --track {MINED}; not '{self.choose_by}'.")
         if self.asked and self.folds:

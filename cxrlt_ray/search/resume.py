@@ -41,6 +41,7 @@ _FIXED: dict[str, Any] = {
     "soft_targets": lambda request: _provenance(request.soft_targets),
     "reports": lambda request: None if request.reports is None else Store(request.reports).absolute().uri,
     "boxes": lambda request: None if request.boxes is None else provenance_of_boxes(request.boxes),
+    "scrub": lambda request: None if request.scrub is None else Store(request.scrub).absolute().uri,
     "labels": lambda request: None if request.labels is None else provenance_of_labels(request.labels),
     "labels_mode": lambda request: request.labels_mode,
     "labels_blank": lambda request: request.labels_blank,

@@ -78,6 +78,10 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
         )
     if request.track == REPORTS and not reading and request.reports is None and request.data and not request.resume:
         raise UsageError(f"--track {REPORTS} learns from reports: give `--reports PATH`.")
+    if request.scrub is not None and not reading:
+        raise UsageError(
+            f"--scrub: search space {space.name} reads no reports, so that nothing is scrubbed: leave it out."
+        )
     if request.track == MINED and request.reports is None and request.data and not request.resume:
         raise UsageError(f"--track {MINED} mines labels from reports: give `--reports PATH`.")
     if reading and request.reports is None and request.data and not request.starts_nothing and not request.resume:

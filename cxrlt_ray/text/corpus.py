@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,13 @@ from cxrlt_ray.labelling.rules import POSITIVE
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.corpus_table import FIRST, ROWS, SECOND, scrubbed_piece
 from cxrlt_ray.text.meta_fields import MetaField, MetaSpan, masked
+from cxrlt_ray.text.naming import own_phrases
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE = "corpus.parquet"  # in a run
-VERSION = 1
+VERSION = 2
 KEY = b"cxrlt_ray"  # of the metadata
 MOST_WITHOUT = 0.5  # share of training studies without report
 DEFAULT_RULES = RuleSet(None, None, ("cardiopulmonary",), False, "keep")
@@ -36,13 +37,18 @@ DEFAULT_RULES = RuleSet(None, None, ("cardiopulmonary",), False, "keep")
 
 @dataclass(frozen=True)
 class About:
-    """What a corpus is made with. findings: whose statements it holds. hidden: those of which it says nothing."""
+    """What a corpus is made with.
+
+    findings: whose statements it holds. hidden: those of which it says nothing. phrases: of a user's list, which do not
+    stand in it either.
+    """
 
     rule_set: RuleSet
     fields: tuple[MetaField, ...]
     findings: tuple[str, ...]
     hidden: tuple[str, ...] = ()
     removed: int = 0
+    phrases: tuple[str, ...] = ()
 
     def as_json(self) -> bytes:
         """For a file's metadata."""
@@ -59,7 +65,7 @@ class About:
         findings = None if rules["findings"] is None else tuple(rules["findings"])
         about["rule_set"] = RuleSet(**rules | {"findings": findings, "blockers": tuple(rules["blockers"])})
         about["fields"] = tuple(MetaField.model_validate(meta_field) for meta_field in about["fields"])
-        return cls(**about | {name: tuple(about[name]) for name in ("findings", "hidden")})
+        return cls(**about | {name: tuple(about[name]) for name in ("findings", "hidden", "phrases")})
 
 
 @dataclass(frozen=True)
@@ -133,22 +139,29 @@ class Corpus:
             for sentence, finding, value in zip(*columns, strict=True)
         ]
 
-    def scrubbed(self, findings: Sequence[str], address: str | None = None) -> Corpus:
+    def scrubbed(
+        self,
+        findings: Sequence[str],
+        address: str | None = None,
+        phrases: Mapping[str, Sequence[str]] | None = None,
+    ) -> Corpus:
         """The corpus without a sentence in which a phrase of `findings` matches (scrub.py).
 
-        Reports in other languages become empty, as nothing can be searched in them. Raises UsageError for a finding
-        without rules.
+        phrases: of findings, in plain words or the rules' grammar; those of `findings` are searched too. Reports in
+        other languages become empty, as nothing can be searched in them. Raises UsageError for a finding without rules.
         """
         import pyarrow as pa
 
         hidden = tuple(dict.fromkeys([*self.about.hidden, *findings]))
+        own = tuple(dict.fromkeys([*self.about.phrases, *own_phrases(findings, phrases)]))
         pieces = (packed(self.table.slice(k, ROWS)) for k in range(0, self.table.num_rows, ROWS))
-        work = partial(scrubbed_piece, rule_set=self.about.rule_set, fields=self.about.fields, hidden=hidden)
-        tables, removed = [self.table.slice(0, 0)], self.about.removed
+        about = self.about
+        work = partial(scrubbed_piece, rule_set=about.rule_set, fields=about.fields, hidden=hidden, phrases=own)
+        tables, removed = [self.table.slice(0, 0)], about.removed
         for table, count in over_pieces(pieces, work, self.table.num_rows, address):
             tables.append(table)
             removed += count["removed"][0].as_py()
-        return Corpus(_whole(pa.concat_tables(tables)), replace(self.about, hidden=hidden, removed=removed))
+        return Corpus(_whole(pa.concat_tables(tables)), replace(about, hidden=hidden, removed=removed, phrases=own))
 
     def write(self, store: Store, name: str = FILE) -> None:
         """Write it as a Parquet file, whole or not at all."""

@@ -67,16 +67,20 @@ def piece_table(
 
 
 def scrubbed_piece(
-    piece: bytes, rule_set: RuleSet, fields: Sequence[MetaField], hidden: tuple[str, ...]
+    piece: bytes,
+    rule_set: RuleSet,
+    fields: Sequence[MetaField],
+    hidden: tuple[str, ...],
+    phrases: tuple[str, ...] = (),
 ) -> tuple[pa.Table, pa.Table]:
-    """Packed rows without what says something of `hidden`, and a table of one row: how many sentences went.
+    """Packed rows without what says something of `hidden` or has one of `phrases`, and how many sentences went.
 
     A report in another language, in which no phrase can be searched, becomes empty.
     """
     import pyarrow as pa
 
     rows = unpacked(piece)
-    labeller, scrubber = _labeller(rule_set), _scrubber(rule_set, hidden)
+    labeller, scrubber = _labeller(rule_set), _scrubber(rule_set, hidden, phrases)
     tables, removed = [rows.slice(0, 0)], 0
     for k, (study, text, foreign, wording) in enumerate(
         zip(*(rows[name].to_pylist() for name in ("study_id", "text", "foreign", "wording")), strict=True)
@@ -123,5 +127,5 @@ def _labeller(rule_set: RuleSet) -> Labeller:
 
 
 @lru_cache(maxsize=2)
-def _scrubber(rule_set: RuleSet, hidden: tuple[str, ...]) -> Scrubber:
-    return Scrubber(_labeller(rule_set).rules, hidden)
+def _scrubber(rule_set: RuleSet, hidden: tuple[str, ...], phrases: tuple[str, ...]) -> Scrubber:
+    return Scrubber(_labeller(rule_set).rules, hidden, phrases)

@@ -1,7 +1,9 @@
 """Reports without a word of some findings: for models that are to know them by descriptions alone.
 
 A sentence goes where a phrase of a finding's rules matches in it, whether the report affirms, denies or doubts it, and
-whether or not an exception of the rules applies; so do the rules' statements that deny the finding. All of the report
+whether or not an exception of the rules applies; so do the rules' statements that deny the finding. What names it in
+its description, by which a model will be asked, counts as the rules' phrases do, and so does a user's own list
+(naming.py): rules that label reports need not know every other word for a finding. All of the report
 is searched, INDICATION and HISTORY too. A heading that names the finding goes with the part below it. What implies a
 finding stays where its own words do not name it. A heading below which nothing is left goes too.
 
@@ -20,6 +22,7 @@ from cxrlt_ray.labelling.phrases import Matcher, words_of
 from cxrlt_ray.labelling.rules import Rules
 from cxrlt_ray.labelling.sections import parts
 from cxrlt_ray.labelling.sentences import sentences
+from cxrlt_ray.text.naming import described_phrases
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,20 @@ class _Unit:
 
 
 class Scrubber:
-    """The phrases of some findings made ready. Raises UsageError for a finding without rules."""
+    """The phrases of some findings made ready, and others given, in the rules' grammar.
 
-    def __init__(self, rules: Rules, findings: Sequence[str]) -> None:
+    Raises UsageError for a finding without rules.
+    """
+
+    def __init__(self, rules: Rules, findings: Sequence[str], phrases: Sequence[str] = ()) -> None:
         known = {rule.finding: rule for rule in rules.every}
         if missing := [name for name in findings if name not in known]:
             raise UsageError(
                 f"there are no rules for finding '{missing[0]}', by whose phrases a report is scrubbed: add a file for "
                 "it to a folder of rules (docs/labels.md)."
             )
-        self._matcher = Matcher([p for name in findings for p in (*known[name].phrases, *known[name].normal)])
+        of_rules = (p for name in findings for p in (*known[name].phrases, *known[name].normal))
+        self._matcher = Matcher([*of_rules, *described_phrases(findings, rules), *phrases])
 
     def __call__(self, text: str) -> Scrubbed:
         """A report without the findings' sentences."""
@@ -69,14 +76,14 @@ class Scrubber:
         return [(words.spans[m.begin][0], words.spans[m.end - 1][1]) for m in self._matcher.matches(words)]
 
 
-def scrub(text: str, findings: Sequence[str], rules: Rules) -> str:
-    """A report without every sentence in which a phrase of the findings matches."""
-    return _scrubber(rules, tuple(findings))(text).text
+def scrub(text: str, findings: Sequence[str], rules: Rules, phrases: Sequence[str] = ()) -> str:
+    """A report without every sentence in which a phrase of the findings matches, or one of `phrases`."""
+    return _scrubber(rules, tuple(findings), tuple(phrases))(text).text
 
 
 @lru_cache(maxsize=4)
-def _scrubber(rules: Rules, findings: tuple[str, ...]) -> Scrubber:
-    return Scrubber(rules, findings)
+def _scrubber(rules: Rules, findings: tuple[str, ...], phrases: tuple[str, ...]) -> Scrubber:
+    return Scrubber(rules, findings, phrases)
 
 
 def _units(text: str) -> Iterator[_Unit]:

@@ -181,7 +181,7 @@ def test_it_is_read_back_as_it_was_and_of_another_version_refused(corpus, tmp_pa
     assert set(of_two.studies) == {"s2", "s3"}
     row = np.array([of_two.studies.get_loc("s3")])
     assert of_two.draw(row, "sentence", 1, 1) == corpus.draw(np.array([2]), "sentence", 1, 1)
-    old = corpus.table.replace_schema_metadata({b"cxrlt_ray": corpus.about.as_json().replace(b'n": 1', b'n": 9')})
+    old = corpus.table.replace_schema_metadata({b"cxrlt_ray": corpus.about.as_json().replace(b'n": 2', b'n": 9')})
     pq.write_table(old, tmp_path / "old.parquet")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     for name in ("old.parquet", "other.parquet", "missing.parquet"):
@@ -213,6 +213,18 @@ def test_scrubbing_leaves_no_phrase_and_no_statement_of_the_findings(corpus):
     twice = scrubbed.scrubbed(["Pneumothorax"])
     assert twice.about.hidden == (*hidden, "Pneumothorax")
     assert drawn(twice, "s2", "sentence") == {"No effusion.", "Unchanged."}
+
+
+def test_a_list_of_the_users_is_scrubbed_too_and_kept_when_more_is_scrubbed(tmp_path):
+    reports = table_at(tmp_path / "r.csv", {"s1": "FINDINGS: Bulky lung roots. An air cyst. Clear lungs. No effusion."})
+    corpus, _ = build_corpus(reports, manifest_of(["s1"]), Store(str(tmp_path)))
+    phrases = {"Hilum": ["bulky lung root"], "Bulla": ["air cyst"]}
+    base = corpus.scrubbed(["Hilum"], phrases=phrases)
+    assert drawn(base, "s1", "sentence") == {"An air cyst.", "Clear lungs.", "No effusion."}
+    both = base.scrubbed(["Bulla"], None, phrases)
+    assert drawn(both, "s1", "sentence") == {"Clear lungs.", "No effusion."}
+    both.write(Store(str(tmp_path)), "again.parquet")
+    assert Corpus.read(Store(str(tmp_path)), "again.parquet").about == both.about
 
 
 def test_an_implied_statement_is_hidden_where_its_own_words_are_not_there(tmp_path):

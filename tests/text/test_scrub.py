@@ -15,6 +15,7 @@ from cxrlt_ray.labelling.rules import load_rules
 from cxrlt_ray.labelling.sentences import sentences
 from cxrlt_ray.phantom.labels import draw_cohort
 from cxrlt_ray.phantom.reports import PHRASES, write_report
+from cxrlt_ray.text.naming import as_phrase, own_phrases, read_phrases
 from cxrlt_ray.text.scrub import Scrubber, scrub
 
 FIVE = ("Bulla", "Cardiomyopathy", "Hilum", "Osteopenia", "Scoliosis")
@@ -46,10 +47,10 @@ def test_no_phrase_is_left_in_the_phantoms_reports_and_sentences_without_one_sta
         removed += scrubbed.sentences
         assert not matcher.matches(words_of(scrubbed.text))
         left = " ".join(scrubbed.text.split())
-        others = [said for said in said_of(text) if not matcher.matches(words_of(said))]
+        others = [said for said in said_of(text) if not scrubber.matches(said)]
         kept += sum(said in left for said in others)
         unnamed += len(others)
-        if not matcher.matches(words_of(text)):
+        if not scrubber.matches(text):
             assert scrubbed.text == text
             assert scrubbed.sentences == 0
     assert removed > 10
@@ -122,3 +123,41 @@ def test_a_phrase_over_a_sentences_end_goes_with_both_sentences_and_the_heading_
 def test_a_finding_without_rules_is_refused_by_its_name():
     with pytest.raises(UsageError, match="Pleural Mass"):
         scrub("A mass.", ["Pleural Mass"], RULES)
+
+
+def test_indirect_wordings_go_by_description_or_list_and_generic_words_stay():
+    text = "FINDINGS: A thin-walled lucency at the apex. {} Clear lungs."
+    for said, finding, phrases in [
+        ("Thin walled lucencies are seen.", "Bulla", ()),
+        ("Reduced density of bone.", "Osteopenia", ("(reduced|low) density ...2 bone",)),
+        ("Decreased bone densities.", "Osteopenia", ()),
+        ("Lateral curvature of spine.", "Scoliosis", ()),
+        ("Bulky right lung root.", "Hilum", (as_phrase("bulky lung roots"),)),
+    ]:
+        left = scrub(text.format(said), ["Bulla", finding], RULES, phrases)
+        assert " ".join(left.split()) == "FINDINGS: Clear lungs."
+    for said in (
+        "A lucency in the humerus.",
+        "Enlarged cardiac silhouette.",
+        "A pacemaker and heart failure.",
+        "Callus.",
+    ):
+        assert said in scrub(text.format(said), FIVE, RULES)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("abcdesy", min_size=1, max_size=12), min_size=1, max_size=15))
+def test_a_plain_wording_matches_itself_and_its_plural(words):
+    wording = " ".join(words)
+    matcher = Matcher([as_phrase(wording)])
+    assert matcher.matches(words_of(f"Seen: {wording.upper()}."))
+    assert not matcher.matches(words_of(f"Seen: {wording}x."))
+
+
+def test_a_list_that_is_no_phrase_is_refused_by_file_finding_and_phrase(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text('Bulla: [air cyst, "(air"]')
+    with pytest.raises(UsageError, match=r"mine.yaml.*'Bulla'.*\(air"):
+        read_phrases(path)
+    path.write_text("Bulla: [air cyst]\nHilum: [lung roots]")
+    assert own_phrases(["Hilum"], read_phrases(path)) == (as_phrase("lung roots"),)

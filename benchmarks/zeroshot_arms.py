@@ -1,0 +1,234 @@
+"""The arms of benchmarks/zeroshot.py that train: each a search space of one point, and the sweep that it is given to.
+
+To add one: a line of ARMS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TEXT, WIDTH = "minilm", 384
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A trial. track: of the sweep; "" where no text is read. stage: the pretraining on reports. team: that it is like.
+
+    reports: own, or shuffled between studies. labels: all, or seen: the findings of task 3 have none. random: label
+    embeddings are random numbers.
+    """
+
+    name: str
+    track: str = ""
+    head: str = "linear"
+    prompts: str = "name"
+    stage: str = ""
+    team: str = ""
+    reports: str = "own"
+    labels: str = "seen"
+    random: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether it answers by text."""
+        return bool(self.track)
+
+
+def _heads(track: str) -> list[Arm]:
+    return [
+        Arm(f"pair, {track}", track, "pair", "question", "clip", "G"),
+        Arm(f"query_decoder, {track}", track, "query_decoder", "description", "clip", "B, H"),
+        Arm(f"film, {track}", track, "film", "phrases", "clip", "I"),
+        Arm(f"mama, {track}", track, "query_text", "keywords", "mama", "C"),
+    ]
+
+
+SEEN, SUPERVISED, MINED = Arm("seen"), Arm("supervised", labels="all"), "mined"
+CONTROLLED, SHUFFLED, RANDOM = "pair, reports", "shuffled", "random texts"  # the controls have the first one's head
+ARMS = [
+    SEEN,
+    SUPERVISED,
+    *_heads("reports"),
+    *_heads("scrubbed"),
+    Arm(MINED, "mined", "pair", "question", "clip", "G"),
+    Arm(SHUFFLED, "reports", "pair", "question", "clip", "G", reports="shuffled"),
+    Arm(RANDOM, "reports", "pair", "question", "clip", "G", random=True),
+]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all arms share. epochs: of pretraining, and of training; those without pretraining have both."""
+
+    images: int
+    size: int
+    epochs: tuple[int, int]
+    folds: int
+    backbone: str
+    resolution: int
+    apart: int
+
+    @property
+    def name(self) -> str:
+        """Of the folder: arms of another size are not compared."""
+        epochs = "-".join(map(str, self.epochs))
+        return f"{self.images}x{self.size}a{self.apart}-{self.backbone}-{self.resolution}-{epochs}e{self.folds}f"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an arm left. scores: of the test images; validation: of the validation images, of arm `seen`."""
+
+    fold_log_lift: float | None
+    seconds: float
+    scores: pd.DataFrame
+    validation: pd.DataFrame
+
+
+def trained(folder: Path, arm: Arm, seed: int) -> Trained | None:
+    """What an arm left earlier, if it did."""
+    place = folder / f"{slug(arm)}-{seed}.json"
+    if not place.exists():
+        return None
+    record = json.loads(place.read_text())
+    tables = (pd.read_parquet(place.with_suffix(f".{split}.parquet")) for split in ("test", "val"))
+    return Trained(record["fold_log_lift"], record["seconds"], *tables)
+
+
+def train(folder: Path, arm: Arm, size: Size, data: Path, seed: int) -> Trained:
+    """Sweep and ensemble of one trial by the package's commands; goes on with a run that was cut."""
+    from cxrlt_ray import ensemble, sweep
+
+    began, name, storage = time.monotonic(), f"{slug(arm)}-{seed}", folder / "runs"
+    if (storage / name / "run.json").exists():
+        task = json.loads((storage / name / "run.json").read_text())["task_argument"]
+        request: dict[str, Any] = {"task": task, "resume": True}
+    else:
+        request = _request(folder, arm, size, data, seed)
+    with contextlib.redirect_stdout(io.StringIO()):
+        swept = sweep.run(sweep.SweepRequest(**request, storage=str(storage), name=name))
+        stacked = ensemble.run(ensemble.EnsembleRequest(run=name, storage=str(storage), split="test", rounds=10))
+    assert swept is not None
+    (trial,) = swept.trials()
+    with stacked.store.fetched("predictions.parquet") as path:
+        scores = pd.read_parquet(path).set_index("image_id")
+    merit = trial.score if arm.asks and arm.track != MINED else None
+    place = folder / f"{name}.json"
+    scores.to_parquet(place.with_suffix(".test.parquet"))
+    trial.predictions().to_parquet(place.with_suffix(".val.parquet"))
+    seconds = time.monotonic() - began
+    place.write_text(json.dumps({"fold_log_lift": merit, "seconds": seconds}))
+    return Trained(merit, seconds, scores, trial.predictions())
+
+
+def slug(arm: Arm) -> str:
+    """The arm's name in a file's."""
+    return arm.name.replace(", ", "-").replace(" ", "-")
+
+
+def _request(folder: Path, arm: Arm, size: Size, data: Path, seed: int) -> dict[str, Any]:
+    task = "task3" if arm.asks else "task1" if arm.labels == "seen" else "auto"
+    request: dict[str, Any] = {
+        "task": task,
+        "data": str(data),
+        "space": str(space(folder, arm, size, seed)),
+        "trials": 1,
+    }
+    request["seed"] = seed
+    if arm.asks:
+        reports = shuffled_reports(folder, data, seed) if arm.reports == "shuffled" else data
+        request |= {"track": arm.track, "finding_folds": size.folds, "reports": str(reports)}
+    if arm.track == "scrubbed":
+        request["scrub"] = str(wordings(folder))
+    return request
+
+
+def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
+    """The search space of an arm, as a file: one point."""
+    import yaml
+
+    before, after = size.epochs
+    parameters: dict[str, Any] = {
+        "backbone": size.backbone,
+        "pretrained": not size.backbone.startswith("test_"),
+        "resolution": size.resolution,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "augment": 0.2,
+        "flip": 0.0,  # reports say right and left
+        "loss": "bce",
+    }
+    content: dict[str, Any] = {"trials": 1, "epochs": after, "prune": False, "parameters": parameters}
+    own: dict[str, Any] = {"head": arm.head, "objective": "zero_shot" if arm.asks else "multilabel"}
+    if arm.head == "query_decoder":
+        own |= {"query_layers": 2, "query_width": 256}
+    if arm.asks:
+        own |= {"queries": str(random_texts(folder, seed))} if arm.random else {"text": TEXT, "prompts": arm.prompts}
+    if arm.stage:
+        first = {"objective": arm.stage, "head": "linear", "pool": "avg", "text": TEXT, "text_draw": "report"}
+        reset = {"pool": "own", "text": None} if arm.random else {"pool": "own"}
+        content["stages"] = [{"epochs": before, **first}, {"epochs": after, "fresh_head": True, **reset, **own}]
+    else:
+        parameters |= own
+        content["epochs"] = before + after
+    place = folder / "spaces" / f"{slug(arm)}-{seed}.yaml"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(yaml.safe_dump(content, sort_keys=False))
+    return place
+
+
+def wordings(folder: Path) -> Path:
+    """All of the phantom's wordings of every finding, as a list to scrub by."""
+    import re
+
+    import yaml
+
+    from cxrlt_ray.phantom.wordings import INDIRECT, PHRASES, RESERVED
+
+    lists = {
+        finding: [
+            re.sub("^(an?|the) ", "", phrase).format(side="(right|left)")
+            for phrase in (*PHRASES[finding], *INDIRECT.get(finding, ()), *RESERVED.get(finding, ()))
+        ]
+        for finding in PHRASES
+    }
+    place = folder / "wordings.yaml"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(yaml.safe_dump(lists))
+    return place
+
+
+def shuffled_reports(folder: Path, data: Path, seed: int) -> Path:
+    """A table of the cohort's reports, each given to another study."""
+    from cxrlt_ray.labelling.reports import read_reports
+
+    place = folder / f"shuffled-{seed}.parquet"
+    reports = list(read_reports(str(data)))
+    order = np.random.default_rng(seed).permutation(len(reports))
+    texts = [""] * len(reports)
+    for k, row in enumerate(order):  # one cycle: none keeps its own
+        texts[row] = reports[order[k - 1]].text
+    pd.DataFrame({"study_id": [report.study_id for report in reports], "text": texts}).to_parquet(place)
+    return place
+
+
+def random_texts(folder: Path, seed: int) -> Path:
+    """Label embeddings of norm 1 that say nothing of their findings."""
+    from cxrlt_ray.data.tasks import ALL_FINDINGS
+
+    rows = np.random.default_rng([seed, 7]).normal(size=(len(ALL_FINDINGS), WIDTH)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    table = pd.DataFrame(rows, columns=[f"e{k}" for k in range(WIDTH)]).assign(finding=list(ALL_FINDINGS))
+    place = folder / f"random-{seed}.parquet"
+    table.to_parquet(place)
+    return place
