@@ -47,6 +47,11 @@ class RunData:
     corpora: dict[str, Corpus] = field(default_factory=dict)
     reports: str | None = None
 
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The findings that a model has outputs for."""
+        return self.asking.trained if self.asking else self.task.findings
+
 
 def check_reports(request: SweepRequest, space: Space) -> bool:
     """Whether the run reads texts. Raises UsageError where the space needs reports or has no use for them.
