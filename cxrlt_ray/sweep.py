@@ -38,7 +38,7 @@ from cxrlt_ray.search.run_setup import (
     with_all_trials,
     write_run,
 )
-from cxrlt_ray.search.run_texts import check_described, check_encoders, own_descriptions, run_texts
+from cxrlt_ray.search.run_texts import check_described, check_encoders, own_descriptions, run_texts, trial_encoders
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def _prepare(
     models.check_weights(specs, data.learnt)
     ray = start_ray(request.address)
     sizes = record.sizes_of_shards if existing else sizes_to_prepare(request, space)
-    preflight(request.storage, ray, data.manifest, sizes, record.quality, specs, request.address)
+    encoders = trial_encoders(space)
+    preflight(request.storage, ray, data.manifest, sizes, record.quality, specs, request.address, encoders)
     return prepare(data.manifest, request.storage, sizes, record.max_bad, record.quality, checksum=request.checksum)
 
 

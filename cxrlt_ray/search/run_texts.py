@@ -62,12 +62,17 @@ def kinds_of_texts(space: Space) -> list[tuple[str, str]]:
     return list(dict.fromkeys((spec.text, spec.prompts) for spec in space.specs() if spec.text is not None))
 
 
-def encoders_of(space: Space) -> list[TextSpec]:
-    """Every text encoder of the space, of heads (frozen) and of objectives that read texts."""
+def trial_encoders(space: Space) -> list[TextSpec]:
+    """The text encoders that the space's trials load: those of objectives that read texts."""
+    return list(dict.fromkeys(stage.objective_spec().text_spec() for stage in space.reading()))
+
+
+def all_encoders(space: Space) -> list[TextSpec]:
+    """Every text encoder of the space, of heads (frozen) and of objectives."""
     from cxrlt_ray.text.encoder_spec import TextSpec
 
     of_heads = [TextSpec(encoder=text) for text, _ in kinds_of_texts(space)]
-    return list(dict.fromkeys([*of_heads, *(stage.objective_spec().text_spec() for stage in space.reading())]))
+    return list(dict.fromkeys([*of_heads, *trial_encoders(space)]))
 
 
 def check_described(space: Space, asked: Sequence[str], own: Sequence[Description], given: bool) -> None:
@@ -92,7 +97,7 @@ def check_encoders(space: Space, texts: RunTexts) -> None:
     rows = texts.embeddings.rows if texts.embeddings else {}
     lines = {text: f"{text} ({rows[text, style].shape[1]} numbers a text, stored)" for text, style in kinds}
     parts = list(lines.values())
-    for spec in dict.fromkeys(stage.objective_spec().text_spec() for stage in space.reading()):
+    for spec in trial_encoders(space):
         parts.append(f"{spec.encoder} ({build_text_encoder(spec).width} numbers a text, {spec.tuning} in trials)")
     if parts:
         print(f"Text encoders: {', '.join(parts)}")

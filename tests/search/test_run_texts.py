@@ -14,7 +14,6 @@ from conftest import write_images
 
 from cxrlt_ray.data.stream import Ingest
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search.asking import asking_of
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.run_texts import (
@@ -135,8 +134,8 @@ def test_a_trial_has_the_embeddings_of_the_run_where_no_encoder_can_be_loaded(tm
 
     monkeypatch.setattr(encoders, "load", unavailable)
     job = Job(run, (), findings, "", gpu=False, ingest=Ingest(), label_embeddings=True)
-    fixed = {"backbone": "test_convnext", "pretrained": False, "resolution": 32, "head": "pair", "text": folder}
-    first, second = (TrialConfig(**fixed, objective="zero_shot", prompts=style) for style in ("names", "keywords"))
+    stages = {config.prompts: config for config in space.kinds()}
+    first, second = stages["names"], stages["keywords"]
     model = begin(job, first, None, None)
     assert texts.embeddings is not None
     expected = texts.embeddings.rows[folder, "names"]
