@@ -17,7 +17,7 @@ from cxrlt_ray.data.tasks import rarity
 from cxrlt_ray.ensembling import from_tables, stored
 from cxrlt_ray.ensembling.apply import score_splits
 from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, compare, judge
-from cxrlt_ray.ensembling.compare_asked import compare_asked, lift_lines
+from cxrlt_ray.ensembling.compare_asked import compare_asked, lift_lines, mined_labels
 from cxrlt_ray.ensembling.costs import check_costs, frontier
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.from_run import mimic_warnings, pool_of_run
@@ -76,7 +76,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     kinds = kinds_of(findings, manifest, pool)
     comparison = judge(findings, kinds, pool, systems, scored, request.rounds, request.seed)
     report.show(comparison, name, asked=pool.asking is not None)
-    for line in lift_lines(pool, systems, scored) if pool.asking else ():
+    for line in lift_lines(pool, systems, scored, mined_labels(manifest, pool)) if pool.asking else ():
         print(line)
     store = swept.store / "ensembles" / name
     if request.explain:

@@ -56,7 +56,7 @@ def run(request: PredictRequest) -> Predictions:
     scores = _score(ensemble, store, shards, images, asked)
     ids, count = images.table["image_id"].to_numpy(), len(ensemble.findings)
     split, fingerprint = request.split or "new", ensemble.record.fingerprint
-    predictions = Predictions(ids, scores[:, :count], ensemble.findings, split, fingerprint)
+    predictions = Predictions(ids, scores[:, :count], ensemble.findings, split, fingerprint, track=record.track)
     _write(request, ensemble, store, predictions)
     if names:
         own = own_names(ensemble.findings, names)

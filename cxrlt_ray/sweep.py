@@ -46,6 +46,7 @@ from cxrlt_ray.search.run_setup import (
     with_all_trials,
     write_run,
 )
+from cxrlt_ray.search.run_texts import check_described, check_encoders, own_descriptions, run_texts, trial_encoders
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -80,16 +81,20 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     check_boxes(request, space)
     record = resumed(request, existing.record) if existing else draft_record(request, name, space)
     check_asking(space, bool(record.finding_folds))
+    own = own_descriptions(request, existing)
+    check_described(space, request.asked, own, request.descriptions is not None)
     planner = _planner(request, record, space, resources)
     if request.starts_nothing:
         _print_plan(request, existing, record, space, planner)
         return None
     data = data_of(existing) if existing else run_data(request, space, record.folds, soft, reading)
+    texts = run_texts(space, data.learnt, request.storage, own, existing)
+    check_encoders(space, texts)
     shards = _prepare(request, existing, record, space, data)
     longest = space.epochs
     if deadline is not None and not existing:
         space, record, planner = _fit(request, record, space, planner, data.manifest, deadline)
-    own_run = write_run(request, existing, record, data, shards, space_file)
+    own_run = write_run(request, existing, record, data, shards, space_file, texts)
     trial_bytes = planner.trial_bytes(data.manifest)
     pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
     search = _search(request, own_run, shards, space, resources, engine, trial_bytes, planner.features, pace)
@@ -158,10 +163,11 @@ def _prepare(
     from cxrlt_ray.doctor import preflight
 
     specs = space.specs()
-    models.check_weights(specs, data.asking.trained if data.asking else data.task.findings)
+    models.check_weights(specs, data.learnt)
     ray = start_ray(request.address)
     sizes = record.sizes_of_shards if existing else sizes_to_prepare(request, space)
-    preflight(request.storage, ray, data.manifest, sizes, record.quality, specs, request.address)
+    encoders = trial_encoders(space)
+    preflight(request.storage, ray, data.manifest, sizes, record.quality, specs, request.address, encoders)
     return prepare(data.manifest, request.storage, sizes, record.max_bad, record.quality, checksum=request.checksum)
 
 
@@ -208,6 +214,7 @@ def _search(
     from cxrlt_ray.reporting.sweep import print_disk, print_features, print_ingest
     from cxrlt_ray.search.disk import DiskRoom
     from cxrlt_ray.search.tuner import FaultPolicy, Search
+    from cxrlt_ray.text.label_embeddings import FILE
     from cxrlt_ray.training.job import Job
 
     record, ingest = run.record, ingest_of(engine, resources, request.cache_gb)
@@ -235,6 +242,7 @@ def _search(
         boxes=record.boxes is not None,
         features=features,
         asking=record.asking,
+        label_embeddings=run.store.exists(FILE),
     )
     disk = DiskRoom(run.store, running, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)

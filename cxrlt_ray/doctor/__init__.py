@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from cxrlt_ray.data.manifest import Manifest
     from cxrlt_ray.models import ModelSpec
+    from cxrlt_ray.text.encoder_spec import TextSpec
 
 __all__ = ["Check", "checks", "judge", "main", "page", "preflight"]
 
@@ -61,11 +62,12 @@ def checks(
     address: str | None,
     specs: Sequence[ModelSpec] = (),
     findings: Sequence[str] = (),
+    encoders: Sequence[TextSpec] = (),
 ) -> Iterator[Check]:
     """All checks, the slow ones too. Starts Ray here, or joins the cluster at `address`.
 
     data, storage: as for a sweep. specs: models whose weights are needed. findings: the task's, to check files of label
-    embeddings.
+    embeddings. encoders: text encoders that are needed.
     """
     from cxrlt_ray.cluster.start import start_ray
 
@@ -83,7 +85,7 @@ def checks(
         except Exception as error:
             yield Check("data", FAIL, reason(error), f"python -m cxrlt_ray.cohort {shlex.quote(data)} says more")
     try:
-        needed = list(assets(specs, findings))
+        needed = list(assets(specs, findings, encoders))
     except Exception as error:
         yield Check("weights", FAIL, reason(error))
     edge = max((spec.resolution for spec in specs), default=EDGE)
@@ -98,17 +100,18 @@ def preflight(
     quality: int = QUALITY,
     specs: Sequence[ModelSpec] = (),
     address: str | None = None,
+    encoders: Sequence[TextSpec] = (),
 ) -> None:
     """Check every machine before a sweep, in about a second on a single one; prints a line for each warning.
 
     ray: started or joined; None for this machine without it. manifest, sizes, quality: as for `prepare`; images are
-    checked where shards are still to be made. specs: models whose weights other machines need; a sweep has loaded them
-    here. Raises CxrltError that names every failed check and its remedy.
+    checked where shards are still to be made. specs, encoders: models and text encoders whose weights other machines
+    need; a sweep has loaded them here. Raises CxrltError that names every failed check and its remedy.
     """
     prepared = [
         shards_store(manifest, storage, size, quality).exists("summary.json") for size in sizes if manifest is not None
     ]
-    needed = [] if alone(ray, address) else list(assets(specs))
+    needed = [] if alone(ray, address) else list(assets(specs, encoders=encoders))
     edge, images = max(sizes, default=EDGE), not prepared or not all(prepared)
     outcomes = list(_examine(storage, ray, address, manifest, edge, needed, images, thorough=False))
     for check in outcomes:
@@ -224,13 +227,15 @@ def main(
 
     python -m cxrlt_ray.doctor --data s3://BUCKET/mimic --storage s3://BUCKET/runs --address auto
     """
-    specs = []
+    specs, encoders = [], []
     if space is not None:
+        from cxrlt_ray.search.run_texts import all_encoders
         from cxrlt_ray.search.space_file import load_space
 
-        specs = load_space(space, storage=storage).specs()
+        loaded = load_space(space, storage=storage)
+        specs, encoders = loaded.specs(), all_encoders(loaded)
     console, start = cli.console(), time.perf_counter()
-    outcomes = list(checks(data, storage, address, specs))
+    outcomes = list(checks(data, storage, address, specs, encoders=encoders))
     console.print(page(outcomes))
     failed, warned = (sum(check.state == state for check in outcomes) for state in (FAIL, WARN))
     seconds = time.perf_counter() - start

@@ -18,6 +18,7 @@ from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
     from cxrlt_ray.models import ModelSpec
+    from cxrlt_ray.text.encoder_spec import TextSpec
 
 HUB_FILES = "model.safetensors pytorch_model.bin"
 HUB_SECONDS = 5.0
@@ -32,11 +33,15 @@ class Asset:
     mend: str = ""
 
 
-def assets(specs: Sequence[ModelSpec], findings: Sequence[str] = ()) -> Iterator[Asset]:
-    """What trials of these models read, label embeddings included; sources in the order of models/weights.py.
+def assets(
+    specs: Sequence[ModelSpec], findings: Sequence[str] = (), encoders: Sequence[TextSpec] = ()
+) -> Iterator[Asset]:
+    """What trials of these models read, files of label embeddings included; sources in the order of models/weights.py.
 
-    Raises UsageError where a file of label embeddings has none for one of `findings`.
+    encoders: text encoders that are loaded. Raises UsageError where a file of label embeddings has none for one of
+    `findings`.
     """
+    yield from _text_assets(encoders)
     if not specs:
         return
     from cxrlt_ray.models import label_embeddings
@@ -49,6 +54,25 @@ def assets(specs: Sequence[ModelSpec], findings: Sequence[str] = ()) -> Iterator
         if findings:
             label_embeddings.read(uri, findings)
         yield Asset("label embeddings", (("file", uri),), "put the file where every machine sees it")
+
+
+def _text_assets(encoders: Sequence[TextSpec]) -> Iterator[Asset]:
+    """Text encoders, and the packages that load them and their adapters."""
+    from cxrlt_ray.text.encoder_spec import HUB, LORA, MINILM
+    from cxrlt_ray.text.loading import MINILM_PACKAGE
+
+    install, share = "pip install 'cxrlt-ray[{}]'", "share the hub's cache among the machines (HF_HOME)"
+    if encoders:
+        yield Asset("text encoders", (("package", "transformers"),), install.format("text"))
+    if any(spec.tuning == LORA for spec in encoders):
+        yield Asset("LoRA", (("package", "peft"),), install.format("text"))
+    for name in dict.fromkeys(spec.encoder for spec in encoders):
+        if name == MINILM:
+            yield Asset(name, (("package", MINILM_PACKAGE),), install.format("offline"))
+        elif Path(name).is_dir():
+            yield Asset(name, (("file", f"{name}/model.safetensors"),), "put the folder where every machine sees it")
+        else:
+            yield Asset(name, (("hub", f"{HUB.get(name, name)} model.safetensors"),), f"{share}, or give a folder")
 
 
 def _sources(spec: ModelSpec) -> tuple[tuple[str, str], ...]:

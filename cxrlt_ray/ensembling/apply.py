@@ -121,8 +121,8 @@ def score_split(
         from cxrlt_ray.cluster.start import start_ray
 
         start_ray(address)
-        flags = [pool.augmented(m) for m in chosen]
-        score_trials(run.store.absolute(), run.shards(), [pool.trials[m] for m in chosen], images, split, tta=flags)
+        flags, trials = [pool.augmented(m) for m in chosen], [pool.trials[m] for m in chosen]
+        score_trials(run.store.absolute(), run.shards(), trials, images, split, tta=flags, track=run.record.track)
     return SplitPredictions(pool, split, images["image_id"].to_numpy(), list(run.record.predicted))
 
 

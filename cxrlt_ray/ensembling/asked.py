@@ -17,7 +17,8 @@ from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.ensembling.pool import Say
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import Trial
-from cxrlt_ray.text.descriptions import check_finding
+from cxrlt_ray.storage import Store
+from cxrlt_ray.text.descriptions import check_finding, kept_descriptions, read_descriptions
 
 if TYPE_CHECKING:
     from cxrlt_ray.models import ModelSpec
@@ -72,7 +73,8 @@ def ask(
 ) -> Asked | None:
     """What to ask an ensemble's members [M] for: `names` without its own `findings`; None if nothing is left.
 
-    weights: float64 [M, C]. descriptions: a file or folder of the user's. Lines say which findings are answered how and
+    weights: float64 [M, C]. descriptions: a file or folder of the user's, which come before
+    those that the members' runs have kept. Lines say which findings are answered how and
     by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
     """
     own = own_names(findings, names)
@@ -118,9 +120,15 @@ def _embeddings(
     assert spec.text is not None
     from cxrlt_ray.text.finding_embeddings import finding_embeddings
 
-    rows = finding_embeddings((*names, *findings), spec.text, spec.prompts, descriptions)
+    own = (*kept_descriptions(run_of(trial)), *(read_descriptions(descriptions) if descriptions else ()))
+    rows = finding_embeddings((*names, *findings), spec.text, spec.prompts, own)
     _check_same(trial, spec, rows[len(names) :], say)
     return "", rows[: len(names)]
+
+
+def run_of(trial: Trial) -> Store:
+    """The directory of a trial's run."""
+    return Store(trial.store.absolute().uri.rpartition("/trials/")[0])
 
 
 def spec_of(trial: Trial) -> tuple[ModelSpec, tuple[str, ...]]:

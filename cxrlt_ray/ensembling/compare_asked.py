@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from cxrlt_ray import cli
-from cxrlt_ray.data.asking import ALWAYS
+from cxrlt_ray.data.asking import ALWAYS, MINED
+from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.ensembling.compare import ScoredSplit, System
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool, Say
@@ -26,6 +28,10 @@ from cxrlt_ray.selection.method import Method
 from cxrlt_ray.selection.views import StudyRule
 
 GREEDY, BEST = "greedy_lift", "best"
+MINED_NOTE = (
+    "  A mined label says what a report mentions: what it leaves out counts as absent. The models learned labels made "
+    "so, and repeat their faults: these figures can flatter them."
+)
 OWN_CHOICE = ("mean", GREEDY)  # selectors that an ensembles/ file may name here
 
 
@@ -94,12 +100,34 @@ def best_by_lift(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return weights
 
 
-def lift_lines(pool: Pool, systems: Sequence[System], scored: Mapping[str, ScoredSplit]) -> list[str]:
-    """The systems' lift over seen findings and over the asked ones, a line each: for the console."""
+def mined_labels(manifest: Manifest, pool: Pool) -> np.ndarray | None:
+    """Labels int8 [N, C] of the asked findings alone, mined from the validation images' reports; None without any."""
+    asking = pool.asking
+    if asking is None or asking.track != MINED:
+        return None
+    rows = pd.Index(manifest.table["image_id"]).get_indexer(pool.image_id)
+    targets = np.where(np.isin(pool.findings, asking.asked), manifest.targets(pool.findings)[rows], np.int8(-1))
+    return targets if (targets == 1).any() else None
+
+
+def lift_lines(
+    pool: Pool, systems: Sequence[System], scored: Mapping[str, ScoredSplit], mined: np.ndarray | None = None
+) -> list[str]:
+    """The systems' lift over seen findings and over the asked ones, a line each: for the console.
+
+    mined: labels int8 [N, C] of the asked findings by reports, shown beside the folds of seen findings.
+    """
     assert pool.asking is not None
-    held = int((pool.asking.fold_of_predicted != ALWAYS).sum())
-    lines = [f"Lift (AP / prevalence, geometric mean) of {held} seen findings, asked for as if they had no labels:"]
-    lines += [f"  {system.title}: {_lift(pool.targets, system.crossed[0])}" for system in systems]
+    lines = []
+    if not pool.asking.by_mined:
+        held = int((pool.asking.fold_of_predicted != ALWAYS).sum())
+        lines = [f"Lift (AP / prevalence, geometric mean) of {held} seen findings, asked for as if they had no labels:"]
+        lines += [f"  {system.title}: {_lift(pool.targets, system.crossed[0])}" for system in systems]
+    if mined is not None:
+        role = "which chose trials and weights" if pool.asking.by_mined else "which chose nothing"
+        lines.append(f"Lift of the asked findings by labels mined from validation reports, {role}:")
+        lines += [f"  {system.title}: {_lift(mined, system.crossed[0])}" for system in systems]
+        lines.append(MINED_NOTE)
     for name, split in scored.items():
         targets = split.images.targets(pool.findings)
         if not (targets == 1).any():

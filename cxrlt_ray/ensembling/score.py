@@ -62,10 +62,11 @@ def score_trials(
     split: str,
     say: Callable[..., None] = print,
     tta: Sequence[bool] | None = None,
+    track: str | None = None,
 ) -> None:
     """Store the predictions of `split` in every trial that has none yet; a trial of K folds gives their mean.
 
-    images: a manifest's rows. tta: which of the trials score under test-time augmentation.
+    images: a manifest's rows. tta: which of the trials score under test-time augmentation. track: of the run.
     """
     flags = list(tta) if tta is not None else [False] * len(trials)
     requests = [(trial, flag, augmented_name(split, flag)) for trial, flag in zip(trials, flags, strict=True)]
@@ -78,10 +79,9 @@ def score_trials(
     frame = score(work, shards, members, images)
     scores = np.stack(frame["scores"].to_list())
     for k, (trial, _, name) in enumerate(missing):
-        record = trial.record
-        predictions = Predictions(
-            frame.index.to_numpy(), scores[:, k], record.findings, name, record.fingerprint, frame.attrs["precision"][k]
-        )
+        record, precision = trial.record, frame.attrs["precision"][k]
+        ids = frame.index.to_numpy()
+        predictions = Predictions(ids, scores[:, k], record.findings, name, record.fingerprint, precision, track)
         predictions.write(trial.store, f"predictions/{name}.parquet")
     work.remove()
 

@@ -54,7 +54,7 @@ def write_ensemble(
             "fingerprint": run.record.fingerprint,
             "sizes": run.record.sizes_of_shards,
             "quality": run.record.quality,
-            "track": run.record.asking.track if run.record.asking else None,
+            "track": run.record.track,
             **as_applied(file, system),
             "members": [_member(pool, int(m), weights[m], findings) for m in np.flatnonzero(system.members)],
             "scores": finite(as_json(comparison)),
@@ -70,7 +70,8 @@ def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None
     assert scores is not None
     scores = filled(scores)[:, _columns(run)]
     findings, split = run.task.findings, scored.images.table["split"].iloc[0]
-    Predictions(ids, scores, findings, split, run.record.fingerprint).write(store, "predictions.parquet")
+    predictions = Predictions(ids, scores, findings, split, run.record.fingerprint, track=run.record.track)
+    predictions.write(store, "predictions.parquet")
     table = submission.build(ids, scores, findings, run.task.id_column)
     submission.write(store, table, run.task, ids, zip=zip)
 

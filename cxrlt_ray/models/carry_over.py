@@ -23,18 +23,22 @@ def carry(
     spec: ModelSpec,
     findings: int | Sequence[str],
     fresh_head: bool = False,
+    embeddings: torch.Tensor | None = None,
 ) -> Classifier:
     """The model of `spec` with every weight of `previous` that fits it.
 
     fresh_head: a new head in any case (cRT, Kang et al. 2020). Drop rates are the new spec's; its `checkpoint` and the
-    hub's weights are ignored. Raises CxrltError, naming the tensor, where the backbone cannot be carried over whole.
+    hub's weights are ignored. embeddings: label embeddings [C, E] instead of those that `spec` names, where its texts
+    are not those of the stage before. Raises CxrltError, naming the tensor, where the backbone cannot be carried over
+    whole.
     """
     if previous_spec.backbone != spec.backbone:
         raise CxrltError(
             f"backbone '{previous_spec.backbone}' of the stage before is not '{spec.backbone}': stages share one."
         )
     same_texts = previous_spec.label_texts == spec.label_texts
-    embeddings = getattr(previous.head, "embeddings", None) if same_texts else None
+    if same_texts and (kept := getattr(previous.head, "embeddings", None)) is not None:
+        embeddings = kept
     model = Classifier(spec, findings, context=skip_init, embeddings=embeddings, recipe=previous.recipe)
     _fill_backbone(model.backbone, previous.backbone, spec)
     if previous_spec.head == spec.head and not fresh_head:

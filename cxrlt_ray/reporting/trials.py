@@ -15,15 +15,17 @@ def runs_table(storage: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table("run", "task", "created", "data", "trials", "best val mAP", box=box.SIMPLE_HEAD)
+    table = Table("run", "task", "track", "created", "data", "trials", "best score", box=box.SIMPLE_HEAD)
     for name in runs(storage):
         run = load_run(storage, name)
         trials = run.trials()
-        best = next((trial.score for trial in best_first(trials)), float("nan"))
+        best = next(iter(best_first(trials)), None)
+        score = f"{best.record.metric.title} {best.score:.4f}" if best and best.score == best.score else ""
         states = ", ".join(
             f"{count} {state}" for state, count in pd.Series([t.state for t in trials]).value_counts().items()
         )
-        table.add_row(name, run.task.name, run.record.created[:16], str(run.record.data), states, f"{best:.4f}")
+        record = run.record  # track: what training has seen of findings that are asked for by text
+        table.add_row(name, run.task.name, record.track or "", record.created[:16], str(record.data), states, score)
     return table
 
 

@@ -29,7 +29,8 @@ class Predictions:
     """Probabilities of images, and what they are of.
 
     image_id: [N]. probabilities: float [N, C] in [0, 1]. findings: [C] names. split: of the manifest whose fingerprint
-    is `fingerprint`; precision: of the forward passes, fp32 or bf16; None where it is not known.
+    is `fingerprint`; precision: of the forward passes, fp32 or bf16; None where it is not known. track: what training
+    had seen of findings asked for by text (data/asking.py); None where none was.
     """
 
     image_id: np.ndarray
@@ -38,6 +39,7 @@ class Predictions:
     split: str
     fingerprint: str
     precision: str | None = None
+    track: str | None = None
 
     def __post_init__(self) -> None:
         if self.probabilities.shape != (len(self.image_id), len(self.findings)):
@@ -59,8 +61,7 @@ class Predictions:
         columns = {"image_id": pa.array(list(self.image_id), pa.string())}
         columns |= {name: pa.array(self.probabilities[:, c], pa.float32()) for c, name in enumerate(self.findings)}
         metadata = {"findings": list(self.findings), "split": self.split, "fingerprint": self.fingerprint}
-        if self.precision is not None:
-            metadata["precision"] = self.precision
+        metadata |= {key: value for key in ("precision", "track") if (value := getattr(self, key)) is not None}
         table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(metadata).encode()})
         with store.place(name) as path:
             pq.write_table(table, path, write_page_checksum=True)
@@ -90,7 +91,8 @@ def read_predictions(
     for c, finding in enumerate(findings):
         scores[c] = table.column(finding).to_numpy()
     ids = table.column("image_id").to_numpy()
-    return Predictions(ids, scores.T, tuple(findings), split, fingerprint, metadata.get("precision"))
+    known = (metadata.get("precision"), metadata.get("track"))
+    return Predictions(ids, scores.T, tuple(findings), split, fingerprint, *known)
 
 
 def _read(store: Store, name: str) -> tuple[pa.Table, dict[str, str]]:

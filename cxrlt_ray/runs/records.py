@@ -258,6 +258,7 @@ class RunRecord(Record):
     ask: str | None = None
     finding_folds: int = 0  # of seen findings, where findings are asked for by text
     asking: Asking | None = None
+    descriptions: str | None = None  # provenance of the user's own, which the run keeps
     holdout: float = 0.0
     objectives: str = "map"
     views: str = "all"

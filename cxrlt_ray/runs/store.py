@@ -6,6 +6,8 @@ RUN/space.yaml                   the search space as it was
 RUN/soft_targets.parquet         predictions that objectives may learn, where --soft-targets gave any
 RUN/corpus.parquet               the texts of its studies, where --reports gave any; corpus-K.parquet: of a fold
 RUN/boxes.parquet                where findings are in its images, where --boxes gave any
+RUN/descriptions.yaml            the user's own descriptions of findings, where --descriptions gave any
+RUN/label_embeddings.safetensors of all findings by text encoder and prompts, where a head reads texts
 RUN/optuna.db                    the search's state, for optuna-dashboard; made anew from the trials where it lacks
 RUN/trials/T0001/trial.json      TrialRecord: state, parameters, metrics by epoch, environment, reason of a failure
 /fold-0/         the kept checkpoint: model.safetensors, model.json; refit/ beside it, if asked for

@@ -30,7 +30,8 @@ CHOSEN_ON = ("train", "val")  # splits in which no label of an asked finding may
 
 def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
     """The seen findings of the data and their folds. Raises UsageError where they are too few for the folds."""
-    from cxrlt_ray.text.groups import finding_folds
+    from cxrlt_ray.search.run_texts import own_descriptions
+    from cxrlt_ray.text.groups import finding_folds, parents
 
     targets = manifest.of_cohort(MAIN).of_split("train").targets(manifest.findings)
     labelled, positives = (targets >= 0).sum(axis=0), (targets == 1).sum(axis=0)
@@ -46,7 +47,8 @@ def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
             f"{folds} folds of them, and one more, are needed. Give fewer --finding-folds, or data with more findings."
         )
     prevalence = positives[rows] / labelled[rows]
-    divided = finding_folds(seen, prevalence, max(folds, math.ceil(len(seen) / FOLD_SIZE)), request.seed)
+    count, related = max(folds, math.ceil(len(seen) / FOLD_SIZE)), parents(own_descriptions(request))
+    divided = finding_folds(seen, prevalence, count, request.seed, related)
     fold = tuple(int(k) if k < folds else ALWAYS for k in divided)
     return Asking(request.asked, seen, fold, request.track or SCRUBBED)
 

@@ -49,6 +49,7 @@ class SweepRequest(Config):
     finding_folds: Annotated[int | None, cli.option("K folds of seen findings that choose what is asked for; 3")] = None
     track: Annotated[str | None, cli.option("what training sees of them: scrubbed, reports, mined, outside")] = None
     scrub: Annotated[str | None, cli.option("track scrubbed: FILE of findings' other wordings, scrubbed too")] = None
+    descriptions: Annotated[str | None, cli.option("your own descriptions of findings: a YAML file or folder")] = None
     choose_by: Annotated[str, cli.option("folds of seen findings, or mined: labels by validation reports")] = "folds"
     cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None
     holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0

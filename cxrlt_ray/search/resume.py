@@ -14,6 +14,7 @@ from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
 from cxrlt_ray.search.given_labels import provenance_of_labels
 from cxrlt_ray.search.request import SweepRequest
+from cxrlt_ray.search.run_texts import provenance_of_descriptions
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
 
@@ -26,6 +27,7 @@ _FIXED: dict[str, Any] = {
     "ask": lambda request: request.ask,
     "finding_folds": lambda request: request.finding_folds,
     "track": lambda request: request.track,
+    "descriptions": lambda request: provenance_of_descriptions(request.descriptions),
     "holdout": lambda request: request.holdout,
     "objectives": lambda request: request.objectives,
     "sizes": lambda request: request.sizes,

@@ -49,6 +49,11 @@ class RunData:
     reports: str | None = None
     boxes: ImageBoxes | None = None
 
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The findings that a model has outputs for."""
+        return self.asking.trained if self.asking else self.task.findings
+
 
 def check_reports(request: SweepRequest, space: Space) -> bool:
     """Whether the run reads texts. Raises UsageError where the space needs reports or has no use for them.

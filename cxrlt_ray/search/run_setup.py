@@ -21,6 +21,7 @@ from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.resume import claimed
 from cxrlt_ray.search.run_data import RunData
+from cxrlt_ray.search.run_texts import RunTexts, provenance_of_descriptions
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.search.warm_start import warm_points
@@ -122,6 +123,7 @@ def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
         folds=0 if request.asked else space.folds if request.folds is None else request.folds,
         ask=request.ask,
         finding_folds=request.models,
+        descriptions=provenance_of_descriptions(request.descriptions),
         holdout=request.holdout,
         objectives=request.objectives,
         views=request.views,
@@ -155,9 +157,13 @@ def write_run(
     data: RunData,
     shards: tuple[Shards, ...],
     space_file: bytes,
+    texts: RunTexts,
 ) -> Run:
     """Write the new run, or what of a run that goes on has changed. Raises UsageError if the name is taken by now."""
     if existing:
+        for name, content in texts.files().items():
+            if not existing.store.exists(name):
+                existing.store.write(name, content)
         existing.write(record)
         return dataclasses.replace(existing, record=record)
     record = record.model_copy(
@@ -173,7 +179,7 @@ def write_run(
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }
     )
-    files = {"space.yaml": space_file}
+    files = {"space.yaml": space_file, **texts.files()}
     return create_run(request.storage, record, data.manifest, files, data.soft, data.corpora, data.boxes)
 
 

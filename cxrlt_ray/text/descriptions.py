@@ -22,8 +22,10 @@ from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1_2026, TASK2_2026
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.privacy import unfit
+from cxrlt_ray.storage import Store
 
 FOLDER, PLACES = "descriptions", "places"
+KEPT = "descriptions.yaml"  # of a run: the user's own
 MARKUP = r"[<>\[\]{}`\\]"
 LONGEST_NAME, LONGEST_APPEARANCE = 100, 1000  # characters
 CHALLENGE_FINDINGS = (*ALL_FINDINGS, *TASK1_2026, *TASK2_2026)
@@ -103,6 +105,10 @@ class Description(Config):
         return (self.finding, *self.aliases)
 
 
+# the user's own: a YAML file, a folder of them, or descriptions, of which a later one comes before an earlier one
+Own = str | Path | Sequence[Description] | None
+
+
 class DescriptionFile(Config):
     """A file with the descriptions of several findings."""
 
@@ -115,18 +121,18 @@ class PlaceFile(Config):
     places: dict[Name, tuple[str, ...]]
 
 
-def load_descriptions(findings: Sequence[str], path: str | Path | None = None) -> dict[str, Description]:
+def load_descriptions(findings: Sequence[str], own: Own = None) -> dict[str, Description]:
     """The descriptions of `findings`, by the names asked for and in their order.
 
-    path: a YAML file or a folder of the user's own, whose descriptions come before the package's. Names are compared
-    without case, blanks and signs; an alias is its finding.
+    own: the user's, which come before the package's. Names are compared without case, blanks and signs; an alias is
+    its finding.
     Raises UsageError for a file that is wrong, a name that must not stand in a table, a finding without description,
     and one whose description is a draft.
     """
     result = {}
-    for finding, description in look_up(findings, path).items():
+    for finding, description in look_up(findings, own).items():
         if description is None:
-            raise UsageError(_missing(finding, path))
+            raise UsageError(_missing(finding, own))
         if not description.reviewed:
             raise UsageError(
                 f"the description of '{description.finding}' is a draft (reviewed: false): read and correct it, then "
@@ -144,9 +150,9 @@ def check_finding(finding: str) -> None:
         raise UsageError(f"finding {finding[:LONGEST_NAME]!r}: {error}.") from None
 
 
-def look_up(findings: Sequence[str], path: str | Path | None = None) -> dict[str, Description | None]:
+def look_up(findings: Sequence[str], own: Own = None) -> dict[str, Description | None]:
     """As `load_descriptions`, with None for a finding without description, and drafts as they are."""
-    known = _known(path)
+    known = _known(own)
     for finding in findings:
         check_finding(finding)
     return {finding: known.get(folded(finding)) for finding in findings}
@@ -164,6 +170,14 @@ def read_descriptions(path: str | Path) -> tuple[Description, ...]:
     if not files:
         raise UsageError(f"{path} is a folder without .yaml files: give one file a finding, or one file for all.")
     return _distinct(files)
+
+
+def kept_descriptions(run: Store) -> tuple[Description, ...]:
+    """The user's own descriptions that a run's directory keeps; () for none."""
+    if not run.exists(KEPT):
+        return ()
+    with run.fetched(KEPT) as path:
+        return read_descriptions(path)
 
 
 def shipped() -> tuple[Description, ...]:
@@ -195,11 +209,12 @@ def other_places(description: Description) -> tuple[str, ...]:
     return tuple(place for place in place_names() if not any(_area(place) & area for area in taken))
 
 
-def _known(path: str | Path | None) -> dict[str, Description]:
+def _known(own: Own) -> dict[str, Description]:
     """Descriptions by the folded names of their labels, the user's own over the package's."""
-    packaged, own = shipped(), read_descriptions(path) if path is not None else ()
-    known = {folded(label): description for description in (*packaged, *own) for label in description.labels}
-    _check_parents((*packaged, *own), known)
+    users = read_descriptions(own) if isinstance(own, (str, Path)) else tuple(own or ())
+    every = (*shipped(), *users)
+    known = {folded(label): description for description in every for label in description.labels}
+    _check_parents(every, known)
     return known
 
 
@@ -214,9 +229,10 @@ def _check_parents(descriptions: Iterable[Description], known: dict[str, Descrip
                 )
 
 
-def _missing(finding: str, path: str | Path | None) -> str:
-    names = [label for description in _known(path).values() for label in description.labels]
-    where = f"in {path} or in the package" if path is not None else "in the package"
+def _missing(finding: str, own: Own) -> str:
+    names = [label for description in _known(own).values() for label in description.labels]
+    place = str(own) if isinstance(own, (str, Path)) else "your own descriptions" if own else ""
+    where = f"in {place} or in the package" if place else "in the package"
     return (
         f"finding '{finding}' has no description {where}; nearest: {nearest(finding, names)}. Write a YAML file with "
         f"its finding, names, appearance and keywords (docs/descriptions.md), or let a language model draft one: "

@@ -15,28 +15,29 @@ WIDTHS = {"minilm": 384, "cxr-bert": 128, "biomedlm": 2560}  # of those that are
 
 if TYPE_CHECKING:
     from cxrlt_ray.storage import Store
+    from cxrlt_ray.text.descriptions import Own
 
 
 def finding_embeddings(
-    findings: Sequence[str], text: str, prompts: str, descriptions: str | None = None, folder: Store | None = None
+    findings: Sequence[str], text: str, prompts: str, descriptions: Own = None, folder: Store | None = None
 ) -> np.ndarray:
     """float32 [C, E] of norm 1: each finding's mean over its prompts of their embeddings, these of norm 1 too.
 
-    text: a text encoder's name or folder (TextSpec.encoder). prompts: a style of text/prompts.py. descriptions: a file
-    or folder of the user's own descriptions. folder: where embeddings are kept. Raises UsageError for an unknown style
+    text: a text encoder's name or folder (TextSpec.encoder). prompts: a style of text/prompts.py. descriptions: the
+    user's own. folder: the storage beside whose shards embeddings are kept. Raises UsageError for an unknown style
     or encoder, for a finding without description (in style `name` its name serves), and for a name unfit for a table.
     """
     from cxrlt_ray.text.embeddings import embedded
     from cxrlt_ray.text.encoder_spec import TextSpec
 
-    texts = _texts(findings, prompts, descriptions)
+    texts = texts_of(findings, prompts, descriptions)
     rows = _unit(embedded([prompt for group in texts for prompt in group], TextSpec(encoder=text), folder))
     ends = np.cumsum([len(group) for group in texts])[:-1]
     return _unit(np.stack([part.mean(axis=0) for part in np.split(rows, ends)]))
 
 
-def _texts(findings: Sequence[str], style: str, descriptions: str | None) -> list[tuple[str, ...]]:
-    """The texts that ask for each finding."""
+def texts_of(findings: Sequence[str], style: str, descriptions: Own = None) -> list[tuple[str, ...]]:
+    """The texts that ask for each finding, [C] of one or more. Raises UsageError as `finding_embeddings` does."""
     from cxrlt_ray.text.descriptions import load_descriptions, look_up
     from cxrlt_ray.text.prompts import prompts
 

@@ -69,12 +69,13 @@ def parents(descriptions: Sequence[Description] = ()) -> dict[str, tuple[str, ..
     """Finding -> the more general ones that it gives away.
 
     From CheXpert's hierarchy, from what label_rules/ say that a finding implies, and from the `parents` of
-    descriptions: the package's and `descriptions`.
+    descriptions: the package's and `descriptions`, the user's own. An alias of the user's gives its finding away.
     """
     related: dict[str, tuple[str, ...]] = {child: (parent,) for child, parent in HIERARCHY.items()}
     for finding, others in (*_implied(), *((each.finding, each.parents) for each in (*shipped(), *descriptions))):
         if others:
             related[finding] = tuple(dict.fromkeys((*related.get(finding, ()), *others)))
+    related.update({alias: (own.finding,) for own in descriptions for alias in own.aliases})
     return related
 
 

@@ -91,8 +91,9 @@ class TrialContext:
         image_id, targets, scores = self._joined(scored)
         seen = ~np.isnan(scores).any(axis=1)  # those in quarantine have nan
         if self.store:
+            job, track = self.job, self.job.asking.track if self.job.asking else None
             Predictions(
-                image_id[seen], scores[seen], self.job.findings, split, self.job.fingerprint, self.record.precision
+                image_id[seen], scores[seen], job.findings, split, job.fingerprint, self.record.precision, track
             ).write(self.store, f"predictions/{split}.parquet")
         return self.score(targets, scores)
 

@@ -18,7 +18,7 @@ from cxrlt_ray.storage import NotThere, Store
 from cxrlt_ray.training import resume
 from cxrlt_ray.training.clock import Clock
 from cxrlt_ray.training.context import TrialContext
-from cxrlt_ray.training.job import Job, training_images
+from cxrlt_ray.training.job import Job, embeddings_of, training_images
 from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.stage import Epoch, train_stage
 from cxrlt_ray.training.workers import agree, worker_of
@@ -111,10 +111,10 @@ def begin(job: Job, stage: TrialConfig, before: Classifier | None, previous: Tri
 
     torch.manual_seed(stage.seed)
     if before is None or previous is None:
-        model = models.build(stage.spec(), job.trained)
+        model = models.build(stage.spec(), job.trained, embeddings_of(job, stage.spec()))
     else:
-        spec = previous.spec()
-        model = models.carry(before.cpu(), spec, stage.spec(), job.trained, fresh_head=stage.fresh_head)
+        spec, own = previous.spec(), stage.spec()
+        model = models.carry(before.cpu(), spec, own, job.trained, stage.fresh_head, embeddings_of(job, own))
     # channels last: up to 1.6 times as fast here on convolutions, and what tensor cores want
     return model.to(worker_of(job).device).to(memory_format=torch.channels_last)
 

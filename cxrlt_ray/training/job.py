@@ -19,7 +19,11 @@ from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
+    import torch
+
+    from cxrlt_ray.models import ModelSpec
     from cxrlt_ray.text.corpus import Corpus
+    from cxrlt_ray.text.label_embeddings import LabelEmbeddings
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,10 @@ class Job:
     findings: what trials predict, in the task's order. trained_findings: what their labels are of; () for the same. A
     finding that is predicted without being trained needs a head that reads it as text.
     folds: 0 or 1: the val split validates. workers: of a trial; a step is of `batch_size` images for each, also where
-    fewer of them are left to share it. soft_targets, corpus, boxes: the run keeps soft targets, the texts of its
-    studies, and where findings are in its images, beside its manifest. features: bytes that stored features of frozen
-    backbones may take; 0: none are stored. asking: of a run that asks for findings by text, whose folds are of
-    findings, not of images.
+    fewer of them are left to share it. soft_targets, corpus, boxes, label_embeddings: the run keeps soft targets, the
+    texts of its studies, where findings are in its images, and the embeddings of its findings' texts beside its
+    manifest. features: bytes that stored features of frozen backbones may take; 0: none are stored. asking: of a run
+    that asks for findings by text, whose folds are of findings, not of images.
     """
 
     run: Store
@@ -52,6 +56,7 @@ class Job:
     boxes: bool = False
     features: int = 0
     asking: Asking | None = None
+    label_embeddings: bool = False
 
     @property
     def models(self) -> int:
@@ -188,6 +193,27 @@ def corpus_of(job: Job, fold: int) -> Corpus | None:
     if not job.corpus:
         return None
     return _corpus(job.run, job.asking.corpus_of(fold) if job.asking else "corpus.parquet")
+
+
+def embeddings_of(job: Job, spec: ModelSpec) -> torch.Tensor | None:
+    """The label embeddings float32 [C, E] of the trained findings that the run keeps; None where it has none.
+
+    So no text encoder is loaded for them where the trial runs.
+    """
+    if not job.label_embeddings or spec.text is None:
+        return None
+    import torch
+
+    rows = _label_embeddings(job.run).of((spec.text, spec.prompts), job.trained)
+    return None if rows is None else torch.from_numpy(rows)
+
+
+@lru_cache(maxsize=1)
+def _label_embeddings(run: Store) -> LabelEmbeddings:
+    """The label embeddings of the run, read once by a process; they never change."""
+    from cxrlt_ray.text.label_embeddings import LabelEmbeddings
+
+    return LabelEmbeddings.read(run)
 
 
 @lru_cache(maxsize=1)

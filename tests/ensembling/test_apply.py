@@ -27,7 +27,7 @@ def test_test_images_are_scored_and_read_as_each_member_looks(made, monkeypatch)
     images = manifest.table.iloc[:5].assign(image_id=[f"t{n}" for n in range(5)], split="test")
     asked = []
 
-    def score_trials(store, shards, trials, images, split, tta):
+    def score_trials(store, shards, trials, images, split, tta, track):
         asked.append(([trial.name for trial in trials], split, list(tta), list(images["image_id"])))
         for k, (trial, flag) in enumerate(zip(trials, tta, strict=True)):
             write_predictions(

@@ -21,6 +21,7 @@ from cxrlt_ray.models import ModelSpec, build, save
 from cxrlt_ray.models.asking import asked as asked_model
 from cxrlt_ray.runs.ensemble_record import EnsembleRecord
 from cxrlt_ray.text import embeddings
+from cxrlt_ray.text.descriptions import KEPT
 from cxrlt_ray.training.inference import PixelBatch
 
 torch.set_num_threads(1)
@@ -60,6 +61,20 @@ def test_own_findings_answer_themselves_and_others_are_asked_of_members_that_rea
     assert lines[1].startswith("Not asked: T0001: head 'linear' knows its findings by their place, not by text")
     assert "Bulla: asked by text of 2 of 3 members" in lines[2]
     assert ask(made[2], FINDINGS, WEIGHTS, ("EDEMA", "Mass"), say=lines.append) is None
+
+
+def test_a_member_is_asked_by_the_descriptions_that_its_run_has_kept_and_by_the_users_before_those(made, tmp_path):
+    run, _, trials = made
+    content = "finding: Sail Sign\nnames: [{}]\nappearance: A {}.\nkeywords: [{}, spine, heart]\n"
+    run.store.write(KEPT, content.format(*["sail"] * 3).encode())
+    rows = {}
+    for name in ("sail", "ooo"):
+        (tmp_path / "own.yaml").write_text(content.format(*[name] * 3))
+        given = str(tmp_path / "own.yaml")
+        rows[name] = ask(trials, FINDINGS, WEIGHTS, ("Sail Sign",), given, say=lambda line: None).embeddings[2]
+    kept = ask(trials, FINDINGS, WEIGHTS, ("Sail Sign",), say=lambda line: None)
+    np.testing.assert_array_equal(kept.embeddings[2], rows["sail"])
+    assert not np.allclose(rows["ooo"], rows["sail"])
 
 
 def test_nobody_to_ask_and_names_that_are_none_are_told(made):
