@@ -57,11 +57,6 @@ def provenance_of_descriptions(path: str | None) -> str | None:
     return f"{len(own)} of {path} (sha256 {hashlib.sha256(as_yaml(*own).encode()).hexdigest()[:12]})"
 
 
-def kinds_of_texts(space: Space) -> list[tuple[str, str]]:
-    """The text encoders and styles of prompts of which the space's heads read label embeddings."""
-    return list(dict.fromkeys((spec.text, spec.prompts) for spec in space.specs() if spec.text is not None))
-
-
 def trial_encoders(space: Space) -> list[TextSpec]:
     """The text encoders that the space's trials load: those of objectives that read texts."""
     return list(dict.fromkeys(stage.objective_spec().text_spec() for stage in space.reading()))
@@ -71,7 +66,7 @@ def all_encoders(space: Space) -> list[TextSpec]:
     """Every text encoder of the space, of heads (frozen) and of objectives."""
     from cxrlt_ray.text.encoder_spec import TextSpec
 
-    of_heads = [TextSpec(encoder=text) for text, _ in kinds_of_texts(space)]
+    of_heads = [TextSpec(encoder=text) for text, _ in space.label_texts()]
     return list(dict.fromkeys([*of_heads, *trial_encoders(space)]))
 
 
@@ -79,7 +74,7 @@ def check_described(space: Space, asked: Sequence[str], own: Sequence[Descriptio
     """Raises UsageError where an asked finding has no description, or descriptions were given that nothing reads."""
     from cxrlt_ray.text.finding_embeddings import texts_of
 
-    kinds = kinds_of_texts(space)
+    kinds = space.label_texts()
     if given and not kinds:
         raise UsageError(f"--descriptions: search space {space.name} has no head that reads texts of findings.")
     for style in dict.fromkeys(style for _, style in kinds):
@@ -93,7 +88,7 @@ def check_encoders(space: Space, texts: RunTexts) -> None:
     """
     from cxrlt_ray.text.encoders import build_text_encoder
 
-    kinds = kinds_of_texts(space)
+    kinds = space.label_texts()
     rows = texts.embeddings.rows if texts.embeddings else {}
     lines = {text: f"{text} ({rows[text, style].shape[1]} numbers a text, stored)" for text, style in kinds}
     parts = list(lines.values())
@@ -113,7 +108,7 @@ def run_texts(
     """
     from cxrlt_ray.text import label_embeddings
 
-    kinds = kinds_of_texts(space)
+    kinds = space.label_texts()
     if existing and existing.store.exists(label_embeddings.FILE):
         kept = label_embeddings.LabelEmbeddings.read(existing.store)
         kept.check(own)

@@ -14,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
+from cxrlt_ray.data.asking import ALWAYS
 from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.tasks import GROUPS, HEAD, MEDIUM, NO_FINDING, TAIL, rarity_of
 from cxrlt_ray.errors import UsageError
@@ -22,7 +23,6 @@ from cxrlt_ray.labelling.rules import load_rules
 from cxrlt_ray.text.descriptions import Description, shipped
 
 LEAST = {HEAD: 1, MEDIUM: 2, TAIL: 2}  # findings of a fold, where there are enough
-ALWAYS = -1  # of a finding that no fold leaves out
 
 Fold = list[int]  # the numbers of its groups
 

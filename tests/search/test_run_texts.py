@@ -20,7 +20,6 @@ from cxrlt_ray.search.run_texts import (
     RunTexts,
     check_described,
     check_encoders,
-    kinds_of_texts,
     own_descriptions,
     provenance_of_descriptions,
     run_texts,
@@ -124,7 +123,7 @@ def test_a_trial_has_the_embeddings_of_the_run_where_no_encoder_can_be_loaded(tm
     folder = encoder_in(tmp_path, monkeypatch)
     findings = ("Mass", "Bulla", "Scoliosis")
     space = space_of(tmp_path, text=folder, prompts={"choices": ["names", "keywords"]})
-    assert set(kinds_of_texts(space)) == {(folder, "names"), (folder, "keywords")}
+    assert set(space.label_texts()) == {(folder, "names"), (folder, "keywords")}
     texts = run_texts(space, findings, str(tmp_path / "runs"), (), None)
     run = Store(str(tmp_path / "runs")) / "mine"
     run.write(FILE, texts.files()[FILE])
