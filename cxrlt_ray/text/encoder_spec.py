@@ -40,7 +40,7 @@ class TextSpec:
     pooling: str = AUTO
     tuning: str = FROZEN
     lora_rank: int = 8
-    lora_alpha: int = 32
+    lora_alpha: float = 32
     lora_dropout: float = 0.1
     lora_targets: tuple[str, ...] = ()
     max_tokens: int = 256

@@ -22,7 +22,7 @@ ADAPTER = ".lora_"  # in the names of adapters' tensors
 
 
 def with_lora(
-    module: nn.Module, targets: Sequence[str], rank: int = 8, alpha: int = 32, dropout: float = 0.1
+    module: nn.Module, targets: Sequence[str], rank: int = 8, alpha: float = 32, dropout: float = 0.1
 ) -> nn.Module:
     """`module` itself, with adapters in its linear layers named `targets` or ending in .TARGET; only they train.
 
