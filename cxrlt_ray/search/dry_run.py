@@ -49,11 +49,11 @@ def _build(system: str, number: int, stage: TrialConfig, spec: ModelSpec, findin
 
     from cxrlt_ray import models
     from cxrlt_ray.models import weights
-    from cxrlt_ray.objectives.registry import find_objective
+    from cxrlt_ray.objectives.registry import Evidence, find_objective
     from cxrlt_ray.training.optimizer import optimizer_of
 
     labels, soft = np.ones((2, len(findings)), np.int8), np.full((2, len(findings)), 0.5, np.float32)
-    objective = find_objective(stage.objective)(stage.objective_spec(), labels, soft)
+    objective = find_objective(stage.objective)(stage.objective_spec(), labels, soft, Evidence(tuple(findings)))
     with torch.device("meta"):
         # a file is read, a text encoder is not loaded for it
         model = models.Classifier(spec, len(findings) if spec.text else tuple(findings))

@@ -12,10 +12,14 @@ from cxrlt_ray.search.dry_run import stage_models
 
 
 @pytest.mark.parametrize("objective", sorted(all_objectives()))
-def test_a_step_of_every_objective_is_taken_on_paper(objective):
-    reading = {"text": "minilm", "pool": "avg"} if all_objectives()[objective].needs.texts else {}
+def test_a_step_of_every_objective_is_taken_on_paper_without_a_text_encoder(objective, monkeypatch):
+    monkeypatch.setattr("cxrlt_ray.text.encoders.build_text_encoder", None)
+    monkeypatch.setattr("cxrlt_ray.text.embeddings.embedded", None)
+    needs = all_objectives()[objective].needs
+    given = {"head": needs.heads[0]} if needs.heads else {"pool": "avg"}
+    given |= {"text": "minilm"} if needs.texts or needs.places or needs.heads else {}
     config = TrialConfig(
-        backbone="test_resnet", pretrained=False, resolution=64, epochs=1, objective=objective, **reading
+        backbone="test_resnet", pretrained=False, resolution=64, epochs=1, objective=objective, **given
     )
     (model,) = stage_models([config], ("Mass", "Nodule", "Normal"))
     assert model.parameters == model.trained > 0
