@@ -39,12 +39,12 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Print an epoch where nothing was printed for SILENCE seconds."""
+        """Print an epoch where nothing was printed for SILENCE seconds; a stage may be judged by another metric."""
         if time.monotonic() - self.printed > SILENCE:
             self.printed = time.monotonic()
-            best = f"epoch {result['epoch']}, best {self.metric.title} {result[self.metric.name]:.4f}"
-            name = trial_name(trial.config["number"])
-            print(f"  {name} {best}, {result['images_per_second']:.0f} images/s", flush=True)
+            score, name = result.get(self.metric.name), trial_name(trial.config["number"])
+            best = f", best {self.metric.title} {score:.4f}" if score is not None else ""
+            print(f"  {name} epoch {result['epoch']}{best}, {result['images_per_second']:.0f} images/s", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print a trial that finished or was pruned."""
