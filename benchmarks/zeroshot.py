@@ -91,7 +91,7 @@ def scored(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], size: Size) 
     choices: dict[int, dict[str, str]] = {}
     for seed in seeds:
         (data,) = cohorts(size.images, size.size, [seed], apart=None if size.apart == 60 else size.apart)
-        images = read_cohort(str(data), task="auto", seed=seed).manifest.of_split("test")
+        images = read_cohort(str(data), task="task3", seed=seed).manifest.of_split("test")
         targets = images.targets(TASK3)
         groups, ids = images.table["subject_id"].to_numpy().astype(str), images.table["image_id"].astype(str)
         scores = {}
@@ -119,7 +119,7 @@ def from_seen(result: Trained, data: Path, seed: int) -> tuple[dict[str, pd.Data
     from cxrlt_ray.text.finding_embeddings import finding_embeddings
     from cxrlt_ray.text.groups import finding_folds
 
-    manifest = read_cohort(str(data), task="auto", seed=seed).manifest
+    manifest = read_cohort(str(data), task="task1", seed=seed).manifest
     share = prevalences(manifest.of_split("train").targets(TASK1))
     fold = finding_folds(TASK1, share, 8, seed)
     validation = manifest.where(manifest.table["image_id"].isin(result.validation.index))

@@ -147,6 +147,8 @@ def _request(folder: Path, arm: Arm, size: Size, data: Path, seed: int) -> dict[
     if arm.asks:
         reports = shuffled_reports(folder, data, seed) if arm.reports == "shuffled" else data
         request |= {"track": arm.track, "finding_folds": size.folds, "reports": str(reports)}
+    if arm.labels == "all":
+        request |= {"labels": str(labels(folder, data, seed)), "labels_mode": "join"}
     if arm.track == "scrubbed":
         request["scrub"] = str(wordings(folder))
     return request
@@ -168,7 +170,7 @@ def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
         "flip": 0.0,  # reports say right and left
         "loss": "bce",
     }
-    content: dict[str, Any] = {"trials": 1, "epochs": after, "prune": False, "parameters": parameters}
+    content: dict[str, Any] = {"trials": 1, "prune": False, "parameters": parameters}
     own: dict[str, Any] = {"head": arm.head, "objective": "zero_shot" if arm.asks else "multilabel"}
     if arm.head == "query_decoder":
         own |= {"query_layers": 2, "query_width": 256}
@@ -205,6 +207,17 @@ def wordings(folder: Path) -> Path:
     place = folder / "wordings.yaml"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(yaml.safe_dump(lists))
+    return place
+
+
+def labels(folder: Path, data: Path, seed: int) -> Path:
+    """The training labels of task 3's findings by study, which the cohort's own tables do not have."""
+    from cxrlt_ray.data.tasks import TASK3
+
+    columns = ["study_id", "split", *TASK3]
+    table = pd.read_csv(data / "cxr-lt-2024" / "labels.csv", usecols=columns, dtype={"study_id": str})
+    place = folder / f"labels-{seed}.csv"
+    table[table["split"] != "test"].groupby("study_id")[list(TASK3)].max().to_csv(place)
     return place
 
 
