@@ -59,7 +59,7 @@ def open_embeddings(texts: Iterable[str], spec: TextSpec, folder: Store | None) 
     distinct = list(dict.fromkeys(texts))
     if folder is None:
         return TextEmbeddings(list(_computed(distinct, encoder)), encoder.width)
-    key = EmbeddingKey(spec.encoder, encoder.fingerprint(), encoder.pooling, spec.max_tokens)
+    key = EmbeddingKey(spec.encoder, encoder.fingerprint(), encoder.pooling, encoder.max_tokens)
     storage = FeatureStorage(features_folder(folder), features_bound(folder))
     return _Kept(storage, key, encoder).of(distinct)
 
@@ -133,7 +133,7 @@ def _computed(texts: Sequence[str], encoder: TextEncoder) -> Iterator[Part]:
         cut, unknown = cut + result.cut, unknown + result.unknown
         yield as_part(piece, result.embeddings)
     for count, what in (
-        (cut, f"are longer than {encoder.spec.max_tokens} tokens and were cut"),
+        (cut, f"are longer than {encoder.max_tokens} tokens and were cut"),
         (unknown, f"hold hardly a word that {encoder.spec.encoder} knows"),
     ):
         if count:

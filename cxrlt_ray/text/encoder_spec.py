@@ -24,6 +24,9 @@ TUNINGS = (FROZEN, TUNED, LORA)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
+LONGEST = 256  # tokens
+
+
 @dataclass(frozen=True)
 class TextSpec:
     """What makes a text encoder.
@@ -33,7 +36,8 @@ class TextSpec:
     (the last token that is no padding), `projected` (the first token through CXR-BERT's projection), or `auto`: the
     encoder's own. tuning: `frozen`, `tuned` (all weights train) or `lora` (adapters of `lora_rank` train, scaled by
     `lora_alpha` / `lora_rank`, with dropout `lora_dropout` in 0..1, in the layers whose names end in `lora_targets`;
-    none: those usual for the architecture). max_tokens: texts are cut after as many, special tokens included.
+    none: those usual for the architecture). max_tokens: texts are cut after as many, special tokens included;
+    None: after LONGEST, or as many as the encoder reads.
     """
 
     encoder: str = MINILM
@@ -43,7 +47,7 @@ class TextSpec:
     lora_alpha: float = 32
     lora_dropout: float = 0.1
     lora_targets: tuple[str, ...] = ()
-    max_tokens: int = 256
+    max_tokens: int | None = None
 
 
 def check(spec: TextSpec) -> None:
@@ -57,7 +61,7 @@ def check(spec: TextSpec) -> None:
         if value not in allowed:
             raise UsageError(f"text {key} '{value}' is none of {', '.join(allowed)}.")
     for key, number, fits, allowed_range in (
-        ("max_tokens", spec.max_tokens, spec.max_tokens >= 3, "3 or more"),
+        ("max_tokens", spec.max_tokens, spec.max_tokens is None or spec.max_tokens >= 3, "3 or more"),
         ("lora_rank", spec.lora_rank, spec.lora_rank >= 1, "1 or more"),
         ("lora_alpha", spec.lora_alpha, spec.lora_alpha > 0, "above 0"),
         ("lora_dropout", spec.lora_dropout, 0 <= spec.lora_dropout < 1, "at least 0 and below 1"),

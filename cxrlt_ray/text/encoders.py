@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.text.encoder_spec import AUTO, FROZEN, LORA, PROJECTED, TextSpec, check
+from cxrlt_ray.text.encoder_spec import AUTO, FROZEN, LONGEST, LORA, PROJECTED, TextSpec, check
 from cxrlt_ray.text.loading import Loaded, load
 from cxrlt_ray.text.lora import TARGETS, with_lora
 
@@ -77,6 +77,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = loaded.tokenizer
         self.pooling = loaded.pooling if spec.pooling == AUTO else spec.pooling
         _check(loaded, spec, self.pooling)
+        self.max_tokens = spec.max_tokens or min(LONGEST, loaded.longest)
         self.model = loaded.model
         self.projection = loaded.projection if self.pooling == PROJECTED else None
         hidden = int(loaded.model.config.hidden_size)
@@ -97,7 +98,7 @@ class TextEncoder(nn.Module):
         if not texts:
             empty = torch.zeros(0, 1, dtype=torch.int64)
             return Tokens(empty, empty.clone())
-        batch = self.tokenizer(list(texts), truncation=True, max_length=self.spec.max_tokens, padding=False)
+        batch = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, padding=False)
         rows: list[list[int]] = [ids or [self._filler()] for ids in batch["input_ids"]]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         mask = torch.zeros_like(ids)
@@ -165,7 +166,7 @@ def _check(loaded: Loaded, spec: TextSpec, pooling: str) -> None:
         raise UsageError(f"text encoder '{spec.encoder}' has no projection: take another `pooling`; cxr-bert has one.")
     if pooling == "cls" and loaded.tokenizer.cls_token is None:
         raise UsageError(f"text encoder '{spec.encoder}' has no [CLS] token: take `pooling: last` or `mean`.")
-    if spec.max_tokens > loaded.longest:
+    if spec.max_tokens is not None and spec.max_tokens > loaded.longest:
         raise UsageError(
             f"max_tokens is {spec.max_tokens:,}, but text encoder '{spec.encoder}' reads {loaded.longest:,} tokens at "
             "most."
