@@ -44,7 +44,7 @@ def with_lora(
     chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # divided by the rank: it may be a fraction
         lora_dropout=dropout,
         target_modules=chosen,
         fan_in_fan_out=all(type(layers[name]).__name__ == "Conv1D" for name in chosen),
