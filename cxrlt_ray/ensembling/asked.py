@@ -74,9 +74,9 @@ def ask(
 ) -> Asked | None:
     """What to ask an ensemble's members [M] for: `names` without its own `findings`; None if nothing is left.
 
-    weights: float64 [M, C]. descriptions: a file or folder of the user's, which come before
-    those that the members' runs have kept. track: of an ensemble whose own findings are asked for by text. Lines say which findings are answered how and
-    by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
+    weights: float64 [M, C]. descriptions: a file or folder of the user's, which come before those that the members'
+    runs have kept. track: of an ensemble whose own findings are asked for by text. Lines say which findings are
+    answered how and by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
     """
     own = own_names(findings, names)
     for name, finding in own.items():
