@@ -75,7 +75,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
         print(warning)
     kinds = kinds_of(findings, manifest, pool)
     comparison = judge(findings, kinds, pool, systems, scored, request.rounds, request.seed)
-    report.show(comparison, name, asked=pool.asking is not None)
+    report.show(comparison, name, asking=pool.asking)
     for line in lift_lines(pool, systems, scored, mined_labels(manifest, pool)) if pool.asking else ():
         print(line)
     store = swept.store / "ensembles" / name

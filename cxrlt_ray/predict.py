@@ -44,8 +44,8 @@ def run(request: PredictRequest) -> Predictions:
     from cxrlt_ray.data.prepare import prepare
 
     ensemble = load(request.ensemble)
-    names = names_in(request.ask) if request.ask is not None else ()
-    asked = ask(ensemble.trials, ensemble.findings, ensemble.weights, names, request.ask_descriptions)
+    names, track = names_in(request.ask) if request.ask is not None else (), ensemble.record.track
+    asked = ask(ensemble.trials, ensemble.findings, ensemble.weights, names, request.ask_descriptions, track=track)
     mapping = mapping_member(ensemble.trials, ensemble.weights) if request.maps is not None else None
     images = _read_images(request, ensemble)
     store = Store(request.out).absolute()

@@ -70,16 +70,20 @@ def ask(
     names: Sequence[str],
     descriptions: str | None = None,
     say: Say = print,
+    track: str | None = None,
 ) -> Asked | None:
     """What to ask an ensemble's members [M] for: `names` without its own `findings`; None if nothing is left.
 
-    weights: float64 [M, C]. descriptions: a file or folder of the user's, which come before
-    those that the members' runs have kept. Lines say which findings are answered how and
-    by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
+    weights: float64 [M, C]. descriptions: a file or folder of the user's, which come before those that the members'
+    runs have kept. track: of an ensemble whose own findings are asked for by text. Lines say which findings are
+    answered how and by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
     """
     own = own_names(findings, names)
     for name, finding in own.items():
-        say(f"{name}: the members were trained on {finding}, so that its own output answers, not its text")
+        how = f"were trained on {finding}, so that its own output answers, not its text"
+        if track is not None:
+            how = f"were chosen to answer for {finding} by text (track {track}), as they do here"
+        say(f"{name}: the members {how}")
     others = tuple(name for name in names if name not in own)
     if not others:
         return None

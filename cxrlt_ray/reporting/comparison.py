@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.asking import MINED, Asking
 from cxrlt_ray.ensembling.compare import CROSS_FITTED, OPTIMISTIC, Comparison, SetScores, SystemScore
 from cxrlt_ray.ensembling.costs import FrontierPoint
 from cxrlt_ray.evaluation.estimate import Estimate
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
 NAMES = {OPTIMISTIC: "validation\noptimistic", CROSS_FITTED: "validation\ncross-fitted"}
 
 
-def show(comparison: Comparison, name: str, swept: bool = True, asked: bool = False) -> None:
+def show(comparison: Comparison, name: str, swept: bool = True, asking: Asking | None = None) -> None:
     """Print a comparison whose last system is the ensemble `name`.
 
-    swept: the members come of a sweep, which has seen the validation subjects. asked: they answer for findings by text,
-    and cross-fitting is by folds of findings.
+    swept: the members come of a sweep, which has seen the validation subjects. asking: they answer for findings by
+    text, and cross-fitting is by folds of findings.
     """
     console = cli.console()
     console.print(_scores_table(comparison))
-    if not asked:  # the asked findings have no training labels that would make one rare
+    if asking is None:  # the asked findings have no training labels that would make one rare
         console.print(_groups_table(comparison))
     for where, scores in _honest(comparison):
         for title, gain in scores.gains.items():
@@ -36,11 +37,8 @@ def show(comparison: Comparison, name: str, swept: bool = True, asked: bool = Fa
     print("[ , ] hold, in 95 of 100 such samples, the score to expect of so many images (subjects resampled).")
     print(_many_images(comparison, name))
     print("Optimistic: chosen and scored on the same images.")
-    if asked:
-        print(
-            "Cross-fitted: seen findings that were hidden from the model that answers, by weights chosen without them."
-        )
-        print("No label of an asked finding was read: not in training, not in validation.")
+    if asking is not None:
+        print("\n".join(_about_asking(asking)))
     elif swept:
         print("Cross-fitted: chosen without the subjects scored. It undoes the selector's optimism only: epoch choice,")
         print("ASHA and the search have seen all validation subjects (sweep --holdout F keeps some from everything).")
@@ -49,6 +47,17 @@ def show(comparison: Comparison, name: str, swept: bool = True, asked: bool = Fa
             "Cross-fitted: chosen without the subjects scored, of members as they are: what their training has seen of"
         )
         print("these subjects is not undone.")
+
+
+def _about_asking(asking: Asking) -> tuple[str, str]:
+    """What chose, and which labels of the asked findings were read."""
+    chosen = "Cross-fitted: seen findings that were hidden from the model that answers, by weights chosen without them."
+    if asking.by_mined:
+        chosen = "Cross-fitted says no more than optimistic here: labels mined from validation reports chose and score."
+    read = "No label of an asked finding was read: not in training, not in validation."
+    if asking.track == MINED:
+        read = "Of asked findings, labels mined from reports were read in training, and no label that the data has."
+    return chosen, read
 
 
 def show_frontier(points: Sequence[FrontierPoint], unit: str) -> None:

@@ -34,16 +34,16 @@ class SweepRequest(Config):
 
     task: Annotated[str, cli.argument(TASK_HELP)]
     data: Annotated[str | None, cli.option("the data's directory or URI; without it a phantom cohort is made")] = None
-    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
+    format: Annotated[str | None, cli.option("the data's format; found by looking")] = None
     space: Annotated[str | None, cli.option("search space: a name or a path; laptop without a GPU")] = None
-    trials: Annotated[int | None, cli.option("how many trials; the space's number without it")] = None
-    epochs: Annotated[int | None, cli.option("epochs a trial; the space's without it")] = None
+    trials: Annotated[int | None, cli.option("how many trials; else the space's")] = None
+    epochs: Annotated[int | None, cli.option("epochs a trial; else the space's")] = None
     time_budget: Annotated[str | None, cli.option("fit the sweep to this time and end it by then: 90s, 30m, 2h")] = None
     max_concurrent: Annotated[int | None, cli.option("trials at a time; as many as the GPUs hold")] = None
     gpus_per_trial: Annotated[float | None, cli.option("GPUs a worker; fractions share one")] = None
     cpus_per_trial: Annotated[float | None, cli.option("CPUs a worker")] = None
     workers_per_trial: Annotated[int, cli.option("Train workers a trial")] = 1
-    min_workers: Annotated[int | None, cli.option("with how few a trial goes on when machines are lost; all")] = None
+    min_workers: Annotated[int | None, cli.option("fewest when machines are lost; all")] = None
     folds: Annotated[int | None, cli.option("K: each trial trains K models, out-of-fold; 0 without it")] = None
     ask: Annotated[str | None, cli.option("A,B: findings to answer for by their text, without their labels")] = None
     finding_folds: Annotated[int | None, cli.option("K folds of seen findings that choose what is asked for; 3")] = None
@@ -59,10 +59,10 @@ class SweepRequest(Config):
     labels: Annotated[str | None, cli.option("a table of labels by study")] = None
     labels_mode: Annotated[str, cli.option("replace or join")] = "replace"
     labels_blank: Annotated[str, cli.option("an empty label: zero or null")] = "zero"
-    max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD
+    max_bad: Annotated[float, cli.option("share of undecodable images allowed")] = MAX_BAD
     sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
-    checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
+    checksum: Annotated[bool, cli.option("compare images by their contents", "--checksum")] = False
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
     reports: Annotated[str | None, cli.option("the cohort's reports, for objectives that read: tree or table")] = None
     boxes: Annotated[str | None, cli.option("where findings are in images, for objective grounding: a file")] = None
@@ -71,14 +71,14 @@ class SweepRequest(Config):
     features_gb: Annotated[float | None, cli.option("frozen backbones' features on disk; a quarter of the free")] = None
     warm_from: Annotated[list[str] | None, cli.option("RUN: begin with the best settings of an earlier run")] = None
     objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map"
-    seed: Annotated[int, cli.option("seed of the search, the splits and the trials")] = 0
-    name: Annotated[str | None, cli.option("the run's name; task and time without it")] = None
+    seed: Annotated[int, cli.option("of search, splits and trials")] = 0
+    name: Annotated[str | None, cli.option("the run's name; else task and time")] = None
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE
-    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
-    resume: Annotated[bool, cli.option("continue the run --name, or the latest", "--resume")] = False
+    address: Annotated[str | None, cli.option("join a Ray cluster: auto")] = None
+    resume: Annotated[bool, cli.option("continue run --name, or the latest", "--resume")] = False
     retries: Annotated[int, cli.option("how often a trial that ended by a fault is begun anew")] = 2
     hung_after: Annotated[str, cli.option("end a trial that has done no batch for so long: 90s, 10m")] = "10m"
-    keep_checkpoints: Annotated[int | None, cli.option("of the N best trials only; of all without it")] = None
+    keep_checkpoints: Annotated[int | None, cli.option("of the N best trials only; else all")] = None
     search_db: Annotated[str | None, cli.option("the search's database by URL; SQLite in the run without it")] = None
     dry_run: Annotated[bool, cli.option("build all models without memory, plan, start nothing", "--dry-run")] = False
     smoke: Annotated[bool, cli.option("the space in small: tiny models, few images, minutes", "--smoke")] = False

@@ -61,6 +61,8 @@ def test_own_findings_answer_themselves_and_others_are_asked_of_members_that_rea
     assert lines[1].startswith("Not asked: T0001: head 'linear' knows its findings by their place, not by text")
     assert "Bulla: asked by text of 2 of 3 members" in lines[2]
     assert ask(made[2], FINDINGS, WEIGHTS, ("EDEMA", "Mass"), say=lines.append) is None
+    ask(made[2], FINDINGS, WEIGHTS, ("mass",), say=lines.append, track="scrubbed")  # of a run that asked for Mass
+    assert lines[-1] == "mass: the members were chosen to answer for Mass by text (track scrubbed), as they do here"
 
 
 def test_a_member_is_asked_by_the_descriptions_that_its_run_has_kept_and_by_the_users_before_those(made, tmp_path):
