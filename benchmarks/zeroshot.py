@@ -8,6 +8,7 @@ findings; `permuted`, a model asked for each finding with the prompt of another.
 
 Results are kept in build/zeroshot by arm and seed: a run that was cut goes on. `--minutes M` begins no trial that would
 end after M minutes, and prints what there is. Intervals are by subject, over the seeds that both arms have.
+A trial of 2,000 images and 3 + 3 epochs shows about 1,400 training images six times: 4 to 5 minutes at 40 images/s.
 """
 
 from __future__ import annotations
