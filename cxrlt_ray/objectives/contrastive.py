@@ -89,7 +89,7 @@ class Contrastive(Objective):
 
 @register_objective("clip")
 class Clip(Contrastive):
-    """Images against texts by InfoNCE. clip_width: of the space both are projected to; VISION_LANGUAGE.md: 512."""
+    """Images against texts by InfoNCE. clip_width: of the space both are projected to."""
 
     needs = Needs(labels=False, texts=True, whole=True)
     metric = OF_TEXTS
