@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 TEXT, WIDTH = "minilm", 384
+TOKENS = 128  # of a report; most are shorter
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
         own |= {"queries": str(random_texts(folder, seed))} if arm.random else {"text": TEXT, "prompts": arm.prompts}
     if arm.stage:
         first = {"objective": arm.stage, "head": "linear", "pool": "avg", "text": TEXT, "text_draw": "report"}
+        first |= {"max_tokens": TOKENS}
         reset = {"pool": "own", "text": None} if arm.random else {"pool": "own"}
         content["stages"] = [{"epochs": before, **first}, {"epochs": after, "fresh_head": True, **reset, **own}]
     else:
