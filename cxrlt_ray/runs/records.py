@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cxrlt_ray.data.asking import Asking
+from cxrlt_ray.data.asking import MINED, Asking
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.objectives.metric import VAL_MAP, Metric
@@ -301,6 +301,11 @@ class RunRecord(Record):
     def predicted(self) -> tuple[str, ...]:
         """The findings that trials predict: the task's, and the seen ones by which those are chosen."""
         return self.asking.predicted if self.asking else self.task.findings
+
+    @property
+    def choose_by(self) -> str:
+        """What chooses among trials that are asked for findings by text."""
+        return MINED if self.asking and self.asking.by_mined else "folds"
 
     @property
     def track(self) -> str | None:

@@ -27,6 +27,7 @@ _FIXED: dict[str, Any] = {
     "ask": lambda request: request.ask,
     "finding_folds": lambda request: request.finding_folds,
     "track": lambda request: request.track,
+    "choose_by": lambda request: request.choose_by,
     "descriptions": lambda request: provenance_of_descriptions(request.descriptions),
     "holdout": lambda request: request.holdout,
     "objectives": lambda request: request.objectives,
