@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_asked import ASKED, SEEN, write_cohort
+from test_zero_shot import ASKED, SEEN, write_cohort
 
 from cxrlt_ray import sweep
 from cxrlt_ray.errors import UsageError
