@@ -1,0 +1,64 @@
+"""Workers whose shares of a batch are cut into different numbers of pieces: 5 images are one piece of 4, 6 are two."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from cxrlt_ray.data.batching import pieces
+from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.training.step import Forward, backward
+from cxrlt_ray.training.workers import Worker
+
+IMAGES, PIECE, SECONDS = 11, 4, 120
+SHARES = (slice(0, 5), slice(5, 11))
+
+
+class Squares:
+    """The mean square of what the network gives: an objective as `backward` needs one."""
+
+    def loss(self, outputs, targets):
+        return outputs.square().mean()
+
+
+def gradient(rows, rank=0, world=1):
+    """Of a linear layer on some of the images, by `backward`, after what DDP does to it; and the loss."""
+    torch.manual_seed(1)
+    images, layer = torch.randn(IMAGES, 3), torch.nn.Linear(3, 2)
+    worker = Worker(rank, world, torch.device("cpu"))
+    config = TrialConfig(backbone="test_resnet", resolution=32, epochs=1)
+    forward = Forward(DDP(layer) if world > 1 else layer, "off", worker.device, PIECE, 1)
+    inputs, targets = (images[rows],), [(1.0, torch.zeros(len(images[rows]), 0))]
+    loss = backward(forward, inputs, targets, Squares(), config, PIECE, contextlib.nullcontext, worker)
+    return loss, layer.weight.grad.clone()
+
+
+def work(rank, meeting, file):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.save(gradient(SHARES[rank], rank, 2), f"{file}{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_they_take_as_many_passes_as_each_other_and_come_to_the_mean_of_their_gradients(tmp_path):
+    assert [len(pieces(rows.stop - rows.start, PIECE)) for rows in SHARES] == [1, 2]
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(tmp_path / "meeting"), str(tmp_path / "rank"))
+    processes = [context.Process(target=work, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("the workers wait for each other")
+    alone = [gradient(rows) for rows in SHARES]
+    expected = (alone[0][1] + alone[1][1]) / 2
+    for rank in range(2):
+        loss, own = torch.load(f"{tmp_path}/rank{rank}")
+        assert loss == pytest.approx(alone[rank][0])
+        assert torch.allclose(own, expected, atol=1e-6)
