@@ -60,7 +60,7 @@ class ObjectiveSpec:
     text_pooling: str = "auto"
     text_tuning: str = "frozen"
     lora_rank: int = 8
-    lora_alpha: int = 32
+    lora_alpha: float = 32.0
     lora_targets: str | None = None
     max_tokens: int = 256
     crop: float = 1.0

@@ -63,7 +63,7 @@ class TrialConfig(Config):
     text_pooling: Literal["auto", "cls", "mean", "last", "projected"] = "auto"
     text_tuning: Literal["frozen", "tuned", "lora"] = "frozen"
     lora_rank: Annotated[int, Field(ge=1)] = 8
-    lora_alpha: Annotated[int, Field(ge=1)] = 32
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     lora_targets: str | None = None  # names of layers, joined by +; those usual for the architecture without
     max_tokens: Annotated[int, Field(ge=3)] = 256  # after which a text is cut
     # the loss
@@ -198,9 +198,24 @@ class TrialConfig(Config):
         from cxrlt_ray.models.heads import HEADS
 
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelSpec)}
-        if registry.find_objective(self.objective).needs.texts and not HEADS[self.head].needs_embeddings:
-            values |= {"text": None, "prompts": ModelSpec.prompts}  # the objective reads texts, the head none
+        if (head := HEADS.get(self.head)) and not head.needs_embeddings:
+            values |= {"text": None, "prompts": ModelSpec.prompts}  # an objective reads texts, of this stage or another
         return ModelSpec(**values)
+
+    def text_fault(self) -> str:
+        """What is wrong with a text encoder that no stage reads, or nothing."""
+        from cxrlt_ray.models.heads import HEADS
+
+        stages = self.staged()
+        reads = any(
+            HEADS[stage.head].needs_embeddings or registry.find_objective(stage.objective).needs.texts
+            for stage in stages
+            if stage.head in HEADS
+        )
+        if reads or all(stage.text is None for stage in stages):
+            return ""
+        heads = ", ".join(name for name, head in HEADS.items() if head.needs_embeddings)
+        return f"text: {self.text}, which neither head {self.head} nor an objective reads: take one of {heads}"
 
     def objective_spec(self) -> ObjectiveSpec:
         """What the objective of this stage reads of the configuration."""

@@ -198,7 +198,7 @@ class Space:
             configs = [self.to_config(point) for point in self._corners()]
         except ValidationError as error:
             raise UsageError(f"search space {self.name}: {message(error)}.") from None
-        if fault := next(filter(None, (config.beginning_fault() for config in configs)), ""):
+        if fault := next(filter(None, (config.beginning_fault() or config.text_fault() for config in configs)), ""):
             raise UsageError(f"search space {self.name}: {fault}.")
         return configs
 

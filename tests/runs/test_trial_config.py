@@ -80,3 +80,13 @@ def test_a_fusion_on_a_frozen_backbone_wants_one_that_something_has_trained():
     assert not trained.beginning_fault()
     assert not config(**{**frozen, "checkpoint": "w.safetensors"}).beginning_fault()
     assert not config(**{**frozen, "pretrained": True}).beginning_fault()
+
+
+def test_a_text_encoder_that_nothing_reads_is_a_fault_and_one_that_another_stage_reads_is_none():
+    assert "neither head linear nor an objective reads" in config(text="minilm").text_fault()
+    assert not config(text="minilm", head="pair").text_fault()
+    stages = ({"objective": "clip", "epochs": 1}, {"objective": "multilabel", "epochs": 1})
+    staged = config(text="minilm", flip=0.0, stages=stages)
+    assert not staged.text_fault()
+    assert [stage.spec().text for stage in staged.staged()] == [None, None]
+    assert config(text="minilm", head="pair").spec().text == "minilm"
