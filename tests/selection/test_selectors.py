@@ -322,6 +322,7 @@ OTHER = {
     ("simplex", "temperature"): (1.0, SMOOTH),
     ("simplex", "positives"): (5, SMOOTH),
     ("simplex", "negatives"): (5, SMOOTH),
+    ("greedy_lift", "rounds"): (1, {}),
     ("frontier", "budget"): (1, {}),
     ("frontier", "rounds"): (1, {}),
     ("frontier", "most"): (1, {"budget": 3}),

@@ -79,7 +79,7 @@ def streams_of(job, trial, rank=0, world=1):
     objective = find_objective(trial.objective)(trial.objective_spec(), np.empty((0, 2)))
     training = with_reports(training_images(manifest_of(job.run), job, 0), objective.needs, trial.objective)
     objective.network(models.build(trial.spec(), job.trained))
-    texts = text_draws(job, trial, objective, trial.seed)
+    texts = text_draws(job, trial, objective, 0, trial.seed)
     table = np.empty((len(training), 0), np.float32)
     worker = Worker(rank, world, torch.device("cpu"))
     return Streams(job, trial, training, table, 0, worker, objective.needs, texts), training
