@@ -108,7 +108,7 @@ def test_a_batch_holds_another_image_of_each_study_and_its_text(cohort, tmp_path
     assert 0 < len(training) < len(training_images(manifest_of(job.run), job, 0))  # those without report do not come
     assert (training.report >= 0).all()
     shown = drawn(trial, training, 0, 0)
-    corpus, seen = corpus_of(job.run), 0
+    corpus, seen = corpus_of(job, 0), 0
     for inputs, targets in streams.epoch(shown, 0):
         first, second, study, _, mask, number = inputs
         assert first.shape == second.shape
