@@ -87,15 +87,10 @@ def log_lift(
     targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarray, rounds: int = ROUNDS, seed: int = 0
 ) -> LogLift:
     """The mean log lift of `systems`, scores [N, C] each; the draws are the same for the same targets and groups."""
-    from cxrlt_ray.evaluation import metrics
     from cxrlt_ray.evaluation.estimate import Sample
-    from cxrlt_ray.evaluation.lift import lifts, prevalences
+    from cxrlt_ray.evaluation.lift import lifts, log_lift_draws, prevalences
 
-    constant = np.zeros(targets.shape)  # whose AP is the prevalence, in every draw
-    *of_systems, chance = metrics.bootstrap_ap(targets, [*systems, constant], groups, rounds, seed)
-    with np.errstate(divide="ignore"):
-        draws = np.mean([np.log(ap) - np.log(chance) for ap in of_systems], axis=0)
-    draws[~np.isfinite(draws)] = np.nan
+    draws = log_lift_draws(targets, systems, groups, rounds, seed).mean(axis=0)
     values = np.mean([np.log(lifts(targets, scores)) for scores in systems], axis=0)
     return LogLift(values, draws, np.exp(values) * prevalences(targets), Sample.of(targets, groups))
 

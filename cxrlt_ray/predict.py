@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.asking import names_in, own_names
 from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.tasks import CHALLENGE
 from cxrlt_ray.ensembling.apply import Ensemble, filled
-from cxrlt_ray.ensembling.asked import Asked, answers, ask, names_in, own_names
+from cxrlt_ray.ensembling.asked import Asked, answers, ask
 from cxrlt_ray.ensembling.maps import attention_maps, mapping_member
 from cxrlt_ray.ensembling.request import PredictRequest
 from cxrlt_ray.ensembling.stored import load

@@ -7,11 +7,16 @@ as it will be for the asked ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cxrlt_ray.data.column_names import folded
+from cxrlt_ray.errors import UsageError
+
+CHOSEN_ON = ("train", "val")  # splits in which no label of an asked finding may be, but mined ones
+CORPUS = "corpus.parquet"  # the texts of a run
 ALWAYS = -1  # the fold of a seen finding whose labels every model is trained on
 SCRUBBED, REPORTS, MINED, OUTSIDE_LABELS = "scrubbed", "reports", "mined", "outside"
 TRACKS = {
@@ -51,7 +56,7 @@ class Asking:
     @property
     def predicted(self) -> tuple[str, ...]:
         """What a trial predicts: the seen findings that are in a fold, then the asked ones."""
-        return (*(name for name, fold in zip(self.seen, self.fold, strict=True) if fold != ALWAYS), *self.asked)
+        return (*(name for name, fold in self._seen() if fold != ALWAYS), *self.asked)
 
     @property
     def fold_of_predicted(self) -> np.ndarray:
@@ -65,14 +70,40 @@ class Asking:
     def _hidden(self, fold: int) -> Iterator[str]:
         if self.track not in LABELLED:
             yield from self.asked
-        yield from (name for name, own in zip(self.seen, self.fold, strict=True) if own == fold)
+        yield from self.of_fold(fold)
+
+    def of_fold(self, fold: int) -> tuple[str, ...]:
+        """The seen findings of a fold, or those that are in none: ALWAYS."""
+        return tuple(name for name, own in self._seen() if own == fold)
+
+    def _seen(self) -> Iterator[tuple[str, int]]:
+        yield from zip(self.seen, self.fold, strict=True)
 
     def judged(self, fold: int) -> frozenset[str]:
         """The findings by which the model of `fold` is judged: its own seen ones."""
-        if self.by_mined:
-            return frozenset(self.asked)
-        return frozenset(name for name, own in zip(self.seen, self.fold, strict=True) if own == fold)
+        return frozenset(self.asked if self.by_mined else self.of_fold(fold))
 
     def corpus_of(self, fold: int) -> str:
         """The file with the texts that the model of `fold` reads: on track scrubbed without what is hidden from it."""
-        return f"corpus-{fold}.parquet" if self.track == SCRUBBED and fold < self.folds else "corpus.parquet"
+        return f"corpus-{fold}.parquet" if self.track == SCRUBBED and fold < self.folds else CORPUS
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The findings in the text of `--ask`, separated by commas. Raises UsageError for none, and for one named twice.
+
+    >>> names_in("Bulla, Pleural Mass")
+    ('Bulla', 'Pleural Mass')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError("--ask takes names of findings, separated by commas: it was given none.")
+    forms = [folded(name) for name in names]
+    if twice := [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]:
+        raise UsageError(f"--ask names {' and '.join(twice)}, which is one finding: findings are named each once.")
+    return names
+
+
+def own_names(findings: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Those of `names` that are among `findings` -> these findings, compared without case and signs."""
+    known = {folded(finding): finding for finding in findings}
+    return {name: known[folded(name)] for name in names if folded(name) in known}

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,19 @@ class Boxes:
     file: str
     sizes: Sizes
     notes: tuple[str, ...] = ()
+
+    def within(self, sizes: Sizes) -> Boxes:
+        """The same of images of these sizes; those that the file tells stand.
+
+        Raises UsageError for boxes outside of their image; of an image of unknown size, left of it or above it.
+        """
+        boxes, far = replace(self, sizes={**sizes, **self.sizes}), (np.inf, np.inf)
+        size = np.array([boxes.sizes.get(name, far) for name in boxes.table["image_id"]], float).reshape(-1, 2)
+        low = boxes.table[["x", "y"]].to_numpy()
+        high = low + boxes.table[["width", "height"]].to_numpy()
+        outside = (low < -SLACK).any(axis=1) | (high > size + SLACK).any(axis=1)
+        _refuse(outside, boxes.file, "lie outside of their image", "are they in pixels of the original image?")
+        return boxes
 
     def shares(self) -> pd.DataFrame:
         """image_id, finding, left, top, right, bottom: shares of the image's edges in [0, 1].
@@ -96,9 +109,7 @@ def read_boxes(path: str, sizes: Sizes | None = None, mapping: str | None = None
         mapping = mapping or ("vindr" if "class_name" in table else None)
         table = _corners_as_places(table) if "class_name" in table else table[list(OWN)]
     table, notes = _in_cxr_lt(_checked(table, path), mapping, path)
-    boxes = Boxes(table.reset_index(drop=True), path, {**(sizes or {}), **known}, notes)
-    _check_inside(boxes)
-    return boxes
+    return Boxes(table.reset_index(drop=True), path, known, notes).within(sizes or {})
 
 
 def _table(content: bytes, path: str) -> pd.DataFrame:
@@ -133,16 +144,6 @@ def _checked(table: pd.DataFrame, path: str) -> pd.DataFrame:
 def _refuse(wrong: np.ndarray, path: str, what: str, remedy: str) -> None:
     if wrong.any():
         raise UsageError(f"{path}: {int(wrong.sum()):,} of {len(wrong):,} boxes {what}: {remedy}.")
-
-
-def _check_inside(boxes: Boxes) -> None:
-    """Raise UsageError for boxes outside of their image; of an image of unknown size, left of it or above it."""
-    far = (np.inf, np.inf)
-    size = np.array([boxes.sizes.get(name, far) for name in boxes.table["image_id"]], float).reshape(-1, 2)
-    low = boxes.table[["x", "y"]].to_numpy()
-    high = low + boxes.table[["width", "height"]].to_numpy()
-    outside = (low < -SLACK).any(axis=1) | (high > size + SLACK).any(axis=1)
-    _refuse(outside, boxes.file, "lie outside of their image", "are they in pixels of the original image?")
 
 
 def _in_cxr_lt(table: pd.DataFrame, mapping: str | None, path: str) -> tuple[pd.DataFrame, tuple[str, ...]]:

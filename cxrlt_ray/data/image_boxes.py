@@ -6,7 +6,6 @@ hold at any size, since images are resized to squares without a margin.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from cxrlt_ray.data.image_sizes import original_sizes
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.provenance import provenance_of
 
 FILE = "boxes.parquet"  # in a run
 KEY = b"cxrlt_ray"  # of the metadata
@@ -85,8 +85,8 @@ def boxes_for(uri: str, manifest: Manifest, findings: Sequence[str]) -> ImageBox
 
     Raises UsageError as `read_boxes` does (boxes outside of their image among it), and where no such image has one.
     """
-    ids = set(read_boxes(uri).table["image_id"])
-    boxes = read_boxes(uri, original_sizes(manifest, ids))
+    boxes = read_boxes(uri)
+    boxes = boxes.within(original_sizes(manifest, boxes.table["image_id"]))
     training = manifest.of_split("train").table["image_id"]
     rows = boxes.table["image_id"].isin(training) & boxes.table["finding"].isin(findings)
     if not rows.any():
@@ -98,14 +98,4 @@ def boxes_for(uri: str, manifest: Manifest, findings: Sequence[str]) -> ImageBox
     images = kept.table["image_id"].nunique()
     count = f"{len(kept.table):,} of {len(boxes.table):,} boxes, in {images:,} training images"
     shown = "which are shown without flip, random crop and augmentation, as boxes would not follow"
-    return ImageBoxes(kept.shares(), provenance_of_boxes(uri), (*boxes.notes, f"Boxes: {count}, {shown}"))
-
-
-def provenance_of_boxes(uri: str) -> str:
-    """The file and its digest, as a run records it. Raises UsageError where it cannot be read."""
-    store, name = Store.holding(uri)
-    try:
-        content = store.read(name)
-    except CxrltError as error:
-        raise UsageError(f"--boxes {uri} cannot be read: {error}") from None
-    return f"{uri} (sha256 {hashlib.sha256(content).hexdigest()[:12]})"
+    return ImageBoxes(kept.shares(), provenance_of(uri, "--boxes"), (*boxes.notes, f"Boxes: {count}, {shown}"))

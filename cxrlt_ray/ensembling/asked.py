@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.column_names import folded
+from cxrlt_ray.data.asking import own_names
 from cxrlt_ray.ensembling.pool import Say
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import Trial
@@ -40,27 +40,6 @@ class Asked:
 
     def __repr__(self) -> str:  # names the stored scores of a killed run
         return f"Asked({self.findings}, {[None if e is None else e.tobytes().hex() for e in self.embeddings]})"
-
-
-def names_in(text: str) -> tuple[str, ...]:
-    """The findings in the text of `--ask`, separated by commas. Raises UsageError for none, and for one named twice.
-
-    >>> names_in("Bulla, Pleural Mass")
-    ('Bulla', 'Pleural Mass')
-    """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise UsageError("--ask takes names of findings, separated by commas: it was given none.")
-    forms = [folded(name) for name in names]
-    if twice := [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]:
-        raise UsageError(f"--ask names {' and '.join(twice)}, which is one finding: name it once.")
-    return names
-
-
-def own_names(findings: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Those of `names` that are among an ensemble's `findings` -> the findings, compared without case and signs."""
-    known = {folded(finding): finding for finding in findings}
-    return {name: known[folded(name)] for name in names if folded(name) in known}
 
 
 def ask(

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.asking import own_names
 from cxrlt_ray.data.manifest import codes
 from cxrlt_ray.data.shards import Shards, nearest
-from cxrlt_ray.ensembling.asked import own_names, spec_of
+from cxrlt_ray.ensembling.asked import spec_of
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.training.inference import augmented_views, plain_batches

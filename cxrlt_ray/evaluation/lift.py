@@ -6,6 +6,7 @@ The mean logarithm of lift gives each finding the same say, and halving one is m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,32 +47,39 @@ class LiftEstimates:
     mean: Estimate
 
 
+def log_lift_draws(
+    targets: np.ndarray, systems: Sequence[np.ndarray], groups: np.ndarray, rounds: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """The logarithm of lift float64 [S, C, rounds] of systems' scores [N, C] in draws of subjects `groups` [N].
+
+    AP and prevalence vary together; nan in a draw without positives.
+    """
+    constant = np.zeros(targets.shape)  # whose AP is the prevalence, in every draw
+    *of_systems, chance = metrics.bootstrap_ap(targets, [*systems, constant], groups, rounds, seed)
+    with np.errstate(divide="ignore"):
+        draws = np.log(of_systems) - np.log(chance)
+    draws[~np.isfinite(draws)] = np.nan
+    return draws
+
+
 def lift_estimates(
-    targets: np.ndarray, scores: np.ndarray, groups: np.ndarray, rounds: int = 1000, seed: int = 0
+    targets: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    rounds: int = 1000,
+    seed: int = 0,
+    among: np.ndarray | None = None,
 ) -> LiftEstimates:
-    """Lift as `lifts`; AP and prevalence vary together in the `rounds` of bootstrap over subjects `groups` [N].
+    """Lift as `lifts`, with its intervals. among: bool [C], the findings that the geometric mean is of; None: all.
 
     Intervals are value ± t standard errors on the logarithmic scale, where 0 is chance (Estimate.of_difference).
     """
     logs, sample = np.log(lifts(targets, scores)), Sample.of(targets, groups)
-    ap = metrics.bootstrap_ap(targets, [scores], groups, rounds, seed)[0]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws = np.log(ap / _prevalence_draws(targets, groups, rounds, seed))
-    draws[~np.isfinite(draws)] = np.nan
+    draws = log_lift_draws(targets, [scores], groups, rounds, seed)[0]
     by_finding = (_exp(Estimate.of_difference(logs[c], draws[c], sample.part([c]))) for c in range(len(logs)))
-    known = ~np.isnan(logs)
-    mean = Estimate.of_difference(metrics.macro(logs), metrics.means(draws[known]), sample.part(known))
+    meant = ~np.isnan(logs) if among is None else ~np.isnan(logs) & among
+    mean = Estimate.of_difference(metrics.macro(logs[meant]), metrics.means(draws[meant]), sample.part(meant))
     return LiftEstimates(tuple(by_finding), _exp(mean))
-
-
-def _prevalence_draws(targets: np.ndarray, groups: np.ndarray, rounds: int, seed: int) -> np.ndarray:
-    """The share of positives [C, rounds] in the draws of metrics.bootstrap_ap."""
-    subject = metrics.numbered(groups)
-    counts = np.concatenate(metrics.draws(subject.max() + 1, rounds, seed), axis=1)[:, :rounds].astype(float)
-    sums = np.zeros((2, counts.shape[0], targets.shape[1]))
-    np.add.at(sums[0], subject, targets == 1)
-    np.add.at(sums[1], subject, targets >= 0)
-    return (sums[0].T @ counts) / (sums[1].T @ counts)
 
 
 def _exp(estimate: Estimate) -> Estimate:

@@ -112,10 +112,10 @@ def evaluate(
     many = metrics.population_map(targets, probabilities, groups)
     lift = None
     if UNSEEN in rarity:
-        estimates = lift_estimates(targets, probabilities, groups, rounds, seed)
-        values |= {"lift" + end: np.array([getattr(e, key) for e in estimates.findings]) for end, key in ENDS.items()}
         unseen = np.array(rarity) == UNSEEN
-        lift = lift_estimates(targets[:, unseen], probabilities[:, unseen], groups, rounds, seed).mean
+        estimates = lift_estimates(targets, probabilities, groups, rounds, seed, among=unseen)
+        values |= {"lift" + end: np.array([getattr(e, key) for e in estimates.findings]) for end, key in ENDS.items()}
+        lift = estimates.mean
     return Scores(tuple(findings), tuple(rarity), len(targets), sample.subjects, summary, intervals, values, many, lift)
 
 

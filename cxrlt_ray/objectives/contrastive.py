@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from cxrlt_ray.objectives.metric import Metric
-from cxrlt_ray.objectives.registry import Needs, Objective, Setting, register_objective
+from cxrlt_ray.objectives.registry import ABOVE_ZERO, NOT_NEGATIVE, Needs, Objective, Setting, register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 OF_TEXTS = Metric("val_mrr", "max", "val MRR of texts")
 OF_VIEWS = Metric("val_view_mrr", "max", "val MRR of views")
-ABOVE_ZERO = ("above 0", lambda value: value > 0)
-WEIGHT = ("0 or more", lambda value: value >= 0)
 COUNT = ("a whole number from 1", lambda value: value >= 1 and value == int(value))
 STEP = ("a whole number from 0", lambda value: value >= 0 and value == int(value))
 MOMENTUM = ("0 or more and below 1", lambda value: 0 <= value < 1)
@@ -176,9 +174,9 @@ class Mama(Contrastive):
         "mama_width": Setting(512, *COUNT),
         "mama_temperature": Setting(0.5, *ABOVE_ZERO),
         "mama_start": Setting(8000, *STEP),
-        "mama_second": Setting(1.0, *WEIGHT),
-        "mama_views": Setting(1.0, *WEIGHT),
-        "mama_local": Setting(1.0, *WEIGHT),
+        "mama_second": Setting(1.0, *NOT_NEGATIVE),
+        "mama_views": Setting(1.0, *NOT_NEGATIVE),
+        "mama_local": Setting(1.0, *NOT_NEGATIVE),
         "mama_slides": Setting(0, *FLAG),
     }
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.objectives.multilabel import MultiLabel
-from cxrlt_ray.objectives.registry import Needs, Setting, register_objective
+from cxrlt_ray.objectives.registry import ABOVE_ZERO, Needs, Setting, register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class Distill(MultiLabel):
 
     needs = Needs(labels=True, soft_targets=True)
     settings = {  # noqa: RUF012  a class variable of the base class
-        "distill_temperature": Setting(2.0, "above 0", lambda value: value > 0),
+        "distill_temperature": Setting(2.0, *ABOVE_ZERO),
         "distill_share": Setting(0.5, "from 0 to 1", lambda value: 0 <= value <= 1),
     }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from cxrlt_ray.objectives.multilabel import MultiLabel
-from cxrlt_ray.objectives.registry import Needs, Setting, register_objective
+from cxrlt_ray.objectives.registry import NOT_NEGATIVE, Needs, Setting, register_objective
 from cxrlt_ray.objectives.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cxrlt_ray.models import Classifier
     from cxrlt_ray.objectives.registry import Targets
     from cxrlt_ray.objectives.text_networks import Grounded
-
-WEIGHT = ("0 or more", lambda value: value >= 0)
 
 
 @register_objective("grounding")
@@ -31,7 +29,7 @@ class Grounding(MultiLabel):
     """
 
     needs = Needs(heads=("film",), own_loss=True, boxes=True, single=True, whole=True)
-    settings: ClassVar = {"grounding_area": Setting(1.0, *WEIGHT), "grounding_boxes": Setting(1.0, *WEIGHT)}
+    settings: ClassVar = {"grounding_area": Setting(1.0, *NOT_NEGATIVE), "grounding_boxes": Setting(1.0, *NOT_NEGATIVE)}
 
     def table(self) -> np.ndarray:
         """float32 [N, C + 1]: labels, then the image's row."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from cxrlt_ray.objectives.multilabel import MultiLabel
-from cxrlt_ray.objectives.registry import Needs, Setting, register_objective
+from cxrlt_ray.objectives.registry import NOT_NEGATIVE, Needs, Setting, register_objective
 from cxrlt_ray.objectives.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Location(MultiLabel):
     """
 
     needs = Needs(heads=("query_decoder",), places=True, statements=True, single=True, whole=True)
-    settings: ClassVar = {"location_weight": Setting(1.0, "0 or more", lambda value: value >= 0)}
+    settings: ClassVar = {"location_weight": Setting(1.0, *NOT_NEGATIVE)}
 
     @cached_property
     def _places(self) -> Places:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.priors import log_odds
+from cxrlt_ray.objectives.registry import ABOVE_ZERO, NOT_NEGATIVE
 
 Loss = Callable[..., torch.Tensor]
 Scope = Literal["entry", "image", "batch"]
@@ -31,25 +32,23 @@ SCOPES: dict[str, Scope] = {}  # what an entry's term depends on: itself, its im
 COUNTS = ("positives", "labelled")
 NEVER = -1e30  # a logit that no sum of exponentials notices, and that has a gradient (of 0)
 
-_NOT_NEGATIVE: tuple[str, Callable[[float], bool]] = ("0 or more", lambda value: value >= 0)
-_ABOVE_ZERO: tuple[str, Callable[[float], bool]] = ("above 0", lambda value: value > 0)
 _ANY: tuple[str, Callable[[float], bool]] = ("a number", lambda value: True)
 _BELOW_ONE: tuple[str, Callable[[float], bool]] = ("0 or more and below 1", lambda value: 0 <= value < 1)
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "focal_gamma": _NOT_NEGATIVE,
-    "gamma_neg": _NOT_NEGATIVE,
-    "gamma_pos": _NOT_NEGATIVE,
+    "focal_gamma": NOT_NEGATIVE,
+    "gamma_neg": NOT_NEGATIVE,
+    "gamma_pos": NOT_NEGATIVE,
     "clip": _BELOW_ONE,
     "cb_beta": _BELOW_ONE,
-    "db_alpha": _NOT_NEGATIVE,
-    "db_beta": _NOT_NEGATIVE,
-    "db_mu": _NOT_NEGATIVE,
-    "db_lambda": _ABOVE_ZERO,
-    "db_kappa": _NOT_NEGATIVE,
-    "la_tau": _NOT_NEGATIVE,
-    "ldam_margin": _NOT_NEGATIVE,
-    "ldam_scale": _ABOVE_ZERO,
-    "two_way_temperature": _ABOVE_ZERO,
+    "db_alpha": NOT_NEGATIVE,
+    "db_beta": NOT_NEGATIVE,
+    "db_mu": NOT_NEGATIVE,
+    "db_lambda": ABOVE_ZERO,
+    "db_kappa": NOT_NEGATIVE,
+    "la_tau": NOT_NEGATIVE,
+    "ldam_margin": NOT_NEGATIVE,
+    "ldam_scale": ABOVE_ZERO,
+    "two_way_temperature": ABOVE_ZERO,
     "q": ("above 0 and at most 1", lambda value: 0 < value <= 1),
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cxrlt_ray.evaluation import metrics
-from cxrlt_ray.objectives.registry import Evidence, Needs, Objective, ObjectiveSpec, register_objective
+from cxrlt_ray.objectives.registry import Needs, Objective, register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +23,10 @@ class MultiLabel(Objective):
 
     needs = Needs(labels=True)
 
-    def __init__(
-        self,
-        spec: ObjectiveSpec,
-        targets: np.ndarray,
-        soft: np.ndarray | None = None,
-        evidence: Evidence | None = None,
-    ) -> None:
-        super().__init__(spec, targets, soft, evidence)
-        self._losses: dict[torch.device, object] = {}
+    @cached_property
+    def _losses(self) -> dict[torch.device, object]:
+        """The registered loss with its weights, by device."""
+        return {}
 
     @property
     def counts(self) -> tuple[np.ndarray, np.ndarray]:

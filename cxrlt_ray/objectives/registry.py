@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     Inputs = tuple[torch.Tensor, ...]
 
 
+# what settings of losses and objectives may be: in words, and as a test
+ABOVE_ZERO: tuple[str, Callable[[float], bool]] = ("above 0", lambda value: value > 0)
+NOT_NEGATIVE: tuple[str, Callable[[float], bool]] = ("0 or more", lambda value: value >= 0)
+
+
 @dataclass(frozen=True)
 class Setting:
     """A number that an objective takes from the search space: its default, and the values that are allowed."""

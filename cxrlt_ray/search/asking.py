@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.asking import ALWAYS, MINED, OUTSIDE_LABELS, SCRUBBED, Asking
+from cxrlt_ray.data.asking import (
+    ALWAYS,
+    CHOSEN_ON,
+    CORPUS,
+    MINED,
+    OUTSIDE_LABELS,
+    SCRUBBED,
+    TRACKS,
+    Asking,
+    own_names,
+)
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
@@ -24,42 +34,46 @@ if TYPE_CHECKING:
     from cxrlt_ray.text.corpus import Corpus
 
 FOLD_SIZE = 5  # findings of a fold, where there are enough: one head, two medium, two tail
-FILE = "corpus.parquet"
-CHOSEN_ON = ("train", "val")  # splits in which no label of an asked finding may be
 
 
 def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
     """The seen findings of the data and their folds. Raises UsageError where they are too few for the folds."""
     from cxrlt_ray.search.run_texts import own_descriptions
-    from cxrlt_ray.text.groups import finding_folds, parents
+    from cxrlt_ray.text.groups import families, finding_folds, parents
 
     targets = manifest.of_cohort(MAIN).of_split("train").targets(manifest.findings)
     labelled, positives = (targets >= 0).sum(axis=0), (targets == 1).sum(axis=0)
     known = (positives > 0) & (positives < labelled)
-    rows = [c for c, name in enumerate(manifest.findings) if known[c] and name not in request.asked]
+    own = own_names(manifest.findings, request.asked)  # a finding that the data labels is asked for by the data's name
+    asked = tuple(own.get(name, name) for name in request.asked)
+    rows = [c for c, name in enumerate(manifest.findings) if known[c] and name not in asked]
     seen = tuple(manifest.findings[c] for c in rows)
     if request.choose_by == MINED:
-        return Asking(request.asked, seen, (ALWAYS,) * len(seen), MINED, by_mined=True)
-    folds = request.models
-    if len(seen) <= folds:
+        return Asking(asked, seen, (ALWAYS,) * len(seen), MINED, by_mined=True)
+    folds, related = request.models, parents(own_descriptions(request))
+    groups = families(seen, related)
+    if groups < max(folds, 2):
         raise UsageError(
-            f"{', '.join(request.asked[:5])} are asked for by text, and {len(seen)} findings have labels to train on: "
-            f"{folds} folds of them, and one more, are needed. Give fewer --finding-folds, or data with more findings."
+            f"{', '.join(asked[:5])} are asked for by text, and {len(seen)} findings have labels to train on: {folds} "
+            f"folds of unrelated ones, and others to train on, are needed, and they are {groups} groups of relatives. "
+            "Give fewer --finding-folds, or data with more findings."
         )
-    prevalence = positives[rows] / labelled[rows]
-    count, related = max(folds, math.ceil(len(seen) / FOLD_SIZE)), parents(own_descriptions(request))
-    divided = finding_folds(seen, prevalence, count, request.seed, related)
+    count = min(max(folds, math.ceil(len(seen) / FOLD_SIZE), 2), groups)
+    divided = finding_folds(seen, positives[rows] / labelled[rows], count, request.seed, related)
     fold = tuple(int(k) if k < folds else ALWAYS for k in divided)
-    return Asking(request.asked, seen, fold, request.track or SCRUBBED)
+    return Asking(asked, seen, fold, request.track or SCRUBBED)
 
 
 def with_mined(manifest: Manifest, asking: Asking, reports: str, address: str | None) -> Manifest:
-    """The manifest with labels of the asked findings where models are trained and chosen, as reports say."""
+    """The manifest with labels of the asked findings where models are trained and chosen, as reports say.
+
+    Raises UsageError where no study that trains or validates has a report.
+    """
     from cxrlt_ray.labelling.reports import read_reports
-    from cxrlt_ray.text.mining import beside, mine
+    from cxrlt_ray.text.mining import beside, mine, of_splits
 
     mined = mine(read_reports(reports), asking.asked, address=address)
-    table = beside(manifest, mined)
+    table = beside(manifest, of_splits(mined, manifest))
     for finding in asking.asked:
         targets = table.of_split(*CHOSEN_ON).targets((finding,))
         print(f"  {finding}: {(targets == 1).sum():,} positive and {(targets == 0).sum():,} negative images mined")
@@ -71,7 +85,7 @@ def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> 
     from cxrlt_ray.text.naming import read_phrases
 
     if asking is None or asking.track != SCRUBBED:
-        return {FILE: corpus}
+        return {CORPUS: corpus}
     phrases = read_phrases(request.scrub) if request.scrub else None
     base = corpus.scrubbed(asking.asked, request.address, phrases)
     print(f"Scrubbed of {', '.join(asking.asked[:5])}: {base.about.removed:,} sentences left out of the reports")
@@ -79,7 +93,7 @@ def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> 
         asking.corpus_of(k): base.scrubbed(sorted(asking.judged(k)), request.address, phrases)
         for k in range(asking.folds)
     }
-    return {FILE: base, **folds}
+    return {CORPUS: base, **folds}
 
 
 def check_asking(space: Space, asks: bool) -> None:
@@ -105,9 +119,9 @@ def check_asking(space: Space, asks: bool) -> None:
             )
 
 
-def task_of(request: SweepRequest, task: Task) -> Task:
+def task_of(request: SweepRequest, task: Task, asking: Asking) -> Task:
     """The task of a sweep with --ask: the findings that are asked for, scored as the given task's are."""
-    return task if request.ask is None else dataclasses.replace(task, name="asked", findings=request.asked)
+    return task if request.ask is None else dataclasses.replace(task, name="asked", findings=asking.asked)
 
 
 def out_of_reach(manifest: Manifest, asking: Asking) -> Manifest:
@@ -131,8 +145,6 @@ def lines(asking: Asking, manifest: Manifest) -> list[str]:
 
     Raises UsageError on track `outside` where no other cohort labels an asked finding.
     """
-    from cxrlt_ray.data.asking import TRACKS
-
     main = manifest.of_cohort(MAIN)
     hidden = [name for name in asking.asked if name in manifest.findings and _labelled(main, name)]
     whose = "The main cohort's labels of them" if asking.track == OUTSIDE_LABELS else "Their labels"
@@ -169,13 +181,9 @@ def _outside_lines(asking: Asking, manifest: Manifest) -> list[str]:
 
 
 def _fold_lines(asking: Asking) -> list[str]:
-    by_fold = (
-        f"  fold {k}: {', '.join(name for name, own in zip(asking.seen, asking.fold, strict=True) if own == k)}"
-        for k in range(asking.folds)
-    )
     return [
         f"Chosen by {asking.folds} folds of seen findings, each hidden from one of a trial's {asking.folds} models:",
-        *by_fold,
+        *(f"  fold {k}: {', '.join(asking.of_fold(k))}" for k in range(asking.folds)),
     ]
 
 

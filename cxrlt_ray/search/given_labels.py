@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from cxrlt_ray.data.given_labels import GivenLabels
-from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.search.request import SweepRequest
-from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.provenance import provenance_of
 
 
 def labels_of(request: SweepRequest) -> GivenLabels | None:
@@ -16,21 +13,11 @@ def labels_of(request: SweepRequest) -> GivenLabels | None:
         return None
     from cxrlt_ray.labelling.matching import read_label_table
 
-    provenance = provenance_of_labels(request.labels)
+    provenance = provenance_of(request.labels, "--labels")
     read = read_label_table(request.labels)
     for note in read.notes:
         print(f"Labels: {request.labels}: {note}")
     return GivenLabels(read.table, provenance, request.labels_mode, request.labels_blank, request.uncertain)
-
-
-def provenance_of_labels(path: str) -> str:
-    """Where labels are from: the file and its digest."""
-    store, name = Store.holding(path)
-    try:
-        content = store.read(name)
-    except CxrltError as error:
-        raise UsageError(f"--labels {path} cannot be read: {error}") from None
-    return f"{path} (sha256 {hashlib.sha256(content).hexdigest()[:12]})"
 
 
 def record_of_labels(labels: GivenLabels | None) -> dict[str, str]:

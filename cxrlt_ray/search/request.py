@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
-from cxrlt_ray.data.asking import MINED, SCRUBBED, TRACKS
+from cxrlt_ray.data.asking import MINED, SCRUBBED, TRACKS, names_in
 from cxrlt_ray.data.given_labels import BLANK, MODES
 from cxrlt_ray.data.shards import MAX_BAD, QUALITY, parse_quality, parse_sizes
 from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT, load_task
@@ -119,8 +119,6 @@ class SweepRequest(Config):
         problems = []
         if self.ask is not None and self.task in ZERO_SHOT:
             problems.append(f"{self.task} asks for its own findings: give --ask with the task whose labels train.")
-        if self.ask is not None and len(set(self.asked)) < len(self.ask.split(",")):
-            problems.append(f"--ask names findings, each once, joined by commas; not '{self.ask}'.")
         if not self.asked and self.finding_folds is not None and not self.resume:
             problems.append("--finding-folds is for task3, 2026-task2 and --ask, which ask for findings by text.")
         if self.finding_folds is not None and self.finding_folds < 1:
@@ -180,10 +178,10 @@ class SweepRequest(Config):
 
     @cached_property
     def asked(self) -> tuple[str, ...]:
-        """The findings that are asked for by text, without labels in training; () for none."""
+        """The findings that are asked for by text, as they are typed; () for none."""
         if self.task in ZERO_SHOT:
             return load_task(self.task).findings
-        return tuple(name for part in (self.ask or "").split(",") if (name := part.strip()))
+        return () if self.ask is None else names_in(self.ask)
 
     @property
     def models(self) -> int:

@@ -8,15 +8,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cxrlt_ray import config
-from cxrlt_ray.data.image_boxes import provenance_of_boxes
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run, load_run
-from cxrlt_ray.search.given_labels import provenance_of_labels
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.run_texts import provenance_of_descriptions
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
+from cxrlt_ray.storage.provenance import provenance_of
 
 # what a run is made with, that --resume cannot change: the option, and its value as RunRecord has it
 _FIXED: dict[str, Any] = {
@@ -43,9 +42,9 @@ _FIXED: dict[str, Any] = {
     "warm_from": lambda request: tuple(request.warm_from or ()),
     "soft_targets": lambda request: _provenance(request.soft_targets),
     "reports": lambda request: None if request.reports is None else Store(request.reports).absolute().uri,
-    "boxes": lambda request: None if request.boxes is None else provenance_of_boxes(request.boxes),
+    "boxes": lambda request: None if request.boxes is None else provenance_of(request.boxes, "--boxes"),
     "scrub": lambda request: None if request.scrub is None else Store(request.scrub).absolute().uri,
-    "labels": lambda request: None if request.labels is None else provenance_of_labels(request.labels),
+    "labels": lambda request: None if request.labels is None else provenance_of(request.labels, "--labels"),
     "labels_mode": lambda request: request.labels_mode,
     "labels_blank": lambda request: request.labels_blank,
 }

@@ -35,7 +35,8 @@ class RunData:
     """What a run trains on.
 
     cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any.
-    corpus: the texts of its studies, read from `reports`, if the space reads any. boxes: of its training images.
+    corpora: the texts of its studies by file name, read from `reports`, if the space reads any. boxes: of its training
+    images.
     """
 
     manifest: Manifest
@@ -67,6 +68,7 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
     for stage in reading:
         check(stage.objective_spec().text_spec())
     able = bool(reading) or heeding
+    lacking = request.reports is None and request.data is not None and not request.resume
     if request.reports is not None and not able and request.track != MINED:
         raise UsageError(
             f"--reports: search space {space.name} has no objective that reads texts (clip and location do)."
@@ -81,15 +83,15 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
             f"--track {OUTSIDE_LABELS}: search space {space.name} trains on the main cohort only (team_b_task3 also on "
             "padchest)."
         )
-    if request.track == REPORTS and not reading and request.reports is None and request.data and not request.resume:
+    if request.track == REPORTS and not reading and lacking:
         raise UsageError(f"--track {REPORTS} learns from reports: give `--reports PATH`.")
     if request.scrub is not None and not reading:
         raise UsageError(
             f"--scrub: search space {space.name} reads no reports, so that nothing is scrubbed: leave it out."
         )
-    if request.track == MINED and request.reports is None and request.data and not request.resume:
+    if request.track == MINED and lacking:
         raise UsageError(f"--track {MINED} mines labels from reports: give `--reports PATH`.")
-    if reading and request.reports is None and request.data and not request.starts_nothing and not request.resume:
+    if reading and lacking and not request.starts_nothing:
         raise UsageError(
             f"search space {space.name} has objective {reading[0].objective}, which needs reports: give `--reports "
             "PATH`."
@@ -190,7 +192,7 @@ def _read(
         print(*lines(asking, manifest), sep="\n")
         if asking.track == MINED:
             manifest = with_mined(manifest, asking, request.reports or data, request.address)
-        task, manifest = task_of(request, task), out_of_reach(manifest, asking)
+        task, manifest = task_of(request, task, asking), out_of_reach(manifest, asking)
         learnt = dataclasses.replace(task, findings=asking.seen)
     if request.likeness:
         if folds:

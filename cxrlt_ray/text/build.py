@@ -14,7 +14,7 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.labelled import RuleSet, over_pieces
 from cxrlt_ray.labelling.reports import Piece, Reports, read_reports
 from cxrlt_ray.storage import Store
-from cxrlt_ray.text.corpus import DEFAULT_RULES, FILE, KEY, MOST_WITHOUT, About, Corpus, check_coverage, plain_ids
+from cxrlt_ray.text.corpus import CORPUS, DEFAULT_RULES, KEY, MOST_WITHOUT, About, Corpus, check_coverage, plain_ids
 from cxrlt_ray.text.corpus_table import FIRST, SECOND, corpus_schema, piece_table
 from cxrlt_ray.text.meta_fields import MetaField, load_meta_fields
 
@@ -52,7 +52,7 @@ def build_corpus(
 def write_corpus(
     reports: Reports, store: Store, manifest: Manifest | None = None, rule_set: RuleSet = DEFAULT_RULES,
     fields: Sequence[MetaField] | None = None, second: Reports | None = None, address: str | None = None,
-    name: str = FILE,
+    name: str = CORPUS,
 ) -> None:  # fmt: skip
     """Write the corpus of reports, piece by piece; with a manifest, that of its studies."""
     import pyarrow.parquet as pq

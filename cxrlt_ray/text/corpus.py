@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.asking import CORPUS
 from cxrlt_ray.data.given_labels import rows_of_studies
 from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.errors import CxrltError, UsageError
@@ -28,7 +29,6 @@ from cxrlt_ray.text.naming import own_phrases
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FILE = "corpus.parquet"  # in a run
 VERSION = 2
 KEY = b"cxrlt_ray"  # of the metadata
 MOST_WITHOUT = 0.5  # share of training studies without report
@@ -163,7 +163,7 @@ class Corpus:
             removed += count["removed"][0].as_py()
         return Corpus(_whole(pa.concat_tables(tables)), replace(about, hidden=hidden, removed=removed, phrases=own))
 
-    def write(self, store: Store, name: str = FILE) -> None:
+    def write(self, store: Store, name: str = CORPUS) -> None:
         """Write it as a Parquet file, whole or not at all."""
         import pyarrow.parquet as pq
 
@@ -172,7 +172,7 @@ class Corpus:
             pq.write_table(table, path, row_group_size=10 * ROWS, compression="zstd", write_page_checksum=True)
 
     @classmethod
-    def read(cls, store: Store, name: str = FILE, manifest: Manifest | None = None) -> Corpus:
+    def read(cls, store: Store, name: str = CORPUS, manifest: Manifest | None = None) -> Corpus:
         """What was written, in parts; with a manifest its studies alone are kept.
 
         Raises CxrltError for a file that is no corpus, or of another version.

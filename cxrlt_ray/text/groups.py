@@ -47,8 +47,7 @@ def finding_folds(
     """
     if len(findings) != len(prevalence):
         raise UsageError(f"{len(findings)} findings and {len(prevalence)} prevalences: give one a finding.")
-    members = [k for k, finding in enumerate(findings) if finding.lower() not in NO_FINDING]
-    groups = _relatives(members, findings, hierarchy)
+    groups = _relatives(_to_divide(findings), findings, hierarchy)
     if not 2 <= folds <= len(groups):
         raise UsageError(
             f"{folds} folds of findings: give 2 to {len(groups)}, which is how many groups of unrelated findings there "
@@ -63,6 +62,15 @@ def finding_folds(
         for group in fold:
             result[groups[group]] = number
     return result
+
+
+def families(findings: Sequence[str], hierarchy: Mapping[str, Sequence[str]] | None = None) -> int:
+    """How many groups of relatives `findings` are, Normal left out: so many folds there can be."""
+    return len(_relatives(_to_divide(findings), findings, hierarchy))
+
+
+def _to_divide(findings: Sequence[str]) -> list[int]:
+    return [k for k, finding in enumerate(findings) if finding.lower() not in NO_FINDING]
 
 
 def parents(descriptions: Sequence[Description] = ()) -> dict[str, tuple[str, ...]]:

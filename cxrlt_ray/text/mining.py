@@ -13,15 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.given_labels import JOIN, GivenLabels, rows_of_studies
+from cxrlt_ray.data.asking import CHOSEN_ON
+from cxrlt_ray.data.given_labels import rows_of_studies
 from cxrlt_ray.data.manifest import Manifest, studies
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.labelled import RuleSet, labelled
 from cxrlt_ray.labelling.labels import FOREIGN, NOTHING, SOURCE, STUDY, LabelTable
 from cxrlt_ray.labelling.reports import Reports
 from cxrlt_ray.labelling.rules import UNCERTAIN
-
-MINED_SPLITS = ("train", "val")
 
 
 def mine(reports: Reports, findings: Sequence[str], rules: str | None = None, address: str | None = None) -> LabelTable:
@@ -44,7 +43,7 @@ def mine(reports: Reports, findings: Sequence[str], rules: str | None = None, ad
     return LabelTable(mined.astype("Int8"), None, STUDY, (*reports.notes, *notes))
 
 
-def of_splits(mined: LabelTable, manifest: Manifest, splits: Sequence[str] = MINED_SPLITS) -> LabelTable:
+def of_splits(mined: LabelTable, manifest: Manifest, splits: Sequence[str] = CHOSEN_ON) -> LabelTable:
     """The mined labels of the studies of a manifest's splits, by the manifest's study ids.
 
     Raises UsageError where none of them has a report.
@@ -57,12 +56,7 @@ def of_splits(mined: LabelTable, manifest: Manifest, splits: Sequence[str] = MIN
     return replace(mined, table=mined.table.iloc[rows[rows >= 0]].set_index(ids[rows >= 0]))
 
 
-def given(mined: LabelTable, provenance: str) -> GivenLabels:
-    """Mined labels as `sweep --labels` takes them: beside the cohort's own, whose 0 and 1 prevail."""
-    return GivenLabels(mined.table, provenance, JOIN, blank="null", uncertain="null")
-
-
-def beside(manifest: Manifest, mined: LabelTable, splits: Sequence[str] = MINED_SPLITS) -> Manifest:
+def beside(manifest: Manifest, mined: LabelTable, splits: Sequence[str] = CHOSEN_ON) -> Manifest:
     """A manifest with the mined labels of `splits` in the place of its own of those findings; all else as it is.
 
     A study of `splits` that was not mined has no label of them. Findings that the manifest lacks are added at the end.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.asking import Asking
+from cxrlt_ray.data.asking import CORPUS, Asking
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest, codes
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.soft_targets import FILE, SoftTargets, read_from
@@ -192,7 +192,7 @@ def corpus_of(job: Job, fold: int) -> Corpus | None:
     """The texts that the model of `fold` reads; None in a run without."""
     if not job.corpus:
         return None
-    return _corpus(job.run, job.asking.corpus_of(fold) if job.asking else "corpus.parquet")
+    return _corpus(job.run, job.asking.corpus_of(fold) if job.asking else CORPUS)
 
 
 def embeddings_of(job: Job, spec: ModelSpec) -> torch.Tensor | None:

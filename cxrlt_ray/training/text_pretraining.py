@@ -111,6 +111,7 @@ def _train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             optimizer.step()
+            network.scale.limit()
             total += float(loss.detach())
         losses.append(total / steps)
         _keep(network, optimizer, how, partial, epoch)

@@ -9,7 +9,7 @@ from cxrlt_ray import sweep
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.phantom import write_phantom
 from cxrlt_ray.runs.store import load_run, runs
-from cxrlt_ray.text.corpus import FILE, Corpus
+from cxrlt_ray.text.corpus import CORPUS, Corpus
 
 SPACE = """
 trials: 1
@@ -53,7 +53,7 @@ def test_a_run_keeps_its_texts_and_a_stage_that_reads_them_hands_its_backbone_on
     assert "Reports: " in capsys.readouterr().out
     record = load_run(str(tmp_path / "runs"), "mine").record
     assert record.reports == str(phantom)
-    assert len(Corpus.read(run.store, FILE).studies) == run.manifest().table["study_id"].nunique()
+    assert len(Corpus.read(run.store, CORPUS).studies) == run.manifest().table["study_id"].nunique()
     (trial,) = run.trials()
     assert trial.state == "finished"
     assert trial.record.metric.name == "val_map"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from drawn_run import FINDINGS, make_run
 
+from cxrlt_ray.data.asking import names_in
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.ensembling import score
 from cxrlt_ray.ensembling.apply import Ensemble
-from cxrlt_ray.ensembling.asked import Asked, answers, ask, names_in
+from cxrlt_ray.ensembling.asked import Asked, answers, ask
 from cxrlt_ray.ensembling.request import PredictRequest
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.models import ModelSpec, build, save

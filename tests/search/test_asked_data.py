@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from cxrlt_ray.data.asking import MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, TRACKS, Asking
+from cxrlt_ray.data.asking import ALWAYS, MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, TRACKS, Asking
 from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.search.asking import lines, out_of_reach
+from cxrlt_ray.search.asking import asking_of, lines, out_of_reach, task_of, with_mined
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.run_data import check_reports
 from cxrlt_ray.search.space_file import load_space
@@ -69,3 +70,43 @@ def test_a_track_of_other_cohorts_labels_wants_a_space_that_trains_on_them():
     with pytest.raises(UsageError, match="team_h_task3 trains on the main cohort only"):
         check_reports(request, load_space("team_h_task3"))
     assert check_reports(request, load_space("team_b_task3")) is False
+
+
+def seen_cohort():
+    """Twenty images of a subject each that train or validate, with four findings that half of them have."""
+    table = pd.DataFrame({"image_id": [f"i{k}" for k in range(20)], "study_id": [f"s{k}" for k in range(20)]})
+    table = table.assign(cohort=MAIN, split=["train", "val"] * 10, view="PA")
+    findings = ("Mass", "Bulla", "Hernia", "Scoliosis")
+    for finding in findings:
+        table[finding] = pd.array([k // 2 % 2 for k in range(20)], "Int8")
+    return Manifest(table, findings, "table", "")
+
+
+def test_a_finding_asked_for_in_another_spelling_is_not_trained_on():
+    request = SweepRequest(task="auto", ask="bulla, SCOLIOSIS, Pleural Mass", finding_folds=1)
+    made = asking_of(request, seen_cohort())
+    assert made.asked == ("Bulla", "Scoliosis", "Pleural Mass")
+    assert made.seen == ("Mass", "Hernia")
+    assert task_of(request, Task("auto", seen_cohort().findings), made).findings == made.asked
+    assert out_of_reach(seen_cohort(), made).targets(("Bulla", "Scoliosis")).max() == -1
+    with pytest.raises(UsageError, match="names Bulla and bulla, which is one finding"):
+        SweepRequest(task="auto", ask="Bulla,bulla")
+
+
+def test_reports_of_another_cohort_give_no_mined_labels(tmp_path):
+    (tmp_path / "reports.csv").write_text("study_id,text\nother,There is scoliosis.\n")
+    with pytest.raises(UsageError, match="no study of the splits train, val has a report"):
+        with_mined(seen_cohort(), asking(MINED), str(tmp_path / "reports.csv"), None)
+
+
+def test_folds_are_as_many_as_unrelated_findings_allow():
+    nih = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Mass", "Nodule", "Pneumonia", "Infiltration"]
+    table = seen_cohort().table[["image_id", "study_id", "cohort", "split", "view"]]
+    table = table.assign(**{name: pd.array([k // 2 % 2 for k in range(20)], "Int8") for name in nih})
+    made = asking_of(SweepRequest(task="auto", ask="Hernia", finding_folds=2), Manifest(table, tuple(nih), "table", ""))
+    assert made.folds == 2
+    assert set(made.of_fold(0)) | set(made.of_fold(1)) | set(made.of_fold(ALWAYS)) == set(nih)
+    related = {"Consolidation", "Pneumonia"}  # CheXpert's hierarchy
+    assert any(related <= set(made.of_fold(k)) for k in (0, 1, ALWAYS))
+    with pytest.raises(UsageError, match="8 findings have labels to train on: 7 folds of unrelated ones"):
+        asking_of(SweepRequest(task="auto", ask="Hernia", finding_folds=7), Manifest(table, tuple(nih), "table", ""))

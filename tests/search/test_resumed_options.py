@@ -97,7 +97,7 @@ def test_what_a_run_may_change_is_taken_from_the_request(storage):
 
 
 def test_labels_that_the_run_was_not_made_with_are_refused_and_the_same_go_on(storage):
-    from cxrlt_ray.search.given_labels import provenance_of_labels
+    from cxrlt_ray.storage.provenance import provenance_of
 
     (storage / "new.csv").write_text("study_id,Mass\ns0,1\n")
     with pytest.raises(UsageError, match="run plain was made with --labels None, not new"):
@@ -105,7 +105,7 @@ def test_labels_that_the_run_was_not_made_with_are_refused_and_the_same_go_on(st
     with pytest.raises(UsageError, match="run plain was made with --labels-mode None, not join"):
         run_to_resume(asked("plain", labels_mode="join"))
     run = run_to_resume(asked("plain"))
-    run.write(run.record.model_copy(update={"labels": provenance_of_labels("new.csv"), **LABELS}))
+    run.write(run.record.model_copy(update={"labels": provenance_of("new.csv", "--labels"), **LABELS}))
     assert run_to_resume(asked("plain", labels="new.csv", **LABELS)).record.labels_mode == "join"
     (storage / "new.csv").write_text("study_id,Mass\ns0,0\n")
     with pytest.raises(UsageError, match=r"made with --labels new.csv \(sha256 "):

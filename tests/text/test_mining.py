@@ -6,10 +6,9 @@ import pandas as pd
 import pytest
 
 from cxrlt_ray.data.manifest import META, Manifest
-from cxrlt_ray.data.readers import Raw
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.reports import read_reports
-from cxrlt_ray.text.mining import beside, given, mine, of_splits
+from cxrlt_ray.text.mining import beside, mine, of_splits
 
 REPORTS = {
     "s1": "FINDINGS: Thoracic scoliosis. No bulla.",
@@ -68,15 +67,6 @@ def test_mined_labels_stand_beside_the_cohorts_and_its_test_split_keeps_its_own(
     assert column(joined.table, "Scoliosis") == [1, None, 0, None, None, None, None]
     assert column(manifest.table, "Bulla") == [1] * 7  # not changed in place
     assert joined.fingerprint != manifest.fingerprint
-
-
-def test_as_given_labels_they_join_the_cohorts(mined, manifest):
-    table = manifest.table.drop(columns=["Bulla"]).assign(file="labels.csv", row=1)
-    raw = Raw(table, ("Mass",), "/")
-    labelled = given(mined, "mined").applied(raw, None)
-    assert set(labelled.findings) == {"Mass", "Scoliosis", "Bulla"}
-    assert column(labelled.table, "Mass") == [1] * 7
-    assert column(labelled.table, "Scoliosis") == [1, None, 0, None, None, None, None]  # 6 is scored
 
 
 def test_a_finding_without_rules_and_a_table_without_reports_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from toy_graph import ATOMS, EFFUSION, HEART, PLEURA, write
 
 from cxrlt_ray import pretrain_text as command
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.objectives.entity_network import FIRST_SCALE, EntityNetwork
+from cxrlt_ray.objectives.entity_network import EntityNetwork
 from cxrlt_ray.objectives.terms.entities import entity_contrast
 from cxrlt_ray.text.embeddings import embedded
 from cxrlt_ray.text.encoder_spec import TextSpec
@@ -134,10 +134,10 @@ def test_all_weights_and_the_scale_learn_by_kads_contrast(bert):
     loss = network(left, right, concept)
     encode = lambda texts: network.encoder(network.encoder.tokenize(texts))  # noqa: E731
     assert float(loss) == pytest.approx(
-        float(entity_contrast(encode(left), encode(right), concept, FIRST_SCALE)), rel=1e-5
+        float(entity_contrast(encode(left), encode(right), concept, 1 / 0.07)), rel=1e-5
     )
     loss.backward()
-    assert network.log_scale.grad.abs() > 0
+    assert network.scale.log.grad.abs() > 0
     silent = [name for name, p in network.encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert all("key.bias" in name or "token_type" in name for name in silent), silent
 
