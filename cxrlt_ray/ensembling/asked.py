@@ -81,10 +81,14 @@ def ask(
         say(f"Not asked: {line}")
     shares = np.where(able, weights.mean(axis=1), 0.0)
     shares = shares / shares.sum() if shares.sum() else able / able.sum()
-    say(
-        f"{', '.join(others)}: asked by text of {able.sum()} of {len(able)} members, with their mean weights. They "
-        "were not trained on that, and no validation image says how good the answers are"
-    )
+    seen = own_names(spec_of(trials[0])[1], others)
+    for group, known in ((tuple(seen), True), (tuple(name for name in others if name not in seen), False)):
+        if group:
+            trained = "They learned labels of that" if known else "They were not trained on that"
+            say(
+                f"{', '.join(group)}: asked by text of {able.sum()} of {len(able)} members, with their mean weights. "
+                f"{trained}, and no validation image says how good the answers are"
+            )
     return Asked(others, tuple(embeddings), shares)
 
 

@@ -52,6 +52,8 @@ def show(comparison: Comparison, name: str, swept: bool = True, asking: Asking |
 def _about_asking(asking: Asking) -> tuple[str, str]:
     """What chose, and which labels of the asked findings were read."""
     chosen = "Cross-fitted: seen findings that were hidden from the model that answers, by weights chosen without them."
+    if asking.folds == 1:
+        chosen = "Cross-fitted says no more than optimistic here: one fold of findings chose and scores."
     if asking.by_mined:
         chosen = "Cross-fitted says no more than optimistic here: labels mined from validation reports chose and score."
     read = "No label of an asked finding was read: not in training, not in validation."

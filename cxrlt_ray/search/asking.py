@@ -25,6 +25,7 @@ from cxrlt_ray.data.asking import (
     own_names,
 )
 from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.search.request import SweepRequest
@@ -182,7 +183,7 @@ def _outside_lines(asking: Asking, manifest: Manifest) -> list[str]:
 
 def _fold_lines(asking: Asking) -> list[str]:
     return [
-        f"Chosen by {asking.folds} folds of seen findings, each hidden from one of a trial's {asking.folds} models:",
+        f"Chosen by {counted(asking.folds, 'fold')} of seen findings, each hidden from one of a trial's models:",
         *(f"  fold {k}: {', '.join(asking.of_fold(k))}" for k in range(asking.folds)),
     ]
 

@@ -46,8 +46,8 @@ def texts_of(findings: Sequence[str], style: str, descriptions: Own = None) -> l
         return [prompts(described[finding], style) for finding in findings]
     known = look_up(findings, descriptions)
     return [
-        prompts(description, style) if description and description.reviewed else (finding,)
-        for finding, description in known.items()
+        prompts(description, style) if (description := known[finding]) and description.reviewed else (finding,)
+        for finding in findings
     ]
 
 

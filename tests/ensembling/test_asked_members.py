@@ -197,3 +197,11 @@ def test_the_scorer_answers_for_both_in_one_pass(made, monkeypatch):
             if k != 1:
                 other = asked_model(model, torch.from_numpy(rows))(pixels).sigmoid()
                 np.testing.assert_allclose(scores[:, k, 3:], other, atol=1e-5)
+
+
+def test_a_finding_whose_labels_the_members_learned_is_told_from_one_that_they_never_saw(made):
+    lines: list[str] = []
+    of_task = FINDINGS[:1]  # as in an ensemble that is of some of its members' findings
+    ask(made[2], of_task, WEIGHTS[:, :1], (FINDINGS[1], "Bulla"), say=lines.append)
+    assert any(line.startswith(f"{FINDINGS[1]}: asked by text") and "learned labels of that" in line for line in lines)
+    assert any(line.startswith("Bulla: asked by text") and "not trained on that" in line for line in lines)
