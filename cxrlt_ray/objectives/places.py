@@ -80,11 +80,13 @@ class Places:
 
 def places_in(sentence: str) -> list[str]:
     """The places of the chest that a sentence names, the longest name where several begin at one word."""
-    by_form = {name.lower(): name for name in place_names()}
-    return list(dict.fromkeys(by_form[match.lower()] for match in _pattern(place_names()).findall(sentence)))
+    pattern, by_form = _pattern(place_names())
+    return list(dict.fromkeys(by_form[match.lower()] for match in pattern.findall(sentence)))
 
 
 @lru_cache(maxsize=2)
-def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+def _pattern(names: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """What finds names of places, and the names by what it finds in small letters."""
     longest_first = sorted(names, key=len, reverse=True)
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
+    return pattern, {name.lower(): name for name in names}

@@ -58,9 +58,7 @@ def location_contrast(
     vectors: [B, C, E], the queries' outputs projected to the texts' width. embeddings: [P, E], of the places' texts.
     places: [B, C, P] as of `drawn_places`.
     """
-    cells, candidates, there = drawn_places(places, negatives, generator)
-    chosen = vectors.float()[cells[:, 0], cells[:, 1]]
-    return joint_mean(_cross_entropy(torch.einsum("me,mke->mk", chosen, embeddings.float()[candidates]), there))
+    return place_contrast(vectors.float() @ embeddings.float().T, places, negatives, generator)
 
 
 def place_contrast(
