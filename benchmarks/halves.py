@@ -23,8 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 from report import publish, ratios, spread, turns
 
+from cxrlt_ray import config
 from cxrlt_ray.ensembling.ensemble_file import load_ensemble
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
@@ -39,12 +41,13 @@ BUILD = HERE.parent / "build" / "halves"
 SHARED = HERE.parent.parent / "shared" / "data"
 SIZES = (100, 200, 400, 1_000, 4_000)
 DRAWS = 100
-RUNS = {
-    "nih384": ["auto", "--data", str(SHARED / "nih384"), "--trials", "24"],
-    "nih64": ["auto", "--data", str(SHARED / "nih64"), "--trials", "24"],
-    "phantom": ["task1", "--data", str(BUILD / "phantom-1600"), "--trials", "24"],
-    "phantom-8000": ["task1", "--data", str(BUILD / "phantom-8000"), "--trials", "24"],
+RUNS = {  # a pool: its task, data, epochs a trial and, where fewer pixels must do, the resolution
+    "nih384": ("auto", SHARED / "nih384", 6, None),
+    "nih64": ("auto", SHARED / "nih64", 6, None),
+    "phantom": ("task1", BUILD / "phantom-1600", 6, None),
+    "phantom-8000": ("task1", BUILD / "phantom-8000", 3, 64),
 }
+TRIALS = 24
 DERIVED = ("broken", "clones", "unequal")
 DEFAULT, BEFORE = "ensembles/greedy.yaml", "the default before"
 STEADY, LARGE = 200, 4_000  # images chosen on, for the shares of weight that stay; and for the cost
@@ -91,16 +94,27 @@ class Outcome:
 
 def make(name: str) -> None:
     """Train the run of a pool, score its images with all trials and keep the predictions."""
-    task, *options = RUNS[name]
-    if name.startswith("phantom"):
-        folder = BUILD / f"phantom-{'8000' if name.endswith('8000') else '1600'}"
-        if not folder.exists():
-            _command("phantom", str(folder), "--images", folder.name.partition("-")[2])
+    task, data, epochs, resolution = RUNS[name]
+    if name.startswith("phantom") and not data.exists():
+        _command("phantom", str(data), "--images", data.name.partition("-")[2])
     run = ["--storage", str(BUILD / "runs")]
-    resume = ["--resume"] if (BUILD / "runs" / name).exists() else [*options, "--space", "laptop"]
+    new = ["--data", str(data), "--space", str(_space(name, epochs, resolution))]
+    resume = ["--resume"] if (BUILD / "runs" / name).exists() else new
     _command("sweep", task, "--name", name, *run, *resume)
     _command("ensemble", "--run", name, *run, "--select", "mean", "--pruned", "--score-all")
     np.savez(BUILD / f"{name}.npz", **vars(gathered(name)))
+
+
+def _space(name: str, epochs: int, resolution: int | None) -> Path:
+    """The laptop space with so many trials, of which ASHA ends the weak ones: a pool has finished and pruned ones."""
+    content = config.read_yaml(config.find("search_spaces", "laptop"))
+    content |= {"trials": TRIALS, "epochs": epochs, "prune": True}
+    if resolution:
+        content["parameters"]["resolution"] = resolution
+        content["start"] = [{**point, "resolution": resolution} for point in content["start"]]
+    path = BUILD / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def gathered(name: str) -> RealPool:
