@@ -113,7 +113,7 @@ def _space(name: str, epochs: int, resolution: int | None) -> Path:
         content["parameters"]["resolution"] = resolution
         content["start"] = [{**point, "resolution": resolution} for point in content["start"]]
     path = BUILD / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
