@@ -1,7 +1,7 @@
 # `make demo` and `make test`, each from nothing; the environment is made once and reused.
 PYTHON ?= python3
 PY := .venv/bin/python
-CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --only-binary :all: --require-hashes -r requirements.lock --python-version 3.11
+CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --only-binary :all: --no-binary antlr4-python3-runtime --require-hashes -r requirements.lock --python-version 3.11
 
 .PHONY: check demo test slow bench lint platforms clean
 
