@@ -43,9 +43,9 @@ SIZES = (100, 200, 400, 1_000, 4_000)
 DRAWS = 100
 RUNS = {  # a pool: its task, data, epochs a trial and, where fewer pixels must do, the resolution
     "nih384": ("auto", SHARED / "nih384", 6, None),
-    "nih64": ("auto", SHARED / "nih64", 6, None),
-    "phantom": ("task1", BUILD / "phantom-1600", 6, None),
-    "phantom-8000": ("task1", BUILD / "phantom-8000", 3, 64),
+    "nih64": ("auto", SHARED / "nih64", 6, 64),
+    "phantom": ("task1", BUILD / "phantom-1600", 6, 64),
+    "phantom-8000": ("task1", BUILD / "phantom-8000", 2, 64),
 }
 TRIALS = 24
 DERIVED = ("broken", "clones", "unequal")
