@@ -164,8 +164,8 @@ class Mama(Contrastive):
     """L_VT + from step mama_start on (mama_second L_VT' + mama_views L_VV + mama_local L_SLA).
 
     mama_start: the code's 8,000 of 40,000 steps of the optimizer. mama_slides: 0 for the code's SLA, 1 for the slides'.
-    L_VV is the code's NT-Xent (mama_temperature .5) of the images in the space of the texts; the slides' is MoCo, which
-    a stage of objective moco does. Needs a backbone that keeps its feature map (`pool: avg`).
+    L_VV is the code's NT-Xent (mama_temperature .5) of the images in the space of the texts, or with mama_queue keys
+    (the slides' 1,024) MoCo. Needs a backbone that keeps its feature map (`pool: avg`).
     """
 
     needs = Needs(labels=False, pairs=True, texts=True, map=True, whole=True)
@@ -178,6 +178,8 @@ class Mama(Contrastive):
         "mama_views": Setting(1.0, *NOT_NEGATIVE),
         "mama_local": Setting(1.0, *NOT_NEGATIVE),
         "mama_slides": Setting(0, *FLAG),
+        "mama_queue": Setting(0, *STEP),
+        "mama_momentum": Setting(0.999, *MOMENTUM),
     }
 
     @property
@@ -193,4 +195,6 @@ class Mama(Contrastive):
 
         width, form = int(self.setting("mama_width")), FORMS[int(self.setting("mama_slides"))]
         start, temperature = int(self.setting("mama_start")), self.setting("mama_temperature")
-        return MultiView(ImageTower(model, width), self._text_tower(width), start, temperature, form)
+        queue, momentum = int(self.setting("mama_queue")), self.setting("mama_momentum")
+        towers = ImageTower(model, width), self._text_tower(width)
+        return MultiView(*towers, start, temperature, form, queue, momentum)

@@ -122,16 +122,28 @@ class MultiView(ContrastiveNetwork):
 
     Terms [4] in this order. Inputs: pixels twice, studies, ids, mask, numbers. Until `start` steps are done the second
     image is not looked at; the parameters that wait have gradients of 0, which DistributedDataParallel waits for.
+    keys: how many a slow encoder keeps for L_VV by MoCo; 0: L_VV is NT-Xent within the batch.
     """
 
     steps: torch.Tensor
 
-    def __init__(self, image: ImageTower, text: TextTower, start: int, temperature: float, form: str) -> None:
+    def __init__(
+        self,
+        image: ImageTower,
+        text: TextTower,
+        start: int,
+        temperature: float,
+        form: str,
+        keys: int = 0,
+        momentum: float = 0.999,
+    ) -> None:
         super().__init__()
         assert form in FORMS
         self.image, self.text, self.start, self.temperature, self.form = image, text, start, temperature, form
         self.scale, self.of_words, self.of_patches = LogScale(), LogScale(), LogScale()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.slow = copy.deepcopy(image).requires_grad_(False) if keys else None
+        self.queue, self.momentum = KeyQueue(keys, image.width) if keys else None, momentum
 
     def encode(self, *inputs: torch.Tensor) -> Encoded:
         """The first images, texts, and the numbers of the texts."""
@@ -150,22 +162,40 @@ class MultiView(ContrastiveNetwork):
         both, patches = self.image.patches(torch.cat([first, second]))
         one, other = both[: len(first)], both[len(first) :]
         texts, words = self.text.words(ids, mask)
+        keys = self._keys(second)
         with in_full_precision(one.device):
             scale, scales = self.scale(), (self.of_words(), self.of_patches())
             return torch.stack(
                 [
                     info_nce(one, texts, scale, number),
                     info_nce(other, texts, scale, number),
-                    nt_xent(one, other, self.temperature, study),
+                    nt_xent(one, other, self.temperature, study) if keys is None else self._moco(one, keys, study),
                     local_alignment(patches[: len(first)], words, mask, scales, number, self.form),
                 ]
             )
 
+    def _keys(self, second: torch.Tensor) -> torch.Tensor | None:
+        if self.slow is None:
+            return None
+        with torch.no_grad():
+            keys: torch.Tensor = self.slow.patches(second)[0]
+            return keys
+
+    def _moco(self, query: torch.Tensor, keys: torch.Tensor, study: torch.Tensor) -> torch.Tensor:
+        """The queries against the queue, which the keys join afterwards."""
+        assert self.queue is not None
+        term = moco(query, keys, self.queue, self.temperature, study)
+        if self.training:
+            self.queue.push(keys, study)
+        return term
+
     def after_step(self) -> None:
-        """Count the step, and limit the scales."""
+        """Count the step, limit the scales; the slow encoder follows."""
         self.steps += 1
         for scale in (self.scale, self.of_words, self.of_patches):
             scale.limit()
+        if self.slow is not None:
+            follow(self.slow, self.image, self.momentum)
 
 
 def _nothing(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

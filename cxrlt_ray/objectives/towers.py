@@ -22,7 +22,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, model: Classifier, width: int, hidden: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.width = model, width
         features = width_of(model.backbone)
         layers = [nn.Linear(features, features), nn.ReLU()] if hidden else []
         self.project = nn.Sequential(*layers, nn.Linear(features, width))

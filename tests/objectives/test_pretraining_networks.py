@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from text_models import bert_folder
 
 from cxrlt_ray import models
@@ -104,6 +105,29 @@ def test_mocos_slow_encoder_follows_and_is_never_trained(bert):
         assert not slow.requires_grad
     network.eval()(*batch(objective, seed=2))
     assert sorted(network.queue.study.tolist()) == [1, 2, 3]  # validation images are no negatives
+
+
+def test_mama_by_the_slides_repels_a_queue_that_a_slow_encoder_fills(bert):
+    objective, network = made("mama", bert, mama_start=1, mama_queue=8, mama_momentum=0.5)
+    network.train()
+    with torch.no_grad():
+        network(*batch(objective))
+        objective.after_step(network)
+        assert (network.queue.study == -1).all()  # nothing is kept before the term begins
+        assert network(*batch(objective))[2] == pytest.approx(0, abs=1e-6)  # nothing to repel yet
+        inputs = batch(objective, seed=1)
+        term = network(*inputs[:2], torch.arange(4, 8), *inputs[3:])[2]
+        query, keys = network.image.patches(inputs[0])[0], network.slow.patches(inputs[1])[0]
+        logits = torch.cat([(F.normalize(query) * F.normalize(keys)).sum(1, keepdim=True), _cosines(query, network)], 1)
+    expected = F.cross_entropy(logits / 0.5, torch.zeros(4, dtype=torch.int64))
+    assert float(term) == pytest.approx(float(expected), rel=1e-4)
+    assert not any(parameter.requires_grad for parameter in network.slow.parameters())
+
+
+def _cosines(query, network):
+    """Of queries with the keys that were in the queue before: those of the first four studies."""
+    kept = network.queue.keys[network.queue.study < 4]
+    return F.normalize(query) @ kept.T
 
 
 def test_a_frozen_encoder_has_no_gradients_and_is_left_out_of_the_state(bert):

@@ -36,7 +36,7 @@ SMALL = {
     "siglip": {"siglip_width": 16},
     "simclr": {"simclr_width": 16},
     "moco": {"moco_width": 16, "moco_queue": 32, "moco_momentum": 0.9},
-    "mama": {"mama_width": 16, "mama_start": 3},
+    "mama": {"mama_width": 16, "mama_start": 3, "mama_queue": 32, "mama_momentum": 0.9},
 }
 
 
