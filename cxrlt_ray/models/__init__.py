@@ -12,6 +12,7 @@ fusion.py            the views of a study -> one row of logits; register a fusio
 text_heads.py        heads that know a finding by its text alone
 label_embeddings.py  label embeddings of a file or a text encoder, for those heads
 classifier.py        Classifier, the parts joined
+adapters.py          the part of a backbone that a stage trains: all, none, or adapters
 checkpoint.py        a saved model: a folder with model.safetensors and model.json
 cost.py              floating-point operations and parameters, without memory
 asking.py            a trained model, asked for findings that it was not trained on
@@ -19,6 +20,7 @@ factory.py           a new classifier with its pretrained weights
 carry_over.py        the model of a trial's next stage
 """
 
+from cxrlt_ray.models.adapters import check_targets, train_part
 from cxrlt_ray.models.asking import asked
 from cxrlt_ray.models.carry_over import carry
 from cxrlt_ray.models.checkpoint import load, save
@@ -38,6 +40,7 @@ __all__ = [
     "build",
     "carry",
     "check",
+    "check_targets",
     "check_weights",
     "feature_shape",
     "filled",
@@ -45,4 +48,5 @@ __all__ = [
     "load",
     "save",
     "size",
+    "train_part",
 ]

@@ -44,7 +44,7 @@ def asked(model: Classifier, embeddings: torch.Tensor) -> Classifier:
         head.company = head.company or len(own)
         new = torch.cat([own[: head.company], new])
     head.embeddings = new
-    twin.head = head
+    twin.head, twin.priors = head, None
     twin.shift = torch.zeros(len(embeddings), dtype=model.shift.dtype, device=model.shift.device)
     return twin
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.models.adapters import weights_of
 from cxrlt_ray.models.backbones import skip_init
 from cxrlt_ray.models.classifier import Classifier
 from cxrlt_ray.models.spec import ModelSpec
@@ -49,7 +50,7 @@ def carry(
 
 
 def _fill_backbone(backbone: torch.nn.Module, previous: torch.nn.Module, spec: ModelSpec) -> None:
-    state, own = fitted(previous.state_dict(), backbone), backbone.state_dict()
+    state, own = fitted(weights_of(previous), backbone), backbone.state_dict()
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:
             had = f"is {tuple(state[name].shape)}, not {tuple(tensor.shape)}" if name in state else "is missing"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from cxrlt_ray.models.adapters import weights_of
 from cxrlt_ray.models.backbones import skip_init
 from cxrlt_ray.models.classifier import Classifier
 from cxrlt_ray.models.recipe import BackboneRecipe
@@ -16,7 +17,7 @@ def save(model: Classifier, spec: ModelSpec, findings: tuple[str, ...], folder: 
     """Write model.safetensors and model.json to `folder`, which exists."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights_of(model).items()}
     save_file(tensors, folder / "model.safetensors")
     description = {"spec": dataclasses.asdict(spec), "findings": list(findings)}
     if not model.recipe.plain:
@@ -35,5 +36,7 @@ def load(folder: Path) -> tuple[Classifier, ModelSpec, tuple[str, ...]]:
     with skip_init():
         model = Classifier(spec, len(description["findings"]), embeddings=state.get("head.embeddings"), recipe=recipe)
     state.setdefault("shift", model.shift)  # older checkpoints have none
+    if "priors" in state:
+        model.say_priors(state["priors"])
     model.load_state_dict(state)
     return model.eval(), spec, tuple(description["findings"])

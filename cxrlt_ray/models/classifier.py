@@ -36,6 +36,7 @@ class Classifier(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
     shift: torch.Tensor
+    priors: torch.Tensor | None
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Classifier(nn.Module):
             by_channel = values if len(values) == spec.in_chans else (sum(values) / len(values),) * spec.in_chans
             self.register_buffer(name, torch.tensor(by_channel).view(1, -1, 1, 1))
         self.register_buffer("shift", torch.zeros(count))
+        self.register_buffer("priors", None)
 
     def forward(
         self, images: torch.Tensor, study: torch.Tensor | None = None, view: torch.Tensor | None = None
@@ -90,7 +92,15 @@ class Classifier(nn.Module):
             logits = self.head(tokens)
         else:
             logits = by_study(self.fusion, self.head, self.fusion.per_image(tokens)[:count], study, view)
-        return logits if self.training else logits - self.shift
+        return logits if self.training else self._judged(logits)
+
+    def _judged(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits - self.shift
+        return logits if self.priors is None else torch.where(self.priors.isnan(), logits, self.priors)
+
+    def say_priors(self, priors: torch.Tensor) -> None:
+        """In evaluation, say these logits [C] of every image; nan: what the head says."""
+        self.priors = priors.to(self.shift)
 
     def with_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`forward`, and the attention [n, C, side, side] in 0..1 that each finding pays to the places of an image.
@@ -103,7 +113,7 @@ class Classifier(nn.Module):
         tokens = images.float() if images.dtype == torch.float16 else self.features(images)
         logits, maps = self.head.with_maps(tokens)
         side = isqrt(maps.shape[2])
-        return logits if self.training else logits - self.shift, maps.unflatten(2, (side, side))
+        return logits if self.training else self._judged(logits), maps.unflatten(2, (side, side))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """All that head and fusion are given of images [n, H, W]: float [n, N, D], or more rows where batches are

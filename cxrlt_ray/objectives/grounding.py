@@ -29,6 +29,7 @@ class Grounding(MultiLabel):
     """
 
     needs = Needs(heads=("film",), own_loss=True, boxes=True, single=True, whole=True)
+    learns_part = False
     settings: ClassVar = {"grounding_area": Setting(1.0, *NOT_NEGATIVE), "grounding_boxes": Setting(1.0, *NOT_NEGATIVE)}
 
     def table(self) -> np.ndarray:

@@ -33,6 +33,7 @@ class Location(MultiLabel):
     """
 
     needs = Needs(heads=("query_decoder",), places=True, statements=True, single=True, whole=True)
+    learns_part = False
     settings: ClassVar = {"location_weight": Setting(1.0, *NOT_NEGATIVE)}
 
     @cached_property

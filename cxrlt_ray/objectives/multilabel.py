@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cxrlt_ray.data.tasks import TAIL, rarity
+from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.objectives.registry import Needs, Objective, register_objective
 
@@ -14,14 +16,39 @@ if TYPE_CHECKING:
     import torch
 
     from cxrlt_ray.models import Classifier
-    from cxrlt_ray.objectives.registry import Targets
+    from cxrlt_ray.objectives.registry import Evidence, ObjectiveSpec, Targets
 
 
 @register_objective("multilabel")
 class MultiLabel(Objective):
-    """The mean of a registered loss over labelled cells; labels may be smoothed, logits adjusted after training."""
+    """The mean of a registered loss over labelled cells; labels may be smoothed, logits adjusted after training.
+
+    With `learns: tail` it is trained on findings of less than 1 % of the training images alone, with `head` on the
+    others (team C's two classifiers). Of those left out the model says their prior, the same for every image.
+    """
 
     needs = Needs(labels=True)
+    learns_part = True
+    _left_out: np.ndarray | None = None
+
+    def __init__(
+        self,
+        spec: ObjectiveSpec,
+        targets: np.ndarray,
+        soft: np.ndarray | None = None,
+        evidence: Evidence | None = None,
+    ) -> None:
+        super().__init__(spec, targets, soft, evidence)
+        if spec.learns == "all" or not self.learns_part or not len(targets):
+            return
+        tail = np.array([kind == TAIL for kind in rarity(targets)])
+        self._left_out = ~tail if spec.learns == "tail" else tail
+        if self._left_out.all():
+            raise UsageError(f"learns: {spec.learns}, but the training labels have no such finding: take learns: all.")
+        positives, labelled = self.counts
+        self._priors = np.log((positives + 0.5) / (labelled - positives + 0.5))
+        self.targets = np.where(self._left_out, np.int8(-1), targets)
+        self.soft = None if soft is None else np.where(self._left_out, np.float32(np.nan), soft)
 
     @cached_property
     def _losses(self) -> dict[torch.device, object]:
@@ -39,7 +66,11 @@ class MultiLabel(Objective):
 
     def network(self, model: Classifier) -> torch.nn.Module:
         """The classifier itself, with its logit adjustment set from the training labels."""
+        import torch
+
         model.shift.copy_(self.shift())
+        if self._left_out is not None:
+            model.say_priors(torch.from_numpy(np.where(self._left_out, self._priors, np.nan)))
         return model
 
     def shift(self) -> torch.Tensor:

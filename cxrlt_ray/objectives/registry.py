@@ -61,6 +61,7 @@ class ObjectiveSpec:
     smooth_pos: float = 0.0
     smooth_neg: float = 0.0
     logit_adjust: float = 0.0
+    learns: str = "all"
     text: str | None = None
     text_pooling: str = "auto"
     text_tuning: str = "frozen"
@@ -150,7 +151,8 @@ class Objective(ABC):
 
     targets: int8 [N, C] of the training images, 1, 0 or -1 (no label), by the findings that are trained. soft: float32
     [N, C] in [0, 1], nan where there is none; None without soft targets. asks: its validation labels are those of the
-    findings that were hidden from the model, for runs that ask for findings by text.
+    findings that were hidden from the model, for runs that ask for findings by text. learns_part: it can be trained on
+    a part of the findings (`learns: head` or `tail`).
     """
 
     needs: ClassVar[Needs] = Needs()
@@ -158,6 +160,7 @@ class Objective(ABC):
     metric: ClassVar[Metric] = VAL_MAP
     predicts: ClassVar[bool] = True
     asks: ClassVar[bool] = False
+    learns_part: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class ZeroShot(MultiLabel):
 
     metric = LOG_LIFT
     asks = True
+    learns_part = False
 
     def score(self, targets: np.ndarray, probabilities: np.ndarray) -> float:
         """The mean log(AP / prevalence) over findings with a positive."""

@@ -51,6 +51,9 @@ class TrialConfig(Config):
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     frozen_backbone: bool = False
+    image_lora: Annotated[int, Field(ge=0)] = 0  # rank of adapters in the backbone, which alone train; 0: all of it
+    image_lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    image_lora_targets: str = "qkv"  # names of layers, joined by +; timm's vision transformers have qkv
     # of a frozen backbone: augmented copies of an image, one an epoch in turn; 0: the image as it is; None: it is
     # augmented anew in every epoch, and its features are not stored
     feature_copies: Annotated[int, Field(ge=0, le=64)] | None = 0
@@ -73,6 +76,7 @@ class TrialConfig(Config):
     smooth_pos: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # label smoothing: of ones, of zeros
     smooth_neg: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     logit_adjust: Annotated[float, Field(ge=0, le=2)] = 0.0  # tau of the shift after training; 0: none
+    learns: Literal["all", "head", "tail"] = "all"  # tail: findings of less than 1 % of images alone; head: the others
     # the optimiser
     lr: Annotated[float, Field(gt=0)] = 1e-3
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of lr, from each layer of the backbone to the one before
@@ -111,6 +115,8 @@ class TrialConfig(Config):
             raise ValueError(f"mix: {self.mix} mixes images, which a study's views cannot be (fusion: {self.fusion})")
         if self.tta != "none" and (strange := set(self.tta.split("+")) - set(LOOKS)):
             raise ValueError(f"tta: '{sorted(strange)[0]}' is none of {', '.join(LOOKS)}, joined by +, or none")
+        if self.image_lora and self.frozen_backbone:
+            raise ValueError("image_lora trains adapters of the backbone, which frozen_backbone forbids: give one")
         if self.objective not in (known := registry.all_objectives()):
             raise ValueError(f"there is no objective '{self.objective}'; there are {', '.join(known)}")
         if fault := registry.fault_of(self.objective, self.objective_settings):
@@ -136,6 +142,8 @@ class TrialConfig(Config):
             return "reads texts of every length, for each of which a network is compiled anew: leave compile at auto"
         if needs.map and self.pool == "own" and self.head == "linear":
             return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
+        if self.learns != "all" and objective.predicts and not objective.learns_part and not self.stages:
+            return f"learns all findings of a task: leave learns at all, not {self.learns}"
         if not self.stages and (fault := self._reading_fault(needs)):
             return fault
         if self.text_tuning != "lora" and self.lora_targets:
@@ -220,6 +228,12 @@ class TrialConfig(Config):
     def objective_spec(self) -> ObjectiveSpec:
         """What the objective of this stage reads of the configuration."""
         return ObjectiveSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ObjectiveSpec)})
+
+    @property
+    def trained_part(self) -> tuple[bool, int, float, tuple[str, ...]]:
+        """What `models.train_part` takes: of the backbone, whether it is frozen, and what adapters it has."""
+        targets = tuple(self.image_lora_targets.split("+"))
+        return self.frozen_backbone, self.image_lora, self.image_lora_alpha, targets
 
     @property
     def metric(self) -> Metric:

@@ -37,7 +37,7 @@ def stage_models(configs: Sequence[TrialConfig], findings: Sequence[str]) -> lis
     models: dict[Any, StageModel] = {}
     for config in configs:
         for number, (stage, spec) in enumerate(zip(config.staged(), config.specs(), strict=True)):
-            key = (config.system, number, spec, stage.objective, stage.loss, stage.frozen_backbone)
+            key = (config.system, number, spec, stage.objective, stage.loss, stage.trained_part)
             if key not in models:
                 models[key] = _build(config.system, number, stage, spec, findings)
     return list(models.values())
@@ -57,7 +57,7 @@ def _build(system: str, number: int, stage: TrialConfig, spec: ModelSpec, findin
     with torch.device("meta"):
         # a file is read, a text encoder is not loaded for it
         model = models.Classifier(spec, len(findings) if spec.text else tuple(findings))
-        model.backbone.requires_grad_(not stage.frozen_backbone)
+        models.train_part(model.backbone, *stage.trained_part)
         model.train()
         # a contrast reads a text encoder's weights and what its batch holds: the classifier alone takes the step
         alone = objective.needs.whole

@@ -63,6 +63,21 @@ def lora_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in module.state_dict().items() if ADAPTER in name}
 
 
+def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict that `module` would have without adapters, which are added to copies of their layers' weights."""
+    state = module.state_dict()
+    if not any(ADAPTER in name for name in state):
+        return state
+    from peft.tuners.lora import Linear
+
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Linear)}
+    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ADAPTER not in name}
+    for name, layer in layers.items():
+        for adapter in layer.active_adapters:
+            merged[f"{name}.weight"] = merged[f"{name}.weight"] + layer.get_delta_weight(adapter).detach()
+    return merged
+
+
 def merge_lora(module: nn.Module) -> nn.Module:
     """`module` itself, its adapters added to the weights: names and sizes are those from before `with_lora`."""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -145,10 +145,12 @@ def _begun(
     job: Job, config: TrialConfig, model: Classifier, training: Images, fold: int
 ) -> tuple[Objective, torch.nn.Module, Streams]:
     """The stage's objective, the network that it trains, on the device, and what its batches are made from."""
+    from cxrlt_ray.models import train_part
+
     worker, make = worker_of(job), find_objective(config.objective)
     evidence = evidence_of(job, training, make.needs, fold)
     objective = make(config.objective_spec(), training.targets, training.soft, evidence)
-    model.backbone.requires_grad_(not config.frozen_backbone)
+    train_part(model.backbone, *config.trained_part)
     network = objective.network(model).to(worker.device)
     texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
     rows = objective.unchanged()
