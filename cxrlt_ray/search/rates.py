@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.records import TrialRecord
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
@@ -42,13 +43,17 @@ PASSES = 3.0  # a training step costs three forward passes, forward and twice th
 
 @dataclass(frozen=True)
 class ModelRate:
-    """A (backbone, resolution) of the space: images/s of training, where that is from, bytes of a checkpoint."""
+    """A (backbone, resolution) of the space: images/s of training, where that is from, bytes of a checkpoint.
+
+    flops: floating-point operations to score one image; 0 where they are not counted.
+    """
 
     backbone: str
     resolution: int
     rate: float
     source: str
     checkpoint: int
+    flops: int = 0
 
 
 def family(device: str) -> str:
@@ -90,7 +95,7 @@ class Rates:
         else:
             speed, source = self._speed(spec.backbone, device, cores)
             rate = speed / (PASSES * flops)
-        return ModelRate(spec.backbone, spec.resolution, rate, source, checkpoint)
+        return ModelRate(spec.backbone, spec.resolution, rate, source, checkpoint, flops)
 
     def _speed(self, backbone: str, device: str, cores: int) -> tuple[float, str]:
         """FLOP/s reached on the device: by the backbone at other resolutions, or by all models; else SPEEDS.
@@ -176,5 +181,7 @@ def trained_rates(record: TrialRecord) -> list[tuple[TrialConfig, float]]:
     return [
         (stages[number], speed)
         for number, speed in last.items()
-        if not stages[number].frozen_backbone and stages[number].fusion == "none"
+        if not stages[number].frozen_backbone
+        and stages[number].fusion == "none"
+        and not find_objective(stages[number].objective).needs.anew
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE, TrialConfig
 from cxrlt_ray.search.rates import PASSES, ModelRate
 
@@ -74,7 +75,23 @@ def epoch_seconds(rate: ModelRate, workload: Workload, stage: TrialConfig | None
     """
     train = workload.train if stage is None else workload.trained(stage.cohorts)
     training = rate.rate * (PASSES if stage is not None and stage.frozen_backbone else 1)
+    if stage is not None:
+        training /= shown_images(stage, rate.flops)
     return workload.folds * (train / training + workload.val / (PASSES * rate.rate))
+
+
+def shown_images(stage: TrialConfig, flops: int) -> float:
+    """What a training image of `stage` costs, in images by themselves: its other crops or the other view, and its text.
+
+    flops: of scoring one image; 0: texts are not counted.
+    """
+    from cxrlt_ray.text.cost import training_flops
+
+    needs = find_objective(stage.objective).needs
+    images = 2.0 if needs.pairs else float(needs.crops)
+    if needs.texts and flops:
+        images += training_flops(stage.objective_spec().text_spec()) / (PASSES * flops)
+    return images
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from cxrlt_ray.search.space import grace
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.search.workload import Workload, feature_needs, trial_seconds
 from cxrlt_ray.storage import Store
+from cxrlt_ray.text.cost import training_flops
+from cxrlt_ray.text.encoder_spec import TextSpec
 
 seconds = st.lists(st.floats(1, 100), min_size=1, max_size=30)
 
@@ -198,6 +200,22 @@ def test_a_trial_of_stages_is_priced_epoch_by_epoch():
     assert seconds == pytest.approx([41, 11, 11, 5500 / 50 + 2, 1000 / 150 + 2])
     refit = trial_seconds(staged(refit=True), kinds, work)
     assert refit == pytest.approx([22])
+
+
+def test_a_pair_is_priced_as_two_images_and_a_text_by_its_operations():
+    rate = {("test_vit", 64): rates.ModelRate("test_vit", 64, 100.0, "measured", 0, flops=10**9)}
+    plain = {"backbone": "test_vit", "resolution": 64, "epochs": 1, "pretrained": False, "pool": "avg"}
+    work = Workload(train=1000, val=0, test=0)
+
+    def seconds(**options):
+        return sum(trial_seconds(TrialConfig(**plain, **options), rate, work))
+
+    assert seconds() == pytest.approx(10)
+    assert seconds(objective="simclr") == pytest.approx(20)
+    read = seconds(objective="clip", text="minilm") - seconds()
+    assert read == pytest.approx(10 * training_flops(TextSpec("minilm")) / 3e9)
+    assert seconds(objective="clip", text="minilm", text_tuning="tuned") - seconds() == pytest.approx(3 * read)
+    assert seconds(objective="mama", text="biomedlm") > 50 * seconds()
 
 
 def test_a_frozen_stage_is_priced_once_where_its_features_fit():
