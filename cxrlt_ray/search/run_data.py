@@ -155,7 +155,8 @@ def run_data(
     if request.boxes is not None:
         boxes = boxes_for(request.boxes, manifest, asking.seen if asking else task.findings)
         print(*boxes.notes, sep="\n")
-    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, reports if reading else None, boxes)
+    read = reading or (asking is not None and asking.track == MINED)
+    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, reports if read else None, boxes)
 
 
 def data_of(run: Run) -> RunData:
