@@ -154,8 +154,10 @@ def _mean_values(findings: Sequence[_Values]) -> _Values:
         return metrics.macro(np.array(values, float))
 
     of = {name: mean([f.of[name] for f in findings]) for name in MEASURES}
-    others = ([getattr(f, name) for f in findings] for name in ("by_chance", "debiased", "equal_width"))
-    return _Values(of, *(mean(values) for values in others), None)
+    chance, debiased, width = (
+        mean([getattr(f, name) for f in findings]) for name in ("by_chance", "debiased", "equal_width")
+    )
+    return _Values(of, chance, debiased, width, None)
 
 
 def _mean_draws(findings: Sequence[Draws], rounds: int) -> Draws:

@@ -21,8 +21,8 @@ from pydantic import model_validator
 
 from cxrlt_ray.config import Config
 
-NEAR = 1e-6  # scores are kept this far from 0 and 1 before the logarithm
-BEYOND = 100.0  # times what is cut off there, 1e-4 at most, is added: it ties no scores
+NEAR = 1e-6  # to 0 and 1: from there on logarithms of scores are tempered
+LEAST = 1e-300  # what counts as 0
 SATURATED = 16.0  # a logit beyond it grows by its logarithm only: float64 would tie probabilities near 1
 LEAST_SLOPE = 1e-3  # of a fitted map, where scores rank the images the wrong way round
 TIE = 1e-4  # the slope on isotonic's steps: it moves no probability by more than .0004
@@ -71,10 +71,19 @@ class LogitMap(Config):
 
 
 def features(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ln p and -ln(1 - p), float64 [N], of scores p [N] in [0, 1]; their sum increases strictly, also at the ends."""
-    given = np.asarray(scores, np.float64)
-    p = np.clip(given, NEAR, 1 - NEAR)
-    return np.log(p) + BEYOND * np.minimum(given - p, 0), BEYOND * np.maximum(given - p, 0) - np.log1p(-p)
+    """The logarithms ln p and -ln(1 - p), float64 [N], of scores p [N] in [0, 1].
+
+    Within NEAR of 0 and 1 they are tempered: they are finite there, and still differ where scores do.
+    """
+    p = np.asarray(scores, np.float64)
+    return _tempered(p), -_tempered(1 - p)
+
+
+def _tempered(p: np.ndarray) -> np.ndarray:
+    """The logarithm of p [N] in [0, 1], its fall below NEAR slowed."""
+    log = np.log(np.maximum(p, LEAST))
+    beyond = np.maximum(np.log(NEAR) - log, 0)
+    return np.where(beyond > 0, np.log(NEAR) - np.log1p(beyond), log)
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,8 @@ def reliability_curve(
 ) -> tuple[ReliabilityBin, ...]:
     """The bins that hold images, in ascending order of score; groups: [N] subjects, drawn whole in `rounds`.
 
-    A rate's interval is Estimate's, with the subjects of the bin's rarer label; it is not known below 5 of them. Where a
-    bin has one label only, it is the exact binomial bound for its number of subjects.
+    A rate's interval is Estimate's, with the subjects of the bin's rarer label; it is not known below 5 of them. Where
+    a bin has one label only, it is the exact binomial bound for its number of subjects.
     """
     targets = np.asarray(targets)
     rows = (targets >= 0) & ~np.isnan(np.asarray(scores, float))

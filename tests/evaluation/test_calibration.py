@@ -136,7 +136,8 @@ def test_many_images_in_cells_give_nearly_the_map_of_single_images():
     scores, labels = expit(2 * logits[:, 0] + 1), targets[:, 0]
     reference = soft_logistic(logit(scores)[:, None], labels)
     ours = CALIBRATORS["platt"](Cells.of(scores, labels == 1))(scores)
-    np.testing.assert_allclose(ours, reference, atol=5e-4)
+    inner = np.minimum(scores, 1 - scores) > 1e-6
+    np.testing.assert_allclose(ours[inner], reference[inner], atol=2e-4)
 
 
 def test_a_mixed_map_has_the_mean_of_the_logits():
