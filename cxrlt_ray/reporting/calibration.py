@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAMES = {LOG_LOSS: "log loss", BRIER: "Brier score", ECE: "ECE"}
 CROSSED = "validation, cross-fitted"
+MARK = "*"  # beside a threshold that is not what was aimed at
 
 
 def show(made: Probabilities) -> None:
@@ -83,19 +84,19 @@ def _thresholds_table(made: Probabilities) -> Table:
     from rich.table import Column, Table
     from rich.text import Text
 
-    heads = ("threshold", "set", "sensitivity", "FPR", "precision", "alarms")
-    table = Table(Column("finding", no_wrap=True), *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    heads = ("threshold", "images", "sensitivity", "FPR", "precision", "alarms")
+    table = Table(
+        *(Column(head, no_wrap=True) for head in ("finding", *heads)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     aim = None
     for k, one in enumerate(made.thresholds):
         if one.aim != aim:
             aim = one.aim
             table.add_row(Text(str(aim), style="bold"))
-        mark = "*" if one.note else ""
-        table.add_row(one.finding, f"{one.value:.3g}{mark}", CROSSED, *_operation(one.crossed))
+        value = f"{one.value:.3g}{MARK if one.note else ''}"
+        table.add_row(one.finding, value, "cross-fitted", *_operation(one.crossed))
         for name, done in made.operations.items():
             table.add_row("", "", name, *_operation(done[k]))
-    for note in dict.fromkeys(one.note for one in made.thresholds if one.note):
-        table.add_row(f"* {note}")
     return table
 
 
