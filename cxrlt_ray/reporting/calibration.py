@@ -30,9 +30,12 @@ def show(made: Probabilities) -> None:
             console.print(line, markup=False, soft_wrap=True)
     if made.thresholds:
         console.print(_thresholds_table(made))
+        for note in dict.fromkeys(one.note for one in made.thresholds if one.note):
+            print(f"{MARK} {note}")
         print(
-            "Cross-fitted: called by thresholds chosen without the image's subject. Alarms: false ones in 1,000 images."
+            "Cross-fitted: validation images, called by thresholds chosen without their subjects. Alarms: false ones in"
         )
+        print("1,000 images.")
 
 
 def _changes_table(made: Probabilities) -> Table:
