@@ -96,7 +96,9 @@ def coverage(fault: str, samples: int, images: int) -> str:
             true = [sigmoid(logits[rows, c]).mean() for rows in np.split(order, ends[:-1])]
             rates += [one.rate.low <= p <= one.rate.high for one, p in zip(bins, true, strict=True) if one.rate.known]
     cells = [f"{holding(means[name]):.1%}" for name in MEASURES]
-    by_finding = (np.mean([holding(list(part)) for part in zip(*of_findings[name], strict=True)]) for name in MEASURES)
+    by_finding = (
+        np.nanmean([holding(list(part)) for part in zip(*of_findings[name], strict=True)]) for name in MEASURES
+    )
     cells += [*(f"{share:.1%}" for share in by_finding), f"{np.mean(rates):.1%}"]
     return f"| {fault} | {' | '.join(cells)} |"
 
@@ -104,7 +106,8 @@ def coverage(fault: str, samples: int, images: int) -> str:
 def holding(estimates: list[Estimate]) -> float:
     """How often the interval, where there is one, holds the mean over samples."""
     truth = np.mean([one.value for one in estimates])
-    return float(np.mean([one.low <= truth <= one.high for one in estimates if one.known]))
+    held = [one.low <= truth <= one.high for one in estimates if one.known]
+    return float(np.mean(held)) if held else float("nan")
 
 
 def main() -> None:

@@ -57,9 +57,10 @@ def _changes_table(made: Probabilities) -> Table:
 
 
 def _row(change: Change, key: str) -> tuple[str, str, str]:
-    difference = change.differences[key]
-    sides = (_cell(getattr(quality, key)) for quality in (change.before, change.after))
-    return (*sides, cli.gained(difference.value, difference.low, difference.high))  # type: ignore[return-value]
+    before, after, difference = getattr(change.before, key), getattr(change.after, key), change.differences[key]
+    known = difference.value == difference.value  # no finding has positives: it is nan
+    gained = cli.gained(difference.value, difference.low, difference.high) if known else "-"
+    return _cell(before), _cell(after), gained
 
 
 def _methods(calibration: Calibration) -> list[str]:
