@@ -27,6 +27,7 @@ from cxrlt_ray.evaluation.reliability import (
 )
 
 LOG_LOSS, BRIER, ECE = MEASURES = ("log_loss", "brier", "ece")
+POSITIVES = "positives"
 Draws = dict[str, np.ndarray]
 
 
@@ -163,21 +164,26 @@ def _mean_values(findings: Sequence[_Values]) -> _Values:
 def _mean_draws(findings: Sequence[Draws], rounds: int) -> Draws:
     if not findings:
         return {name: np.full(rounds, np.nan) for name in MEASURES}
-    return {name: metrics.means(np.stack([f[name] for f in findings])) for name in MEASURES}
+    # a finding stands in a draw's mean as in that of all images: where it has positives
+    absent = np.stack([f[POSITIVES] for f in findings]) == 0
+    return {name: metrics.means(np.where(absent, np.nan, [f[name] for f in findings])) for name in MEASURES}
 
 
 def _drawn(targets: np.ndarray, scores: np.ndarray, subject: np.ndarray, drawn: np.ndarray) -> Draws:
-    """Each of MEASURES [R] of one finding where subjects count by `drawn` [R, G]; ECE in the bins of all images."""
+    """Each of MEASURES [R], and POSITIVES, of one finding where subjects count by `drawn` [R, G].
+
+    ECE is in the bins of all images.
+    """
     rows = np.flatnonzero((targets >= 0) & ~np.isnan(np.asarray(scores, float)))
     targets, scores, subject = targets[rows], np.asarray(scores, float)[rows], subject[rows]
-    table = np.zeros((drawn.shape[1], BINS + 3), np.float32)
+    table = np.zeros((drawn.shape[1], BINS + 4), np.float32)
     np.add.at(table, (subject, bins_of(scores, BINS, True)), scores - targets)
-    columns = (log_losses(targets, scores), squared_errors(targets, scores), np.ones(len(scores)))
+    columns = (log_losses(targets, scores), squared_errors(targets, scores), targets == 1, np.ones(len(scores)))
     table[:, BINS:] = np.column_stack([np.bincount(subject, column, drawn.shape[1]) for column in columns])
     sums = (drawn @ table).astype(float)
-    gap, (loss, error, images) = np.abs(sums[:, :BINS]).sum(axis=1), sums[:, BINS:].T
+    gap, (loss, error, positives, images) = np.abs(sums[:, :BINS]).sum(axis=1), sums[:, BINS:].T
     images = np.where(images > 0, images, np.nan)
-    return {LOG_LOSS: loss / images, BRIER: error / images, ECE: gap / images}
+    return {LOG_LOSS: loss / images, BRIER: error / images, ECE: gap / images, POSITIVES: positives}
 
 
 def _change(values: Sequence[_Values], draws: Sequence[Draws], sample: Sample) -> Change:
