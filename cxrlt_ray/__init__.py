@@ -6,7 +6,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     storage/                       files on a disk or in an object store, written whole or not at all
     cluster/                       starting and joining Ray, what the processes of one machine share
     data/                          images + labels -> manifest -> shards -> batches
-    evaluation/                    metrics, scores of a submission, the published tables
+    evaluation/                    metrics, scores of a submission, calibration, thresholds, the published tables
     phantom/                       the built-in cohort of drawn chest X-rays
     labelling/                     reports -> labels of studies, by rules or by a language model
     text/                          words to learn from and to ask by: encoders, reports, descriptions, prompts

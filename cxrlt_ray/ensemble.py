@@ -8,7 +8,7 @@ With `--from` the members are predictions of any origin, in files (ensembling/fr
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cxrlt_ray import cli
@@ -22,9 +22,11 @@ from cxrlt_ray.ensembling.costs import check_costs, frontier
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.from_run import mimic_warnings, pool_of_run
 from cxrlt_ray.ensembling.pool import Pool
+from cxrlt_ray.ensembling.probabilities import Probabilities, probabilities, write_probabilities
 from cxrlt_ray.ensembling.request import EnsembleRequest
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation.scores import UNSEEN
+from cxrlt_ray.reporting import calibration as calibration_page
 from cxrlt_ray.reporting import comparison as report
 from cxrlt_ray.runs.store import Run, load_run
 from cxrlt_ray.selection import takes_costs
@@ -35,11 +37,15 @@ __all__ = ["EnsembleRequest", "Stacked", "main", "run"]
 
 @dataclass(frozen=True)
 class Stacked:
-    """What `run` leaves: the ensemble's directory, its name, and how it compares with the best member and the mean."""
+    """What `run` leaves: the ensemble's directory, its name, and how it compares with the best member and the mean.
+
+    probabilities: its calibration and thresholds, as far as they were asked for.
+    """
 
     store: Store
     name: str
     comparison: Comparison
+    probabilities: Probabilities
 
 
 def run(request: EnsembleRequest) -> Stacked:
@@ -60,6 +66,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     check_costs(request.costs, file, request.explain)
     swept = load_run(request.storage, request.run)
     manifest, findings, split = swept.manifest(), swept.record.predicted, request.split or swept.task.scored_split
+    request.critical_among(swept.task.findings)
     has_images = len(manifest.of_split(split).table) > 0
     if not has_images:
         print(f"The data has no {split} images: weights are made, no submission")
@@ -81,10 +88,15 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     store = swept.store / "ensembles" / name
     if request.explain:
         _explain(request, pool, systems[-1], findings, unit, store)
+    made = _probabilities(request, pool, systems[-1], swept.task.findings, scored)
     submitted = scored.get(split)
-    stored.write_ensemble(store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip)
-    _say_next(swept, store, split, submitted)
-    return Stacked(store, name, comparison)
+    if submitted is not None:
+        submitted = made.applied(submitted, [findings.index(finding) for finding in swept.task.findings])
+    more = write_probabilities(store, made)
+    system, calibration = systems[-1], made.calibration
+    stored.write_ensemble(store, swept, file, name, pool, system, comparison, submitted, request.zip, calibration)
+    _say_next(swept, store, split, submitted, more)
+    return Stacked(store, name, comparison, made)
 
 
 def kinds_of(findings: tuple[str, ...], manifest: Manifest, pool: Pool) -> list[str]:
@@ -112,6 +124,7 @@ def _of_tables(request: EnsembleRequest) -> Stacked:
     from_tables.check_file(file)
     tables = from_tables.read(request)
     members = tables.members
+    request.critical_among(members.findings)
     for note in tables.notes:
         print(f"Note: {note}")
     print(
@@ -128,9 +141,26 @@ def _of_tables(request: EnsembleRequest) -> Stacked:
     store = Store(request.out)
     if request.explain:
         _explain(request, pool, systems[-1], tuple(members.findings), unit, store)
-    files = from_tables.write(store, tables, file, name, pool, systems[-1], comparison)
+    made = _probabilities(request, pool, systems[-1], tuple(members.findings), {})
+    files = write_probabilities(store, made)
+    files = from_tables.write(store, tables, file, name, pool, systems[-1], comparison, made) + files
     print(f"Left in {store.absolute().uri}: {', '.join(files)}")
-    return Stacked(store, name, comparison)
+    return Stacked(store, name, comparison, made)
+
+
+def _probabilities(
+    request: EnsembleRequest,
+    pool: Pool,
+    system: System,
+    findings: tuple[str, ...],
+    splits: Mapping[str, ScoredSplit],
+) -> Probabilities:
+    """Make and show what is asked for of calibration and thresholds."""
+    if not (request.calibrate or request.aims):
+        return Probabilities(findings, None, {}, (), {})
+    made = probabilities(request, pool, system, findings, splits)
+    calibration_page.show(made)
+    return made
 
 
 def _show_frontier(request: EnsembleRequest, file: EnsembleFile, pool: Pool, system: System, unit: str) -> None:
@@ -152,10 +182,10 @@ def _explain(
     print(f"Left in {store.absolute().uri}: explain.json, explain.png")
 
 
-def _say_next(swept: Run, store: Store, split: str, submitted: ScoredSplit | None) -> None:
+def _say_next(swept: Run, store: Store, split: str, submitted: ScoredSplit | None, more: list[str]) -> None:
     """Print what was left, and the command that scores it."""
-    files = "ensemble.json, weights.csv" + (", predictions.parquet, submission.csv" if submitted else "")
-    print(f"Left in {store.uri}: {files}")
+    files = ["ensemble.json", "weights.csv", *(("predictions.parquet", "submission.csv") if submitted else ()), *more]
+    print(f"Left in {store.uri}: {', '.join(files)}")
     if submitted:
         print(
             f"Next: python -m cxrlt_ray.evaluate {shlex.quote(f'{store.uri}/submission.csv')} "
@@ -182,9 +212,10 @@ main = cli.command(
 
     python -m cxrlt_ray.ensemble --select greedy
     python -m cxrlt_ray.ensemble --select my.yaml --run task1-20261125-101500 --zip
+    python -m cxrlt_ray.ensemble --calibrate --thresholds f1 critical=0.05
     python -m cxrlt_ray.ensemble --from a.csv b.parquet --targets labels.csv --apply test_a.csv test_b.csv
     """,
-    many=("--from", "--apply", "--findings", "--scores"),
+    many=("--from", "--apply", "--findings", "--scores", "--thresholds"),
 )
 
 

@@ -22,6 +22,7 @@ from cxrlt_ray.ensembling.maps import attention_maps, mapping_member
 from cxrlt_ray.ensembling.request import PredictRequest
 from cxrlt_ray.ensembling.stored import load
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.evaluation.calibration import Calibration
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.storage import Store
 
@@ -38,13 +39,15 @@ def run(request: PredictRequest) -> Predictions:
         predict.run(predict.PredictRequest(ensemble="runs/RUN/ensembles/greedy/ensemble.json", data="/data/new"))
 
     With `ask`, also asked.csv: a column for each finding asked for, answered by text where the members were not trained
-    on it. Raises UsageError for data without images, and where no member can be asked; CxrltError where a member is
-    missing or has changed.
+    on it. With `calibrate` scores of the ensemble's findings are calibrated as it says; those of others asked for are
+    not. Raises UsageError for data without images, where no member can be asked and where no calibration is kept;
+    CxrltError where a member is missing or has changed.
     """
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.prepare import prepare
 
     ensemble = load(request.ensemble)
+    calibration = _calibration(request, ensemble)
     names, track = names_in(request.ask) if request.ask is not None else (), ensemble.record.track
     asked = ask(ensemble.trials, ensemble.findings, ensemble.weights, names, request.ask_descriptions, track=track)
     mapping = mapping_member(ensemble.trials, ensemble.weights) if request.maps is not None else None
@@ -56,6 +59,8 @@ def run(request: PredictRequest) -> Predictions:
     shards = prepare(images, request.storage, record.sizes, request.max_bad, record.quality, checksum=request.checksum)
     scores = _score(ensemble, store, shards, images, asked)
     ids, count = images.table["image_id"].to_numpy(), len(ensemble.findings)
+    if calibration is not None:
+        scores[:, :count] = calibration.apply(scores[:, :count], ensemble.findings)
     split, fingerprint = request.split or "new", ensemble.record.fingerprint
     predictions = Predictions(ids, scores[:, :count], ensemble.findings, split, fingerprint, track=record.track)
     _write(request, ensemble, store, predictions)
@@ -71,6 +76,19 @@ def run(request: PredictRequest) -> Predictions:
     left = "predictions.parquet, submission.csv" + (", asked.csv" if names else "")
     print(f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{left}")
     return predictions
+
+
+def _calibration(request: PredictRequest, ensemble: Ensemble) -> Calibration | None:
+    """The calibration to apply. Raises UsageError where one is asked for and the ensemble keeps none."""
+    kept = ensemble.record.calibration
+    if request.calibrate and kept is None:
+        raise UsageError(
+            f"{request.ensemble} keeps no calibration: make the ensemble with `python -m cxrlt_ray.ensemble "
+            "--calibrate`, or leave out --calibrate."
+        )
+    if kept is not None and not request.calibrate:
+        print("Scores as they are: the ensemble keeps a calibration, which --calibrate applies")
+    return kept if request.calibrate else None
 
 
 def _read_images(request: PredictRequest, ensemble: Ensemble) -> Manifest:

@@ -47,6 +47,23 @@ def make_run(folder) -> tuple[Run, Manifest]:
     return run, manifest
 
 
+def make_tested_run(folder) -> Run:
+    """The run on disk, under folder/r; its validation images stand for test images too."""
+    run, manifest = make_run(folder)
+    table = manifest.table
+    test = table.assign(image_id="t" + table["image_id"], study_id="t" + table["study_id"], split="test")
+    test = test.assign(subject_id="t" + test["subject_id"])
+    with run.store.place("manifest.parquet") as path:
+        type(manifest)(pd.concat([table, test]), FINDINGS, "table", manifest.root).write(path)
+    run.write(run.record.model_copy(update={"data": "/data", "created": "2026"}))
+    for trial in run.trials():
+        for split, name in (("val", "test"), ("val-tta", "test-tta")):
+            if trial.has_predictions(split):
+                frame = trial.predictions(split)
+                write_predictions(trial.store, "t" + frame.index, frame.to_numpy(), name)
+    return run
+
+
 def write_predictions(store, ids, scores, split, fingerprint="f") -> None:
     predictions = Predictions(np.array(ids), np.asarray(scores), FINDINGS, split, fingerprint)
     predictions.write(store, f"predictions/{split}.parquet")

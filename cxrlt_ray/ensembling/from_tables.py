@@ -3,7 +3,7 @@
 OUT/weights.csv      a row a member, a column a finding, and a column for the part that the finding chose itself
     validation.csv   the ensemble's scores of the labelled images
     predictions.csv  with --apply: its scores of other images, an image a row
-    report.json      the ensembles/ file as it was applied, the members, the comparison
+    report.json      the ensembles/ file as it was applied, the members, the comparison, the calibration
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cxrlt_ray.ensembling.costs import read_costs
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.members import Members, read_apply, read_members, read_npz
 from cxrlt_ray.ensembling.pool import Pool
+from cxrlt_ray.ensembling.probabilities import Probabilities
 from cxrlt_ray.ensembling.request import EnsembleRequest
 from cxrlt_ray.ensembling.stored import as_applied, own_columns
 from cxrlt_ray.errors import UsageError
@@ -89,22 +90,31 @@ def pool_of_tables(members: Members, file: EnsembleFile, costs: str | None) -> P
 
 
 def write(
-    store: Store, tables: Tables, file: EnsembleFile, name: str, pool: Pool, system: System, comparison: Comparison
+    store: Store,
+    tables: Tables,
+    file: EnsembleFile,
+    name: str,
+    pool: Pool,
+    system: System,
+    comparison: Comparison,
+    made: Probabilities,
 ) -> list[str]:
-    """Leave the ensemble's files, report.json last, and return their names."""
+    """Leave the ensemble's files, report.json last, and return their names; scores are left as `made` gives them."""
     members, weights = tables.members, system.weights
     columns = [*members.findings, *own_columns(members.findings)]
     both = np.hstack([weights, system.fitted.own]).round(6)
     table = pd.DataFrame(both, pd.Index(members.names, name="member"), columns)
     store.write("weights.csv", table.to_csv().encode())
-    store.write("validation.csv", _csv(members.image_id, system.optimistic, members.findings))
+    store.write("validation.csv", _csv(members.image_id, made.apply(system.optimistic), members.findings))
     files = ["weights.csv", "validation.csv", "report.json"]
     if tables.apply_ids is not None and tables.apply_predictions is not None:
         ids = tables.apply_ids  # an image a study
         scores = applied(system.space, system.rule, tables.apply_predictions, pool.predictions, weights, ids, ids)
-        store.write("predictions.csv", _csv(ids, scores, members.findings))
+        store.write("predictions.csv", _csv(ids, made.apply(scores), members.findings))
         files.append("predictions.csv")
     report = {"name": name, **as_applied(file, system), "members": members.names, "scores": as_json(comparison)}
+    if made.calibration is not None:
+        report["calibration"] = made.calibration.model_dump(mode="json")
     store.write_json("report.json", report)
     return files
 

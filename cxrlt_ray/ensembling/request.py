@@ -7,6 +7,7 @@ ensemble.run(ensemble.EnsembleRequest(tables=["a.csv", "b.parquet"], targets="la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import model_validator
@@ -15,6 +16,8 @@ from cxrlt_ray import cli
 from cxrlt_ray.config import Config
 from cxrlt_ray.data.score_scale import SCALES
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.evaluation.critical import critical_findings
+from cxrlt_ray.evaluation.thresholds import Aim
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 
 # options by where the members' predictions come from: the others go with both
@@ -73,6 +76,20 @@ class EnsembleRequest(Config):
     explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False
     pruned: Annotated[bool, cli.option("choose among pruned trials too", "--pruned")] = False
     most: Annotated[int | None, cli.option("choose among so many trials; as many as memory holds")] = None
+    calibrate: Annotated[bool, cli.option("make the scores probabilities, and keep how", "--calibrate")] = False
+    thresholds: Annotated[
+        list[str] | None, cli.option("choose thresholds by aim: f1, sensitivity=0.9, critical=0.05 (FNR at most)")
+    ] = None
+    critical: Annotated[str | None, cli.option("with --thresholds critical=F: a YAML of your critical findings")] = None
+
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        """What thresholds are chosen for."""
+        return tuple(dict.fromkeys(Aim.parse(text) for text in self.thresholds or ()))
+
+    def critical_among(self, findings: Sequence[str]) -> tuple[str, ...]:
+        """Those of `findings` that are critical, where an aim needs them. Raises UsageError as critical_findings."""
+        return critical_findings(findings, self.critical) if any(aim.kind.critical for aim in self.aims) else ()
 
     @property
     def is_npz(self) -> bool:
@@ -85,6 +102,8 @@ class EnsembleRequest(Config):
             raise UsageError(problem)
         if self.rounds < 1:
             raise UsageError(f"--rounds must be at least 1, not {self.rounds}.")
+        if self.critical is not None and not any(aim.kind.critical for aim in self.aims):
+            raise UsageError("--critical goes with --thresholds critical=F, the FNR at most.")
         return self
 
     def _problem_of_tables(self) -> str:
@@ -127,6 +146,7 @@ class PredictRequest(Config):
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05
     checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
     zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False
+    calibrate: Annotated[bool, cli.option("apply the calibration that the ensemble keeps", "--calibrate")] = False
     address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
 
     @model_validator(mode="after")

@@ -331,6 +331,7 @@ def _weighted(
             yield values.transpose(2, 0, 1, 3).reshape(2, len(columns), -1)[:, :, :rounds]
 
 
+@functools.lru_cache(maxsize=1)  # figures of one set of images share them; nobody changes them
 def draws(groups: int, rounds: int, seed: int) -> list[np.ndarray]:
     """How often each group is drawn: uint16 [groups, LANES] for every LANES rounds; past the last none is."""
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_run import FINDINGS, make_run, write_predictions
+from drawn_run import FINDINGS, make_tested_run
 
 from cxrlt_ray import ensemble, predict
 from cxrlt_ray.ensembling import score, stored
@@ -18,19 +18,7 @@ from cxrlt_ray.runs.store import Run
 @pytest.fixture
 def run(tmp_path) -> Run:
     """The drawn run on disk, under tmp_path/r; its validation images stand for test images too."""
-    run, manifest = make_run(tmp_path)
-    table = manifest.table
-    test = table.assign(image_id="t" + table["image_id"], study_id="t" + table["study_id"], split="test")
-    test = test.assign(subject_id="t" + test["subject_id"])
-    with run.store.place("manifest.parquet") as path:
-        type(manifest)(pd.concat([table, test]), FINDINGS, "table", manifest.root).write(path)
-    run.write(run.record.model_copy(update={"data": "/data", "created": "2026"}))
-    for trial in run.trials():
-        for split, name in (("val", "test"), ("val-tta", "test-tta")):
-            if trial.has_predictions(split):
-                frame = trial.predictions(split)
-                write_predictions(trial.store, "t" + frame.index, frame.to_numpy(), name)
-    return run
+    return make_tested_run(tmp_path)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_an_option_of_tables_is_refused_without_them(option, capsys, tmp_path, m
 
 
 def test_every_option_is_of_runs_of_tables_or_of_both():
-    both = {"select", "rounds", "seed", "costs", "explain", "tables"}
+    both = {"select", "rounds", "seed", "costs", "explain", "tables", "calibrate", "thresholds", "critical"}
     assert set(EnsembleRequest.model_fields) == both | set(OF_RUNS) | set(OF_TABLES)
     assert not set(OF_RUNS) & set(OF_TABLES)
     assert {words[0] for words in RUN_OPTIONS} == set(OF_RUNS.values())
