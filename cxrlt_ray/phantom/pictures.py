@@ -9,7 +9,7 @@ area. Drawn at twice the edge below 512 px, where hair lines would be lost other
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -34,7 +34,11 @@ _SUBJECT, _STUDY, _IMAGE, _VESSELS, _LOOK_ALIKES = 11, 12, 13, 14, 15  # purpose
 
 @dataclass(frozen=True)
 class Picture:
-    """What to draw. `findings`: those present, each with its strength in (0, 1] and side (0 right, 1 left)."""
+    """What to draw.
+
+    findings: those present, each with its strength in (0, 1] and side (0 right, 1 left). faded: painted signs ->
+    the share of their contrast that is left, in [0, 1].
+    """
 
     subject_id: int
     study_id: int
@@ -42,6 +46,7 @@ class Picture:
     lateral: bool
     portable: bool
     findings: Mapping[str, tuple[float, int]]
+    faded: Mapping[str, float] = field(default_factory=dict)
 
 
 class Box(NamedTuple):
@@ -86,11 +91,11 @@ def _draw(picture: Picture, size: int, seed: int, located: bool) -> tuple[np.nda
     vessels = np.random.default_rng([seed, _VESSELS, picture.subject_id, picture.lateral])
     scene = paint(body, size if size >= 512 else 2 * size, vessels)
     paint_look_alikes(scene, np.random.default_rng([seed, _LOOK_ALIKES, picture.study_id]))
-    scene.canvas.contrast = CONTRAST
     traces = {}
     for sign in signs:
         if located:
             scene.canvas.trace = _trace_of_change(scene, sign)
+        scene.canvas.contrast = CONTRAST * picture.faded.get(sign.finding, 1.0)
         if sign.finding in PAINTS:
             PAINTS[sign.finding](scene, sign)
         if scene.canvas.trace is not None:
