@@ -84,8 +84,10 @@ def run(request: EvaluateRequest) -> Scores:
         arrays, resampling = (scored.targets, scored.scores, findings), (request.rounds, request.seed)
         scores = evaluate(*arrays, _groups(given.manifest, given.task), scored.subjects, *resampling)
         compared = [compare_site(name, findings, scored, site, thresholds, *resampling) for name, site in sites.items()]
-        how = (thresholds, request.min_group, *resampling)
-        by_group = compare_groups(*arrays, columns, scored.subjects, *how) if columns else None
+        by_group = None
+        if columns:
+            few = request.min_group
+            by_group = compare_groups(*arrays, columns, scored.subjects, thresholds, few, *resampling)
     scores = replace(scores, by_group=by_group, sites=tuple(compared))
     teams = published(given.task)
     reason = not_comparable(given.task, scores.images, _is_phantom(request.data, given.manifest)) if teams else None

@@ -285,7 +285,7 @@ def _each(findings: Sequence[str], some: np.ndarray, common: np.ndarray) -> Iter
     """MEAN with the mask of common findings, then each of `some` with a mask of it alone."""
     if common.any():
         yield MEAN, common
-    for c in np.flatnonzero(some):
+    for c in np.flatnonzero(some).tolist():
         yield findings[c], np.arange(len(some)) == c
 
 

@@ -26,6 +26,7 @@ from cxrlt_ray.evaluation.prevalence import ap_at, ap_at_draws
 SCORES = ("ap", "ap_even", "auroc", "fnr")  # within 0 and 1
 METRICS = (*SCORES, "bias")
 TESTED = ("auroc", "fnr", "bias")
+LEAST_SHARE = 0.5  # of the variance of a part if both were alike, below which its draws' own is not believed
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def difference(one: Part, other: Part, metric: str, findings: np.ndarray) -> Dif
     """Compare the mean of a metric over `findings`, a mask [C], in two parts: a two-sided t test.
 
     The standard error is that of the draws, in which subjects who are in both parts count. Where a part is so small
-    that its draws hardly vary (no positive of six was missed), its variance is at least that of so many subjects if
-    both parts were alike: of a binomial share, of AUROC for normal scores of one variance. Degrees of freedom are
-    Welch's, of positive subjects less findings in either part.
+    that its draws hardly vary (no positive of six was missed), its variance is at least LEAST_SHARE of that of so many
+    subjects if both parts were alike: of a binomial share, of AUROC for normal scores of one variance. Degrees of
+    freedom are Welch's, of positive subjects less findings in either part.
     """
     findings = findings & ~np.isnan(one.values[metric]) & ~np.isnan(other.values[metric])
     value = one.mean(metric, findings) - other.mean(metric, findings)
@@ -171,7 +172,7 @@ def difference(one: Part, other: Part, metric: str, findings: np.ndarray) -> Dif
         return Difference(Estimate(value, np.nan, np.nan), np.nan)
     draws = [part.mean_draws(metric, findings) for part in (one, other)]
     own = np.array([np.nanvar(values) for values in draws])
-    least = np.array([_variance_if_alike(part, one, other, metric, findings) for part in (one, other)])
+    least = np.array([LEAST_SHARE * _variance_if_alike(part, one, other, metric, findings) for part in (one, other)])
     variances = np.maximum(own, least)
     error = float(np.sqrt(np.nanvar(draws[0] - draws[1]) + (variances - own).sum()))
     return _t_test(value, error, variances, np.array(degrees))

@@ -61,6 +61,9 @@ class Explained:
     rest: float
 
 
+Explanation = tuple[Explained, Explained, Explained]  # of AP, AUROC and bias
+
+
 @dataclass(frozen=True)
 class Drop:
     """A finding at home and at the site, or the MEAN of findings.
@@ -125,21 +128,26 @@ def compare_site(
         )
         for k, part in enumerate((home, site))
     ]
-    enough = np.all([np.minimum(p.positive_subjects, p.negative_subjects) >= FEWEST for p in parts], axis=0)
-    labelled = (site.targets >= 0).any(axis=0)
-    masks = [np.arange(len(findings)) == c for c in np.flatnonzero(enough)]
-    explained = [_explained(home, site, parts, int(c)) for c in np.flatnonzero(enough)]
-    named = [*zip([findings[c] for c in np.flatnonzero(enough)], masks, explained, strict=True)]
+    counts = np.min([np.minimum(part.positive_subjects, part.negative_subjects) for part in parts], axis=0)
+    enough: np.ndarray = counts >= FEWEST
+    labelled = np.any(site.targets >= 0, axis=0).tolist()
+    columns: list[int] = np.flatnonzero(enough).tolist()
+    explained = [_explained(home, site, parts, c) for c in columns]
+    named = [(findings[c], np.arange(len(findings)) == c, why) for c, why in zip(columns, explained, strict=True)]
     if named:
         named.insert(0, (MEAN, enough, _mean(explained)))
     tests = [difference(parts[1], parts[0], "auroc", mask).p for _, mask, _ in named]
-    drops = [_drop(*item, parts, p, c) for item, p, c in zip(named, tests, holm(np.array(tests)), strict=True)]
+    corrected = holm(np.array(tests)).tolist()
+    drops = [
+        _drop(finding, mask, why, parts, p, of_all)
+        for (finding, mask, why), p, of_all in zip(named, tests, corrected, strict=True)
+    ]
     return SiteReport(
         name,
         (len(home), len(site)),
         (parts[0].subjects, parts[1].subjects),
         tuple(drops),
-        tuple(f for f, ok, known in zip(findings, enough, labelled, strict=True) if known and not ok),
+        tuple(f for f, ok, known in zip(findings, enough.tolist(), labelled, strict=True) if known and not ok),
         tuple(f for f, known in zip(findings, labelled, strict=True) if not known),
     )
 
@@ -194,7 +202,7 @@ def _sum(weights: np.ndarray, rows: np.ndarray) -> float:
     return float(weights[rows].sum())
 
 
-def _explained(home: ScoredImages, site: ScoredImages, parts: list[Part], c: int) -> tuple[Explained, ...]:
+def _explained(home: ScoredImages, site: ScoredImages, parts: list[Part], c: int) -> Explanation:
     """The parts of the differences of AP, AUROC and bias of a finding."""
     would = expected(home, site, c)
     own, theirs = ({name: float(part.values[name][c]) for name in DROPS} for part in parts)
@@ -210,7 +218,7 @@ def _explained(home: ScoredImages, site: ScoredImages, parts: list[Part], c: int
     )
 
 
-def _mean(explained: list[tuple[Explained, ...]]) -> tuple[Explained, ...]:
+def _mean(explained: list[Explanation]) -> Explanation:
     """The means over findings; views that cannot be told in one finding cannot in the mean, and join its rest."""
     result = []
     for parts in zip(*explained, strict=True):
@@ -218,13 +226,14 @@ def _mean(explained: list[tuple[Explained, ...]]) -> tuple[Explained, ...]:
         if np.isnan(views):
             rest = float(np.mean([np.nansum([p.views, p.rest]) for p in parts]))
         result.append(Explained(prevalence, views, rest))
-    return tuple(result)
+    return result[0], result[1], result[2]
 
 
 def _drop(
-    finding: str, mask: np.ndarray, explained: tuple[Explained, ...], parts: list[Part], p: float, corrected: float
+    finding: str, mask: np.ndarray, explained: Explanation, parts: list[Part], p: float, corrected: float
 ) -> Drop:
     home, site = parts
+    ap, auroc, bias = explained
     positives = tuple(int(part.positives[mask].sum()) for part in parts)
     prevalence = tuple(float(part.prevalence[mask].mean()) for part in parts)
     return Drop(
@@ -234,9 +243,11 @@ def _drop(
         {name: home.estimate(name, mask) for name in DROPS},
         {name: site.estimate(name, mask) for name in DROPS},
         {name: difference(site, home, name, mask).estimate for name in DROPS},
-        *explained,
+        ap,
+        auroc,
+        bias,
         p,
-        float(corrected),
+        corrected,
     )
 
 

@@ -91,19 +91,29 @@ def _draw(picture: Picture, size: int, seed: int, located: bool) -> tuple[np.nda
     vessels = np.random.default_rng([seed, _VESSELS, picture.subject_id, picture.lateral])
     scene = paint(body, size if size >= 512 else 2 * size, vessels)
     paint_look_alikes(scene, np.random.default_rng([seed, _LOOK_ALIKES, picture.study_id]))
+    scene.canvas.contrast = CONTRAST
     traces = {}
     for sign in signs:
         if located:
             scene.canvas.trace = _trace_of_change(scene, sign)
-        scene.canvas.contrast = CONTRAST * picture.faded.get(sign.finding, 1.0)
         if sign.finding in PAINTS:
-            PAINTS[sign.finding](scene, sign)
+            _paint(scene, sign, picture.faded.get(sign.finding, 1.0))
         if scene.canvas.trace is not None:
             traces[sign.finding] = scene.canvas.trace
     own = np.random.default_rng([seed, _IMAGE, picture.study_id, int(picture.dicom_id[:8], 16)])
     turn = _turn(scene.canvas.size, own)
     boxes = [box for finding, trace in traces.items() for box in _boxes(finding, _pose(trace, size, turn))]
     return _expose(_pose(scene.canvas.gray, size, turn), own), boxes
+
+
+def _paint(scene: Scene, sign: Sign, left: float) -> None:
+    """Paint a sign, of whose change only the share `left` stays."""
+    before = scene.canvas.gray.copy() if left < 1 else None
+    PAINTS[sign.finding](scene, sign)
+    if before is not None:
+        scene.canvas.gray[:] = before + np.float32(left) * (scene.canvas.gray - before)
+        if scene.canvas.trace is not None:
+            scene.canvas.trace *= np.float32(left)
 
 
 def _trace_of_change(scene: Scene, sign: Sign) -> np.ndarray:

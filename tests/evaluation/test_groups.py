@@ -130,7 +130,9 @@ def test_images_of_no_known_group_are_shown_by_themselves_and_compared_with_none
     assert [group.group for group in result.groups] == ["F", "M", "unknown"]
     kept = half != "unknown"
     alone = report(targets[kept], scores[kept], sex[kept], subject[kept], thresholds=np.array(result.thresholds))
-    assert [c.difference.value for c in result.contrasts] == pytest.approx([c.difference.value for c in alone.contrasts])
+    assert [c.difference.value for c in result.contrasts] == pytest.approx(
+        [c.difference.value for c in alone.contrasts]
+    )
     assert {gap.largest for gap in result.gaps} <= {"F", "M"}
 
 
@@ -182,21 +184,21 @@ def test_p_is_below_5_percent_where_the_interval_excludes_zero():
 
 
 def test_the_interval_of_a_difference_holds_it():
-    """200 samples of 200 subjects, of whom the same AUROC is true in both groups."""
-    one = np.arange(3) == 0
+    """Samples of 200 subjects, of whom the same AUROC of each of three findings is true in both groups."""
     held = []
-    for seed in range(200):
+    for seed in range(100):
         targets, scores, sex, subject = drawn(subjects=200, seed=seed, each=1)
         images = Images.of(targets, scores, subject, np.full(3, 0.5), rounds=64, seed=seed)
         parts = [images.part(sex == group, with_ap=False) for group in "FM"]
-        held.append(not difference(*parts, "auroc", one).estimate.excludes_zero)
-    assert 0.92 <= np.mean(held) <= 0.99
+        results = [difference(*parts, "auroc", np.arange(3) == c) for c in range(3)]
+        held += [not result.estimate.excludes_zero for result in results]
+    assert 0.93 <= np.mean(held) <= 0.99
 
 
 def test_gap_by_chance_is_what_equal_groups_have():
     """The mean largest gap of five equal groups over samples is what a report says chance would give."""
     gaps, chances = [], []
-    for seed in range(12):
+    for seed in range(8):
         targets, scores, _, subject = drawn(subjects=500, seed=seed, each=1)
         race = np.array(list("ABCDE"))[subject % 5]
         result = compare_groups(targets, scores, FINDINGS, {"race": race}, subject, rounds=64)
@@ -265,7 +267,7 @@ def test_draws_of_ap_at_a_prevalence_are_those_of_images_drawn_again():
 def test_best_f1_threshold_is_the_best_of_all():
     from sklearn.metrics import f1_score
 
-    targets, scores, *_ = drawn(subjects=50)
+    targets, scores, *_ = drawn(subjects=20)
     thresholds = best_f1_thresholds(targets, scores)
     for c in range(3):
         best = max(f1_score(targets[:, c], scores[:, c] >= t) for t in scores[:, c])
