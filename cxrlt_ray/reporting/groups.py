@@ -31,7 +31,7 @@ def render(report: GroupReport) -> list[Table | str]:
     for by in report.common:
         groups = [group for group in report.groups if group.by == by]
         if groups:
-            parts.append(_table(report, by, groups))
+            parts += [_title(report, by), _table(report, by, groups)]
         parts += _remarks(report, by, groups)
     parts.append(NOTE)
     parts += _flags(report)
@@ -69,20 +69,24 @@ def write(report: GroupReport, out: str) -> str:
     return name
 
 
+def _title(report: GroupReport, by: str) -> str:
+    return f"By {cli.shortened(by)}, means over {report.common[by]} of {len(report.findings)} findings"
+
+
 def _table(report: GroupReport, by: str, groups: list[GroupScores]) -> Table:
     from rich import box
     from rich.table import Column, Table
 
     heads = ("images", "subjects", *NAMES.values(), "ECE")
     numbers = [Column(head, justify="right", no_wrap=True) for head in heads]
-    title = f"{cli.shortened(by)} ({report.common[by]} of {len(report.findings)} findings)"
-    table = Table(Column(title, no_wrap=True), *numbers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(Column(cli.shortened(by), no_wrap=True), *numbers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for group in groups:
         table.add_row(cli.shortened(group.group), f"{group.images:,}", f"{group.subjects:,}", *_cells(group))
     gaps = {gap.metric: gap for gap in report.gaps if gap.by == by and gap.finding == MEAN}
     if gaps:
-        table.add_row("largest gap", "", "", *(_gap(gaps.get(metric)) for metric in NAMES))
-        table.add_row("  by chance", "", "", *(_number(gaps[m].chance) if m in gaps else "" for m in NAMES))
+        rows = {"largest gap": _gap, "  95 % interval": _interval, "  by chance": lambda gap: _number(gap.chance)}
+        for label, cell in rows.items():
+            table.add_row(label, "", "", *(cell(gaps[m]) if m in gaps else "" for m in NAMES))
     return table
 
 
@@ -97,14 +101,17 @@ def _signed(metric: str, value: float) -> str:
     return f"{value:+.3f}" if metric == "bias" and value == value else _number(value)
 
 
-def _gap(gap: Gap | None) -> str:
-    if gap is None:
-        return ""
-    return cli.gained(gap.difference.value, gap.difference.low, gap.difference.high).removeprefix("+")
+def _gap(gap: Gap) -> str:
+    return _number(gap.difference.value)
+
+
+def _interval(gap: Gap) -> str:
+    low, high = gap.difference.low, gap.difference.high
+    return f"{low:+.2f}, {high:+.2f}" if gap.difference.known else cli.TOO_FEW
 
 
 def _remarks(report: GroupReport, by: str, groups: list[GroupScores]) -> list[str]:
-    name, remarks = cli.shortened(by), []
+    name, remarks = f"By {cli.shortened(by)}", []
     if count := report.suppressed[by]:
         few = f"{count} group{'s' if count > 1 else ''} of fewer than {report.min_group} subjects not shown"
         remarks.append(f"{name}: {few} (--min-group).")

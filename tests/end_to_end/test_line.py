@@ -405,7 +405,7 @@ def test_an_ensemble_is_compared_by_group_and_with_another_site(chosen, elsewher
         )
     )
     printed = capsys.readouterr().out
-    assert "sex (" in printed
+    assert "By sex" in printed
     assert "nih: " in printed
     alone = evaluate.run(evaluate.EvaluateRequest(submission=str(chosen), rounds=50))
     assert scores.scores == pytest.approx(alone.scores, nan_ok=True)

@@ -17,8 +17,8 @@ from cxrlt_ray.errors import CxrltError, UsageError
 
 @pytest.fixture
 def scored(tmp_path: Path) -> dict[str, str]:
-    """A cohort of 300 images with sexes, and a submission for its 100 test images."""
-    cohort(tmp_path / "data", 300)
+    """A cohort of 480 images with sexes, and a submission for its 160 test images."""
+    cohort(tmp_path / "data", 480)
     path = tmp_path / "data" / "labels.csv"
     table = pd.read_csv(path, dtype={"image_id": str})
     table["sex"] = np.where(table["subject_id"].str[1:].astype(int) % 3 == 0, "Female", "Male")
@@ -35,8 +35,8 @@ def run(scored: dict[str, str], **options):
 def test_scores_by_group_are_printed_and_left_beside_the_scores(scored, tmp_path, capsys):
     scores = run(scored, by="sex, view", min_group=5, out=str(tmp_path / "s.csv"))
     printed = capsys.readouterr().out
-    assert "sex (" in printed
-    assert "view: no group is known, nothing to compare." in printed
+    assert "By sex, means over 2 of 3 findings" in printed
+    assert "By view: no group is known, nothing to compare." in printed
     assert "corrected together (Holm" in printed
     table = pd.read_csv(tmp_path / "s.groups.csv")
     labels = pd.read_csv(Path(scored["data"]) / "labels.csv").set_index("image_id")
@@ -65,7 +65,7 @@ def test_groups_of_a_table_and_those_too_small(scored, tmp_path, capsys):
     sites.to_csv(tmp_path / "sites.csv", index=False)
     scores = run(scored, by="site", groups=str(tmp_path / "sites.csv"))
     printed = capsys.readouterr().out
-    assert "site: 1 group of fewer than 20 subjects not shown" in printed
+    assert "By site: 1 group of fewer than 20 subjects not shown" in printed
     assert "secret" not in printed
     assert [group.group for group in scores.by_group.groups] == ["north", "south"]
 

@@ -49,7 +49,7 @@ def test_another_prevalence_alone_is_explained_by_it():
     drop = compare_site("nih", FINDINGS, home, other, rounds=64).drops[0]
     assert drop.differences["ap"].value < -0.2
     assert drop.ap.prevalence == pytest.approx(drop.differences["ap"].value, abs=0.04)
-    assert abs(drop.ap.views) < 0.01
+    assert abs(drop.ap.views) < 0.03
     assert abs(drop.differences["auroc"].value) < 0.03
     assert drop.bias.prevalence == pytest.approx(drop.differences["bias"].value, abs=0.01)
 
