@@ -152,7 +152,7 @@ def _by_sex(report: GroupReport, metric: str) -> list[float]:
     return [cell.scores[metric].value if (cell := cells[sex]) else float("nan") for sex in "FM"]
 
 
-def trained(folder: Path, bias: float) -> list[str]:
+def trained(folder: Path, biases: tuple[float, ...]) -> list[str]:
     """A model trained on a plain phantom's training images, on the others as they are and with the bias."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
@@ -169,7 +169,7 @@ def trained(folder: Path, bias: float) -> list[str]:
     readers = [LogisticRegression(C=0.05, max_iter=500).fit(features, column) for column in y.T]
     columns = group_columns(scored, ["sex", "race"])
     lines = []
-    for strength in (0.0, bias):
+    for strength in (0.0, *biases):
         seen = dict(pixels)
         if strength:
             seen |= _redrawn(folder, scored.table["path"].tolist(), strength)
@@ -185,7 +185,7 @@ def trained(folder: Path, bias: float) -> list[str]:
             for women, men in [_by_sex(report, metric)]
         )
         lines.append(
-            f"Trained, bias {strength:g}, {report.images:,} images: {HIDDEN} {shown}; {'found' if hit else 'not found'}; "
+            f"Trained, bias {strength:g}, {report.images:,} images: {HIDDEN} {shown}; {'found' if hit else 'missed'}; "
             f"{report.tests} tests, false flags: {', '.join(flags) or 'none'}."
         )
         print(lines[-1], flush=True)
@@ -232,7 +232,7 @@ def main() -> None:
         folder = args.plain or BUILD / f"phantom-{args.images}"
         if not args.plain:
             write_phantom(folder, args.images, SIZE, 0)
-        lines += ["", *(f"- {line}" for line in trained(folder, 0.7))]
+        lines += ["", *(f"- {line}" for line in trained(folder, (0.5, 0.7)))]
     lines += ["", f"Bars, bias 0.5 and 0, {STATED:,} images: {'hold' if good else 'DO NOT HOLD'}."]
     minutes = (time.monotonic() - started) / 60
     publish("bias", "A hidden bias is found", f", {minutes:.0f} min", lines, args.write)
