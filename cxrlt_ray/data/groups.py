@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.age_bands import UNKNOWN, age_bands
 from cxrlt_ray.data.given_labels import rows_of_studies
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.readers.columns import Sheet, ages, quoted, read_sheet, row_of, sexes, whole_ids
@@ -19,23 +20,10 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.privacy import heads, inert
 from cxrlt_ray.storage import Store
 
-UNKNOWN = "unknown"
 OWN = ("sex", "age", "race", "view", "cohort")  # of the manifest
-AGE_BANDS = {0: "0-17", 18: "18-39", 40: "40-59", 60: "60-79", 80: "80+"}  # from how many years on
 KEYS = ("image_id", "dicom_id", "study_id", "subject_id")
 MOST_VALUES = 30  # more are no groups, but ids, dates or measurements
 RACES = ("WHITE", "BLACK", "HISPANIC", "ASIAN", "AMERICAN INDIAN", "NATIVE HAWAIIAN")
-
-
-def age_bands(years: pd.Series) -> pd.Series:
-    """The band of AGE_BANDS of ages in years [N]; UNKNOWN where null or negative.
-
-    >>> age_bands(pd.Series([17.9, 40, None])).tolist()
-    ['0-17', '40-59', 'unknown']
-    """
-    edges = [*AGE_BANDS, np.inf]
-    bands = pd.cut(years.astype("float64"), edges, right=False, labels=list(AGE_BANDS.values()))
-    return bands.astype("object").where(bands.notna(), UNKNOWN)
 
 
 def races(cells: pd.Series) -> pd.Series:

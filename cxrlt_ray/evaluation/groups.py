@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cxrlt_ray.data.age_bands import UNKNOWN
 from cxrlt_ray.evaluation.corrected import holm
 from cxrlt_ray.evaluation.estimate import Estimate
 from cxrlt_ray.evaluation.parts import METRICS, SCORES, TESTED, Images, Part, best_f1_thresholds, difference
@@ -26,7 +27,6 @@ from cxrlt_ray.evaluation.parts import METRICS, SCORES, TESTED, Images, Part, be
 if TYPE_CHECKING:
     import pandas as pd
 
-UNKNOWN = "unknown"
 MEAN = "mean"  # of findings
 MIN_GROUP = 20  # subjects
 FEWEST = 5  # positive subjects of a finding in a group, and negative ones

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.groups import age_bands
+from cxrlt_ray.data.age_bands import age_bands
 from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.phantom.options import PLAIN, SEXES, PhantomOptions

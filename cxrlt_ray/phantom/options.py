@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from cxrlt_ray.data.groups import AGE_BANDS
+from cxrlt_ray.data.age_bands import AGE_BANDS
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.phantom.wordings import RESERVED
 

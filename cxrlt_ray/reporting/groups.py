@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.age_bands import UNKNOWN
 from cxrlt_ray.evaluation.groups import FEWEST, LEVEL, MEAN, Contrast, Gap, GroupReport, GroupScores
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.finite import finite
@@ -115,7 +116,7 @@ def _remarks(report: GroupReport, by: str, groups: list[GroupScores]) -> list[st
     if count := report.suppressed[by]:
         few = f"{count} group{'s' if count > 1 else ''} of fewer than {report.min_group} subjects not shown"
         remarks.append(f"{name}: {few} (--min-group).")
-    known = [group for group in groups if group.group != "unknown"]
+    known = [group for group in groups if group.group != UNKNOWN]
     if len(known) < 2:
         what = "no group is known" if not known else "one group"
         remarks.append(f"{name}: {what}, nothing to compare.")
