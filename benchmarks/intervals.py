@@ -158,7 +158,7 @@ class Resampled:
         drawn = (np.bincount(rng.integers(0, self.count, self.fewer), minlength=self.count) for _ in range(ROUNDS))
         self.few = self._weighted(np.array(list(drawn)))
         columns = [zip(self.targets.T, scores.T, strict=True) for scores in self.systems]
-        ordered = [[metrics._sorted(*column, order) for column in some] for some in columns]
+        ordered = [[metrics.sorted_images(*column, order) for column in some] for some in columns]
         ones = np.ones(self.count)
         self.slope = np.array([[influence(*column, ones)[1] for column in some] for some in ordered])  # [2, C, G]
         self.studentised = len(self.groups) <= STUDENTISED

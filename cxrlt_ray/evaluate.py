@@ -2,91 +2,187 @@
 
 The challenge's scores (evaluation/scores.py), beside the paper's teams where the images are theirs. The challenge ranks
 by macro mAP, ties by macro AUROC. 78,946 images of 40 findings take about 10 s on 2 cores, after the cohort's reading.
+`--by` adds scores by group (evaluation/groups.py); `--external` has an ensemble score another site's images and sets
+them beside home's (evaluation/sites.py).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxrlt_ray import cli
-from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.data.groups import group_columns
+from cxrlt_ray.data.manifest import COHORT, Manifest
 from cxrlt_ray.data.tasks import Task, load_task, rarity
 from cxrlt_ray.ensembling import submission
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.evaluation.given_thresholds import read_thresholds
+from cxrlt_ray.evaluation.groups import compare_groups
 from cxrlt_ray.evaluation.published import not_comparable, published
 from cxrlt_ray.evaluation.request import EvaluateRequest
 from cxrlt_ray.evaluation.scores import UNSEEN, Scores, evaluate
+from cxrlt_ray.evaluation.sites import ScoredImages, compare_site
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.reporting import scores as report
 from cxrlt_ray.storage import Store
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cxrlt_ray.runs.ensemble_record import EnsembleRecord
+
 __all__ = ["EvaluateRequest", "main", "run"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is scored: the submission's file, the cohort as it was split, its task, and whose ensemble it is."""
+
+    path: str
+    manifest: Manifest
+    task: Task
+    ensemble: EnsembleRecord | None = None
+    folder: Store | None = None
+
+    def split(self, name: str | None) -> Manifest:
+        """The images that were to be scored."""
+        split = name or self.task.scored_split
+        images = self.manifest.of_split(split)
+        if images.table.empty:
+            splits = ", ".join(self.manifest.table["split"].dropna().unique()) or "none"
+            raise UsageError(f"{self.path}: the data has no images of split {split}: give --split, one of {splits}.")
+        return images
 
 
 def run(request: EvaluateRequest) -> Scores:
     """Score a submission where the labels are known; print the scores, and leave them in `out`.
 
         from cxrlt_ray import evaluate
-        scores = evaluate.run(evaluate.EvaluateRequest(submission="submission.csv", data="/data/mimic"))
-        scores.scores["map"], scores.intervals["map"]
+        scores = evaluate.run(evaluate.EvaluateRequest(submission="submission.csv", data="/data/mimic", by="sex,age"))
+        scores.scores["map"], scores.intervals["map"], scores.by_group.flags
 
-    Raises UsageError for a split without images, CxrltError with every fault of the submission.
+    Of an ensemble's directory, `external` scores other sites' images and sets them beside its own. Raises UsageError
+    for a split without images and a column of groups that is not there, CxrltError with every fault of the submission.
     """
     console = cli.console()
-    table = submission.read(request.submission)
-    manifest, notes = _read_cohort(request)
-    for note in [*table.attrs["notes"], *notes]:
-        console.print(note, markup=False, soft_wrap=True)
-    task = load_task(request.task, manifest.findings)
-    split = _of_split(request, manifest, task)
-    images, scaled = submission.aligned(table, task, split, request.submission, request.scores)
-    for note in scaled.notes:
-        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+    given = _given(request, console)
+    table = submission.read(given.path)
+    _print(console, table.attrs["notes"])
+    images, scaled = submission.aligned(
+        table, given.task, given.split(request.split), request.submission, request.scores
+    )
+    _print(console, (f"Note: {note}" for note in scaled.notes))
+    scored, findings = _scored(images, scaled.probabilities, given.task), given.task.findings
+    columns = _columns(request, images)  # a wrong one is told before another site is scored
+    thresholds = read_thresholds(request.thresholds, findings) if request.thresholds else None
+    sites = _score_sites(request, given, console)
     with console.status("Resampling subjects"):
-        scores = evaluate(
-            images.targets(task.findings),
-            scaled.probabilities,
-            task.findings,
-            _groups(manifest, task),
-            images.table["subject_id"].to_numpy(),
-            request.rounds,
-            request.seed,
-        )
-    teams = published(task)
-    reason = not_comparable(task, scores.images, _is_phantom(request.data, manifest)) if teams else None
+        arrays, resampling = (scored.targets, scored.scores, findings), (request.rounds, request.seed)
+        scores = evaluate(*arrays, _groups(given.manifest, given.task), scored.subjects, *resampling)
+        compared = [compare_site(name, findings, scored, site, thresholds, *resampling) for name, site in sites.items()]
+        by_group = None
+        if columns:
+            few = request.min_group
+            by_group = compare_groups(*arrays, columns, scored.subjects, thresholds, few, *resampling)
+    scores = replace(scores, by_group=by_group, sites=tuple(compared))
+    teams = published(given.task)
+    reason = not_comparable(given.task, scores.images, _is_phantom(request.data, given.manifest)) if teams else None
     teams = None if reason else teams
     report.show(console, scores, teams, reason)
     if request.out:
-        report.write(scores, teams, request.out)
-        console.print(f"Left in {request.out}.", markup=False, soft_wrap=True)
+        names = report.write(scores, teams, request.out)
+        folder = request.out.rpartition("/")[0]
+        left = ", ".join(f"{folder}/{name}" if folder else name for name in names)
+        console.print(f"Left in {left}.", markup=False, soft_wrap=True)
     return scores
 
 
-def _read_cohort(request: EvaluateRequest) -> tuple[Manifest, tuple[str, ...]]:
+def _given(request: EvaluateRequest, console: Console) -> Given:
+    """A submission with the data it is of, or an ensemble's own."""
+    if (folder := _ensemble_folder(request.submission)) is not None:
+        return _given_ensemble(request, folder)
+    if request.external:
+        raise UsageError("--external needs an ensemble to score the other site: give its directory, RUN/ensembles/X.")
+    if request.data is None:
+        raise UsageError("--data is missing: the cohort that was scored. Only an ensemble's directory knows its own.")
+    manifest, notes = _read_cohort(request, request.data)
+    _print(console, notes)
+    return Given(request.submission, manifest, load_task(request.task, manifest.findings))
+
+
+def _ensemble_folder(path: str) -> Store | None:
+    from cxrlt_ray.runs.ensemble_record import FILE
+
+    store = Store(path.removesuffix(f"/{FILE}").rstrip("/") or path)
+    return store if store.exists(FILE) else None
+
+
+def _given_ensemble(request: EvaluateRequest, folder: Store) -> Given:
+    from cxrlt_ray.ensembling.stored import run_of
+    from cxrlt_ray.runs.ensemble_record import FILE, EnsembleRecord
+    from cxrlt_ray.runs.store import read_run
+
+    if wrong := {"data", "task", "format", "uncertain"} & request.model_fields_set:
+        raise UsageError(f"--{min(wrong)} does not go with an ensemble's directory: its run knows data and task.")
+    record = EnsembleRecord.parse(folder.read_json(FILE), f"{folder.uri}/{FILE}")
+    if not folder.exists(submission.FILE):
+        raise UsageError(f"{folder.uri} has no {submission.FILE}: its run had no images to score.")
+    manifest = read_run(run_of(record, folder.uri)).manifest()
+    return Given(f"{folder.uri}/{submission.FILE}", manifest, record.task, record, folder)
+
+
+def _scored(images: Manifest, probabilities: np.ndarray, task: Task) -> ScoredImages:
+    subjects, views = images.table["subject_id"].to_numpy(), images.table["view"].fillna("UNKNOWN").to_numpy(object)
+    return ScoredImages(images.targets(task.findings), probabilities, subjects, views)
+
+
+def _columns(request: EvaluateRequest, images: Manifest) -> dict[str, np.ndarray]:
+    """The columns of groups; where sites are scored, cohort is what they are compared by already."""
+    names = [name for name in request.columns if not (name == COHORT and request.external)]
+    return group_columns(images, names, request.groups)
+
+
+def _score_sites(request: EvaluateRequest, given: Given, console: Console) -> dict[str, ScoredImages]:
+    """Each other site's images, scored by the ensemble."""
+    if not request.sites:
+        return {}
+    from cxrlt_ray.data.joining import read_site
+    from cxrlt_ray.ensembling.new_images import score_site
+    from cxrlt_ray.ensembling.stored import load
+    from cxrlt_ray.runs.ensemble_record import FILE
+
+    assert given.ensemble
+    assert given.folder
+    ensemble = load(f"{given.folder.uri}/{FILE}")
+    known = replace(given.manifest, findings=given.task.findings)
+    storage = request.storage or given.ensemble.run.rpartition("/")[0]
+    sites = {}
+    for key, path in request.sites.items():
+        images, notes = read_site(key, path, known, request.uncertain)
+        _print(console, notes)
+        name = str(images.cohorts.iloc[0])
+        options = (name, images, storage, request.address, request.max_bad)
+        sites[name] = _scored(images, score_site(ensemble, given.folder, *options), given.task)
+    return sites
+
+
+def _read_cohort(request: EvaluateRequest, data: str) -> tuple[Manifest, tuple[str, ...]]:
     """The cohort as a sweep with that seed reads it; where it has no training images, as it is."""
     from cxrlt_ray.data.cohort import read_cohort
 
     options: dict[str, Any] = {"format": request.format, "task": request.task}
     options |= {"uncertain": request.uncertain, "seed": request.seed}
-    cohort = read_cohort(request.data, **options, training=False)
+    cohort = read_cohort(data, **options, training=False)
     splits = set(cohort.manifest.table["split"].dropna())
     scored = request.split or load_task(request.task, cohort.manifest.findings).scored_split
     # a sweep carves what the data lacks from its training images
     if not splits or ("train" in splits and not {"val", scored} <= splits):
-        cohort = read_cohort(request.data, **options)
+        cohort = read_cohort(data, **options)
     return cohort.manifest, cohort.notes
-
-
-def _of_split(request: EvaluateRequest, manifest: Manifest, task: Task) -> Manifest:
-    """The images that were to be scored."""
-    split = request.split or task.scored_split
-    images = manifest.of_split(split)
-    if images.table.empty:
-        splits = ", ".join(manifest.table["split"].dropna().unique()) or "none"
-        raise UsageError(f"{request.data} has no images of split {split}: give --split, one of {splits}.")
-    return images
 
 
 def _groups(manifest: Manifest, task: Task) -> list[str]:
@@ -96,17 +192,26 @@ def _groups(manifest: Manifest, task: Task) -> list[str]:
     return [group if known else UNSEEN for group, known in zip(rarity(targets), labelled, strict=True)]
 
 
-def _is_phantom(data: str, manifest: Manifest) -> bool:
-    return any(Store(root).exists(PHANTOM_MARKER) for root in (data, manifest.root))
+def _is_phantom(data: str | None, manifest: Manifest) -> bool:
+    roots = [manifest.root, *([data] if data else [])]
+    return any(Store(root).exists(PHANTOM_MARKER) for root in roots)
+
+
+def _print(console: Console, notes: Iterable[str]) -> None:
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
 
 
 main = cli.command(
     EvaluateRequest,
     run,
-    """Score a submission where the labels are known.
+    """Score a submission where the labels are known; by groups of patients; or an ensemble on another site.
 
-    python -m cxrlt_ray.evaluate runs/RUN/ensembles/greedy/submission.csv --task task1 --data /data/mimic
+    python -m cxrlt_ray.evaluate runs/RUN/ensembles/greedy/submission.csv --task task1 --data /data/mimic --by sex,age
+
+    python -m cxrlt_ray.evaluate runs/RUN/ensembles/greedy --external nih=/data/nih
     """,
+    many=("--external",),
 )
 
 

@@ -6,7 +6,6 @@ combined by its weights; the members' weights must be those the ensemble was mad
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,11 @@ from cxrlt_ray import cli
 from cxrlt_ray.data.asking import names_in, own_names
 from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.manifest import Manifest
-from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.tasks import CHALLENGE
-from cxrlt_ray.ensembling.apply import Ensemble, filled
-from cxrlt_ray.ensembling.asked import Asked, answers, ask
+from cxrlt_ray.ensembling.apply import Ensemble
+from cxrlt_ray.ensembling.asked import answers, ask
 from cxrlt_ray.ensembling.maps import attention_maps, mapping_member
+from cxrlt_ray.ensembling.new_images import score_prepared
 from cxrlt_ray.ensembling.request import PredictRequest
 from cxrlt_ray.ensembling.stored import load
 from cxrlt_ray.errors import UsageError
@@ -57,7 +56,7 @@ def run(request: PredictRequest) -> Predictions:
     start_ray(request.address)
     record = ensemble.record
     shards = prepare(images, request.storage, record.sizes, request.max_bad, record.quality, checksum=request.checksum)
-    scores = _score(ensemble, store, shards, images, asked)
+    scores = score_prepared(ensemble, store, shards, images, asked)
     ids, count = images.table["image_id"].to_numpy(), len(ensemble.findings)
     if calibration is not None:
         scores[:, :count] = calibration.apply(scores[:, :count], ensemble.findings)
@@ -105,19 +104,6 @@ def _read_images(request: PredictRequest, ensemble: Ensemble) -> Manifest:
     if not len(images.table):
         raise UsageError(f"{request.data} has no images" + (f" of split {request.split}." if request.split else "."))
     return images
-
-
-def _score(
-    ensemble: Ensemble, store: Store, shards: tuple[Shards, ...], images: Manifest, asked: Asked | None
-) -> np.ndarray:
-    """The ensemble's scores [N, C + A]; what a killed run had scored of the same images by the same members is used."""
-    members = (shards, ensemble.record.members, asked) if asked else (shards, ensemble.record.members)
-    key = hashlib.sha256(repr(members).encode()).hexdigest()[:8]
-    work = store / f"scoring-{key}"
-    scores = filled(ensemble.score(work, shards, images.table, asked))
-    if work.exists(""):
-        work.remove()
-    return scores
 
 
 def _write(request: PredictRequest, ensemble: Ensemble, store: Store, predictions: Predictions) -> None:

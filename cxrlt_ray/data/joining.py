@@ -25,7 +25,7 @@ PHANTOM = "phantom:"  # before a directory: the phantom there poses as the cohor
 IDS = ("image_id", "study_id", "subject_id")
 
 
-def parse_cohorts(arguments: Sequence[str]) -> dict[str, str]:
+def parse_cohorts(arguments: Sequence[str], option: str = "--cohort") -> dict[str, str]:
     """['nih=/data/nih', 'vindr=phantom:/data/phantom'] -> mapping -> directory, as `others` of `read_cohort`.
 
     Raises UsageError for another form, a mapping that does not exist or is wrong, and a missing directory.
@@ -36,9 +36,9 @@ def parse_cohorts(arguments: Sequence[str]) -> dict[str, str]:
     for text in arguments:
         name, _, path = text.partition("=")
         if not (name and path):
-            raise UsageError(f"--cohort is NAME=DIR, such as nih=/data/nih; not '{text}'.")
+            raise UsageError(f"{option} is NAME=DIR, such as nih=/data/nih; not '{text}'.")
         if name in others:
-            raise UsageError(f"--cohort names {name} twice: give each cohort once.")
+            raise UsageError(f"{option} names {name} twice: give each cohort once.")
         load_mapping(name)
         directory(path.removeprefix(PHANTOM))
         others[name] = path
@@ -84,7 +84,7 @@ def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list
 
 def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str]) -> Cohort:
     """The images of another cohort that label a finding of `main`: all of split train, ids after the cohort's name."""
-    from cxrlt_ray.data.mapping import in_cxr_lt, load_mapping, map_findings, posing
+    from cxrlt_ray.data.mapping import in_cxr_lt, load_mapping
 
     mapping, theirs = load_mapping(key), in_cxr_lt(main.findings, main.source)
     name, reached = mapping.name, [finding for finding in main.findings if theirs.get(finding) in mapping.reached]
@@ -93,19 +93,7 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
             f"cohort {name} labels none of the {len(main.findings)} findings of the task, such as {main.findings[0]}: "
             "leave it out, or map its findings to those."
         )
-    names, wanted = [theirs.get(finding, finding) for finding in main.findings], {theirs[f] for f in reached}
-    if path.startswith(PHANTOM):
-        raw = with_settled_paths(_phantom(path.removeprefix(PHANTOM), tuple(wanted)))
-        table, own_problems = checked_rows(raw)
-        labels = posing(Manifest(table, raw.findings, name, raw.root), key, names).table[names]
-    else:
-        sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & wanted)
-        reader = all_readers()[mapping.reader]
-        raw = with_settled_paths(reader.read(Request(directory(path), "auto", sources, uncertain)))
-        table, own_problems = checked_rows(raw)
-        labels = map_findings(table, mapping, names)
-    labels = labels.set_axis(list(main.findings), axis=1)
-    table = pd.concat([table[[*META, "file", "row"]], labels], axis=1)
+    raw, table, own_problems = _mapped(key, path, main.findings, theirs, reached, uncertain)
     if main.table[list(IDS)].apply(lambda ids: ids.str.startswith(f"{name}/").any()).any():
         own_problems.append(
             f"the main data has ids that begin with {name}/, as this cohort's do: give its mapping a `name:`."
@@ -114,10 +102,76 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
     notes = [f"Cohort {name}: {note}" for note in raw.notes]
     table = _to_train_with(table, name, main, reached, path, notes)
     origins, table = table[["file", "row"]], table.drop(columns=["file", "row"])
+    names = [theirs.get(finding, finding) for finding in main.findings]
     missing = [f"{finding} ({mapping.not_labelled[finding]})" for finding in names if finding in mapping.not_labelled]
     notes += [f"Cohort {name} does not label {'; '.join(missing)}."] if missing else []
     manifest = Manifest(table, main.findings, mapping.reader, raw.root)
     return Cohort(manifest, tuple(notes), {name: raw.root}, origins)
+
+
+def _mapped(
+    key: str, path: str, findings: Sequence[str], theirs: Mapping[str, str], reached: Sequence[str], uncertain: str
+) -> tuple[Raw, pd.DataFrame, list[str]]:
+    """What a cohort's directory holds: as read, its checked rows with `findings` as columns, and problems of its data.
+
+    theirs: finding -> CXR-LT's, by which the mapping `key` names it. reached: those that it labels.
+    """
+    from cxrlt_ray.data.mapping import load_mapping, map_findings, posing
+
+    mapping, names = load_mapping(key), [theirs.get(finding, finding) for finding in findings]
+    wanted = {theirs[finding] for finding in reached}
+    if path.startswith(PHANTOM):
+        raw = with_settled_paths(_phantom(path.removeprefix(PHANTOM), tuple(wanted)))
+        table, problems = checked_rows(raw)
+        labels = posing(Manifest(table, raw.findings, mapping.name, raw.root), key, names).table[names]
+    else:
+        sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & wanted)
+        reader = all_readers()[mapping.reader]
+        raw = with_settled_paths(reader.read(Request(directory(path), "auto", sources, uncertain)))
+        table, problems = checked_rows(raw)
+        labels = map_findings(table, mapping, names)
+    labels = labels.set_axis(list(findings), axis=1)
+    return raw, pd.concat([table[[*META, "file", "row"]], labels], axis=1), problems
+
+
+def read_site(key: str, path: str, main: Manifest, uncertain: str = "null") -> tuple[Manifest, tuple[str, ...]]:
+    """Another site's images that are to be scored by a model of `main`'s findings, and notes for a person.
+
+    key, path: a mapping of cohorts/ and a directory or URI, as of `parse_cohorts`. They are the images of the site's
+    split test, or all where it has none, with a label of one of the findings; what the mapping does not reach is null.
+    Images of an id that `main` has, and their subjects, are left out. Ids begin with the cohort's name.
+    Raises UsageError for a cohort that `main` trained on, and one that labels none of the findings; CxrltError with
+    the first fault of the data.
+    """
+    from cxrlt_ray.data.mapping import in_cxr_lt, load_mapping
+
+    mapping, theirs = load_mapping(key), in_cxr_lt(main.findings, main.source)
+    name, reached = mapping.name, [finding for finding in main.findings if theirs.get(finding) in mapping.reached]
+    if (main.cohorts == name).any():
+        raise UsageError(f"--external {name}: the run trained on images of cohort {name}, which is no other site then.")
+    if not reached:
+        raise UsageError(f"--external {name}: its mapping labels none of the findings, such as {main.findings[0]}.")
+    raw, table, problems = _mapped(key, path, main.findings, theirs, reached, uncertain)
+    if problems:
+        raise CxrltError(f"cohort {name}: {problems[0]}")
+    notes = [f"Site {name}: {note}" for note in raw.notes]
+    if (table["split"] == "test").any():
+        table = table[table["split"] == "test"]
+        notes.append(f"Site {name}: {counted(len(table), 'image')} of its own split test.")
+    shared = _stems(table["image_id"]).isin(_stems(main.table["image_id"]))
+    known = table["subject_id"].isin(table.loc[shared, "subject_id"])
+    labelled = table[reached].notna().any(axis=1)
+    for count, what in (
+        (known.sum(), "of subjects with an image that home has, too"),
+        ((~labelled).sum(), "unlabelled"),
+    ):
+        notes += [f"Site {name}: {counted(int(count), 'image')} left out, {what}."] if count else []
+    table = table[labelled & ~known]
+    if table.empty:
+        raise CxrltError(f"site {name} ({path}) has no image to score. {' '.join(notes)}".rstrip())
+    ids = {column: f"{name}/" + table[column] for column in IDS}
+    table = in_order(table.assign(**ids, split="test", **{COHORT: name}))[[*META, *main.findings]]
+    return Manifest(table.reset_index(drop=True), main.findings, mapping.reader, raw.root), tuple(notes)
 
 
 def _phantom(folder: str, findings: tuple[str, ...]) -> Raw:

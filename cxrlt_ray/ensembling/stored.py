@@ -139,7 +139,7 @@ def load(uri: str) -> Ensemble:
     folder, _, name = uri.rpartition("/")
     content = Store(folder or ".").read_json(name)
     record = EnsembleRecord.parse(content, uri)
-    run = _run_of(record, folder)
+    run = run_of(record, folder)
     trials = []
     for member in record.members:
         trial = read_trial(run / "trials" / member.trial)
@@ -165,8 +165,8 @@ def _member(pool: Pool, m: int, weights: np.ndarray, findings: tuple[str, ...]) 
     )
 
 
-def _run_of(record: EnsembleRecord, folder: str) -> Store:
-    """The run: where it was, else two levels above the ensemble, should the whole have been moved."""
+def run_of(record: EnsembleRecord, folder: str) -> Store:
+    """The run of the ensemble in `folder`: where it was, else two levels above, should the whole have been moved."""
     recorded = Store(record.run)
     if recorded.exists("run.json") or "://" in folder:
         return recorded

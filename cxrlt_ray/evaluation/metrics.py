@@ -157,7 +157,7 @@ def bootstrap_scores(
     """
     subject = numbered(groups)
     drawn = draws(subject.max() + 1, rounds, seed)
-    ap, auroc = next(_weighted(targets, [scores], subject, drawn, rounds))
+    ap, auroc = next(drawn_scores(targets, [scores], subject, drawn, rounds))
     positive, predicted, known = targets == 1, scores >= 0.5, targets >= 0
     kinds = (positive & predicted, positive & ~predicted, known & ~positive & predicted)
     by_subject = np.zeros((len(kinds), subject.max() + 1, targets.shape[1]))
@@ -295,7 +295,7 @@ def _resampled(
 ) -> Iterator[np.ndarray]:
     """Of each system AP and AUROC [2, C, rounds] of every finding in every draw."""
     subject = numbered(groups)
-    return _weighted(targets, systems, subject, draws(subject.max() + 1, rounds, seed), rounds)
+    return drawn_scores(targets, systems, subject, draws(subject.max() + 1, rounds, seed), rounds)
 
 
 def reweighted(
@@ -309,21 +309,21 @@ def reweighted(
     padded = np.zeros((-(-len(weights) // LANES) * LANES, weights.shape[1]), np.uint16)
     padded[: len(weights)] = weights
     blocks = [np.ascontiguousarray(block.T) for block in np.split(padded, len(padded) // LANES)]
-    return _weighted(targets, systems, numbered(groups), blocks, len(weights))
+    return drawn_scores(targets, systems, numbered(groups), blocks, len(weights))
 
 
-def _weighted(
+def drawn_scores(
     targets: np.ndarray,
     systems: Sequence[np.ndarray] | np.ndarray,
     group: np.ndarray,
     blocks: list[np.ndarray],
     rounds: int,
 ) -> Iterator[np.ndarray]:
-    """The same by blocks of weights, each uint16 [groups, LANES]; group: [N] indices."""
+    """`reweighted` by blocks of weights, each uint16 [groups, LANES], such as `draws`; group: [N] indices."""
     count = _compiled()
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # the loop is compiled and frees the interpreter's lock
         for scores in systems:
-            ordered = functools.partial(_sorted, group=group)
+            ordered = functools.partial(sorted_images, group=group)
             columns = list(threads.map(ordered, targets.T, np.asarray(scores).T))
             values = np.array(
                 [list(threads.map(functools.partial(count, *column), blocks)) for column in columns]
@@ -341,7 +341,9 @@ def draws(groups: int, rounds: int, seed: int) -> list[np.ndarray]:
     return blocks
 
 
-def _sorted(targets: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sorted_images(
+    targets: np.ndarray, scores: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The labelled images from the highest score down: positive, last of its tie, group."""
     rows = np.flatnonzero(targets >= 0)
     order = rows[np.argsort(-scores[rows])]  # how ties stand does not matter

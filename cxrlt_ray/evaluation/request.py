@@ -12,9 +12,11 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.groups import OWN
 from cxrlt_ray.data.score_scale import SCALES
 from cxrlt_ray.data.tasks import TASK_HELP
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.evaluation.groups import MIN_GROUP
 
 FORMATS = ("csv", "json")
 
@@ -25,9 +27,9 @@ class EvaluateRequest(Config):
     Raises UsageError for a wrong one.
     """
 
-    submission: Annotated[str, cli.argument("a submission.csv or .zip: path or URI")]
-    data: Annotated[str, cli.option("the cohort that was scored: a directory or URI")]
-    task: Annotated[str, cli.option(TASK_HELP)] = "task1"
+    submission: Annotated[str, cli.argument("a submission.csv or .zip, or the directory of an ensemble: path or URI")]
+    data: Annotated[str | None, cli.option("the cohort that was scored: a directory or URI; an ensemble knows")] = None
+    task: Annotated[str, cli.option(TASK_HELP + "; an ensemble knows")] = "task1"
     format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
     split: Annotated[str | None, cli.option("the split that was scored; the task's own without it")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
@@ -35,6 +37,32 @@ class EvaluateRequest(Config):
     rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000
     seed: Annotated[int, cli.option("the sweep's seed, which drew the splits of data that has none")] = 0
     out: Annotated[str | None, cli.option("leave the scores in this .csv (per finding) or .json (all)")] = None
+    by: Annotated[str | None, cli.option(f"compare groups, by {', '.join(OWN)} or columns of --groups")] = None
+    groups: Annotated[
+        str | None, cli.option("with --by: a table of image_id, study_id or subject_id, and columns of groups")
+    ] = None
+    min_group: Annotated[int, cli.option("with --by: subjects below which a group is not shown")] = MIN_GROUP
+    thresholds: Annotated[
+        str | None, cli.option("for FNR of groups and sites: a table of finding and threshold; best F1 without it")
+    ] = None
+    external: Annotated[
+        list[str] | None, cli.option("NAME=DIR: another site, scored by the ensemble, whose findings cohorts/ maps")
+    ] = None
+    storage: Annotated[str | None, cli.option("with --external: where to keep shards; else beside the run")] = None
+    max_bad: Annotated[float, cli.option("with --external: the share of images that may be undecodable")] = 0.05
+    address: Annotated[str | None, cli.option("with --external: join a Ray cluster, from its head: auto")] = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of `by`."""
+        return tuple(dict.fromkeys(name.strip() for name in (self.by or "").split(",") if name.strip()))
+
+    @property
+    def sites(self) -> dict[str, str]:
+        """Other sites: mapping -> directory. Raises UsageError for a wrong one."""
+        from cxrlt_ray.data.joining import parse_cohorts
+
+        return parse_cohorts(self.external, "--external") if self.external else {}
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateRequest:
@@ -44,4 +72,13 @@ class EvaluateRequest(Config):
             raise UsageError(f"--scores takes {', '.join(SCALES)}, not '{self.scores}'.")
         if self.rounds < 1:
             raise UsageError(f"--rounds must be at least 1, not {self.rounds}.")
+        if self.by is not None and not self.columns:
+            raise UsageError(f"--by names no column: give some of {', '.join(OWN)}, separated by commas.")
+        if self.min_group < 1:
+            raise UsageError(f"--min-group must be at least 1, not {self.min_group}.")
+        if self.by is None and (given := {"groups", "min_group"} & self.model_fields_set):
+            raise UsageError(f"--{min(given).replace('_', '-')} goes with --by, the columns to compare groups by.")
+        if self.by is None and self.external is None and self.thresholds is not None:
+            raise UsageError("--thresholds goes with --by or --external.")
+        _ = self.sites  # raises what is wrong
         return self

@@ -14,7 +14,9 @@ import numpy as np
 
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
+from cxrlt_ray.evaluation.groups import GroupReport
 from cxrlt_ray.evaluation.lift import lift_estimates
+from cxrlt_ray.evaluation.sites import SiteReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +45,8 @@ class Scores:
     it is not known. intervals: the same names, but for ECE's -> 95 % bounds; nan where too few positive subjects tell.
     per_finding: metrics.per_finding's [C] arrays; labelled (a count) and prevalence (a share of it); `ap_low`,
     `ap_high` and the like of auroc, f1 and fnr; where findings are UNSEEN also lift (AP / prevalence) and its bounds.
-    many_images: the mAP that many images would give. lift: the geometric mean of the UNSEEN findings'.
+    many_images: the mAP that many images would give. lift: the geometric mean of the UNSEEN findings'. by_group, sites:
+    the same images by groups, and beside other sites', where these were asked for.
     """
 
     findings: tuple[str, ...]
@@ -55,6 +58,8 @@ class Scores:
     per_finding: dict[str, np.ndarray]
     many_images: float
     lift: Estimate | None = None
+    by_group: GroupReport | None = None
+    sites: tuple[SiteReport, ...] = ()
 
     @property
     def without_positives(self) -> list[str]:

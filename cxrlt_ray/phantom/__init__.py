@@ -19,6 +19,9 @@ and task 3's findings are as frequent as in the challenge; in the test split the
 studies of each or more. It also writes boxes.csv in DIR: image_id, finding, x, y, width, height,
 pixels of the written image, a row for each separate part of a drawn sign.
 
+`--hidden-bias .5` draws one sign at half its contrast in one sex or age band: labels are as before, sex and age stand
+in patients.csv.gz as in MIMIC-IV, and nothing else tells of it. At 0 all bytes are those of a phantom without it.
+
 The same arguments give the same bytes, whatever the number of processes. `phantom.json`, written last, marks a
 complete tree. Until then `phantom.unfinished.json` holds the arguments, and a second call continues where the first was
 stopped.
@@ -66,6 +69,7 @@ class Study:
     mention: tuple[int, ...]
     strength: tuple[float, ...]
     side: tuple[int, ...]
+    faded: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,11 @@ def main(
     ] = None,
     true_counts: Annotated[bool | None, cli.option("task 3's findings as frequent as in the challenge")] = None,
     boxes: Annotated[bool | None, cli.option(f"write {BOXES}: where each sign is drawn")] = None,
+    hidden_bias: Annotated[float, cli.option("share by which one sign is fainter in one group of patients")] = 0.0,
+    hidden_finding: Annotated[str, cli.option("with --hidden-bias: whose sign")] = PLAIN.hidden_finding,
+    hidden_group: Annotated[
+        str, cli.option("with --hidden-bias: F, M or an age band, such as 18-39")
+    ] = PLAIN.hidden_group,
 ) -> None:
     """Write a cohort of procedural chest X-rays in the CXR-LT 2024 layout.
 
@@ -143,6 +152,8 @@ def main(
     python -m cxrlt_ray.phantom tables --images 377110 --no-pictures
 
     python -m cxrlt_ray.phantom read --images 2400 --for-text --held-out prompts.txt
+
+    python -m cxrlt_ray.phantom biased --images 8000 --hidden-bias .5 --hidden-finding Pneumothorax --hidden-group F
     """
     options = combined(
         for_text,
@@ -152,6 +163,9 @@ def main(
         apart=apart,
         true_counts=true_counts,
         boxes=boxes,
+        hidden_bias=hidden_bias,
+        hidden_finding=hidden_finding,
+        hidden_group=hidden_group,
     )
     write_phantom(folder, images, size, seed, pictures=pictures, options=options, processes=processes)
     following = f"sweep task1 --data {shlex.quote(str(folder))}" if pictures else f"cohort {shlex.quote(str(folder))}"
@@ -227,7 +241,7 @@ def _write(root: Path, plan: Plan, say: Callable[[str], Any], processes: int) ->
         pass
     say(f"  tables of {plan.images:,} images written in {time.monotonic() - started:.1f} s")
     if plan.pictures:
-        boxes = _write_studies(root, list(_studies(cohort)), plan, say, processes)
+        boxes = _write_studies(root, list(_studies(cohort, plan.options)), plan, say, processes)
         if plan.options.boxes:
             _write_boxes(root / BOXES, boxes)
     # renamed last: the marker stands for a complete tree
@@ -240,11 +254,12 @@ def _write_boxes(path: Path, boxes: list[tuple[str, Box]]) -> None:
     _write_file(path, "\n".join(["image_id,finding,x,y,width,height", *rows, ""]).encode())
 
 
-def _studies(cohort: PhantomCohort) -> Iterator[Study]:
+def _studies(cohort: PhantomCohort, options: PhantomOptions) -> Iterator[Study]:
     """The cohort study by study, as plain values that can be sent to a process."""
     import numpy as np
 
     from cxrlt_ray.data.tasks import ALL_FINDINGS
+    from cxrlt_ray.phantom.labels import in_group
     from cxrlt_ray.phantom.tree import image_paths, report_paths
 
     paths, reports = image_paths(cohort), report_paths(cohort)
@@ -253,6 +268,7 @@ def _studies(cohort: PhantomCohort) -> Iterator[Study]:
     bounds = np.searchsorted(cohort.images["study"], np.arange(len(cohort.studies) + 1)).tolist()
     subjects = cohort.subjects["subject_id"].to_numpy()[cohort.studies["subject"]].tolist()
     training = (cohort.studies["split"] == "train").tolist()
+    faded = in_group(cohort, options.hidden_group)[cohort.studies["subject"].to_numpy()] & (options.hidden_bias > 0)
     for k, study_id in enumerate(cohort.studies["study_id"].tolist()):
         strength, side = cohort.strength[k].tolist(), cohort.side[k].tolist()
         yield Study(
@@ -265,6 +281,7 @@ def _studies(cohort: PhantomCohort) -> Iterator[Study]:
             mention=tuple(cohort.mention[k].tolist()),
             strength=tuple(strength),
             side=tuple(side),
+            faded={options.hidden_finding: 1 - options.hidden_bias} if faded[k] else {},
         )
 
 
@@ -324,7 +341,9 @@ def _write_job(job: list[Study], root: Path, plan: Plan) -> tuple[int, list[tupl
         said = (study.mention, study.strength, study.side, study.study_id, plan.seed)
         _write_file(root / study.report, write_report(*said, wordings[study.training]).encode())
         for dicom_id, path, lateral, portable in study.images:
-            picture = Picture(study.subject_id, study.study_id, dicom_id, lateral, portable, study.findings)
+            picture = Picture(
+                study.subject_id, study.study_id, dicom_id, lateral, portable, study.findings, study.faded
+            )
             if plan.options.boxes:  # of an image that is there, too: only drawing tells them
                 image, own = draw_with_boxes(picture, plan.size, plan.seed)
                 boxes += [(dicom_id, box) for box in own]

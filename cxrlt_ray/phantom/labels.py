@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.age_bands import age_bands
 from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1, TASK2, TASK3
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.phantom.options import PLAIN, PhantomOptions
+from cxrlt_ray.phantom.options import PLAIN, SEXES, PhantomOptions
 
 SPLIT_IMAGES = {"train": 258_871, "val": 39_293, "test": 78_946}
 RELEASE_IMAGES = 377_110
@@ -122,6 +123,13 @@ def split_sizes(images: int) -> dict[str, int]:
     """Images of each split: the release's shares; at 377,110 its very counts."""
     val, test = (max(2, round(images * SPLIT_IMAGES[name] / RELEASE_IMAGES)) for name in ("val", "test"))
     return {"train": images - val - test, "val": val, "test": test}
+
+
+def in_group(cohort: PhantomCohort, group: str) -> np.ndarray:
+    """Which subjects are of a sex, F or M, or an age band, bool [subjects]."""
+    if group in SEXES:
+        return (cohort.subjects["female"] == (group == "F")).to_numpy()
+    return (age_bands(cohort.subjects["age"]) == group).to_numpy()
 
 
 def draw_cohort(images: int, seed: int, options: PhantomOptions = PLAIN) -> PhantomCohort:

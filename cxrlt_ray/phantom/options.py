@@ -1,7 +1,8 @@
-"""Options that make a phantom harder for systems that read: all off by default, all on by `FOR_TEXT`.
+"""Options that make a phantom harder: all off by default; those for systems that read all on by `FOR_TEXT`.
 
 A plain phantom is too easy for text: reports mention every finding, always by its name, and a finding never seen in
 training is found by the company it keeps. Each option takes one of these helps away; none changes a sign's drawing.
+The hidden bias does: one sign is fainter in one group of patients, of which no table tells.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from cxrlt_ray.data.age_bands import AGE_BANDS
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.phantom.wordings import RESERVED
 
@@ -27,6 +29,8 @@ class PhantomOptions:
     many studies or more.
     true_counts: the findings of task 3 are as frequent as the challenge's results suggest (labels.TRUE_PREVALENCE).
     boxes: write boxes.csv, where each sign was drawn.
+    hidden_bias: the share by which the sign of hidden_finding is fainter in hidden_group, in [0, 1]; 0: not at all, and
+    the other two do not count. hidden_finding: one that is painted (signs.PAINTS). hidden_group: F, M or an age band.
     """
 
     unmentioned: float = 0.0
@@ -35,10 +39,17 @@ class PhantomOptions:
     apart: int = 0
     true_counts: bool = False
     boxes: bool = False
+    hidden_bias: float = 0.0
+    hidden_finding: str = "Pleural Effusion"
+    hidden_group: str = "F"
 
     def changed(self) -> dict[str, Any]:
         """The options that are not at their default, as phantom.json keeps them; of texts their number and a hash."""
         values = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+        if self.hidden_bias:
+            values |= {name: getattr(self, name) for name in HIDDEN}
+        else:
+            values = {name: value for name, value in values.items() if name not in HIDDEN}
         if self.held_out:
             digest = hashlib.sha256("\n".join(sorted(self.held_out)).encode()).hexdigest()
             values["held_out"] = f"{len(self.held_out)} texts, {digest[:12]}"
@@ -47,15 +58,28 @@ class PhantomOptions:
 
 def checked(options: PhantomOptions) -> PhantomOptions:
     """`options`. Raises UsageError for a value out of range and for a text without a word."""
-    for name in ("unmentioned", "indirect"):
+    for name in ("unmentioned", "indirect", "hidden_bias"):
         value = getattr(options, name)
         if not 0 <= value <= 1:
-            raise UsageError(f"--{name} {value:g} is out of range: give a share from 0 to 1.")
+            raise UsageError(f"--{name.replace('_', '-')} {value:g} is out of range: give a share from 0 to 1.")
     if options.apart < 0:
         raise UsageError(f"--apart {options.apart} is negative: give a number of studies, or 0 for none.")
+    if options.hidden_group not in GROUPS:
+        raise UsageError(f"--hidden-group {options.hidden_group} is none of {', '.join(GROUPS)}.")
+    if options.hidden_bias:
+        _check_painted(options.hidden_finding)
     if empty := sum(not words(text) for text in options.held_out):
         raise UsageError(f"{empty} of the texts to hold out have no word in them: remove them.")
     return options
+
+
+def _check_painted(finding: str) -> None:
+    """Raise UsageError for a finding whose sign is not painted: a changed anatomy has no contrast of its own."""
+    from cxrlt_ray.phantom.signs import CHANGES, PAINTS
+
+    if finding not in PAINTS or finding in CHANGES:
+        painted = ", ".join(sorted(name for name in PAINTS if name not in CHANGES))
+        raise UsageError(f"--hidden-finding '{finding}' is none of the painted signs: {painted}.")
 
 
 def combined(for_text: bool, held_out: Iterable[str] = (), **given: Any) -> PhantomOptions:
@@ -71,6 +95,9 @@ def words(text: str) -> str:
     return f" {plain} " if plain else ""
 
 
+HIDDEN = ("hidden_bias", "hidden_finding", "hidden_group")
+SEXES = ("F", "M")
+GROUPS = (*SEXES, *AGE_BANDS.values())
 PLAIN = PhantomOptions()
 FOR_TEXT = PhantomOptions(
     unmentioned=0.25,

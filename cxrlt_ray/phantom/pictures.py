@@ -9,7 +9,7 @@ area. Drawn at twice the edge below 512 px, where hair lines would be lost other
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -34,7 +34,11 @@ _SUBJECT, _STUDY, _IMAGE, _VESSELS, _LOOK_ALIKES = 11, 12, 13, 14, 15  # purpose
 
 @dataclass(frozen=True)
 class Picture:
-    """What to draw. `findings`: those present, each with its strength in (0, 1] and side (0 right, 1 left)."""
+    """What to draw.
+
+    findings: those present, each with its strength in (0, 1] and side (0 right, 1 left). faded: painted signs ->
+    the share of their contrast that is left, in [0, 1].
+    """
 
     subject_id: int
     study_id: int
@@ -42,6 +46,7 @@ class Picture:
     lateral: bool
     portable: bool
     findings: Mapping[str, tuple[float, int]]
+    faded: Mapping[str, float] = field(default_factory=dict)
 
 
 class Box(NamedTuple):
@@ -92,13 +97,23 @@ def _draw(picture: Picture, size: int, seed: int, located: bool) -> tuple[np.nda
         if located:
             scene.canvas.trace = _trace_of_change(scene, sign)
         if sign.finding in PAINTS:
-            PAINTS[sign.finding](scene, sign)
+            _paint(scene, sign, picture.faded.get(sign.finding, 1.0))
         if scene.canvas.trace is not None:
             traces[sign.finding] = scene.canvas.trace
     own = np.random.default_rng([seed, _IMAGE, picture.study_id, int(picture.dicom_id[:8], 16)])
     turn = _turn(scene.canvas.size, own)
     boxes = [box for finding, trace in traces.items() for box in _boxes(finding, _pose(trace, size, turn))]
     return _expose(_pose(scene.canvas.gray, size, turn), own), boxes
+
+
+def _paint(scene: Scene, sign: Sign, left: float) -> None:
+    """Paint a sign, of whose change only the share `left` stays."""
+    before = scene.canvas.gray.copy() if left < 1 else None
+    PAINTS[sign.finding](scene, sign)
+    if before is not None:
+        scene.canvas.gray[:] = before + np.float32(left) * (scene.canvas.gray - before)
+        if scene.canvas.trace is not None:
+            scene.canvas.trace *= np.float32(left)
 
 
 def _trace_of_change(scene: Scene, sign: Sign) -> np.ndarray:

@@ -13,6 +13,7 @@ from cxrlt_ray.data.tasks import GROUPS
 from cxrlt_ray.evaluation.estimate import Estimate
 from cxrlt_ray.evaluation.published import Published
 from cxrlt_ray.evaluation.scores import SUMMARY, UNSEEN, Scores
+from cxrlt_ray.reporting import groups, sites
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.finite import finite
 
@@ -42,9 +43,13 @@ def render(scores: Scores, teams: Published | None = None, name: str = "ours") -
 
 
 def show(console: Console, scores: Scores, teams: Published | None, reason: str | None = None) -> None:
-    """Print the scores. reason: why there are no teams beside them."""
+    """Print the scores, those by group and by site where there are some. reason: why there are no teams beside them."""
     for part in [*render(scores, teams), *([reason] if reason else [])]:
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
+    if scores.by_group:
+        groups.show(console, scores.by_group)
+    for site in scores.sites:
+        sites.show(console, site)
 
 
 def as_json(scores: Scores, teams: Published | None = None) -> dict[str, JsonValue]:
@@ -62,17 +67,29 @@ def as_json(scores: Scores, teams: Published | None = None) -> dict[str, JsonVal
             "teams": teams.scores if teams else None,
         }
     )
+    if scores.by_group:
+        content["by_group"] = groups.as_json(scores.by_group)
+    if scores.sites:
+        content["sites"] = {site.name: sites.as_json(site) for site in scores.sites}
     return content
 
 
-def write(scores: Scores, teams: Published | None, out: str) -> None:
-    """Leave the scores in `out`: of each finding in a .csv, all of them in a .json."""
+def write(scores: Scores, teams: Published | None, out: str) -> list[str]:
+    """Leave the scores in `out`: all of them in a .json, of each finding in a .csv, with groups and sites beside it.
+
+    Returns the files' names.
+    """
     store, name = Store.holding(out)
-    if name.endswith(".csv"):
-        content = scores.frame().to_csv(index=False)
-    else:
-        content = json.dumps(as_json(scores, teams), indent=1, allow_nan=False)
-    store.write(name, content.encode())
+    if not name.endswith(".csv"):
+        store.write(name, json.dumps(as_json(scores, teams), indent=1, allow_nan=False).encode())
+        return [name]
+    store.write(name, scores.frame().to_csv(index=False).encode())
+    names = [name]
+    if scores.by_group:
+        names.append(groups.write(scores.by_group, out))
+    if scores.sites:
+        names.append(sites.write(scores.sites, out))
+    return names
 
 
 def _summary_table(scores: Scores, teams: Published | None, name: str) -> Table:

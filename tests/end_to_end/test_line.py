@@ -385,3 +385,54 @@ def test_runs_and_trials_are_listed(storage, capsys):
     assert all(name in told for name in ("T0000", "T0001", "T0002", "test_convnext"))
     with pytest.raises(UsageError, match=r"no run 'nope'.*line"):
         trials.main("nope", storage=storage)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Another phantom, which poses as NIH's images."""
+    from cxrlt_ray.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("elsewhere") / "tree"
+    write_phantom(str(folder), images=400, size=64, seed=1, say=lambda _: None)
+    return f"nih=phantom:{folder}"
+
+
+def test_an_ensemble_is_compared_by_group_and_with_another_site(chosen, elsewhere, tmp_path, capsys):
+    out = tmp_path / "scores.csv"
+    scores = evaluate.run(
+        evaluate.EvaluateRequest(
+            submission=str(chosen), external=[elsewhere], by="sex,age,cohort", min_group=5, rounds=50, out=str(out)
+        )
+    )
+    printed = capsys.readouterr().out
+    assert "By sex" in printed
+    assert "nih: " in printed
+    alone = evaluate.run(evaluate.EvaluateRequest(submission=str(chosen), rounds=50))
+    assert scores.scores == pytest.approx(alone.scores, nan_ok=True)
+    assert set(scores.by_group.common) == {"sex", "age"}  # cohort is what sites are compared by
+    site = scores.sites[0]
+    assert {drop.finding for drop in site.drops} - {"mean"} <= set(TASK1)
+    assert "Fracture" in site.not_labelled
+    table = pd.read_csv(tmp_path / "scores.sites.csv").set_index("finding")
+    assert table.loc["mean", "ap_difference"] == pytest.approx(site.drops[0].differences["ap"].value)
+    # scored by the same ensemble as predict scores them
+    folder = elsewhere.removeprefix("nih=phantom:")
+    predict.main(str(chosen / "ensemble.json"), folder, split="test", out=str(tmp_path / "out"), storage=str(tmp_path))
+    new = pd.read_parquet(tmp_path / "out" / "predictions.parquet").set_index("image_id")
+    kept = pd.read_parquet(chosen / "sites" / "nih" / "predictions.parquet").set_index("image_id")
+    new.index = "nih/" + new.index
+    pd.testing.assert_frame_equal(kept, new.loc[kept.index], atol=1e-5)
+
+
+def test_a_site_is_scored_once(chosen, elsewhere, capsys):
+    request = evaluate.EvaluateRequest(submission=str(chosen / "ensemble.json"), external=[elsewhere], rounds=20)
+    first = evaluate.run(request)
+    capsys.readouterr()
+    again = evaluate.run(request)
+    assert "are read from" in capsys.readouterr().out
+    assert again.sites[0].frame().equals(first.sites[0].frame())
+
+
+def test_home_itself_is_no_other_site(chosen, phantom):
+    with pytest.raises(CxrltError, match="has no image to score"):
+        evaluate.main(str(chosen), external=[f"nih=phantom:{phantom}"])
