@@ -8,10 +8,10 @@ With `--from` the members are predictions of any origin, in files (ensembling/fr
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.tasks import rarity
 from cxrlt_ray.ensembling import from_tables, stored
@@ -83,7 +83,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
         _explain(request, pool, systems[-1], findings, unit, store)
     submitted = scored.get(split)
     stored.write_ensemble(store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip)
-    _say_next(swept, store, split, submitted)
+    _say_next(swept, store, split, submitted, comparison)
     return Stacked(store, name, comparison)
 
 
@@ -129,7 +129,9 @@ def _of_tables(request: EnsembleRequest) -> Stacked:
     if request.explain:
         _explain(request, pool, systems[-1], tuple(members.findings), unit, store)
     files = from_tables.write(store, tables, file, name, pool, systems[-1], comparison)
-    print(f"Left in {store.absolute().uri}: {', '.join(files)}")
+    output.result(
+        f"Left in {store.absolute().uri}: {', '.join(files)}", _paths(store, files), map=report.scored(comparison)
+    )
     return Stacked(store, name, comparison)
 
 
@@ -152,16 +154,21 @@ def _explain(
     print(f"Left in {store.absolute().uri}: explain.json, explain.png")
 
 
-def _say_next(swept: Run, store: Store, split: str, submitted: ScoredSplit | None) -> None:
+def _say_next(swept: Run, store: Store, split: str, submitted: ScoredSplit | None, comparison: Comparison) -> None:
     """Print what was left, and the command that scores it."""
-    files = "ensemble.json, weights.csv" + (", predictions.parquet, submission.csv" if submitted else "")
-    print(f"Left in {store.uri}: {files}")
+    files = ["ensemble.json", "weights.csv", *(["predictions.parquet", "submission.csv"] if submitted else [])]
+    lines = [f"Left in {store.uri}: {', '.join(files)}"]
     if submitted:
-        print(
+        lines.append(
             f"Next: python -m cxrlt_ray.evaluate {shlex.quote(f'{store.uri}/submission.csv')} "
             f"--task {shlex.quote(swept.record.task_argument)} "
             f"--data {shlex.quote(swept.record.data or '')}" + "".join(_reading_options(swept, split))
         )
+    output.result("\n".join(lines), _paths(store, files), map=report.scored(comparison))
+
+
+def _paths(store: Store, files: Sequence[str]) -> list[str]:
+    return [f"{store.absolute().uri}/{file}" for file in files]
 
 
 def _reading_options(swept: Run, split: str) -> Iterator[str]:

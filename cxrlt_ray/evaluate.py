@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.tasks import Task, load_task, rarity
 from cxrlt_ray.ensembling import submission
@@ -60,7 +60,10 @@ def run(request: EvaluateRequest) -> Scores:
     report.show(console, scores, teams, reason)
     if request.out:
         report.write(scores, teams, request.out)
-        console.print(f"Left in {request.out}.", markup=False, soft_wrap=True)
+    line = f"Left in {request.out}." if request.out else ""
+    score, paths = scores.scores["map"], [request.out] if request.out else []
+    brief = f"mAP {cli.ranged(score, *scores.intervals['map'])} {line}".rstrip()
+    output.result(line, paths, brief=brief, map=score, images=scores.images)
     return scores
 
 

@@ -21,10 +21,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
+from cxrlt_ray import output
 from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.output.counter import Counter
 from cxrlt_ray.runs.records import FAILED, RUNNING
 from cxrlt_ray.runs.store import Run, Trial, damages, drop_checkpoints, keep_index
 from cxrlt_ray.search.asha import scheduler_of
@@ -111,7 +113,7 @@ def tune_trials(search: Search) -> str:
     stop, deadline = StopRequest(), search.deadline
     watchdog = Watchdog(run, policy.hung_after, DATA_CPUS if search.job.ingest.engine == RAY else 0.0)
     searcher = StudySearcher(search, optuna_study, stop, watchdog)
-    with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder, stop.on_signals():
+    with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder, stop.on_signals(), _counter(search) as counter:
         tuner = tune.Tuner(
             _trainable(search),
             tune_config=tune.TuneConfig(
@@ -133,7 +135,7 @@ def tune_trials(search: Search) -> str:
                 failure_config=tune.FailureConfig(max_failures=policy.retries),
                 callbacks=[
                     watchdog,
-                    Progress(run, search.trials, missing, metric, deadline, search.open_ended),
+                    Progress(run, search.trials, missing, metric, deadline, search.open_ended, counter),
                     ray_private.silent_progress(),
                 ],
             ),
@@ -154,6 +156,13 @@ def tune_trials(search: Search) -> str:
     if has_ended(run, search.trials, searcher.out_of_time):
         return ""
     return stop.reason or "before its end"
+
+
+def _counter(search: Search) -> Counter:
+    """Of the run's trials; in a log each trial that has ended has a line of its own."""
+    counter = output.counter("trials", search.trials, text=lambda _: "")
+    counter.done = search.trials - missing_trials(search.run, search.trials)
+    return counter
 
 
 def has_ended(run: Run, trials: int, out_of_time: bool) -> bool:
