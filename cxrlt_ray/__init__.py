@@ -15,6 +15,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     models/                        backbone + head + fusion of a study's views
     objectives/                    what is trained: batches, loss, predictions, metric
     runs/                          what a sweep leaves behind: records, predictions
+    tracking/                      curves in TensorBoard or Weights & Biases
     training/                      one trial: stages, epochs, resume state, inference
     search/                        many trials: the space, Optuna, Ray Tune, the plan
     selection/                     which trials to stack: arrays in, weights out

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 from cxrlt_ray import output
 from cxrlt_ray.errors import CxrltError, Terminated, UsageError
 from cxrlt_ray.output import console
-from cxrlt_ray.output.counter import duration
+from cxrlt_ray.output.counting import duration
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

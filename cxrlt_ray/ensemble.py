@@ -26,9 +26,13 @@ from cxrlt_ray.ensembling.request import EnsembleRequest
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation.scores import UNSEEN
 from cxrlt_ray.reporting import comparison as report
+from cxrlt_ray.runs.ensemble_record import EnsembleRecord
 from cxrlt_ray.runs.store import Run, load_run
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.storage import Store
+from cxrlt_ray.tracking import Session, trackers_of
+
+REPORT = "report.html"  # of the run
 
 __all__ = ["EnsembleRequest", "Stacked", "main", "run"]
 
@@ -82,9 +86,22 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     if request.explain:
         _explain(request, pool, systems[-1], findings, unit, store)
     submitted = scored.get(split)
-    stored.write_ensemble(store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip)
+    record = stored.write_ensemble(store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip)
+    _track(swept, record)
     _say_next(swept, store, split, submitted, comparison)
     return Stacked(store, name, comparison)
+
+
+def _track(swept: Run, record: EnsembleRecord) -> None:
+    """Tell the run's trackers of the ensemble, and give them the run's report page, where there is one."""
+    if names := trackers_of(swept):
+        session = Session(swept, names)
+        if swept.store.exists(REPORT):
+            with swept.store.fetched(REPORT) as path:
+                session.ensemble(record, path)
+        else:
+            session.ensemble(record)
+        session.close()
 
 
 def kinds_of(findings: tuple[str, ...], manifest: Manifest, pool: Pool) -> list[str]:

@@ -48,6 +48,7 @@ from cxrlt_ray.search.run_setup import (
 )
 from cxrlt_ray.search.run_texts import check_described, check_encoders, own_descriptions, run_texts, trial_encoders
 from cxrlt_ray.storage import Store
+from cxrlt_ray.tracking import check_trackers, trackers_of
 
 if TYPE_CHECKING:
     from cxrlt_ray.data.shards import Shards
@@ -66,6 +67,8 @@ def run(request: SweepRequest) -> Run | None:
     is stopped before its end or no trial ends well.
     """
     deadline = None if request.seconds is None else time.monotonic() + request.seconds
+    if request.trackers:
+        check_trackers(request.trackers)
     if request.address is None:
         share_processors()
     existing = run_to_resume(request)
@@ -245,9 +248,10 @@ def _search(
         asking=record.asking,
         label_embeddings=run.store.exists(FILE),
     )
+    trackers = request.trackers or trackers_of(run)
     disk = DiskRoom(run.store, running, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)
-    return Search(run, job, space, resources, record.trials, pace, record.seed, policy, record.search_db)
+    return Search(run, job, space, resources, record.trials, pace, record.seed, policy, record.search_db, trackers)
 
 
 def _train(request: SweepRequest, search: Search) -> str:

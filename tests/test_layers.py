@@ -26,6 +26,7 @@ ROOMS = (
     "models",
     "objectives",
     "runs",
+    "tracking",
     "training",
     "search",
     "selection",
@@ -58,7 +59,7 @@ def modules() -> dict[str, ast.Module]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name:
+        if name and name != "__main__":
             found[name] = ast.parse(path.read_text())
     return found
 

@@ -24,7 +24,7 @@ from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool, Say
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
-from cxrlt_ray.output.counter import Counter
+from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.selection import spaces
 from cxrlt_ray.selection.honest import Fitted, as_given, combine, fit
 from cxrlt_ray.selection.method import AUTO

@@ -1,7 +1,7 @@
 """What commands print: sentences and tables for people, JSON lines for machines (`--json`), or little (`--quiet`).
 
     forms.py      the three forms
-    counter.py    how far a long work is
+    counting.py   how far a long work is
     tables.py     a table whose rows are kept as records, too; imports rich
     values.py     numbers, arrays and records as JSON holds them
 
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from cxrlt_ray.output.counter import Counter
+from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.output.forms import LINE_SECONDS, Form, Json, Quiet, Text
 
 __all__ = ["Form", "Json", "Quiet", "Text", "console", "counter", "current", "error", "result", "row", "using"]

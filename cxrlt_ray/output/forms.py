@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Protocol, TextIO, cast
 
-from cxrlt_ray.output.counter import Counter, duration
+from cxrlt_ray.output.counting import Counter, duration
 from cxrlt_ray.output.values import plain
 
 VERSION = 1  # of the events

@@ -274,7 +274,8 @@ def _write_studies(
 ) -> list[tuple[str, Box]]:
     """Draw all images and write all reports, over several processes, with progress lines; the boxes if asked for."""
     jobs = [studies[k : k + STUDIES_A_JOB] for k in range(0, len(studies), STUDIES_A_JOB)]
-    started, boxes = time.monotonic(), list[tuple[str, Box]]()
+    started = time.monotonic()
+    boxes: list[tuple[str, Box]] = []
     for _, part in cli.with_progress(_done_jobs(jobs, root, plan, processes), plan.images, say, lambda job: job[0]):
         boxes += part
     rate = plan.images / (time.monotonic() - started)

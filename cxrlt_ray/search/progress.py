@@ -10,7 +10,7 @@ from ray import tune
 
 from cxrlt_ray import output
 from cxrlt_ray.objectives.metric import VAL_MAP, Metric
-from cxrlt_ray.output.counter import Counter
+from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.runs.records import FAILED, RUNNING
 from cxrlt_ray.runs.store import Run, Trial, best_first
 from cxrlt_ray.search.trial_states import retries_of, trial_name

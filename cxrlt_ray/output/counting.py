@@ -31,8 +31,8 @@ class Counter:
     show: Callable[[Counter], None]
     done: float = 0
     closed: bool = False
-    started: float = field(default_factory=time.monotonic)
-    reported: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
+    reported: float = field(default_factory=lambda: time.monotonic())
     known_left: float | None = None
     text: Callable[[Counter], str] | None = None
 
