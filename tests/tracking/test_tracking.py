@@ -127,12 +127,10 @@ def test_a_trackers_fault_is_a_sentence_and_ends_nothing_else(run, monkeypatch):
     assert said == ["TensorBoard is left out from here on (OSError); the rest goes on."]
 
 
-def test_a_run_on_an_object_store_has_its_curves_there(run, tmp_path, monkeypatch):
-    """As far as it can be seen without one: event files are written to a folder of this machine, and copied."""
+def test_event_files_are_copied_to_a_store_that_is_no_local_directory(run, monkeypatch):
     from cxrlt_ray.storage import Store
 
     monkeypatch.setattr(Store, "local", property(lambda self: None))
-    monkeypatch.setattr(Store, "opened", opened := Store.opened)
     monkeypatch.setattr(Store, "write", lambda self, name, content: written.update({f"{self.uri}/{name}": content}))
     written = {}
     from cxrlt_ray.tracking.tensorboard import TensorBoard
@@ -140,7 +138,6 @@ def test_a_run_on_an_object_store_has_its_curves_there(run, tmp_path, monkeypatc
     board = TensorBoard(run.store / "tensorboard")
     board.log("T0000", {}, points(trial(epochs=[epoch(0)])))
     board.close()
-    assert opened
     assert [name for name in written if name.startswith(f"{run.store.uri}/tensorboard/T0000/events.")]
 
 
@@ -190,15 +187,18 @@ def test_a_report_with_pictures_in_it_is_not_sent(run, offline):
 def records(path):
     """The epochs in a file of Weights & Biases: val_map and epoch of each step."""
     import json
+    import struct
 
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, steps = DataStore(), []
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    content, at, steps = path.read_bytes(), 7, []
+    assert len(content) < 32768  # one block of LevelDB's log format, with whole records
+    while at < len(content):
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        assert kind == 1
         record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+        record.ParseFromString(content[at + 7 : at + 7 + length])
+        at += 7 + length
         if record.HasField("history"):
             values = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
             steps.append({"val_map": pytest.approx(values["val_map"]), "epoch": values["epoch"]})
@@ -234,3 +234,25 @@ def test_weights_and_biases_asks_for_a_login_before_the_sweep(monkeypatch, tmp_p
         check_trackers(("wandb",))
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_trackers(("wandb",))
+
+
+def test_the_documents_snippet_gives_mlflow_what_the_records_hold(run, monkeypatch):
+    import re
+    import types
+    from contextlib import nullcontext
+    from pathlib import Path
+
+    trial(epochs=[epoch(0), epoch(1)], state="finished", score=0.4).write(run.store / "trials" / "T0000", "trial.json")
+    ensemble(run, 0.5).write(run.store / "ensembles" / "greedy")
+    logged = []
+    names = ("set_experiment", "log_params", "set_tag", "log_metric", "log_metrics", "log_artifact")
+    fake = {name: (lambda *what, name=name: logged.append((name, *what))) for name in names}
+    mlflow = types.SimpleNamespace(**fake, start_run=lambda run_name: nullcontext(logged.append(("run", run_name))))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setattr(sys, "argv", ["mlflow.py", run.store.uri])
+    text = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+    (code,) = re.findall(r"((?:    [^\n]*\n|\n)*    import mlflow\n(?:    [^\n]*\n|\n)*)", text)
+    exec("\n".join(line[4:] for line in code.splitlines()), {})
+    assert [entry[1] for entry in logged if entry[0] == "run"] == ["T0000", "T0001", "T0002", "ensemble-greedy"]
+    assert ("log_metrics", {"fold-0-score": 0.1, "fold-0-loss": 1.0}, 1) in logged
+    assert ("log_metric", "test/greedy ensemble", 0.5) in logged
