@@ -2,7 +2,9 @@
 
 A file here is a command, a folder is a room, and a room imports from the rooms above it in this list only:
 
-    errors cli config privacy      sentences, options, YAML files, what protects patients' data
+    errors                         sentences
+    output/                        what commands print: for people, for machines, or little
+    cli config privacy             options, YAML files, what protects patients' data
     storage/                       files on a disk or in an object store, written whole or not at all
     cluster/                       starting and joining Ray, what the processes of one machine share
     data/                          images + labels -> manifest -> shards -> batches
@@ -13,6 +15,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     models/                        backbone + head + fusion of a study's views
     objectives/                    what is trained: batches, loss, predictions, metric
     runs/                          what a sweep leaves behind: records, predictions
+    tracking/                      curves in TensorBoard or Weights & Biases
     training/                      one trial: stages, epochs, resume state, inference
     search/                        many trials: the space, Optuna, Ray Tune, the plan
     selection/                     which trials to stack: arrays in, weights out

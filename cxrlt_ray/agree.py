@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.agreement import Agreement, compare, disagreements, read_evidence
@@ -77,11 +77,15 @@ def run(request: AgreeRequest) -> Agreement:
     with console.status("Resampling subjects"):
         agreement = compare(matched, request.treatment, request.rounds, request.seed, request.least_positives)
     report.show(console, agreement)
+    lines = []
     if request.out:
         write_csv(agreement.frame(), request.out)
-        console.print(f"Left in {request.out}.", soft_wrap=True)
+        lines.append(f"Left in {request.out}.")
     if request.disagreements:
-        console.print(_leave_disagreements(request, matched), soft_wrap=True)
+        lines.append(_leave_disagreements(request, matched))
+    paths = [path for path in (request.out, request.disagreements) if path]
+    means = {name: rates.macro for name, rates in agreement.rates.items()}
+    output.result("\n".join(lines), paths, studies=agreement.studies, means=means)
     return agreement
 
 

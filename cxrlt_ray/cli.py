@@ -1,7 +1,8 @@
 """The console script `cxrlt-ray COMMAND ...`; each COMMAND is also `python -m cxrlt_ray.COMMAND`.
 
 A command is the function `main` of its module, read by typer. Modules are imported only when
-their command is asked for, so that `--help` answers at once.
+their command is asked for, so that `--help` answers at once. Every command takes `--quiet` and `--json`, the forms of
+`cxrlt_ray/output/`.
 """
 
 from __future__ import annotations
@@ -15,62 +16,118 @@ import shlex
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
-from cxrlt_ray.errors import CxrltError, Terminated
+from cxrlt_ray import output
+from cxrlt_ray.errors import CxrltError, Terminated, UsageError
+from cxrlt_ray.output import console
+from cxrlt_ray.output.counting import duration
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Main = Callable[..., None]
 Result = TypeVar("Result")
-REPORT_SECONDS = 10.0  # between two lines of progress
-
-COMMANDS = {
-    "phantom": "write a cohort of procedural chest X-rays in the CXR-LT 2024 layout",
-    "cohort": "summarise a data directory: counts, missing files, leaks, refusals",
-    "prepare": "resize originals to shards, once",
-    "doctor": "say what would go wrong in a sweep, and how to mend it",
-    "sweep": "train many trials",
-    "trials": "list runs and trials",
-    "ensemble": "select and weigh trials, score the test images, write the submission",
-    "predict": "score new images with an ensemble",
-    "evaluate": "score a submission",
-    "label": "label radiology reports",
-    "agree": "compare labels with hand labels",
-    "gold": "draw studies to label by hand; merge the readers' labels",
-    "split": "divide labelled studies into train, val and test, and make a cohort of them",
-    "describe": "show, check and draft descriptions of findings",
-    "pretrain_text": "train a text encoder on a knowledge graph",
+__all__ = ["COMMANDS", "command", "console", "duration", "main", "option", "run", "say", "with_progress"]
+GROUPS = {  # in the order in which one uses them
+    "look": {
+        "phantom": "write a cohort of procedural chest X-rays in the CXR-LT 2024 layout",
+        "cohort": "summarise a data directory: counts, missing files, leaks, refusals",
+        "doctor": "say what would go wrong in a sweep, and how to mend it",
+    },
+    "label": {
+        "label": "label radiology reports",
+        "gold": "draw studies to label by hand; merge the readers' labels",
+        "agree": "compare labels with hand labels",
+        "split": "divide labelled studies into train, val and test, and make a cohort of them",
+    },
+    "prepare": {
+        "prepare": "resize originals to shards, once",
+        "describe": "show, check and draft descriptions of findings",
+        "pretrain_text": "train a text encoder on a knowledge graph",
+    },
+    "train": {
+        "sweep": "train many trials",
+        "trials": "list runs and trials",
+    },
+    "combine": {
+        "ensemble": "select and weigh trials, score the test images, write the submission",
+    },
+    "judge": {
+        "evaluate": "score a submission",
+    },
+    "use": {
+        "predict": "score new images with an ensemble",
+    },
 }
+COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
+FORMS = {"--quiet": "print errors and the result's last lines alone", "--json": "print one JSON object a line"}
 
 
 def run(name: str, argv: list[str] | None = None) -> NoReturn:
     """Run command `name` with `argv` (default: the process's) and exit: 0 good, 1 failed, 2 wrong usage."""
-    import typer
-
     given = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks is printed as \xc9, and ends nothing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with output.using(_form(name, given)) as form:
+        exit_code = _exit_code(name, given, form)
+    raise SystemExit(exit_code)
+
+
+def app(name: str, argv: Sequence[str] = ()) -> Any:
+    """The typer app of command `name`, which `argv` calls."""
+    import typer
+
     function = importlib.import_module(f"cxrlt_ray.{name}").main
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    command = f"python -m cxrlt_ray.{name} {shlex.join(given)}".rstrip()
-    app.command(context_settings={"help_option_names": ["-h", "--help"]})(_one_sentence(function, command))
-    args = spread(given, getattr(function, "many", ()))
-    app(args=args, prog_name=f"python -m cxrlt_ray.{name}")
-    raise SystemExit(0)
+    line = f"python -m cxrlt_ray.{name} {shlex.join(argv)}".rstrip()
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(_one_sentence(function, line))
+    return app
+
+
+def _form(name: str, argv: Sequence[str]) -> output.Form:
+    """The form that the options ask for: it is known before they are read, as what is wrong with them is printed."""
+    from cxrlt_ray import __version__
+
+    if "--json" in argv:
+        return output.Json(name, __version__)
+    return output.Quiet() if "--quiet" in argv else output.Text()
+
+
+def _exit_code(name: str, argv: list[str], form: output.Form) -> int:
+    """Run the command; what it exits with."""
+    many = getattr(importlib.import_module(f"cxrlt_ray.{name}").main, "many", ())
+    machine = isinstance(form, output.Json)
+    try:
+        code = app(name, argv)(
+            args=spread(argv, many), prog_name=f"python -m cxrlt_ray.{name}", standalone_mode=not machine
+        )
+    except SystemExit as stop:
+        code = stop.code
+    except Exception as error:
+        if not machine:
+            raise
+        if not hasattr(error, "format_message"):  # not click's, of wrong options
+            output.error(f"{type(error).__name__}, a fault of cxrlt_ray: the traceback is on stderr.", 1)
+            raise
+        code = getattr(error, "exit_code", 2)
+        output.error(error.format_message(), code)
+    exit_code = code if isinstance(code, int) else int(code is not None)
+    if isinstance(form, output.Json) and not form.ended:
+        output.result("", exit_code=exit_code)
+    return exit_code
 
 
 def main() -> None:
     """The console script: dispatch to a command's module."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print("usage: cxrlt-ray COMMAND [options]    (COMMAND --help for its options)\n")
-        print("\n".join(f"  {command:13} {what}" for command, what in COMMANDS.items()))
+        print("usage: cxrlt-ray COMMAND [options]    (--help: those of COMMAND)\n")
+        for group, commands in GROUPS.items():
+            print("\n".join((group, *(f"  {command:13} {what}" for command, what in commands.items()))))
         return
     if name == "--version":
         from cxrlt_ray import __version__
@@ -102,23 +159,12 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def console(width: int = 120) -> Any:
-    """A rich console; into a file or a pipe it is as wide as our widest table, not 80 columns.
-
-    Names are printed as they are: a finding may be called [red]x, which is markup, or :x:, which is an emoji.
-    """
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=width)
+PRINTING: tuple[object, ...] = (print, say)
 
 
-def duration(seconds: float) -> str:
-    """A length of time as people say it: 40 s, 12 min, 3.5 h, 2.1 days."""
-    for most, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < most:
-            return f"{seconds / unit:.1f} {name}" if name == "h" else f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 86400:.1f} days"
+def heard_by(say: Callable[[str], None]) -> Callable[[str], None] | None:
+    """Who hears the lines of a work instead of whoever reads the command's output: nobody, where `say` prints."""
+    return None if say in PRINTING else say
 
 
 def size(count: float) -> str:
@@ -136,19 +182,14 @@ def with_progress(
     count: Callable[[Result], int] = lambda _: 1,
     noun: str = "images",
 ) -> Iterator[Result]:
-    """`results` as they come, with a line each REPORT_SECONDS on how many of `total` images are done.
+    """`results` as they come, and how many of `total` images are done: a bar, or from time to time a line.
 
     count: the images that a result stands for. noun: what is counted.
     """
-    started = reported = time.monotonic()
-    done = 0
-    for result in results:
-        yield result
-        done += count(result)
-        if (now := time.monotonic()) - reported > REPORT_SECONDS:
-            reported = now
-            rate = done / (now - started)
-            say(f"  {done:,} of {total:,} {noun}, {rate:,.0f} {noun}/s, {duration((total - done) / rate)} left")
+    with output.counter(noun, total, heard_by(say)) as counter:
+        for result in results:
+            yield result
+            counter.advance(count(result))
 
 
 TOO_FEW = "(too few)"  # positive subjects, to give an interval
@@ -229,22 +270,33 @@ def _one_sentence(function: Main, command: str) -> Main:
     @functools.wraps(function)
     def wrapped(context: typer.Context, **options: object) -> None:
         given = {name: value for name, value in options.items() if _given(context, name)}
+        forms = [option for option in FORMS if given.pop(option.removeprefix("--"), False)]
         try:
+            if len(forms) > 1:
+                raise UsageError(f"{' and '.join(forms)} are two forms of output: give one.")
             with _sigterm_as_ctrl_c():
                 function(**given)
         except CxrltError as error:
-            print(f"error: {error}", file=sys.stderr)
+            output.error(str(error), error.exit_code)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt as stop:
             by = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
-            print(f"stopped by {by}; what is done is kept, and the same command goes on: `{command}`", file=sys.stderr)
+            said = f"stopped by {by}; what is done is kept, and the same command goes on: `{command}`"
+            output.error(said, 1, prefix="")
             raise SystemExit(1) from None
 
     own = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [own, *inspect.signature(function, eval_str=True).parameters.values()]
+    forms = [_form_option(name, help) for name, help in FORMS.items()]
+    parameters = [own, *inspect.signature(function, eval_str=True).parameters.values(), *forms]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+def _form_option(name: str, help: str) -> inspect.Parameter:
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    annotation = Annotated[bool, option(help, name)]
+    return inspect.Parameter(name.removeprefix("--"), keyword, default=False, annotation=annotation)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.cohort import examine
 from cxrlt_ray.data.joining import parse_cohorts, sweep_options
 from cxrlt_ray.data.manifest import Cohort
@@ -46,8 +46,8 @@ def main(
     console = cli.console()
     if min_count > 1:  # notes, files and problems refer to single images
         print_counts(cohort.manifest, console, min_count)
-        if problems:
-            console.print("A sweep would refuse this data: leave --min-count out to see why.")
+        line = "A sweep would refuse this data: leave --min-count out to see why." if problems else ""
+        output.result(line, exit_code=int(bool(problems)), usable=not problems)
         raise SystemExit(bool(problems))
     for note in cohort.notes:
         console.print(note, markup=False, soft_wrap=True)
@@ -59,10 +59,10 @@ def main(
         problems += _print_images(cohort, images, duplicates, sample, console)
     if problems:
         lines = [f"\nA sweep would refuse this data for {counted(len(problems), 'reason')}:", *problems]
-        console.print("\n- ".join(lines), markup=False, soft_wrap=True)
+        output.result("\n- ".join(lines), exit_code=1, usable=False, reasons=problems)
         raise SystemExit(1)
     following = f"python -m cxrlt_ray.sweep {task} --data {shlex.quote(data)}{sweep_options(others)}"
-    console.print(f"Usable. Next: {following}", markup=False, soft_wrap=True)
+    output.result(f"Usable. Next: {following}", usable=True)
 
 
 def _check_options(images: bool, duplicates: bool, sample: int, min_count: int) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.config import Config
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.labelling.llm.options import LlmOptions, check_options, endpoint_of
@@ -126,7 +126,7 @@ def _check(known: dict[str, Description | None]) -> None:
             f"{len(missing):,} of {len(known):,} findings have no description, {len(drafts):,} a draft: write or "
             "correct them; a draft counts once it says reviewed: true."
         )
-    cli.say(f"{len(known):,} findings have a description.")
+    output.result(f"{len(known):,} findings have a description.", findings=len(known))
 
 
 def _draft(request: DescribeRequest, findings: list[str]) -> None:
@@ -145,9 +145,11 @@ def _draft(request: DescribeRequest, findings: list[str]) -> None:
     if drafts.descriptions:
         header = f"# Drafts by {json.dumps(endpoint.model)}. Read and correct each, then set reviewed: true.\n"
         store.write(name, (header + as_yaml(*drafts.descriptions)).encode())
-        cli.say(
+        output.result(
             f"{len(drafts.descriptions):,} drafts in {request.out}, by {drafts.requests:,} requests. A person reads "
-            "and corrects each and sets reviewed: true; until then nothing uses them."
+            "and corrects each and sets reviewed: true; until then nothing uses them.",
+            [request.out],
+            drafts=len(drafts.descriptions),
         )
     if drafts.failed:
         why = "; ".join(f"{finding}: {reason}" for finding, reason in drafts.failed.items())

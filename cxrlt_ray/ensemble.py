@@ -8,10 +8,10 @@ With `--from` the members are predictions of any origin, in files (ensembling/fr
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.tasks import rarity
 from cxrlt_ray.ensembling import from_tables, stored
@@ -28,9 +28,13 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation.scores import UNSEEN
 from cxrlt_ray.reporting import calibration as calibration_page
 from cxrlt_ray.reporting import comparison as report
+from cxrlt_ray.runs.ensemble_record import EnsembleRecord
 from cxrlt_ray.runs.store import Run, load_run
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.storage import Store
+from cxrlt_ray.tracking import Session, trackers_of
+
+REPORT = "report.html"  # of the run
 
 __all__ = ["EnsembleRequest", "Stacked", "main", "run"]
 
@@ -93,10 +97,24 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     if submitted is not None:
         submitted = made.applied(submitted, [findings.index(finding) for finding in swept.task.findings])
     more = write_probabilities(store, made)
-    system, calibration = systems[-1], made.calibration
-    stored.write_ensemble(store, swept, file, name, pool, system, comparison, submitted, request.zip, calibration)
-    _say_next(swept, store, split, submitted, more)
+    record = stored.write_ensemble(
+        store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration
+    )
+    _track(swept, record)
+    _say_next(swept, store, split, submitted, more, comparison)
     return Stacked(store, name, comparison, made)
+
+
+def _track(swept: Run, record: EnsembleRecord) -> None:
+    """Tell the run's trackers of the ensemble, and give them the run's report page, where there is one."""
+    if names := trackers_of(swept):
+        session = Session(swept, names)
+        if swept.store.exists(REPORT):
+            with swept.store.fetched(REPORT) as path:
+                session.ensemble(record, path)
+        else:
+            session.ensemble(record)
+        session.close()
 
 
 def kinds_of(findings: tuple[str, ...], manifest: Manifest, pool: Pool) -> list[str]:
@@ -144,7 +162,9 @@ def _of_tables(request: EnsembleRequest) -> Stacked:
     made = _probabilities(request, pool, systems[-1], tuple(members.findings), {})
     files = write_probabilities(store, made)
     files = from_tables.write(store, tables, file, name, pool, systems[-1], comparison, made) + files
-    print(f"Left in {store.absolute().uri}: {', '.join(files)}")
+    output.result(
+        f"Left in {store.absolute().uri}: {', '.join(files)}", _paths(store, files), map=report.scored(comparison)
+    )
     return Stacked(store, name, comparison, made)
 
 
@@ -182,16 +202,23 @@ def _explain(
     print(f"Left in {store.absolute().uri}: explain.json, explain.png")
 
 
-def _say_next(swept: Run, store: Store, split: str, submitted: ScoredSplit | None, more: list[str]) -> None:
+def _say_next(
+    swept: Run, store: Store, split: str, submitted: ScoredSplit | None, more: list[str], comparison: Comparison
+) -> None:
     """Print what was left, and the command that scores it."""
-    files = ["ensemble.json", "weights.csv", *(("predictions.parquet", "submission.csv") if submitted else ()), *more]
-    print(f"Left in {store.uri}: {', '.join(files)}")
+    files = ["ensemble.json", "weights.csv", *(["predictions.parquet", "submission.csv"] if submitted else []), *more]
+    lines = [f"Left in {store.uri}: {', '.join(files)}"]
     if submitted:
-        print(
+        lines.append(
             f"Next: python -m cxrlt_ray.evaluate {shlex.quote(f'{store.uri}/submission.csv')} "
             f"--task {shlex.quote(swept.record.task_argument)} "
             f"--data {shlex.quote(swept.record.data or '')}" + "".join(_reading_options(swept, split))
         )
+    output.result("\n".join(lines), _paths(store, files), map=report.scored(comparison))
+
+
+def _paths(store: Store, files: Sequence[str]) -> list[str]:
+    return [f"{store.absolute().uri}/{file}" for file in files]
 
 
 def _reading_options(swept: Run, split: str) -> Iterator[str]:

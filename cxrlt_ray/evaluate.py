@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.groups import group_columns
 from cxrlt_ray.data.manifest import COHORT, Manifest
 from cxrlt_ray.data.tasks import Task, load_task, rarity
@@ -93,11 +93,15 @@ def run(request: EvaluateRequest) -> Scores:
     reason = not_comparable(given.task, scores.images, _is_phantom(request.data, given.manifest)) if teams else None
     teams = None if reason else teams
     report.show(console, scores, teams, reason)
+    paths: list[str] = []
     if request.out:
         names = report.write(scores, teams, request.out)
         folder = request.out.rpartition("/")[0]
-        left = ", ".join(f"{folder}/{name}" if folder else name for name in names)
-        console.print(f"Left in {left}.", markup=False, soft_wrap=True)
+        paths = [f"{folder}/{name}" if folder else name for name in names]
+    line = f"Left in {', '.join(paths)}." if paths else ""
+    score = scores.scores["map"]
+    brief = f"mAP {cli.ranged(score, *scores.intervals['map'])} {line}".rstrip()
+    output.result(line, paths, brief=brief, map=score, images=scores.images)
     return scores
 
 

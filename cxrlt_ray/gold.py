@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling import gold_folder
 from cxrlt_ray.labelling.agreement import Agreement, compare
@@ -67,12 +67,14 @@ def _sample(request: GoldRequest) -> Design:
         f"{len(chances):,} of {len(tables[0]):,} studies in {folder}: {gold_folder.DESIGN_FILE} holds their inclusion "
         f"probabilities ({rare:.2g} to {max(chances):.2g}) and is not for readers."
     )
-    print(
-        f"Give each reader one of {', '.join(f'{folder}/{name}.csv' for name in names)}, or the page of the same name "
-        f"(.html). They hold {'ids' if texts is None else 'reports'} of patients."
+    sheets = [f"{folder}/{name}.csv" for name in names]
+    output.result(
+        f"Give each reader one of {', '.join(sheets)}, or the page of the same name (.html). They hold "
+        f"{'ids' if texts is None else 'reports'} of patients.\n"
+        f"Next: python -m cxrlt_ray.gold merge {folder} {' '.join(sheets)} --labels {' '.join(request.files)}",
+        [f"{folder}/{gold_folder.DESIGN_FILE}", *sheets],
+        sampled=len(chances),
     )
-    sheets = " ".join(f"{folder}/{name}.csv" for name in names)
-    print(f"Next: python -m cxrlt_ray.gold merge {folder} {sheets} --labels {' '.join(request.files)}")
     return design
 
 
@@ -111,7 +113,7 @@ def _merge(request: GoldRequest) -> Agreement | None:
     out = request.out or f"{folder}/gold.csv"
     _leave_gold(request, design, readings, values, out)
     if not request.labels:
-        print(f"Next: python -m cxrlt_ray.agree {out} LABELS.csv")
+        output.result(f"Next: python -m cxrlt_ray.agree {out} LABELS.csv", [out])
         return None
     matched = match(out, request.labels)
     treatment = Treatment(uncertain=request.uncertain)
@@ -120,6 +122,7 @@ def _merge(request: GoldRequest) -> Agreement | None:
     for line in (*matched.notes, *treatment.lines):
         console.print(line, soft_wrap=True)
     report.show(console, agreement)
+    output.result("", [out])
     return agreement
 
 

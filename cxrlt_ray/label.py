@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.labelling.labelled import RuleSet, labelled
 from cxrlt_ray.labelling.labels import FOREIGN, NOTHING, SOURCE, written
@@ -48,7 +48,7 @@ def run(request: LabelRequest) -> None:
     with written(request.out, reports.id_column, rules.names) as write:
         for labels, evidence in _counted(tables, reports):
             write(labels, evidence)
-    cli.say(f"Left in {request.out}; what each label stands on in evidence.parquet beside it.")
+    output.result(f"Left in {request.out}; what each label stands on in evidence.parquet beside it.", [request.out])
 
 
 def _rule_set(request: LabelRequest) -> RuleSet:
@@ -67,7 +67,7 @@ def _check(rule_set: RuleSet) -> None:
         cli.say(f"- {clash}")
     if found:
         raise CxrltError(f"{len(found):,} clashes in the rule files; correct the phrases or the examples.")
-    cli.say(f"{count_examples(rules):,} examples of {len(rules.every)} findings are labelled as they say.")
+    output.result(f"{count_examples(rules):,} examples of {len(rules.every)} findings are labelled as they say.")
 
 
 def _explain(reports: Reports, rule_set: RuleSet, study: str) -> None:
@@ -78,7 +78,7 @@ def _explain(reports: Reports, rule_set: RuleSet, study: str) -> None:
     report = next((report for report in reports if report.study_id == study), None)
     if report is None:
         raise UsageError("--explain: there is no report of that study; ids are as the input writes them.")
-    cli.say(marked(report.text, Labeller(rule_set.load()).read(report.text)))
+    output.result(marked(report.text, Labeller(rule_set.load()).read(report.text)))
 
 
 def _counted(tables: Iterator[tuple[pa.Table, pa.Table]], reports: Reports) -> Iterator[tuple[pa.Table, pa.Table]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.asking import names_in, own_names
 from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.manifest import Manifest
@@ -72,8 +72,9 @@ def run(request: PredictRequest) -> Predictions:
     if mapping is not None:
         rows = asked.embeddings[mapping] if asked else None
         _draw_maps(request, attention_maps(ensemble.trials[mapping], rows, names, shards, images.table), names)
-    left = "predictions.parquet, submission.csv" + (", asked.csv" if names else "")
-    print(f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{left}")
+    left = ["predictions.parquet", "submission.csv", *(["asked.csv"] if names else [])]
+    line = f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{', '.join(left)}"
+    output.result(line, [f"{request.out}/{name}" for name in left], images=len(ids))
     return predictions
 
 

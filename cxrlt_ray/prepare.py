@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.data.estimate import SAMPLE, Estimate, estimate
 from cxrlt_ray.data.prepare import prepare, quarantine_text
@@ -16,16 +16,23 @@ from cxrlt_ray.storage import Store
 
 def _estimate_table(costs: Estimate, cpus: float) -> Any:
     """A rich table of what each size and quality costs."""
-    from rich import box
-    from rich.table import Table
+    from cxrlt_ray.output.tables import RecordTable
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = RecordTable("estimate")
     for column in ("px", "quality", "an image", "all", "dB", f"on {cpus:g} CPU"):
         table.add_column(column, justify="right", no_wrap=True)
     for (size, quality), (total, seconds, decibel) in costs.kinds.items():
         alone = cli.duration((costs.read_seconds + seconds) / cpus)
         per_image = cli.size(total / costs.images)
-        table.add_row(str(size), quality_name(quality), per_image, cli.size(total), f"{decibel:.1f}", alone)
+        record = {
+            "size": size,
+            "quality": quality_name(quality),
+            "bytes": total,
+            "decibel": decibel,
+            "seconds": seconds,
+        }
+        cells = (str(size), quality_name(quality), per_image, cli.size(total), f"{decibel:.1f}", alone)
+        table.add_record(record, *cells)
     return table
 
 
@@ -60,14 +67,19 @@ def main(
         cli.console().print(_estimate_table(costs, cpus))
         free = Store(storage).free()
         room = "" if free is None else f" {storage} has {cli.size(free)} free."
-        print(f"dB: the cache's own loss, against the resized pixels.{room}")
+        output.result(f"dB: the cache's own loss, against the resized pixels.{room}")
         return
     store = Store(storage)
     store.check_writable()
     start_ray(address)
+    lines, paths = [], []
     for shards in prepare(cohort.manifest, storage, edges, max_bad, chosen, checksum=checksum):
         size = cli.size(shards.summary["bytes"])
-        print(f"{shards.store.uri}: {shards.summary['images']:,} images, {size}; {quarantine_text(shards.summary)}")
+        lines.append(
+            f"{shards.store.uri}: {shards.summary['images']:,} images, {size}; {quarantine_text(shards.summary)}"
+        )
+        paths.append(shards.store.uri)
+    output.result("\n".join(lines), paths)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.text.encoder_spec import FROZEN, MINILM, TextSpec, check
@@ -96,7 +96,7 @@ def run(request: PretrainTextRequest) -> Path:
     source = str(Path(request.graph).absolute())
     how = Pretraining(request.spec, source, request.epochs, request.batch_size, request.lr, seed=request.seed)
     pretrain_text(graph, how, out, cli.say)
-    cli.say(f"The encoder is in {out}: give it to a search space as `text: {out}`")
+    output.result(f"The encoder is in {out}: give it to a search space as `text: {out}`", [str(out)])
     return out
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.config import Config
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import UsageError
@@ -84,7 +84,8 @@ def run(request: SplitRequest) -> Divided:
         console.print(note, soft_wrap=True)
     console.print(report.sizes_table(divided))
     console.print(report.findings_table(divided))
-    console.print(_leave(request, divided, images), soft_wrap=True)
+    out, following = _leave(request, divided, images)
+    output.result(f"Left in {out}. {following}", [out])
     return divided
 
 
@@ -98,12 +99,12 @@ def _images(request: SplitRequest) -> Manifest:
     return cohort.manifest
 
 
-def _leave(request: SplitRequest, divided: Divided, images: Manifest | None) -> str:
-    """Write the table; a line that says where, and what comes next. Raises UsageError where it cannot lie there."""
+def _leave(request: SplitRequest, divided: Divided, images: Manifest | None) -> tuple[str, str]:
+    """Write the table; where it is, and what comes next. Raises UsageError where it cannot lie there."""
     if images is None:
         out = request.out or "split.csv"
         write_csv(divided.table, out)
-        return f"Left in {out}. With --images DIR it becomes a cohort that a sweep reads."
+        return out, "With --images DIR it becomes a cohort that a sweep reads."
     out = request.out or f"{images.root.rstrip('/')}/{TABLE}"
     folder = os.path.dirname(out) or "."
     if Store(folder).exists(TABLE):
@@ -117,7 +118,7 @@ def _leave(request: SplitRequest, divided: Divided, images: Manifest | None) -> 
     prefix = root[len(above) :].strip("/")
     table = divided.table if not prefix else divided.table.assign(**{PATH: f"{prefix}/" + divided.table[PATH]})
     write_csv(table, out)
-    return f"Left in {out}. Next: python -m cxrlt_ray.sweep auto --data {shlex.quote(folder)} --format table"
+    return out, f"Next: python -m cxrlt_ray.sweep auto --data {shlex.quote(folder)} --format table"
 
 
 main = cli.command(

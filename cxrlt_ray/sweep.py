@@ -16,14 +16,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.start import share_processors
 from cxrlt_ray.data.features import features_bound, features_folder
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
-from cxrlt_ray.runs.store import Run
+from cxrlt_ray.runs.store import Run, best_first
 from cxrlt_ray.search.asking import check_asking
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
@@ -48,6 +48,7 @@ from cxrlt_ray.search.run_setup import (
 )
 from cxrlt_ray.search.run_texts import check_described, check_encoders, own_descriptions, run_texts, trial_encoders
 from cxrlt_ray.storage import Store
+from cxrlt_ray.tracking import check_trackers, trackers_of
 
 if TYPE_CHECKING:
     from cxrlt_ray.data.shards import Shards
@@ -66,6 +67,8 @@ def run(request: SweepRequest) -> Run | None:
     is stopped before its end or no trial ends well.
     """
     deadline = None if request.seconds is None else time.monotonic() + request.seconds
+    if request.trackers:
+        check_trackers(request.trackers)
     if request.address is None:
         share_processors()
     existing = run_to_resume(request)
@@ -104,6 +107,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     _finish(request, own_run, reason)
     if fresh:
         _compare(planner, forecast, own_run, time.monotonic() - started)
+    _say_next(request, own_run)
     return own_run
 
 
@@ -246,9 +250,10 @@ def _search(
         asking=record.asking,
         label_embeddings=run.store.exists(FILE),
     )
+    trackers = request.trackers or trackers_of(run)
     disk = DiskRoom(run.store, running, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)
-    return Search(run, job, space, resources, record.trials, pace, record.seed, policy, record.search_db)
+    return Search(run, job, space, resources, record.trials, pace, record.seed, policy, record.search_db, trackers)
 
 
 def _train(request: SweepRequest, search: Search) -> str:
@@ -277,7 +282,7 @@ def _train(request: SweepRequest, search: Search) -> str:
 
 
 def _finish(request: SweepRequest, run: Run, reason: str) -> None:
-    """Print the trials and what comes next. Raises CxrltError where the sweep was stopped, or no trial ended well."""
+    """Print the trials. Raises CxrltError where the sweep was stopped, or no trial ended well."""
     from cxrlt_ray.reporting.sweep import print_trials
 
     trials = run.trials()
@@ -291,7 +296,15 @@ def _finish(request: SweepRequest, run: Run, reason: str) -> None:
         raise CxrltError(f"stopped {stopped}; continue with `{resume_command(run, request.storage)}`")
     if not ended:
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
-    print(f"Next: {ensemble_command(run, request.storage)}")
+
+
+def _say_next(request: SweepRequest, run: Run) -> None:
+    """Print what comes next, and for machines where the run is and its best trial."""
+    from cxrlt_ray.reporting.trials import trial_record
+
+    best = next(trial for trial in best_first(run.trials()) if trial.state in (FINISHED, PRUNED))
+    following = f"Next: {ensemble_command(run, request.storage)}"
+    output.result(following, [run.store.absolute().uri], run=run.name, best=trial_record(best))
 
 
 def _compare(planner: Planner, forecast: Forecast, run: Run, seconds: float) -> None:

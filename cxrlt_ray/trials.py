@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.features import FeatureStorage, features_folder
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.trials import runs_table, trials_table
-from cxrlt_ray.runs.store import DEFAULT_STORAGE, load_run, runs
+from cxrlt_ray.runs.store import DEFAULT_STORAGE, best_first, load_run, runs
 from cxrlt_ray.storage import Store
 
 
@@ -30,15 +30,18 @@ def main(
         count, size = kept.forget()
         left = kept.held()
         in_use = f"; {cli.size(left)} are in use and stay" if left else ""
-        print(f"{count} stores of features removed from {kept.folder}, {cli.size(size)}{in_use}")
+        line = f"{count} stores of features removed from {kept.folder}, {cli.size(size)}{in_use}"
+        output.result(line, removed=count, bytes=size, bytes_in_use=left)
         return
-    console = cli.console()
     if run is None:
-        if not runs(storage):
+        if not (names := runs(storage)):
             raise UsageError(f"no run in {storage}: start one with `python -m cxrlt_ray.sweep task1`.")
-        console.print(runs_table(storage))
+        table = runs_table(storage)
     else:
-        console.print(trials_table(load_run(storage, run).trials()))
+        trials = load_run(storage, run).trials()
+        table, names = trials_table(trials), [trial.name for trial in best_first(trials)]
+    cli.console().print(table)
+    output.result("", brief="\n".join(names))
 
 
 if __name__ == "__main__":

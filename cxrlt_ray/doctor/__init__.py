@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.shards import QUALITY, shards_store
 from cxrlt_ray.doctor.check import FAIL, OK, WARN, Check, guarded, reason
 from cxrlt_ray.doctor.cluster import alone, ask_all, of_ray
@@ -197,17 +197,19 @@ def _sample(manifest: Manifest) -> tuple[tuple[int, str, bool], ...]:
 
 def page(outcomes: Sequence[Check]) -> Table:
     """A rich table of checks, by group."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
+    from cxrlt_ray.output.tables import RecordTable
+
+    table = RecordTable("checks", box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for title, names in GROUPS.items():
         members = [check for name in names for check in outcomes if check.name == name]
         if members:
             table.add_row(Text(title, "bold"))
         for check in members:
             message = f"{check.message}\nmend: {check.mend}" if check.mend else check.message
-            table.add_row(Text(f"  {check.name}"), Text(check.state, COLOURS[check.state]), Text(message))
+            cells = (Text(f"  {check.name}"), Text(check.state, COLOURS[check.state]), Text(message))
+            table.add_record({"group": title, **vars(check)}, *cells)
     return table
 
 
@@ -239,6 +241,7 @@ def main(
     console.print(page(outcomes))
     failed, warned = (sum(check.state == state for check in outcomes) for state in (FAIL, WARN))
     seconds = time.perf_counter() - start
-    console.print(f"\n{len(outcomes)} checks in {seconds:.1f} s: {failed} failed, {warned} with a warning")
+    line = f"\n{len(outcomes)} checks in {seconds:.1f} s: {failed} failed, {warned} with a warning"
+    output.result(line, exit_code=int(failed > 0), checks=len(outcomes), failed=failed, warned=warned)
     if failed:
         raise SystemExit(1)

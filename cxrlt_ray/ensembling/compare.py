@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue
 
-from cxrlt_ray import cli, selection
+from cxrlt_ray import cli, output, selection
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.tasks import GROUPS
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool, Say
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
+from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.selection import spaces
 from cxrlt_ray.selection.honest import Fitted, as_given, combine, fit
 from cxrlt_ray.selection.method import AUTO
@@ -248,7 +250,7 @@ def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, sa
     transforms = [partial(_values, space, rule, pool) for rule in rules]
     single = len(rules) == 1  # is applied once; of several one is held at a time
     values = transforms[0](pool.predictions) if single else pool.predictions
-    with warnings.catch_warnings(record=True) as doubts:
+    with warnings.catch_warnings(record=True) as doubts, _progress(say) as report:
         warnings.simplefilter("always")
         fitted = fit(
             file.methods(),
@@ -261,7 +263,7 @@ def _fitted(file: EnsembleFile, folding: EnsembleFile, pool: Pool, seed: int, sa
             costs=pool.costs,
             margin=file.margin(),
             rules=[as_given] if single else transforms,
-            progress=None if say is None else _progress_lines(say),
+            progress=report,
         )
     values = values if single else transforms[fitted.rule](pool.predictions)
     if say is not None:
@@ -281,26 +283,30 @@ def _named(doubt: Warning | str, pool: Pool) -> str:
     return doubt.named(pool.names) if isinstance(doubt, MemberDoubt) else str(doubt)
 
 
-def _progress_lines(say: Say) -> Callable[[float], None]:
-    """What takes the share of a selection that is done, and gives `say` a line each cli.REPORT_SECONDS.
+@contextmanager
+def _progress(say: Say | None) -> Iterator[Callable[[float], None] | None]:
+    """What takes the share of a selection that is done and shows it; None where nobody is told.
 
     The time left is by the pace since the first share: before it, code may have been compiled.
     """
+    if say is None:
+        yield None
+        return
     began: list[tuple[float, float]] = []
-    reported = 0.0
+
+    def line(counter: Counter) -> str:
+        return f"  {counter.done:.0f}% of the selection done, {cli.duration(counter.known_left or 0)} left"
 
     def report(share: float) -> None:
-        nonlocal reported
         now = time.monotonic()
         if not began:
             began.append((now, share))
-            reported = now
-        elif now - reported > cli.REPORT_SECONDS and share > began[0][1]:
-            reported = now
+        elif share > began[0][1]:
             left = (now - began[0][0]) * (1 - share) / (share - began[0][1])
-            say(f"  {share:.0%} of the selection done, {cli.duration(left)} left")
+            counter.advance(100 * share - counter.done, left)
 
-    return report
+    with output.counter("% of the selection", 100, cli.heard_by(say), line) as counter:
+        yield report
 
 
 def _rules(file: EnsembleFile, pool: Pool, say: Say | None) -> list[StudyRule]:

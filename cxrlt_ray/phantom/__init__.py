@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.phantom.options import PLAIN, PhantomOptions, checked, combined
@@ -169,7 +169,8 @@ def main(
     )
     write_phantom(folder, images, size, seed, pictures=pictures, options=options, processes=processes)
     following = f"sweep task1 --data {shlex.quote(str(folder))}" if pictures else f"cohort {shlex.quote(str(folder))}"
-    print(f"{folder}: a phantom cohort of {images:,} images. Next: python -m cxrlt_ray.{following}")
+    line = f"{folder}: a phantom cohort of {images:,} images. Next: python -m cxrlt_ray.{following}"
+    output.result(line, [str(folder)], images=images)
 
 
 def _lines(path: Path) -> list[str]:
@@ -290,16 +291,12 @@ def _write_studies(
 ) -> list[tuple[str, Box]]:
     """Draw all images and write all reports, over several processes, with progress lines; the boxes if asked for."""
     jobs = [studies[k : k + STUDIES_A_JOB] for k in range(0, len(studies), STUDIES_A_JOB)]
-    started = reported = time.monotonic()
-    done, boxes = 0, []
-    for count, part in _done_jobs(jobs, root, plan, processes):
-        done += count
+    started = time.monotonic()
+    boxes: list[tuple[str, Box]] = []
+    for _, part in cli.with_progress(_done_jobs(jobs, root, plan, processes), plan.images, say, lambda job: job[0]):
         boxes += part
-        now = time.monotonic()
-        if now - reported > 5 or done == plan.images:
-            reported, rate = now, done / (now - started)
-            left = (plan.images - done) / rate
-            say(f"  {done:,} of {plan.images:,} images drawn, {rate:,.0f} images/s, {left:,.0f} s left")
+    rate = plan.images / (time.monotonic() - started)
+    say(f"  {plan.images:,} of {plan.images:,} images drawn, {rate:,.0f} images/s, 0 s left")
     return boxes
 
 

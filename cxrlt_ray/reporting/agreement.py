@@ -35,8 +35,9 @@ def show(console: Console, agreement: Agreement) -> None:
 
 def precision_table(agreement: Agreement) -> Table:
     """Table 8: finding, positives, precision of each labeller, and the paper's two where findings match."""
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     papers = {
         name: values
@@ -44,44 +45,55 @@ def precision_table(agreement: Agreement) -> Table:
         if any(finding in values for finding in agreement.findings)
     }
     heads = [Column(name, justify="right") for name in ("positives", *agreement.rates, *papers)]
-    table = Table(Column("precision", no_wrap=True), *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RecordTable("precision", Column("precision", no_wrap=True), *heads, padding=(0, 1, 0, 0))
     for c, finding in enumerate(agreement.findings):
-        own = [cli.short(float(rates.of_finding["precision"][c])) for rates in agreement.rates.values()]
-        published = [cli.short(values.get(finding, np.nan)) for values in papers.values()]
-        table.add_row(finding, f"{agreement.positives[c]:,}", *own, *published)
-    means = [_cell(rates.macro["precision"]) for rates in agreement.rates.values()]
-    published = [cli.short(float(np.mean(list(values.values())))) for values in papers.values()]
-    count = int(agreement.in_mean.sum())
-    table.add_row(f"Mean of {counted(count, 'finding')}", "", *means, *published)
-    pooled = [_cell(rates.pooled["precision"]) for rates in agreement.rates.values()]
-    table.add_row("Pooled", f"{agreement.positives.sum():,}", *pooled, *("-" for _ in papers))
+        own = {name: float(rates.of_finding["precision"][c]) for name, rates in agreement.rates.items()}
+        published = {name: values.get(finding, np.nan) for name, values in papers.items()}
+        cells = tuple(map(cli.short, (*own.values(), *published.values())))
+        record = {"finding": finding, "positives": agreement.positives[c], "precision": own, "published": published}
+        table.add_record(record, finding, f"{agreement.positives[c]:,}", *cells)
+    means = {name: rates.macro["precision"] for name, rates in agreement.rates.items()}
+    published = {name: float(np.mean(list(values.values()))) for name, values in papers.items()}
+    count, positives = int(agreement.in_mean.sum()), int(agreement.positives.sum())
+    cells = (*map(_cell, means.values()), *map(cli.short, published.values()))
+    record = {"mean_of": count, "precision": means, "published": published}
+    table.add_record(record, f"Mean of {counted(count, 'finding')}", "", *cells)
+    pooled = {name: rates.pooled["precision"] for name, rates in agreement.rates.items()}
+    cells = (*map(_cell, pooled.values()), *("-" for _ in papers))
+    table.add_record({"pooled": True, "positives": positives, "precision": pooled}, "Pooled", f"{positives:,}", *cells)
     return table
 
 
 def _rates_table(agreement: Agreement, name: str, rates: Rates) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     heads = [Column(TITLES[rate], justify="right", no_wrap=True) for rate in RATES]
-    table = Table(Column(name, no_wrap=True), *heads, box=box.SIMPLE_HEAD, padding=0)
+    table = RecordTable("rates", Column(name, no_wrap=True), *heads, padding=0)
     for c, finding in enumerate(agreement.findings):
-        table.add_row(finding, *(cli.short(float(rates.of_finding[rate][c])) for rate in RATES))
+        values = {rate: float(rates.of_finding[rate][c]) for rate in RATES}
+        table.add_record({"labels": name, "finding": finding, **values}, finding, *map(cli.short, values.values()))
     for title, estimates in (("Mean", rates.macro), ("Pooled", rates.pooled)):
-        table.add_row(title, *(_cell(estimates[rate]) for rate in RATES))
+        chosen = {rate: estimates[rate] for rate in RATES}
+        table.add_record({"labels": name, title.lower(): True, **chosen}, title, *map(_cell, chosen.values()))
     return table
 
 
 def _differences_table(agreement: Agreement) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     first = next(iter(agreement.rates))
     heads = [Column(scope, justify="right", no_wrap=True) for scope in ("mean", "pooled")]
-    table = Table(Column(f"{first} less", no_wrap=True), *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RecordTable("differences", Column(f"{first} less", no_wrap=True), *heads, padding=(0, 1, 0, 0))
     for name, gains in agreement.differences.items():
         for rate in RATES:
-            cells = (gains[scope, rate] for scope in ("macro", "pooled"))
-            table.add_row(f"{name}, {TITLES[rate]}", *(cli.gained(gain.value, gain.low, gain.high) for gain in cells))
+            means, pooled = gains["macro", rate], gains["pooled", rate]
+            record = {"labels": first, "less": name, "rate": rate, "mean": means, "pooled": pooled}
+            cells = (cli.gained(gain.value, gain.low, gain.high) for gain in (means, pooled))
+            table.add_record(record, f"{name}, {TITLES[rate]}", *cells)
     return table
 
 

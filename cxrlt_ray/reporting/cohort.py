@@ -94,19 +94,18 @@ def _parts(manifest: Manifest) -> dict[str, Manifest]:
 
 def _splits_table(manifest: Manifest, parts: dict[str, Manifest], least: int) -> Table:
     """Images, studies, subjects and views of each part."""
-    from rich import box
-    from rich.table import Table
+    from cxrlt_ray.output.tables import RecordTable
 
-    table = Table(
-        "split", *map(_right, ("images", "studies", "subjects", *VIEWS)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    kinds = ("images", "studies", "subjects", *VIEWS)
+    table = RecordTable("splits", "split", *map(_right, kinds), padding=(0, 1, 0, 0))
     counts = {name: _sizes(part) for name, part in {**parts, "all": manifest}.items()}
     if least > 1:
         counts = {name: [rounded(count, least) for count in counts[name]] for name in parts}
         counts = {name: [sum(row[3:]), *row[1:]] for name, row in counts.items()}  # of the views that are shown
         counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
     for name, row in counts.items():
-        table.add_row(name, *(_cell(count, least) for count in row))
+        record = {"split": name, **dict(zip(kinds, row, strict=True))}
+        table.add_record(record, name, *(_cell(count, least) for count in row))
     return table
 
 
@@ -119,26 +118,31 @@ def _sizes(part: Manifest) -> list[int]:
 
 def _findings_table(manifest: Manifest, parts: dict[str, Manifest], least: int) -> Table:
     """Positives of each finding in each part, '-' where it is nowhere labelled, and its share of the main train."""
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
 
     from cxrlt_ray.data.tasks import rarity
+    from cxrlt_ray.output.tables import RecordTable
 
     targets = {name: part.targets() for name, part in parts.items()}
     train = targets.get("train", np.empty((0, len(manifest.findings)), np.int8))
     columns = [name.removeprefix(f"{COHORT} ") for name in parts]
     heads = map(_right, (*columns, "% train", "null"))
-    table = Table(Column("finding", no_wrap=True), "group", *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RecordTable("findings", Column("finding", no_wrap=True), "group", *heads, padding=(0, 1, 0, 0))
     for column, (finding, group) in enumerate(zip(manifest.findings, rarity(train), strict=True)):
         labels = {name: values[:, column] for name, values in targets.items()}
-        counts = [_cell(rounded(int((v == 1).sum()), least), least) if (v >= 0).any() else "-" for v in labels.values()]
+        positives = {
+            name: rounded(int((v == 1).sum()), least) if (v >= 0).any() else None for name, v in labels.items()
+        }
+        counts = ["-" if count is None else _cell(count, least) for count in positives.values()]
         known = train[:, column] >= 0
         if least > 1:
             group = "-"
         share = _share(int((train[:, column] == 1).sum()), int(known.sum()), least)
         null = sum(int((v < 0).sum()) for v in labels.values())
         nulls = _cell(rounded(null, least), least) if null else ""
-        table.add_row(finding, group if known.any() else "-", *counts, share, nulls)
+        group = group if known.any() else "-"
+        record = {"finding": finding, "group": group, "positives": positives, "null": rounded(null, least)}
+        table.add_record(record, finding, group, *counts, share, nulls)
     return table
 
 

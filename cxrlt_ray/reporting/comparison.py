@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.data.asking import MINED, Asking
 from cxrlt_ray.ensembling.compare import CROSS_FITTED, OPTIMISTIC, Comparison, SetScores, SystemScore
 from cxrlt_ray.ensembling.costs import FrontierPoint
@@ -33,7 +33,7 @@ def show(comparison: Comparison, name: str, swept: bool = True, asking: Asking |
             line = (
                 f"{name} ensemble less {title}, {_line(where)}: {cli.gained(gain.value, gain.low, gain.high)}{verdict}"
             )
-            console.print(line, markup=False)
+            output.row("gains", {"set": where, "less": title, "map": gain}, line)
     print("[ , ] hold, in 95 of 100 such samples, the score to expect of so many images (subjects resampled).")
     print(_many_images(comparison, name))
     print("Optimistic: chosen and scored on the same images.")
@@ -47,6 +47,12 @@ def show(comparison: Comparison, name: str, swept: bool = True, asking: Asking |
             "Cross-fitted: chosen without the subjects scored, of members as they are: what their training has seen of"
         )
         print("these subjects is not undone.")
+
+
+def scored(comparison: Comparison) -> dict[str, Estimate]:
+    """The ensemble's macro mAP on each set of images."""
+    title = comparison.systems[-1]
+    return {where: scores.systems[title].map for where, scores in comparison.sets.items() if title in scores.systems}
 
 
 def _about_asking(asking: Asking) -> tuple[str, str]:
@@ -64,12 +70,12 @@ def _about_asking(asking: Asking) -> tuple[str, str]:
 
 def show_frontier(points: Sequence[FrontierPoint], unit: str) -> None:
     """Print the ensembles among which `frontier` chooses: what they cost, what they score where they were chosen."""
-    from rich import box
-    from rich.table import Table
+    from cxrlt_ray.output.tables import RecordTable
 
-    table = Table(f"cost an image, {unit}", "validation mAP, optimistic", "members", box=box.SIMPLE_HEAD)
+    table = RecordTable("frontier", f"cost an image, {unit}", "validation mAP, optimistic", "members")
     for point in points:
-        table.add_row(f"{point.cost:.4g}", _cell(point.score), ", ".join(point.members))
+        record = {"cost": point.cost, "unit": unit, "score": point.score, "members": point.members}
+        table.add_record(record, f"{point.cost:.4g}", _cell(point.score), ", ".join(point.members))
     cli.console().print(table)
 
 
@@ -82,31 +88,35 @@ def _many_images(comparison: Comparison, name: str) -> str:
 
 
 def _scores_table(comparison: Comparison) -> Table:
-    from rich import box
-    from rich.table import Table
+    from cxrlt_ray.output.tables import RecordTable
 
-    table = Table("mAP", box=box.SIMPLE_HEAD)
+    table = RecordTable("scores", "mAP")
     sets = comparison.sets
     for where, scores in sets.items():
         table.add_column(f"{NAMES.get(where, where)}\n{scores.images:,} images", no_wrap=True)
     for title in comparison.systems:
-        cells = (scores.systems.get(title) for scores in sets.values())
-        table.add_row(title, *("not scored" if score is None else _cell(score.map) for score in cells))
-    table.add_row("prevalence (chance)", *(cli.short(scores.prevalence) for scores in sets.values()))
+        known = {where: scores.systems.get(title) for where, scores in sets.items()}
+        maps = {where: None if score is None else score.map for where, score in known.items()}
+        cells = ("not scored" if score is None else _cell(score) for score in maps.values())
+        table.add_record({"system": title, "map": maps}, title, *cells)
+    chance = {where: scores.prevalence for where, scores in sets.items()}
+    table.add_record({"chance": chance}, "prevalence (chance)", *map(cli.short, chance.values()))
     return table
 
 
 def _groups_table(comparison: Comparison) -> Table:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
+    from cxrlt_ray.output.tables import RecordTable
+
     heads = (f"{count} {group}" for group, count in comparison.groups.items())
-    table = Table("mAP of", *heads, box=box.SIMPLE_HEAD)
+    table = RecordTable("groups", "mAP of", *heads)
     for where, scores in _honest(comparison):
         table.add_row(Text(_line(where), style="bold"))
         for title in comparison.systems:
-            table.add_row(title, *_group_cells(scores.systems.get(title), comparison.groups))
+            score = scores.systems.get(title)
+            record = {"set": where, "system": title, "map": None if score is None else score.groups}
+            table.add_record(record, title, *_group_cells(score, comparison.groups))
     return table
 
 

@@ -47,27 +47,28 @@ def write(explanation: Explanation, store: Store) -> None:
 
 
 def _members_table(explanation: Explanation) -> Table:
-    from rich import box
-    from rich.table import Table
+    from cxrlt_ray.output.tables import RecordTable
 
     contributions = explanation.contributions
-    table = Table("member", "weight", "alone", "marginal", "without it", title="What each member brings, mAP")
-    table.box = box.SIMPLE_HEAD
+    table = RecordTable("members", "member", "weight", "alone", "marginal", "without it")
+    table.title = "What each member brings, mAP"
     if explanation.costs is not None:
         table.add_column(f"cost, {explanation.unit}")
     for m in explanation.used:
         row = [explanation.names[m], f"{explanation.weights[m].mean():.2f}", cli.ranged(*contributions.alone[m, -1])]
         row += [change(contributions.marginal[m, -1]), loss(contributions.without[m, -1])]
-        table.add_row(*row, *([] if explanation.costs is None else [f"{explanation.costs[m]:.3g}"]))
+        cost = None if explanation.costs is None else float(explanation.costs[m])
+        record = {"member": explanation.names[m], "weight": explanation.weights[m].mean(), "cost": cost}
+        record |= {key: _bounds(getattr(contributions, key)[m, -1]) for key in ("alone", "marginal", "without")}
+        table.add_record(record, *row, *([] if cost is None else [f"{cost:.3g}"]))
     return table
 
 
 def _findings_table(explanation: Explanation) -> Table:
-    from rich import box
-    from rich.table import Table
+    from cxrlt_ray.output.tables import RecordTable
 
-    table = Table("finding", "positives", "AP", "members, weight", "most needed", "kept", title="Findings")
-    table.box = box.SIMPLE_HEAD
+    table = RecordTable("member_findings", "finding", "positives", "AP", "members, weight", "most needed", "kept")
+    table.title = "Findings"
     weights, names, without = explanation.weights, explanation.names, explanation.contributions.without
     for c, finding in enumerate(explanation.findings):
         heavy = [int(m) for m in np.argsort(-weights[:, c], kind="stable") if weights[m, c] > 0]
@@ -78,8 +79,16 @@ def _findings_table(explanation: Explanation) -> Table:
         most_needed = f"{names[needed]} {loss(without[needed, c])}" if known else "-"
         kept = f"{explanation.retained_share[c]:.0%}" + (" !" if explanation.unstable[c] else "")
         score = cli.ranged(*explanation.contributions.whole[c])
-        table.add_row(finding, f"{explanation.positives[c]:,}", score, members + more, most_needed, kept)
+        record = {"finding": finding, "positives": explanation.positives[c], "kept": explanation.retained_share[c]}
+        record |= {"ap": _bounds(explanation.contributions.whole[c])}
+        record |= {"weights": {names[m]: weights[m, c] for m in heavy}, "most_needed": names[needed] if known else None}
+        table.add_record(record, finding, f"{explanation.positives[c]:,}", score, members + more, most_needed, kept)
     return table
+
+
+def _bounds(figure: np.ndarray) -> dict[str, float]:
+    """A value [3] with the ends of its interval, by name."""
+    return dict(zip(("value", "low", "high"), figure.tolist(), strict=True))
 
 
 def draw(explanation: Explanation) -> bytes:

@@ -15,6 +15,8 @@ from cxrlt_ray.search.workload import epoch_seconds
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cxrlt_ray.output.tables import RecordTable
+
 WIDTH = 160  # of the tables, in columns
 
 
@@ -61,7 +63,7 @@ def _features_lines(plan: SweepPlan) -> list[str]:
 
 
 def _rates_table(plan: SweepPlan) -> Table:
-    table = _table()
+    table = _table("rates")
     columns = [(f"{device.name}: images/s", "rate is", "an epoch") for device in plan.devices]
     for column in ("backbone", "px", *itertools.chain(*columns), "CPU"):
         table.add_column(column, no_wrap=True)
@@ -70,22 +72,29 @@ def _rates_table(plan: SweepPlan) -> Table:
         cells = [rates[0].backbone, str(rates[0].resolution)]
         for rate in rates:
             cells += [_digits(rate.rate), rate.source, cli.duration(epoch_seconds(rate, plan.workload))]
-        table.add_row(*cells, f"{decoding_cores(rates[-1]):.2f}")
+        devices = zip((device.name for device in plan.devices), rates, strict=True)
+        record = {"backbone": rates[0].backbone, "resolution": rates[0].resolution, "cpus": decoding_cores(rates[-1])}
+        record["images_per_second"] = {name: rate.rate for name, rate in devices}
+        table.add_record(record, *cells, f"{decoding_cores(rates[-1]):.2f}")
     return table
 
 
 def _cost_table(forecasts: Sequence[Forecast], price: float) -> Table:
-    table = _table()
+    table = _table("forecasts")
     for column in ("devices", "wall time", "device-hours", "cost", "epochs", "without pruning", "pruning saves"):
         table.add_column(column, no_wrap=True)
     for forecast in forecasts:
         pruned, unpruned = forecast.pruned, forecast.unpruned
-        cost = f"{pruned.busy / 3600 * price:,.2f}" if not forecast.name.startswith("cpu") else "-"
-        table.add_row(
+        priced = not forecast.name.startswith("cpu")
+        record = {"devices": forecast.name, "seconds": pruned.wall, "device_seconds": pruned.busy}
+        record |= {"cost": pruned.busy / 3600 * price if priced else None, "epochs": int(pruned.epochs.sum())}
+        record |= {"seconds_unpruned": unpruned.wall, "device_seconds_unpruned": unpruned.busy}
+        table.add_record(
+            record,
             forecast.name,
             cli.duration(pruned.wall),
             f"{pruned.busy / 3600:,.1f}",
-            cost,
+            f"{pruned.busy / 3600 * price:,.2f}" if priced else "-",
             f"{pruned.epochs.sum():,}",
             cli.duration(unpruned.wall),
             f"{1 - pruned.busy / unpruned.busy:.0%}",
@@ -102,7 +111,7 @@ def print_models(models: Sequence[StageModel], findings: int) -> None:
 
 
 def _models_table(models: Sequence[StageModel]) -> Table:
-    table = _table((0, 1, 0, 0))
+    table = _table("models", (0, 1, 0, 0))
     staged = any(model.stage for model in models)
     systems = any(model.system for model in models)
     heads = (*(["system"] if systems else []), *(["stage"] if staged else []), "backbone", "px", "head", "fusion")
@@ -113,15 +122,18 @@ def _models_table(models: Sequence[StageModel]) -> Table:
         row = [*([model.system] if systems else []), *([str(model.stage + 1)] if staged else [])]
         row += [config.backbone, str(config.resolution), config.head, config.fusion, config.loss, config.cohorts]
         row += [str(config.epochs), f"{model.parameters / 1e6:,.1f} M", f"{model.trained / 1e6:,.1f} M"]
-        table.add_row(*row, f"{model.flops / 1e9:,.1f}")
+        record = {"system": model.system, "stage": model.stage, "backbone": config.backbone, "head": config.head}
+        record |= {"resolution": config.resolution, "fusion": config.fusion, "loss": config.loss}
+        record |= {"cohorts": config.cohorts, "epochs": config.epochs, "parameters": model.parameters}
+        record |= {"trained": model.trained, "flops": model.flops}
+        table.add_record(record, *row, f"{model.flops / 1e9:,.1f}")
     return table
 
 
-def _table(padding: tuple[int, int, int, int] = (0, 1, 0, 1)) -> Table:
-    from rich import box
-    from rich.table import Table
+def _table(kind: str, padding: tuple[int, int, int, int] = (0, 1, 0, 1)) -> RecordTable:
+    from cxrlt_ray.output.tables import RecordTable
 
-    return Table(box=box.SIMPLE_HEAD, padding=padding)
+    return RecordTable(kind, padding=padding)
 
 
 def _digits(rate: float) -> str:

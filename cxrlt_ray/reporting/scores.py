@@ -93,12 +93,13 @@ def write(scores: Scores, teams: Published | None, out: str) -> list[str]:
 
 
 def _summary_table(scores: Scores, teams: Published | None, name: str) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     title = f"{scores.images:,} images of {scores.subjects:,} subjects"
     heads = [title, name, "95 % interval", *(teams.teams if teams else ())]
-    table = Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RecordTable("scores", *(Column(head, no_wrap=True) for head in heads), padding=(0, 1, 0, 0))
     counts = {group: scores.groups.count(group) for group in GROUPS}
     rows = {**SUMMARY, **{group: f"mAP of {counts[group]} {group} findings" for group in GROUPS if counts[group]}}
     for key, label in rows.items():
@@ -106,45 +107,51 @@ def _summary_table(scores: Scores, teams: Published | None, name: str) -> Table:
         unknown = cli.TOO_FEW if key in scores.intervals and not np.isnan(scores.scores[key]) else ""
         bounds = f"[{low:.3f}, {high:.3f}]" if np.isfinite(low) else unknown
         published = [_number(teams.scores.get(key, {}).get(team)) for team in teams.teams] if teams else []
-        table.add_row(label, _number(scores.scores[key]), bounds, *published)
+        record = {"score": key, "value": scores.scores[key], "low": low, "high": high}
+        record |= {"teams": teams.scores.get(key, {})} if teams else {}
+        table.add_record(record, label, _number(scores.scores[key]), bounds, *published)
         if key == "map":
-            table.add_row("  (on many images, about)", _number(scores.many_images))
-            table.add_row("  (chance: prevalence)", _number(scores.chance))
+            many, chance = scores.many_images, scores.chance
+            table.add_record({"score": "map_many_images", "value": many}, "  (on many images, about)", _number(many))
+            table.add_record({"score": "map_chance", "value": chance}, "  (chance: prevalence)", _number(chance))
     return table
 
 
 def _findings_table(scores: Scores) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     names = {"ap": "AP", "auroc": "AUROC", "f1": "F1", "fnr": "FNR", "ece": "ECE"}
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("pos.", "%", *names.values())]
-    table = Table(Column("finding", no_wrap=True), "group", *numbers, box=box.SIMPLE_HEAD, padding=0)
-    values = scores.per_finding
+    table = RecordTable("findings", Column("finding", no_wrap=True), "group", *numbers, padding=0)
+    values, frame = scores.per_finding, scores.frame().to_dict("records")
     for c, (finding, group) in enumerate(zip(scores.findings, scores.groups, strict=True)):
         share = f"{100 * values['prevalence'][c]:.2f}" if values["labelled"][c] else "-"
         ap, *others = (_number(values[name][c]) for name in names)
         mark = FEW if ap != "-" and np.isnan(values["ap_low"][c]) else ""
         cells = [f"{int(values['positives'][c]):,}", share, ap + mark, *others]
-        table.add_row(finding, group or "-", *cells)
+        table.add_record(frame[c], finding, group or "-", *cells)
     return table
 
 
 def _lift_table(scores: Scores) -> Table:
     """Of findings without training labels: how many times chance, which is their prevalence."""
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     title = Column("not labelled in training", no_wrap=True)
     heads = (Column(name, justify="right", no_wrap=True) for name in ("lift", "95 % interval", "AP", "chance", "AUROC"))
-    table = Table(title, *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RecordTable("lift", title, *heads, padding=(0, 1, 0, 0))
     values = scores.per_finding
     for c in (c for c, group in enumerate(scores.groups) if group == UNSEEN and values["positives"][c]):
         lift = Estimate(*(float(values["lift" + end][c]) for end in ("", "_low", "_high")))
         cells = (_number(values["ap"][c]), f"{values['prevalence'][c]:.4f}", _number(values["auroc"][c]))
-        table.add_row(scores.findings[c], *_lift_cells(lift), *cells)
+        record = {"finding": scores.findings[c], "lift": lift, "chance": values["prevalence"][c]}
+        table.add_record(record, scores.findings[c], *_lift_cells(lift), *cells)
     if scores.lift is not None:
-        table.add_row("geometric mean", *_lift_cells(scores.lift))
+        table.add_record({"mean": "geometric", "lift": scores.lift}, "geometric mean", *_lift_cells(scores.lift))
     return table
 
 
@@ -153,14 +160,16 @@ def _lift_cells(lift: Estimate) -> tuple[str, str]:
 
 
 def _teams_table(scores: Scores, teams: Published, name: str) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
 
-    table = Table(Column("AP", no_wrap=True), name, *teams.teams, "- best", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    from cxrlt_ray.output.tables import RecordTable
+
+    table = RecordTable("teams", Column("AP", no_wrap=True), name, *teams.teams, "- best", padding=(0, 1, 0, 0))
     for c, finding in enumerate(scores.findings):
         published = [teams.ap[team][c] for team in teams.teams]
         own = scores.per_finding["ap"][c]
-        table.add_row(finding, _number(own), *map(_number, published), f"{own - max(published):+.3f}")
+        record = {"finding": finding, "ap": own, "teams": dict(zip(teams.teams, published, strict=True))}
+        table.add_record(record, finding, _number(own), *map(_number, published), f"{own - max(published):+.3f}")
     return table
 
 

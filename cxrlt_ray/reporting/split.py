@@ -13,29 +13,33 @@ if TYPE_CHECKING:
 
 def sizes_table(divided: Divided) -> Table:
     """Subjects, studies and perhaps images of each split."""
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     table = divided.table
     kinds = {"subjects": SUBJECT, "studies": STUDY} | ({"images": IMAGE} if IMAGE in table else {})
-    shown = Table("split", *(Column(kind, justify="right") for kind in (*kinds, "%")), box=box.SIMPLE_HEAD)
+    shown = RecordTable("splits", "split", *(Column(kind, justify="right") for kind in (*kinds, "%")))
     for split in SPLITS:
         part = table[table[SPLIT] == split]
-        counts = [f"{part[column].nunique():,}" for column in kinds.values()]
-        shown.add_row(split, *counts, f"{100 * len(part) / len(table):.1f}")
+        counts = {kind: int(part[column].nunique()) for kind, column in kinds.items()}
+        share = len(part) / len(table)
+        cells = (f"{count:,}" for count in counts.values())
+        shown.add_record({"split": split, **counts, "share": share}, split, *cells, f"{100 * share:.1f}")
     return shown
 
 
 def findings_table(divided: Divided) -> Table:
     """Positives of each finding in each split."""
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     table = divided.table
-    shown = Table(
-        Column("positives", no_wrap=True), *(Column(split, justify="right") for split in SPLITS), box=box.SIMPLE_HEAD
-    )
+    heads = (Column(split, justify="right") for split in SPLITS)
+    shown = RecordTable("findings", Column("positives", no_wrap=True), *heads)
     for finding in divided.findings:
-        counts = [int((table.loc[table[SPLIT] == split, finding] == 1).sum()) for split in SPLITS]
-        shown.add_row(finding, *(f"{count:,}" for count in counts))
+        counts = {split: int((table.loc[table[SPLIT] == split, finding] == 1).sum()) for split in SPLITS}
+        cells = (f"{count:,}" for count in counts.values())
+        shown.add_record({"finding": finding, "positives": counts}, finding, *cells)
     return shown

@@ -8,7 +8,9 @@ from typing import Any
 
 from ray import tune
 
+from cxrlt_ray import output
 from cxrlt_ray.objectives.metric import VAL_MAP, Metric
+from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.runs.records import FAILED, RUNNING
 from cxrlt_ray.runs.store import Run, Trial, best_first
 from cxrlt_ray.search.trial_states import retries_of, trial_name
@@ -22,7 +24,7 @@ class Progress(tune.Callback):
 
     trials: of the whole run. missing: that were not done when the sweep began. deadline: of the time budget, by
     time.monotonic(): where fewer trials will be done by then, that is printed as soon as it is foreseen. open_ended:
-    trials are begun until then, however many were planned.
+    trials are begun until then, however many were planned. counter: of the run's trials.
     """
 
     run: Run
@@ -31,6 +33,7 @@ class Progress(tune.Callback):
     metric: Metric = VAL_MAP
     deadline: float | None = None
     open_ended: bool = False
+    counter: Counter | None = None
 
     def __post_init__(self) -> None:
         self.started, self.printed, self.done = time.monotonic(), time.monotonic(), 0
@@ -44,7 +47,9 @@ class Progress(tune.Callback):
             self.printed = time.monotonic()
             score, name = result.get(self.metric.name), trial_name(trial.config["number"])
             best = f", best {self.metric.title} {score:.4f}" if score is not None else ""
-            print(f"  {name} epoch {result['epoch']}{best}, {result['images_per_second']:.0f} images/s", flush=True)
+            record = {key: result[key] for key in ("epoch", "images_per_second")} | {"trial": name, "best": score}
+            line = f"  {name} epoch {result['epoch']}{best}, {result['images_per_second']:.0f} images/s"
+            output.row("epochs", record, line)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print a trial that finished or was pruned."""
@@ -75,7 +80,10 @@ class Progress(tune.Callback):
         scored = best_first(trial for trial in trials if trial.score == trial.score)
         best = f"best {scored[0].score:.4f} ({scored[0].name})" if scored else "none yet"
         total = self.trials - self.missing + self.done
-        print(f"[{total}/{max(total, self.trials)}] {line_of(trial)} | {best} | {left / 60:.1f} min left", flush=True)
+        line = f"[{total}/{max(total, self.trials)}] {line_of(trial)} | {best} | {left / 60:.1f} min left"
+        output.row("ended_trials", {"trial": name, "state": trial.state, "score": trial.score}, line)
+        if self.counter is not None:
+            self.counter.advance(seconds_left=left)
         self._print_unreached(seconds)
 
     def _print_unreached(self, seconds: float) -> None:

@@ -20,6 +20,7 @@ from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT, load_task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.search.rates import GPUS
+from cxrlt_ray.tracking import TRACKERS, parse_trackers
 
 LIKENESS = ("frontal", "any")  # of validation images: PA or AP; with at least one finding
 FINDING_FOLDS = 3
@@ -80,6 +81,7 @@ class SweepRequest(Config):
     hung_after: Annotated[str, cli.option("end a trial that has done no batch for so long: 90s, 10m")] = "10m"
     keep_checkpoints: Annotated[int | None, cli.option("of the N best trials only; else all")] = None
     search_db: Annotated[str | None, cli.option("the search's database by URL; SQLite in the run without it")] = None
+    log_with: Annotated[str | None, cli.option("curves to tensorboard, wandb or both; of --resume: the run's")] = None
     dry_run: Annotated[bool, cli.option("build all models without memory, plan, start nothing", "--dry-run")] = False
     smoke: Annotated[bool, cli.option("the space in small: tiny models, few images, minutes", "--smoke")] = False
     plan: Annotated[bool, cli.option("say what it will cost (time, GPU-hours, disk), start nothing", "--plan")] = False
@@ -93,6 +95,7 @@ class SweepRequest(Config):
         for problem in (*self._problems_of_data(), *self._problems_of_search(), *self._problems_of_plan()):
             raise UsageError(problem)
         _ = self.seconds, self.hung_seconds, self.database, self.cohorts, self.jpeg_quality  # raise what is wrong
+        _ = self.trackers
         return self
 
     def _problems_of_data(self) -> list[str]:
@@ -123,7 +126,9 @@ class SweepRequest(Config):
             problems.append("--finding-folds is for task3, 2026-task2 and --ask, which ask for findings by text.")
         if self.finding_folds is not None and self.finding_folds < 1:
             problems.append(f"--finding-folds is 1 or more, not {self.finding_folds}.")
-        if self.track is not None and (self.track not in TRACKS or not self.asked):
+        if self.track is not None and set(self.track.split(",")) <= set(TRACKERS):
+            problems.append(f"--track is of findings asked for by text; curves go by --log-with {self.track}.")
+        elif self.track is not None and (self.track not in TRACKS or not self.asked):
             problems.append(
                 f"--track is {', '.join(TRACKS)}, of findings that are asked for by text; not '{self.track}'."
             )
@@ -199,6 +204,11 @@ class SweepRequest(Config):
     def seconds(self) -> float | None:
         """The time budget in seconds."""
         return None if self.time_budget is None else parse_seconds(self.time_budget, "--time-budget")
+
+    @cached_property
+    def trackers(self) -> tuple[str, ...]:
+        """The names of those of --log-with."""
+        return () if self.log_with is None else parse_trackers(self.log_with)
 
     @cached_property
     def hung_seconds(self) -> float:

@@ -21,10 +21,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
+from cxrlt_ray import output
 from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.runs.records import FAILED, RUNNING
 from cxrlt_ray.runs.store import Run, Trial, damages, drop_checkpoints, keep_index
 from cxrlt_ray.search.asha import scheduler_of
@@ -35,6 +37,7 @@ from cxrlt_ray.search.progress import Progress
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.stop import StopRequest, SweepStopper
+from cxrlt_ray.search.tracking import tracked
 from cxrlt_ray.search.trainable import run_trial
 from cxrlt_ray.search.trial_states import (
     has_no_more_to_do,
@@ -74,7 +77,7 @@ class Search:
     """The trials of a run that are to be done.
 
     trials: how many in all, at least where the pace is open-ended. pace: of a time budget, or None. database: the URL
-    of Optuna's, or None.
+    of Optuna's, or None. trackers: by name.
     """
 
     run: Run
@@ -86,6 +89,7 @@ class Search:
     seed: int
     policy: FaultPolicy
     database: str | None = None
+    trackers: tuple[str, ...] = ()
 
     @property
     def deadline(self) -> float | None:
@@ -111,7 +115,12 @@ def tune_trials(search: Search) -> str:
     stop, deadline = StopRequest(), search.deadline
     watchdog = Watchdog(run, policy.hung_after, DATA_CPUS if search.job.ingest.engine == RAY else 0.0)
     searcher = StudySearcher(search, optuna_study, stop, watchdog)
-    with tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder, stop.on_signals():
+    with (
+        tempfile.TemporaryDirectory(prefix="cxrlt_ray-") as folder,
+        stop.on_signals(),
+        _counter(search) as counter,
+        tracked(run, search.trackers) as tracking,
+    ):
         tuner = tune.Tuner(
             _trainable(search),
             tune_config=tune.TuneConfig(
@@ -133,7 +142,8 @@ def tune_trials(search: Search) -> str:
                 failure_config=tune.FailureConfig(max_failures=policy.retries),
                 callbacks=[
                     watchdog,
-                    Progress(run, search.trials, missing, metric, deadline, search.open_ended),
+                    Progress(run, search.trials, missing, metric, deadline, search.open_ended, counter),
+                    *tracking,
                     ray_private.silent_progress(),
                 ],
             ),
@@ -154,6 +164,13 @@ def tune_trials(search: Search) -> str:
     if has_ended(run, search.trials, searcher.out_of_time):
         return ""
     return stop.reason or "before its end"
+
+
+def _counter(search: Search) -> Counter:
+    """Of the run's trials; in a log each trial that has ended has a line of its own."""
+    counter = output.counter("trials", search.trials, text=lambda _: "")
+    counter.done = search.trials - missing_trials(search.run, search.trials)
+    return counter
 
 
 def has_ended(run: Run, trials: int, out_of_time: bool) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from cxrlt_ray import ensemble, evaluate, predict, sweep, trials
+from cxrlt_ray import cli, ensemble, evaluate, predict, sweep, trials
 from cxrlt_ray.data.tasks import TASK1
 from cxrlt_ray.ensembling.pool import candidates
 from cxrlt_ray.errors import CxrltError, UsageError
@@ -60,7 +60,7 @@ def storage(ray, phantom, space, tmp_path_factory):
     """A storage with the finished run `line`: three trials on task 1, a part of the validation held out."""
     folder = str(tmp_path_factory.mktemp("storage"))
     with contextlib.redirect_stdout(SAID), contextlib.redirect_stderr(SAID):
-        sweep.main("task1", data=phantom, space=space, name="line", storage=folder, holdout=0.3)
+        sweep.main("task1", data=phantom, space=space, name="line", storage=folder, holdout=0.3, log_with="tensorboard")
     return folder
 
 
@@ -131,6 +131,21 @@ def test_the_studys_database_opens_and_agrees_with_the_store(storage):
     for trial, stored in zip(study.trials, run.trials(), strict=True):
         assert trial.params == stored.record.params
         assert trial.params["lr"] == pytest.approx(stored.record.config.lr)
+
+
+def test_tensorboard_has_each_trials_curve_and_the_ensembles_scores(storage, chosen):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def curves(folder):
+        read = EventAccumulator(f"{storage}/line/tensorboard/{folder}").Reload()
+        return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+    for trial in run_of(storage).trials():
+        epochs = [(epoch.epoch, pytest.approx(epoch.score)) for epoch in trial.record.epochs]
+        assert curves(trial.name)["val_map"] == epochs
+        assert curves(trial.name)["score"] == [(0, pytest.approx(trial.score))]
+    scores = json.loads((chosen / "ensemble.json").read_text())["scores"]["systems"]["greedy ensemble"]
+    assert curves("ensemble-greedy")["test/greedy ensemble"] == [(0, pytest.approx(scores["test"]["map"]))]
 
 
 def test_start_points_were_tried_first(storage):
@@ -355,6 +370,23 @@ def test_trials_without_a_checkpoint_are_counted_and_not_chosen(storage, tmp_pat
     assert "1 trial(s) cannot be chosen" in capsys.readouterr().out
     about = json.loads((copy / "line" / "ensembles" / "mean" / "ensemble.json").read_text())
     assert [member["trial"] for member in about["members"]] == ["T0000", "T0001"]
+
+
+def test_ensemble_and_predict_give_machines_their_paths_and_scores(storage, chosen, phantom, tmp_path, capsys):
+    def last(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.run(words[0], [*words[1:], "--storage", storage, "--json"])
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert exit.value.code == events[-1]["exit_code"] == 0
+        return events[-1]
+
+    made = last("ensemble", "--select", "greedy", "--rounds", "50", "--pruned", "--zip")
+    scores = json.loads((chosen / "ensemble.json").read_text())["scores"]["systems"]["greedy ensemble"]
+    assert made["map"]["test"]["value"] == pytest.approx(scores["test"]["map"])
+    out = str(tmp_path / "out")
+    words = ["--ensemble", str(chosen / "ensemble.json"), "--data", phantom, "--split", "test", "--out", out]
+    assert all(Path(path).exists() for path in last("predict", *words)["paths"])
 
 
 def test_a_changed_checkpoint_is_refused_by_predict(storage, chosen, phantom, tmp_path):

@@ -25,7 +25,7 @@ LABELS = {"labels_mode": "join", "labels_blank": "null"}  # with the table that 
 # what a run that goes on takes from the request
 HEEDED = {"trials", "epochs", "time_budget", "max_concurrent", "gpus_per_trial", "cpus_per_trial", "workers_per_trial"}
 HEEDED |= {"min_workers", "ingest", "cache_gb", "name", "storage", "address", "resume", "retries", "hung_after"}
-HEEDED |= {"features_gb"}
+HEEDED |= {"features_gb", "log_with"}
 HEEDED |= {"keep_checkpoints", "search_db", "dry_run", "plan", "probe", "images", "gpu", "price", "task", "checksum"}
 
 

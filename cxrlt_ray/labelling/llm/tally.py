@@ -11,6 +11,7 @@ from typing import Any
 
 from cxrlt_ray import cli
 from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.output.forms import LINE_SECONDS
 
 KEPT = "What is answered is kept: the same command goes on from there"
 
@@ -108,7 +109,7 @@ class Tally:
         self._in_a_row = 0 if replied else self._in_a_row + counts.silent.total()
         self.check()
         now = time.monotonic()
-        if now - self._reported > cli.REPORT_SECONDS:
+        if now - self._reported > LINE_SECONDS:
             self._reported = now
             self.say(self._progress(now - self._started))
 
