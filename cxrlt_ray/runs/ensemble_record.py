@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.records import Record
 from cxrlt_ray.storage import Store
 
@@ -45,7 +46,8 @@ class EnsembleRecord(Record):
 
     run: its URI. fingerprint: of the run's manifest. sizes, quality: of the shards, edges in pixels and JPEG quality.
     From `selector` to `repeats`: the ensembles/ file as it was applied, with the space, aggregation, views and gating
-    that were taken. scores: what ensembling.compare.as_json makes of the comparison.
+    that were taken. seen: what members' pretrained weights have seen of the images that judge them. scores: what
+    ensembling.compare.as_json makes of the comparison.
     """
 
     VERSION: ClassVar[int] = 2
@@ -74,6 +76,7 @@ class EnsembleRecord(Record):
     folds: int = 5
     repeats: int = 1
     chosen: ChosenMethod | None = None
+    seen: list[Contamination] = Field(default_factory=list)
     scores: dict[str, JsonValue] = Field(default_factory=dict)
 
     @classmethod

@@ -80,6 +80,8 @@ class TrialConfig(Config):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     schedule: Literal["cosine", "stable"] = "cosine"  # stable: lr stays until it decays at the end
     decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2  # of a stable schedule's steps
+    steps: Annotated[int, Field(ge=0)] = 0  # of the optimizer, after which a stage ends; 0: those of its epochs
+    frozen_steps: Annotated[int, Field(ge=0)] = 0  # of a stage, in which its backbone stays as it was: heads warm up
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better one after which a stage ends; 0: none
     batch_size: Annotated[int, Field(ge=1)] = 32  # images; studies where views are fused
     accumulation: Annotated[int, Field(ge=1)] = 1

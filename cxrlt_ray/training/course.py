@@ -20,7 +20,7 @@ from cxrlt_ray.training.clock import Clock
 from cxrlt_ray.training.context import TrialContext
 from cxrlt_ray.training.job import Job, embeddings_of, training_images
 from cxrlt_ray.training.resume import ResumeState
-from cxrlt_ray.training.stage import Epoch, train_stage
+from cxrlt_ray.training.stage import Epoch, Watch, train_stage
 from cxrlt_ray.training.workers import agree, worker_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Course:
             if before and number:  # the shape of it, whose tensors are put back
                 model = begin(job, stages[0], None, None)
             model = begin(job, stage, model, stages[number - 1] if number and not before else stages[0])
-            for epoch in train_stage(job, stage, model, training, self.fold, self.clock, before):
+            watch = self.watch(number, stage)
+            for epoch in train_stage(job, stage, model, training, self.fold, self.clock, before, watch):
                 model = epoch.model
                 self.judge(number, stage, epoch)
                 if stage.patience and agree(self.is_over(number, stage), worker_of(job)):
@@ -72,6 +73,10 @@ class Course:
     def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
         """An epoch of stage `number` is done."""
         raise NotImplementedError
+
+    def watch(self, number: int, stage: TrialConfig) -> Watch | None:
+        """What is called after each step of stage `number`, if anything."""
+        return None
 
     def is_over(self, number: int, stage: TrialConfig) -> bool:
         """Whether stage `number` ends before its last epoch."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cxrlt_ray.models import Classifier
 
 MAX_SKIPPED = 10
+Watch = Callable[[int, float, "torch.nn.Module", Objective], None]  # steps done in the stage, the last batch's loss
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ def train_stage(
     fold: int,
     clock: Clock,
     before: ResumeState | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Epoch]:
-    """Train `model` on its device for config.epochs epochs, yielding after each.
+    """Train `model` on its device for config.epochs epochs, yielding after each; or until config.steps are done.
 
     before: the state to go on from, whose epoch is yielded once more, `repeated`; what follows is as if it had not been
-    cut. Raises Diverged when the loss stays non-finite, and what torch raises (out of memory) as it is.
+    cut. watch: called after each step of the optimizer; it must leave weights and random numbers as they are. Raises
+    Diverged when the loss stays non-finite, and what torch raises (out of memory) as it is.
     """
     import torch
 
@@ -82,24 +85,26 @@ def train_stage(
     units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
     count = len(steps(units, config.batch_size * job.workers, worker.world))
     wrapped = wrap(network, worker)
-    optimizer, schedule = optimizer_of(
-        network, config, math.ceil(count / config.accumulation) * config.epochs, model.backbone
-    )
+    total = math.ceil(count / config.accumulation) * config.epochs
+    total = min(total, config.steps or total)
+    optimizer, schedule = optimizer_of(network, config, total, model.backbone)
     average = Average(network, config)
     amp = device_.autocast(config.precision, worker.device)
     piece = piece_that_fits(job, config, network, objective, amp, worker)
     compile_mode = "off" if objective.needs.texts else config.compile  # texts of every length: compiled for each
     forward = Forward(wrapped, compile_mode, worker.device, piece, count * config.epochs)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     state = partial(state_of, network, optimizer, schedule, average)
     clock.lap("model")
     skipped, first = 0, 0
+    step = _stepper(config, model, network, objective, optimizer, schedule, average, watch)
     if before:
         judged, first = restore(before, network, optimizer, schedule, average), before.epoch + 1
         yield Epoch(before.epoch, None, 0.0, objective.classifier(judged), judged, objective, state, repeated=True)
     features = frozen_features(job, config, model, streams.shards, network)
     streams = replace(streams, features=features)
     for epoch in range(first, config.epochs):
+        if schedule.last_epoch >= total:
+            break
         # an epoch's randomness is its own, so that one entered anew is the same
         seed = np.random.SeedSequence([config.seed, fold, epoch, worker.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
@@ -108,7 +113,7 @@ def train_stage(
         clock.lap("features")
         started, images, losses, number = time.monotonic(), 0, [], 0
         wrapped.train()
-        if config.frozen_backbone:
+        if config.frozen_backbone or schedule.last_epoch < config.frozen_steps:
             model.backbone.eval()
         for number, (inputs, targets) in enumerate(streams.epoch(shown, epoch), 1):
             clock.first("first_batch")
@@ -124,12 +129,12 @@ def train_stage(
             losses.append(loss)
             skipped = 0
             if number % config.accumulation == 0:
-                take_step(network, optimizer, schedule, config, average, trained)
-                objective.after_step(network)
+                step(loss)
             clock.first("first_step")
+            if schedule.last_epoch >= total:
+                break
         if number % config.accumulation:
-            take_step(network, optimizer, schedule, config, average, trained)
-            objective.after_step(network)
+            step(losses[-1] if losses else math.nan)
         speed = images / (time.monotonic() - started)
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
         judged = average.judged(network, epoch, again, amp)
@@ -139,6 +144,35 @@ def train_stage(
         )
     if worker.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _stepper(
+    config: TrialConfig,
+    model: Classifier,
+    network: torch.nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    average: Average,
+    watch: Watch | None,
+) -> Callable[[float], None]:
+    """A step of the optimizer, given the last batch's loss, and what follows one.
+
+    In the first config.frozen_steps of a stage the backbone has no gradients, without which AdamW leaves weights alone.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+    def step(loss: float) -> None:
+        if schedule.last_epoch < config.frozen_steps:
+            model.backbone.zero_grad(set_to_none=True)
+        take_step(network, optimizer, schedule, config, average, trained)
+        objective.after_step(network)
+        if schedule.last_epoch == config.frozen_steps and not config.frozen_backbone:
+            model.backbone.train()
+        if watch is not None:
+            watch(schedule.last_epoch, loss, network, objective)
+
+    return step
 
 
 def _begun(
