@@ -27,6 +27,7 @@ ROOMS = (
     "runs",
     "training",
     "search",
+    "pretraining",
     "selection",
     "ensembling",
     "reporting",
@@ -46,8 +47,20 @@ COMMANDS = (
     "split",
     "describe",
     "pretrain_text",
+    "pretrain",
 )
-WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "doctor", *COMMANDS}
+WITH_RAY = {
+    "cluster",
+    "data",
+    "labelling",
+    "text",
+    "training",
+    "search",
+    "pretraining",
+    "ensembling",
+    "doctor",
+    *COMMANDS,
+}
 LINES, FUNCTION_LINES = 400, 80
 
 

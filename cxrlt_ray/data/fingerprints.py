@@ -24,7 +24,13 @@ from cxrlt_ray.storage import Store
 
 BYTES = 6  # of a hash
 # whose patients a reader's ids are: MIMIC-CXR's in three releases, PadChest's in two
-RELEASES = {"mimic": "mimic", "cxrlt2023": "mimic", "cxrlt2024": "mimic", "padchest": "padchest", "cxrlt2026": "padchest"}
+RELEASES = {
+    "mimic": "mimic",
+    "cxrlt2023": "mimic",
+    "cxrlt2024": "mimic",
+    "padchest": "padchest",
+    "cxrlt2026": "padchest",
+}
 PLAIN = ("table", "images")  # readers of directories whose ids anyone may have given
 
 

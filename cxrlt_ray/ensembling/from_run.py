@@ -12,7 +12,9 @@ from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, Say, candida
 from cxrlt_ray.ensembling.request import EnsembleRequest
 from cxrlt_ray.ensembling.shortlist import first_pass_of
 from cxrlt_ray.ensembling.tta import under_tta
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.cost import gflops
+from cxrlt_ray.runs.pretrain_record import BEGAN, contaminations, records_of
 from cxrlt_ray.runs.store import Run
 from cxrlt_ray.selection import takes_costs
 
@@ -34,6 +36,22 @@ def pool_of_run(
         costs = read_costs(request.costs, pool.names) if request.costs else gflops(pool.trials, pool.tta)
         pool = replace(pool, costs=costs)
     return pool
+
+
+def contaminations_of(run: Run, manifest: Manifest, pool: Pool, members: list[bool]) -> list[Contamination]:
+    """What the pretraining of chosen members' weights has seen of the images that judge them.
+
+    It is computed anew where pretrain.json is beside the weights still; else it is what the sweep found.
+    """
+    begun = sorted({trial.record.weights for trial, used in zip(pool.trials, members, strict=True) if used})
+    sources = {source for weights in begun for source in weights.split(BEGAN)}
+    kept = [seen for seen in run.record.seen if seen.weights in sources]
+    known = {source for weights in begun for source, _ in records_of(weights)}
+    if not known:
+        return kept
+    data, shards = run.record.data or "", run.shards()[0]
+    anew = [seen for weights in begun for seen in contaminations(weights, manifest, data, shards)]
+    return list(dict.fromkeys([*anew, *(seen for seen in kept if seen.weights not in known)]))
 
 
 def mimic_warnings(manifest: Manifest, pool: Pool, members: list[bool]) -> Iterator[str]:

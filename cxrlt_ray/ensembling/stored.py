@@ -21,6 +21,7 @@ from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, as_jso
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.ensemble_record import EnsembleRecord, MemberRecord, weights_fingerprint
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.store import Run, read_trial
@@ -38,8 +39,12 @@ def write_ensemble(
     comparison: Comparison,
     scored: ScoredSplit | None,
     zip: bool = False,
+    seen: Sequence[Contamination] = (),
 ) -> EnsembleRecord:
-    """Leave the ensemble's files; each is whole or not there. scored: the split to submit, if it has images."""
+    """Leave the ensemble's files; each is whole or not there. scored: the split to submit, if it has images.
+
+    seen: what pretrained weights have seen of the images that judge the members.
+    """
     findings, columns = run.task.findings, _columns(run)
     weights, own = system.weights[:, columns], system.fitted.own[:, columns]
     with store.place("weights.csv") as path:
@@ -57,6 +62,7 @@ def write_ensemble(
             "track": run.record.track,
             **as_applied(file, system),
             "members": [_member(pool, int(m), weights[m], findings) for m in np.flatnonzero(system.members)],
+            "seen": list(seen),
             "scores": finite(as_json(comparison)),
         }
     )

@@ -148,7 +148,9 @@ class Classifier(nn.Module):
 
         Of weights that differ in one bit it differs.
         """
-        pool = "own" if not self.keeps_map else self._kept() if self.early_pool is None else type(self.early_pool).__name__
+        pool = (
+            "own" if not self.keeps_map else self._kept() if self.early_pool is None else type(self.early_pool).__name__
+        )
         digest = hashlib.sha256(repr((self.name, self.recipe, pool)).encode())
         for name, tensor in [*self.backbone.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
             values = tensor.detach().cpu().contiguous()

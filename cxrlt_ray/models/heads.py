@@ -6,7 +6,8 @@
     query_text   the same with label embeddings as queries; more heads that read texts are in text_heads.py
 
 To add one: a subclass of `Head` like `Linear`, under `@register_head("name")`. `needs_map` says that it needs the
-feature map's tokens, `needs_class` that a class token stands before them, `needs_embeddings` that it needs label embeddings, `gives_maps` that `with_maps` returns its
+feature map's tokens, `needs_class` that a class token stands before
+them, `needs_embeddings` that it needs label embeddings, `gives_maps` that `with_maps` returns its
 attention too, `gives_queries` that it has `decoded` queries, `SETTINGS` names the fields of ModelSpec that no other
 head reads.
 """

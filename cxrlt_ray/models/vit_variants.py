@@ -36,7 +36,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def swiglu_ratio(width: int) -> float:
-    """timm's mlp_ratio for DINOv2's SwiGLU: two thirds of four widths, up to a multiple of 8, for gate and value each.
+    """Timm's mlp_ratio for DINOv2's SwiGLU: two thirds of four widths, up to a multiple of 8, for gate and value each.
 
     >>> swiglu_ratio(1024) * 1024
     5472.0
@@ -71,6 +71,6 @@ def vit_large_patch16_reg4_swiglu(pretrained: bool = False, **options: Any) -> A
 
 
 @register_model
-def test_vit_reg4_swiglu(pretrained: bool = False, **options: Any) -> Any:
+def test_vit_reg4_swiglu(pretrained: bool = False, **options: Any) -> Any:  # noqa: PT028  it is no test
     """The same layout, 64 wide and 4 deep."""
     return _create("test_vit_reg4_swiglu", pretrained, 64, 4, 2, options)

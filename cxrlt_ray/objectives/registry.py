@@ -204,6 +204,10 @@ class Objective(ABC):
     def after_step(self, network: torch.nn.Module) -> None:  # noqa: B027  most objectives have nothing to do here
         """Called after each step of the optimizer: a teacher may follow its student here."""
 
+    def statistics(self, network: torch.nn.Module) -> Mapping[str, float]:
+        """What tells how training goes beside the loss, by name; {} where there is nothing."""
+        return {}
+
     @abstractmethod
     def loss(self, outputs: torch.Tensor, targets: Targets) -> torch.Tensor:
         """The scalar that is minimised. outputs: of the network, float32. targets: rows of `table`, with shares."""
@@ -253,6 +257,15 @@ def find_objective(name: str) -> type[Objective]:
     if name not in known:
         raise UsageError(f"there is no objective '{name}'; there are {', '.join(known)}.")
     return known[name]
+
+
+def self_supervised() -> dict[str, type[Objective]]:
+    """Objectives that learn from images alone, by name: no labels, texts or predictions, and none are given."""
+    return {
+        name: objective
+        for name, objective in all_objectives().items()
+        if not (objective.predicts or objective.needs.labels or objective.needs.texts or objective.needs.soft_targets)
+    }
 
 
 def settings_of(name: str) -> dict[str, float]:
