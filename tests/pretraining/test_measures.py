@@ -89,7 +89,9 @@ def test_a_collapse_needs_two_measurements_after_the_grace():
     assert "effective rank is 1.10" in collapse([point(150, 1.0), point(200, 1.1)], limits)
 
 
-@pytest.mark.parametrize(("entropy", "mend"), [(0.999, "lower the teacher's temperature"), (0.001, "centre the teacher")])
+@pytest.mark.parametrize(
+    ("entropy", "mend"), [(0.999, "lower the teacher's temperature"), (0.001, "centre the teacher")]
+)
 def test_a_teacher_that_answers_alike_for_all_images_has_collapsed(entropy, mend):
     flat = [point(step, teacher_entropy=entropy, **{INFORMATION: 0.001}) for step in (200, 300)]
     assert mend in collapse(flat, Limits())
