@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,10 +31,12 @@ from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.step import Forward, backward, piece_that_fits
 from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.texts import text_draws, with_reports
-from cxrlt_ray.training.workers import worker_of, wrap
+from cxrlt_ray.training.workers import Worker, worker_of, wrap
 
 if TYPE_CHECKING:
     import torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
 
     from cxrlt_ray.models import Classifier
 
@@ -59,6 +61,11 @@ class Epoch:
     repeated: bool = False
     features: FrozenFeatures | None = None
 
+    def carried(self) -> dict[str, torch.Tensor]:
+        """What goes on into a next stage of the same objective, beside the classifier: copies, on the CPU."""
+        names, tensors = self.objective.carries, self.network.state_dict()
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items() if name.startswith(names)}
+
 
 def train_stage(
     job: Job,
@@ -68,30 +75,32 @@ def train_stage(
     fold: int,
     clock: Clock,
     before: ResumeState | None = None,
+    carried: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` on its device for config.epochs epochs, yielding after each.
 
-    before: the state to go on from, whose epoch is yielded once more, `repeated`; what follows is as if it had not been
-    cut. Raises Diverged when the loss stays non-finite, and what torch raises (out of memory) as it is.
+    carried: what the stage before left beside the classifier (`Epoch.carried`). before: the state to go on from, whose
+    epoch is yielded once more, `repeated`; what follows is as if it had not been cut. Raises Diverged when the loss
+    stays non-finite, and what torch raises (out of memory) as it is.
     """
     import torch
 
     worker = worker_of(job)
     training = with_reports(training, find_objective(config.objective).needs, config.objective)
-    objective, network, streams = _begun(job, config, model, training, fold)
+    objective, network, streams = _begun(job, config, model, training, fold, carried or {})
     units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
     count = len(steps(units, config.batch_size * job.workers, worker.world))
     wrapped = wrap(network, worker)
-    optimizer, schedule = optimizer_of(
-        network, config, math.ceil(count / config.accumulation) * config.epochs, model.backbone
-    )
+    total = math.ceil(count / config.accumulation) * config.epochs
+    optimizer, schedule = optimizer_of(network, config, total, model.backbone)
+    objective.before_training(network, total)
     average = Average(network, config)
     amp = device_.autocast(config.precision, worker.device)
     piece = piece_that_fits(job, config, network, objective, amp, worker)
-    compile_mode = "off" if objective.needs.texts else config.compile  # texts of every length: compiled for each
-    forward = Forward(wrapped, compile_mode, worker.device, piece, count * config.epochs)
+    forward = Forward(wrapped, _compile_mode(objective, config), worker.device, piece, count * config.epochs)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     state = partial(state_of, network, optimizer, schedule, average)
+    step = partial(_step, objective, network, optimizer, schedule, config, average, trained, total)
     clock.lap("model")
     skipped, first = 0, 0
     if before:
@@ -100,9 +109,7 @@ def train_stage(
     features = frozen_features(job, config, model, streams.shards, network)
     streams = replace(streams, features=features)
     for epoch in range(first, config.epochs):
-        # an epoch's randomness is its own, so that one entered anew is the same
-        seed = np.random.SeedSequence([config.seed, fold, epoch, worker.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
+        _seed(config, fold, epoch, worker)
         shown = drawn(config, training, epoch, fold)
         streams.stored(epoch)
         clock.lap("features")
@@ -124,12 +131,10 @@ def train_stage(
             losses.append(loss)
             skipped = 0
             if number % config.accumulation == 0:
-                take_step(network, optimizer, schedule, config, average, trained)
-                objective.after_step(network)
+                step()
             clock.first("first_step")
         if number % config.accumulation:
-            take_step(network, optimizer, schedule, config, average, trained)
-            objective.after_step(network)
+            step()
         speed = images / (time.monotonic() - started)
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
         judged = average.judged(network, epoch, again, amp)
@@ -142,7 +147,12 @@ def train_stage(
 
 
 def _begun(
-    job: Job, config: TrialConfig, model: Classifier, training: Images, fold: int
+    job: Job,
+    config: TrialConfig,
+    model: Classifier,
+    training: Images,
+    fold: int,
+    carried: Mapping[str, torch.Tensor],
 ) -> tuple[Objective, torch.nn.Module, Streams]:
     """The stage's objective, the network that it trains, on the device, and what its batches are made from."""
     worker, make = worker_of(job), find_objective(config.objective)
@@ -150,12 +160,49 @@ def _begun(
     objective = make(config.objective_spec(), training.targets, training.soft, evidence)
     model.backbone.requires_grad_(not config.frozen_backbone)
     network = objective.network(model).to(worker.device)
+    _take_up(network, carried)
     texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
     rows = objective.unchanged()
     unchanged = None if rows is None else training.image_id[rows]
     table = objective.table()
     streams = Streams(job, config, training, table, fold, worker, objective.needs, texts, unchanged=unchanged)
     return objective, network, streams
+
+
+def _take_up(network: torch.nn.Module, carried: Mapping[str, torch.Tensor]) -> None:
+    """Put in the tensors that a stage before left; those of another shape stay as they begin."""
+    own = network.state_dict()
+    fitting = {name: t for name, t in carried.items() if name in own and own[name].shape == t.shape}
+    network.load_state_dict(fitting, strict=False)
+
+
+def _step(
+    objective: Objective,
+    network: torch.nn.Module,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    config: TrialConfig,
+    average: Average,
+    trained: list[torch.nn.Parameter],
+    total: int,
+) -> None:
+    """One step of the optimizer, and what the objective does before and after it. total: how many the stage has."""
+    objective.before_step(network)
+    take_step(network, optimizer, schedule, config, average, trained, total)
+    objective.after_step(network)
+
+
+def _compile_mode(objective: Objective, config: TrialConfig) -> str:
+    """Off where shapes vary from batch to batch: the network would be compiled for each."""
+    return "off" if objective.needs.texts or objective.needs.eager else config.compile
+
+
+def _seed(config: TrialConfig, fold: int, epoch: int, worker: Worker) -> None:
+    """Seed torch for an epoch: its randomness is its own, so that one entered anew is the same."""
+    import torch
+
+    seed = np.random.SeedSequence([config.seed, fold, epoch, worker.rank])
+    torch.manual_seed(int(seed.generate_state(1)[0]))
 
 
 def _mean(losses: list[float]) -> float | None:
