@@ -183,7 +183,15 @@ def _fitted(assignment: Assignment, config: TrialConfig, manifest: Manifest, say
     times: list[float] = []
     model = begin(job, short, None, None)
     for _ in train_stage(
-        replace(job, features=0), short, model, images, 0, Clock(), None, lambda *_: times.append(time.monotonic())
+        replace(job, features=0),
+        short,
+        model,
+        images,
+        0,
+        Clock(),
+        None,
+        None,
+        lambda *_: times.append(time.monotonic()),
     ):
         pass
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
