@@ -23,7 +23,7 @@ from cxrlt_ray.pretraining.cohorts import TRAIN, PretrainData, read_cohorts
 from cxrlt_ray.pretraining.launch import FINDINGS, STATE, Assignment, run_here, run_in_workers
 from cxrlt_ray.pretraining.plan import plan_stages
 from cxrlt_ray.pretraining.request import SMOKE_IMAGES, PretrainRequest
-from cxrlt_ray.pretraining.settings import Settings, load_settings
+from cxrlt_ray.pretraining.settings import Settings, check_backbone, load_settings
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.reporting.pretraining import flags, plan_lines, summary_lines
 from cxrlt_ray.runs.pretrain_record import FILE, WEIGHTS, PretrainRecord, hashed, records_of
@@ -54,6 +54,7 @@ def run(request: PretrainRequest) -> PretrainRecord | None:
     settings = load_settings(
         request.config, request.method, request.of_model, request.assignments or (), request.smoke, request.seed
     )
+    check_backbone(settings.config)
     if request.address is None:
         share_processors()
     engine, resources = _resources(request)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.ensembling.costs import read_costs
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
-from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, Say, candidates, gather
+from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, Say, best_of_each, candidates, gather
 from cxrlt_ray.ensembling.request import EnsembleRequest
 from cxrlt_ray.ensembling.shortlist import first_pass_of
 from cxrlt_ray.ensembling.tta import under_tta
@@ -29,6 +29,8 @@ def pool_of_run(
     transformed = file.used_space() != "probability" or file.used_aggregation() != "none" or file.gating != 0
     copies = COPIES + ANOTHER * transformed + AGAIN * request.explain
     trials = candidates(run, split, request.pruned, say)
+    if file.best_of_each is not None:
+        trials = best_of_each(trials, file.best_of_each, say)
     first = first_pass_of(file, request.seed)
     pool = gather(run, manifest, trials, say, most=request.most, copies=copies, first=first)
     pool = under_tta(pool, file.tta, split, request.seed, say)

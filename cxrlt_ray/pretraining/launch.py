@@ -182,17 +182,8 @@ def _fitted(assignment: Assignment, config: TrialConfig, manifest: Manifest, say
     short = config.model_copy(update={"steps": PROBE, "epochs": PROBE, "frozen_steps": 0})
     times: list[float] = []
     model = begin(job, short, None, None)
-    for _ in train_stage(
-        replace(job, features=0),
-        short,
-        model,
-        images,
-        0,
-        Clock(),
-        None,
-        None,
-        lambda *_: times.append(time.monotonic()),
-    ):
+    timed = replace(job, features=0)
+    for _ in train_stage(timed, short, model, images, 0, Clock(), watch=lambda *_: times.append(time.monotonic())):
         pass
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
     room = int(SLACK * rate * (assignment.deadline - time.time()))

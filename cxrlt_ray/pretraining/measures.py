@@ -26,7 +26,7 @@ class Limits(Config):
     its best value that k-NN may lose; 1 for any. grace: steps without judgement.
     """
 
-    least_rank: Annotated[float, Field(ge=0)] = 1.2
+    least_rank: Annotated[float, Field(ge=0)] = 1.1
     least_information: Annotated[float, Field(ge=0, le=1)] = 0.01
     knn_fall: Annotated[float, Field(gt=0, le=1)] = 1.0
     grace: Annotated[int, Field(ge=0)] = 100

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import yaml
 from pydantic import Field, ValidationError
 
@@ -199,6 +200,18 @@ def _check(config: TrialConfig, where: str) -> None:
             )
         if stage.frozen_backbone or stage.refit or stage.tta != "none":
             raise UsageError(f"{where}: frozen_backbone, refit and tta mean nothing to a backbone that is pretrained.")
+
+
+def check_backbone(config: TrialConfig) -> None:
+    """Raises UsageError for a backbone that a stage's objective cannot train; nothing is loaded."""
+    import torch
+
+    from cxrlt_ray.models import Classifier
+
+    for stage in config.staged():
+        with torch.device("meta"):
+            model = Classifier(stage.spec(), 1)
+        registry.find_objective(stage.objective)(stage.objective_spec(), np.empty((0, 1), np.int8)).check(model)
 
 
 def _monitoring(watched: dict[str, Any], where: str) -> Monitoring:

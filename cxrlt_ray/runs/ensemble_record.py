@@ -72,6 +72,7 @@ class EnsembleRecord(Record):
     guard: float | Literal["auto"] | None = 0.0
     lean: Literal["global", "mean", "sound"] = "global"
     blend: list[str] = Field(default_factory=list)
+    best_of_each: str | None = None
     members: list[MemberRecord]
     folds: int = 5
     repeats: int = 1

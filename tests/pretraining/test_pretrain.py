@@ -21,7 +21,7 @@ from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.objectives import registry
 from cxrlt_ray.pretraining import course
 from cxrlt_ray.pretraining.cohorts import read_cohorts
-from cxrlt_ray.pretraining.settings import load_settings
+from cxrlt_ray.pretraining.settings import check_backbone, load_settings
 from cxrlt_ray.runs.pretrain_record import PretrainRecord
 from cxrlt_ray.storage import Store
 
@@ -206,14 +206,22 @@ def test_methods_are_the_objectives_that_learn_from_images_alone():
     assert not {"multilabel", "clip", "mama", "distill", "grounding", "location"} & set(METHODS)
 
 
-@pytest.mark.parametrize("name", [name for name in names("pretraining") if name in METHODS])
-def test_files_of_methods_are_valid_in_full_size_in_small_and_continued(name):
-    settings = load_settings(name, name, {})
-    assert settings.config.objective == name
+def test_every_method_has_a_file_that_is_taken_without_config():
+    assert set(METHODS) <= set(names("pretraining"))
+    for name in METHODS:
+        assert load_settings(None, name, {}).config.objective == name
+
+
+@pytest.mark.parametrize("name", names("pretraining"))
+def test_files_are_valid_in_full_size_in_small_and_continued(name):
+    settings = load_settings(name, None, {})
+    assert settings.config.objective in METHODS
     assert not settings.config.pretrained
-    small = load_settings(name, name, {}, smoke=True).config
-    assert small.backbone.startswith("test_")
-    further = load_settings(name, name, {"pretrained": True})
+    small = load_settings(name, None, {}, smoke=True)
+    assert small.config.backbone.startswith("test_")
+    assert bool(small.config.stages) == bool(settings.config.stages)
+    check_backbone(small.config)
+    further = load_settings(name, None, {"pretrained": True})
     assert further.config.lr < settings.config.lr
     assert further.config.frozen_steps
     assert further.monitoring.limits.knn_fall < 1
@@ -232,6 +240,7 @@ def test_files_of_methods_are_valid_in_full_size_in_small_and_continued(name):
         ({"steps": 3}, "--epochs and --steps"),
         ({"splits": "test"}, "--splits is train"),
         ({"backbone": "test_convnet"}, "no backbone 'test_convnet'"),
+        ({"method": "mae"}, "masks the patches of a timm vision transformer.*take barlow, moco or simclr"),
         ({"cohort": []}, "--cohort NAME=DIR"),
         ({"cohort": ["x"]}, "--cohort is NAME=DIR"),
         ({"cohort": ["x=/nowhere"]}, "no directory /nowhere"),
