@@ -9,8 +9,8 @@ from drawn_run import make_run
 from cxrlt_ray.ensembling.compare import compare
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.pool import best_of_each, gather
-from cxrlt_ray.errors import UsageError
 from cxrlt_ray.ensembling.shortlist import foremost
+from cxrlt_ray.errors import UsageError
 
 
 @pytest.fixture
@@ -61,5 +61,5 @@ def test_of_a_grid_the_best_trial_of_each_value_is_chosen_among(made):
 def test_what_is_no_parameter_of_trials_is_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("selector: mean\nbest_of_each: colour\n")
-    with pytest.raises(UsageError, match="key 'best_of_each'.*no parameter of trials"):
+    with pytest.raises(UsageError, match=r"key 'best_of_each'.*no parameter of trials"):
         load_ensemble(str(path))
