@@ -301,3 +301,16 @@ def test_the_command_runs_in_small_on_a_cohort_or_on_the_phantom(storage, cohort
     assert "Flagged: --smoke" in told
     assert "`backbone: test_convnext` and `checkpoint: " in told
     assert (tmp_path / "small" / "backbone.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_workers_of_a_group_train_one_backbone_and_say_why_they_end(storage, capsys):
+    record = pretrain.run(request(storage, "group", workers=2, batch_size=8))
+    assert record.state == "finished"
+    assert record.workers == 2
+    assert [point.step for point in record.curve][:2] == [1, 4]
+    assert "steps/s" in capsys.readouterr().out  # told by the first worker
+    assert (storage / "group" / "backbone.safetensors").is_file()
+    sabotage = [*SMALL["assignments"], "monitor.least_rank=1000", "monitor.grace=0"]
+    with pytest.raises(Diverged, match="features have collapsed"):
+        pretrain.run(request(storage, "group2", workers=2, batch_size=8, assignments=sabotage))
