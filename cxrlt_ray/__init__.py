@@ -18,6 +18,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     tracking/                      curves in TensorBoard or Weights & Biases
     training/                      one trial: stages, epochs, resume state, inference
     search/                        many trials: the space, Optuna, Ray Tune, the plan
+    pretraining/                   images without labels -> a backbone
     selection/                     which trials to stack: arrays in, weights out
     ensembling/                    the ensemble of a run or of tables, scored and written
     reporting/                     tables for the console
@@ -25,6 +26,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     sweep ensemble predict evaluate cohort prepare trials      the commands
     label agree gold split         those that make labels
     describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
+    pretrain                       a backbone from images without labels
 """
 
 import sys

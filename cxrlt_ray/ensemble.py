@@ -20,7 +20,7 @@ from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, compar
 from cxrlt_ray.ensembling.compare_asked import compare_asked, lift_lines, mined_labels
 from cxrlt_ray.ensembling.costs import check_costs, frontier
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
-from cxrlt_ray.ensembling.from_run import mimic_warnings, pool_of_run
+from cxrlt_ray.ensembling.from_run import contaminations_of, mimic_warnings, pool_of_run
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.probabilities import Probabilities, probabilities, write_probabilities
 from cxrlt_ray.ensembling.request import EnsembleRequest
@@ -82,7 +82,9 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     unit = request.costs or "GFLOPs"
     _show_frontier(request, file, pool, systems[-1], unit)
     scored = score_splits(swept, manifest, pool, systems, ("holdout", split), request.address, request.score_all)
-    for warning in mimic_warnings(manifest, pool, systems[-1].members.tolist()):
+    members = systems[-1].members.tolist()
+    seen = contaminations_of(swept, manifest, pool, members)
+    for warning in (*mimic_warnings(manifest, pool, members), *(found.sentence for found in seen)):
         print(warning)
     kinds = kinds_of(findings, manifest, pool)
     comparison = judge(findings, kinds, pool, systems, scored, request.rounds, request.seed)
@@ -98,7 +100,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
         submitted = made.applied(submitted, [findings.index(finding) for finding in swept.task.findings])
     more = write_probabilities(store, made)
     record = stored.write_ensemble(
-        store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration
+        store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration, seen
     )
     _track(swept, record)
     _say_next(swept, store, split, submitted, more, comparison)

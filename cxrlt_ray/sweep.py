@@ -44,6 +44,7 @@ from cxrlt_ray.search.run_setup import (
     sizes_to_prepare,
     space_for,
     with_all_trials,
+    with_contamination,
     write_run,
 )
 from cxrlt_ray.search.run_texts import check_described, check_encoders, own_descriptions, run_texts, trial_encoders
@@ -94,6 +95,8 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     texts = run_texts(space, data.learnt, request.storage, own, existing)
     check_encoders(space, texts)
     shards = _prepare(request, existing, record, space, data)
+    if not existing:
+        record = with_contamination(record, space, data, shards)
     longest = space.epochs
     if deadline is not None and not existing:
         space, record, planner = _fit(request, record, space, planner, data.manifest, deadline)

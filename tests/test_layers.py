@@ -29,6 +29,7 @@ ROOMS = (
     "tracking",
     "training",
     "search",
+    "pretraining",
     "selection",
     "ensembling",
     "reporting",
@@ -48,8 +49,20 @@ COMMANDS = (
     "split",
     "describe",
     "pretrain_text",
+    "pretrain",
 )
-WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "doctor", *COMMANDS}
+WITH_RAY = {
+    "cluster",
+    "data",
+    "labelling",
+    "text",
+    "training",
+    "search",
+    "pretraining",
+    "ensembling",
+    "doctor",
+    *COMMANDS,
+}
 LINES, FUNCTION_LINES = 400, 80
 
 

@@ -13,6 +13,7 @@ from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.data.manifest import VIEWS
 from cxrlt_ray.data.tasks import normal_among
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.selection import SELECTORS, SPACES_OF
 from cxrlt_ray.selection import settings as settings_of
 from cxrlt_ray.selection.method import AUTO, Lean, Method
@@ -29,7 +30,8 @@ class EnsembleFile(Config):
     image by itself unless another is better by more than one standard error. views: weights of images by their view,
     or learned, from views.GRID. Without `aggregation` it is the mean where views are stated, auto where learned, else
     none. gating: how strongly each member's Normal gates its other findings (selection/gating.py), 0 to 1; auto: chosen
-    by cross-fitting. tta: whether members score under test-time augmentation (tta.under_tta).
+    by cross-fitting. tta: whether members score under test-time augmentation (tta.under_tta). best_of_each: a parameter
+    of trials; of those with the same value of it only the best is chosen among (pool.best_of_each).
     """
 
     selector: str
@@ -45,8 +47,16 @@ class EnsembleFile(Config):
     lean: Lean = "global"
     blend: list[str] = Field(default=[])  # selectors whose weights are averaged with the selector's
     members: Annotated[int, Field(ge=1)] | None = None
+    best_of_each: str | None = None
     folds: Annotated[int, Field(ge=2)] = 5
     repeats: Annotated[int, Field(ge=1)] = 1
+
+    @field_validator("best_of_each")
+    @classmethod
+    def _is_of_trials(cls, parameter: str | None) -> str | None:
+        if parameter is not None and parameter not in TrialConfig.model_fields:
+            raise ValueError("no parameter of trials is called so; resolution and backbone are")
+        return parameter
 
     @field_validator("tta", mode="before")
     @classmethod

@@ -8,11 +8,13 @@ from dataclasses import replace
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.ensembling.costs import read_costs
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
-from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, Say, candidates, gather
+from cxrlt_ray.ensembling.pool import AGAIN, ANOTHER, COPIES, Pool, Say, best_of_each, candidates, gather
 from cxrlt_ray.ensembling.request import EnsembleRequest
 from cxrlt_ray.ensembling.shortlist import first_pass_of
 from cxrlt_ray.ensembling.tta import under_tta
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.cost import gflops
+from cxrlt_ray.runs.pretrain_record import BEGAN, contaminations, records_of
 from cxrlt_ray.runs.store import Run
 from cxrlt_ray.selection import takes_costs
 
@@ -27,6 +29,8 @@ def pool_of_run(
     transformed = file.used_space() != "probability" or file.used_aggregation() != "none" or file.gating != 0
     copies = COPIES + ANOTHER * transformed + AGAIN * request.explain
     trials = candidates(run, split, request.pruned, say)
+    if file.best_of_each is not None:
+        trials = best_of_each(trials, file.best_of_each, say)
     first = first_pass_of(file, request.seed)
     pool = gather(run, manifest, trials, say, most=request.most, copies=copies, first=first)
     pool = under_tta(pool, file.tta, split, request.seed, say)
@@ -34,6 +38,22 @@ def pool_of_run(
         costs = read_costs(request.costs, pool.names) if request.costs else gflops(pool.trials, pool.tta)
         pool = replace(pool, costs=costs)
     return pool
+
+
+def contaminations_of(run: Run, manifest: Manifest, pool: Pool, members: list[bool]) -> list[Contamination]:
+    """What the pretraining of chosen members' weights has seen of the images that judge them.
+
+    It is computed anew where pretrain.json is beside the weights still; else it is what the sweep found.
+    """
+    begun = sorted({trial.record.weights for trial, used in zip(pool.trials, members, strict=True) if used})
+    sources = {source for weights in begun for source in weights.split(BEGAN)}
+    kept = [seen for seen in run.record.seen if seen.weights in sources]
+    known = {source for weights in begun for source, _ in records_of(weights)}
+    if not known:
+        return kept
+    data, shards = run.record.data or "", run.shards()[0]
+    anew = [seen for weights in begun for seen in contaminations(weights, manifest, data, shards)]
+    return list(dict.fromkeys([*anew, *(seen for seen in kept if seen.weights not in known)]))
 
 
 def mimic_warnings(manifest: Manifest, pool: Pool, members: list[bool]) -> Iterator[str]:

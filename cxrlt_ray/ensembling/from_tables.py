@@ -47,6 +47,8 @@ def check_file(file: EnsembleFile) -> None:
     if file.used_aggregation() != "none":
         key = "aggregation" if file.aggregation else "views"
         raise UsageError(f"key '{key}' needs each image's study and view, which a run has: it does not go with --from.")
+    if file.best_of_each is not None:
+        raise UsageError("key 'best_of_each' is a parameter of a run's trials: it does not go with --from.")
     if file.tta == "on":
         raise UsageError("tta: on needs a run's trials: it does not go with --from, whose scores are as they are.")
 

@@ -95,6 +95,23 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = pri
     return able
 
 
+def best_of_each(trials: list[Trial], parameter: str, say: Say = print) -> list[Trial]:
+    """Of the trials with the same value of `parameter` (a field of TrialConfig) the one with the best score, in order.
+
+    So a grid of learning rates becomes one member a resolution. The choice sees all validation subjects, as epoch
+    choice did, and cross-fitting does not undo it.
+    """
+    best: dict[object, Trial] = {}
+    for trial in trials:
+        value = getattr(trial.config, parameter)
+        if value not in best or trial.record.metric.better(trial.score, best[value].score):
+            best[value] = trial
+    chosen = [trial for trial in trials if any(trial is other for other in best.values())]
+    if len(chosen) < len(trials):
+        say(f"{len(chosen)} of {len(trials)} trials are chosen among: the best of each {parameter}")
+    return chosen
+
+
 def gather(
     run: Run,
     manifest: Manifest,

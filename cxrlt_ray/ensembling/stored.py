@@ -22,6 +22,7 @@ from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.evaluation.calibration import Calibration
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.ensemble_record import EnsembleRecord, MemberRecord, weights_fingerprint
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.store import Run, read_trial
@@ -40,10 +41,12 @@ def write_ensemble(
     scored: ScoredSplit | None,
     zip: bool = False,
     calibration: Calibration | None = None,
+    seen: Sequence[Contamination] = (),
 ) -> EnsembleRecord:
     """Leave the ensemble's files; each is whole or not there.
 
-    scored: the split to submit, if it has images, its scores as they are given out. calibration: to keep.
+    scored: the split to submit, if it has images, its scores as they are given out. calibration: to keep. seen: what
+    pretrained weights have seen of the images that judge the members.
     """
     findings, columns = run.task.findings, _columns(run)
     weights, own = system.weights[:, columns], system.fitted.own[:, columns]
@@ -63,6 +66,7 @@ def write_ensemble(
             **as_applied(file, system),
             "members": [_member(pool, int(m), weights[m], findings) for m in np.flatnonzero(system.members)],
             "calibration": calibration,
+            "seen": list(seen),
             "scores": finite(as_json(comparison)),
         }
     )

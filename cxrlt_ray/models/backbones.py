@@ -1,6 +1,7 @@
 """Backbones by name: timm's, timm's from a hub or folder, torchxrayvision's DenseNets, transformers' image encoders.
 
     convnext_small.fb_in22k_ft_in1k_384      timm's, with or without a tag
+    vit_large_patch16_reg4_swiglu            timm's parts under our name (vit_variants.py)
     hf-hub:OWNER/NAME, local-dir:FOLDER      timm's format, of a hub or a folder
     xrv:densenet121-res224-all               torchxrayvision's (see hub.py)
     transformers:microsoft/rad-dino, transformers:FOLDER
@@ -33,6 +34,8 @@ TRIES = 24  # resolutions tried on each side of one that does not fit
 def known(name: str) -> bool:
     """Whether there is such a backbone; a name that only a hub can confirm is accepted."""
     import timm
+
+    from cxrlt_ray.models import vit_variants  # noqa: F401  whose names timm then knows
 
     if name.startswith(HUB):
         return "/" in name

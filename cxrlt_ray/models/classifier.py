@@ -13,7 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models.backbones import find_recipe, make_backbone
-from cxrlt_ray.models.features import POOLS, pooled, to_tokens, unpool, width_of
+from cxrlt_ray.models.features import (
+    POOLS,
+    pooled,
+    to_tokens,
+    unpool,
+    width_of,
+    with_class_token,
+)
 from cxrlt_ray.models.fusion import FUSIONS, by_study
 from cxrlt_ray.models.heads import HEADS
 from cxrlt_ray.models.label_embeddings import embeddings_of
@@ -58,6 +65,7 @@ class Classifier(nn.Module):
         self.keeps_map = head.needs_map or spec.pool != OWN_POOL or bool(fusion and fusion.needs_map)
         if self.keeps_map:
             unpool(self.backbone, spec.backbone)
+        self.keeps_class = head.needs_class
         features = width_of(self.backbone)
         # the head's own pool is given the one token that this leaves, and does not change it
         self.early_pool = POOLS[spec.pool]() if spec.pool in EARLY_POOLS and fusion is None else None
@@ -125,7 +133,8 @@ class Classifier(nn.Module):
         features = self.backbone.forward_features(pixels)
         if not self.keeps_map:
             return pooled(self.backbone, features)
-        tokens = to_tokens(self.backbone, features, self.name)
+        read = with_class_token if self.keeps_class else to_tokens
+        tokens = read(self.backbone, features, self.name)
         return tokens if self.early_pool is None else self.early_pool(tokens).unsqueeze(1)
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
@@ -149,13 +158,18 @@ class Classifier(nn.Module):
 
         Of weights that differ in one bit it differs.
         """
-        pool = "own" if not self.keeps_map else "map" if self.early_pool is None else type(self.early_pool).__name__
+        pool = (
+            "own" if not self.keeps_map else self._kept() if self.early_pool is None else type(self.early_pool).__name__
+        )
         digest = hashlib.sha256(repr((self.name, self.recipe, pool)).encode())
         for name, tensor in [*self.backbone.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
             values = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
+
+    def _kept(self) -> str:
+        return "map and class" if self.keeps_class else "map"
 
     def _fills_batches(self, pixels: torch.Tensor) -> bool:
         """Whether added images leave all other images' features as they are, and spare a GPU a new batch size."""
@@ -191,6 +205,8 @@ def check(spec: ModelSpec) -> None:
             f"head '{spec.head}' needs label embeddings of a text encoder, `text: NAME`, or of a file, "
             f"`queries: PATH`: {had}."
         )
+    if head.needs_class and spec.fusion != NO_FUSION:
+        raise UsageError(f"head '{spec.head}' reads an image's class token: leave `fusion` at {NO_FUSION}.")
     if given and not head.needs_embeddings:
         able = ", ".join(name for name, other in HEADS.items() if other.needs_embeddings)
         raise UsageError(f"head '{spec.head}' reads no label embeddings: leave out `{given[0]}`, or take {able}.")

@@ -34,6 +34,14 @@ def pooled(backbone: Any, features: torch.Tensor) -> torch.Tensor:
     return backbone.forward_head(features, pre_logits=True).unsqueeze(1)
 
 
+def with_class_token(backbone: Any, features: torch.Tensor, name: str) -> torch.Tensor:
+    """The class token and, after it, `to_tokens`: [B, 1 + N, D]. Without a class token, the mean over the others."""
+    tokens = to_tokens(backbone, features, name)
+    if getattr(backbone, "cls_token", None) is None:
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+    return torch.cat([backbone.forward_head(features, pre_logits=True)[:, :1], tokens], dim=1)
+
+
 def to_tokens(backbone: Any, features: torch.Tensor, name: str) -> torch.Tensor:
     """The tokens [B, N, D] of a backbone after `unpool`; N is a square, as images are."""
     x = backbone.forward_head(features, pre_logits=True)

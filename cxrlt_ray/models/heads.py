@@ -2,11 +2,12 @@
 
     linear       pooling and one linear layer; with `pool: own` the backbone pools
     csra, csra_6 class-specific residual attention, one head or six
-    ml_decoder   one learned query for each finding attends to the tokens
+    ml_decoder   one learned query for each finding attends to the tokens; ml_decoder_cls: and to the class token
     query_text   the same with label embeddings as queries; more heads that read texts are in text_heads.py
 
 To add one: a subclass of `Head` like `Linear`, under `@register_head("name")`. `needs_map` says that it needs the
-feature map's tokens, `needs_embeddings` that it needs label embeddings, `gives_maps` that `with_maps` returns its
+feature map's tokens, `needs_class` that a class token stands before
+them, `needs_embeddings` that it needs label embeddings, `gives_maps` that `with_maps` returns its
 attention too, `gives_queries` that it has `decoded` queries, `SETTINGS` names the fields of ModelSpec that no other
 head reads.
 """
@@ -30,6 +31,7 @@ class Head(nn.Module):
     """The base of all heads. features: D. embeddings: label embeddings [C, E], for heads that need them."""
 
     needs_map = True
+    needs_class = False
     needs_embeddings = False
     gives_maps = False
     gives_queries = False
@@ -141,6 +143,16 @@ class MLDecoder(Head):
         decoded = self.decoder(self.queries.unsqueeze(0), relu(self.embed(tokens)))  # [B, G, D]
         logits = torch.einsum("bgd,gdf->bgf", decoded, self.read).flatten(1)
         return logits[:, : self.findings] + self.bias
+
+
+@register_head("ml_decoder_cls")
+class MLDecoderWithClass(MLDecoder):
+    """ML-Decoder whose keys and values are the class token, first, and the patch tokens (team E).
+
+    A backbone without a class token has the mean over its tokens there.
+    """
+
+    needs_class = True
 
 
 @register_head("query_text")

@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pickletools import genops
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,21 @@ def read_tensors(uri: str) -> dict[str, torch.Tensor]:
         held = f" but objects of {_some(names)}" if names else ""
         raise CxrltError(f"{uri} holds no tensors{held}: {ALONE}.")
     return tensors
+
+
+def unchunked(state: Mapping[str, torch.Tensor], own: Collection[str]) -> dict[str, torch.Tensor]:
+    """Tensors under the names that DINOv2 publishes: its training code keeps blocks in chunks, `blocks.0.5.norm1`.
+
+    The second number counts blocks through all chunks. own: names of the backbone; one that has chunks itself is left
+    as it is. A file of a teacher alone may lack the mask's token, by which timm knows DINOv2's layout.
+    """
+    chunk = re.compile(r"^(blocks)\.\d+\.(\d+\.)")
+    chunks = any(map(chunk.match, state)) and not any(map(chunk.match, own))
+    names = {name: chunk.sub(r"\1.\2", name) if chunks else name for name in state}
+    renamed = {names[name]: tensor for name, tensor in state.items()}
+    if "register_tokens" in renamed and "mask_token" not in renamed:
+        renamed["mask_token"] = renamed["register_tokens"].new_zeros(1)
+    return renamed
 
 
 def first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from cxrlt_ray.models import hub
 from cxrlt_ray.models.backbones import XRV, create, skip_init
 from cxrlt_ray.models.recipe import BackboneRecipe
 from cxrlt_ray.models.spec import ModelSpec
-from cxrlt_ray.models.weight_files import first_line, read_tensors
+from cxrlt_ray.models.weight_files import first_line, read_tensors, unchunked
 from cxrlt_ray.storage.offline import offline_where_the_hub_has_no_address
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ def fitted(state: dict[str, torch.Tensor], backbone: torch.nn.Module) -> dict[st
     own = backbone.state_dict()
     if all(name in state and state[name].shape == tensor.shape for name, tensor in own.items()):
         return state
+    state = unchunked(state, own)
     change = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     try:
         if isinstance(backbone, hub.HubBackbone):

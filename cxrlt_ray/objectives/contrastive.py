@@ -4,6 +4,7 @@
     siglip    the same by the sigmoid loss (Zhai et al. 2023)
     simclr    two views of a study against other studies (Chen et al. 2020)
     moco      the same against a queue of keys (He et al. 2020)
+    barlow    two views of a study, whose features are to agree and not to repeat each other (Zbontar et al. 2021)
     mama      team C: clip on two views, simclr between them, and words against patches (Du et al. 2024)
 
 The loss is of all workers' batches together. They are judged on validation images by the mean reciprocal rank of the
@@ -157,6 +158,27 @@ class MoCo(Contrastive):
             self.setting("moco_temperature"),
             self.setting("moco_momentum"),
         )
+
+
+@register_objective("barlow")
+class Barlow(Contrastive):
+    """Views of a study by Barlow Twins. barlow_width: of the projector's layers. barlow_redundancy: its lambda."""
+
+    needs = Needs(labels=False, pairs=True, whole=True)
+    metric = OF_VIEWS
+    settings: ClassVar = {"barlow_width": Setting(8192, *COUNT), "barlow_redundancy": Setting(0.0051, *NOT_NEGATIVE)}
+
+    def network(self, model: Classifier) -> torch.nn.Module:
+        """The image tower, with the paper's projector."""
+        from cxrlt_ray.models.features import width_of
+        from cxrlt_ray.objectives.lightly_parts import barlow_projector
+        from cxrlt_ray.objectives.pretraining import Twins
+        from cxrlt_ray.objectives.towers import ImageTower
+
+        width = int(self.setting("barlow_width"))
+        tower = ImageTower(model, width)
+        tower.project = barlow_projector("barlow", width_of(model.backbone), width)
+        return Twins(tower, self.setting("barlow_redundancy"))
 
 
 @register_objective("mama")

@@ -14,7 +14,7 @@ from torch import nn
 
 from cxrlt_ray.objectives.terms.contrast import LogScale, info_nce, sigmoid_loss
 from cxrlt_ray.objectives.terms.local import FORMS, local_alignment
-from cxrlt_ray.objectives.terms.views import KeyQueue, follow, moco, nt_xent
+from cxrlt_ray.objectives.terms.views import KeyQueue, barlow_twins, follow, moco, nt_xent
 from cxrlt_ray.objectives.towers import ImageTower, TextTower
 
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries and keys [B, D], numbers of the keys int64 [B]
@@ -65,12 +65,12 @@ class ImageText(ContrastiveNetwork):
         self.scale.limit()
 
 
-class Views(ContrastiveNetwork):
-    """Two images of a study against those of other studies, by NT-Xent. Terms [1]. Inputs: pixels twice, studies."""
+class Pairs(ContrastiveNetwork):
+    """Two images of a study, encoded together. Inputs: pixels twice, studies."""
 
-    def __init__(self, image: ImageTower, temperature: float) -> None:
+    def __init__(self, image: ImageTower) -> None:
         super().__init__()
-        self.image, self.temperature = image, temperature
+        self.image = image
 
     def encode(self, *inputs: torch.Tensor) -> Encoded:
         """The first images, the others, and their studies."""
@@ -78,11 +78,33 @@ class Views(ContrastiveNetwork):
         both = self.image(torch.cat([first, second]))  # together: one batch norm for both
         return both[: len(first)], both[len(first) :], study
 
+
+class Views(Pairs):
+    """Two images of a study against those of other studies, by NT-Xent. Terms [1]."""
+
+    def __init__(self, image: ImageTower, temperature: float) -> None:
+        super().__init__(image)
+        self.temperature = temperature
+
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The contrast."""
         one, other, study = self.encode(*inputs)
         with in_full_precision(one.device):
             return nt_xent(one, other, self.temperature, study).reshape(1)
+
+
+class Twins(Pairs):
+    """Two images of a study by Barlow Twins. Terms [1]."""
+
+    def __init__(self, image: ImageTower, redundancy: float) -> None:
+        super().__init__(image)
+        self.redundancy = redundancy
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """How far the correlation of both is from the identity."""
+        first, second, _ = self.encode(*inputs)
+        with in_full_precision(first.device):
+            return barlow_twins(first, second, self.redundancy).reshape(1)
 
 
 class MomentumViews(ContrastiveNetwork):

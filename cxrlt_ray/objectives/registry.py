@@ -70,6 +70,7 @@ class ObjectiveSpec:
     lora_targets: str | None = None
     max_tokens: int = 256
     crop: float = 1.0
+    seed: int = 0
 
     def text_spec(self) -> TextSpec:
         """The text encoder. Raises UsageError where none is given."""
@@ -101,7 +102,8 @@ class Needs:
     is of all images of a batch together, so that a batch is never cut into pieces to fit a device. heads: names of the
     heads that it works with; () for any. single: an image is seen by itself, neither mixed nor fused by study. places:
     texts of places, by the frozen encoder `text`. own_loss: it takes no registered loss, nor smoothed labels.
-    statements, boxes: what reports state of an image, and boxes of findings in it, in a run that has any.
+    statements, boxes: what reports state of an image, and boxes of findings in it, in a run that has any. eager: the
+    network is not compiled: it draws at random, and its shapes differ from batch to batch.
 
     The network is called with pixels uint8 [B, H, W]; with pairs also the others' pixels, and studies int64 [B]; with
     texts also ids and mask int64 [B, L], by the objective's `tokenize`, and numbers of texts int64 [B], equal for equal
@@ -121,6 +123,7 @@ class Needs:
     own_loss: bool = False
     statements: bool = False
     boxes: bool = False
+    eager: bool = False
 
     @property
     def anew(self) -> bool:
@@ -152,7 +155,8 @@ class Objective(ABC):
     targets: int8 [N, C] of the training images, 1, 0 or -1 (no label), by the findings that are trained. soft: float32
     [N, C] in [0, 1], nan where there is none; None without soft targets. asks: its validation labels are those of the
     findings that were hidden from the model, for runs that ask for findings by text. learns_part: it can be trained on
-    a part of the findings (`learns: head` or `tail`).
+    a part of the findings (`learns: head` or `tail`). carries: beginnings of the names, in the network's state dict, of
+    what goes on beside the classifier into a next stage of the same objective.
     """
 
     needs: ClassVar[Needs] = Needs()
@@ -161,6 +165,7 @@ class Objective(ABC):
     predicts: ClassVar[bool] = True
     asks: ClassVar[bool] = False
     learns_part: ClassVar[bool] = False
+    carries: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -189,6 +194,9 @@ class Objective(ABC):
         """Bool [N]: training images that are shown as they are, neither flipped nor augmented, their central crop."""
         return None
 
+    def check(self, model: Classifier) -> None:  # noqa: B027  most objectives train any classifier
+        """Raises UsageError for a classifier that the objective cannot train."""
+
     def network(self, model: Classifier) -> torch.nn.Module:
         """The module that is trained; its parameters are those of `model` and whatever else the objective needs.
 
@@ -204,8 +212,18 @@ class Objective(ABC):
         """Ids and mask, int64 [B, L], of texts; called after `network`."""
         raise NotImplementedError(f"objective {self.spec.objective} reads no texts")
 
+    def before_training(self, network: torch.nn.Module, steps: int) -> None:  # noqa: B027
+        """Called once before a stage's first step, with how many steps of the optimizer it has: for schedules."""
+
+    def before_step(self, network: torch.nn.Module) -> None:  # noqa: B027
+        """Called before each step of the optimizer, with the gradients there: some may be dropped here."""
+
     def after_step(self, network: torch.nn.Module) -> None:  # noqa: B027  most objectives have nothing to do here
         """Called after each step of the optimizer: a teacher may follow its student here."""
+
+    def statistics(self, network: torch.nn.Module) -> Mapping[str, float]:
+        """What shows how training goes beside the loss, by name, as of the last batch; {} where there is nothing."""
+        return {}
 
     @abstractmethod
     def loss(self, outputs: torch.Tensor, targets: Targets) -> torch.Tensor:
@@ -222,7 +240,7 @@ class Objective(ABC):
 
 # modules that hold no objective and import torch: `trials` reads records without it
 WITHOUT = {"losses", "priors", "terms", "towers", "pretraining", "retrieval", "text_networks", "places"}
-WITHOUT |= {"entity_network"}
+WITHOUT |= {"entity_network", "crops", "draws", "lightly_parts", "dinov2_network", "mae_network"}
 _OBJECTIVES: dict[str, type[Objective]] = {}
 
 
@@ -256,6 +274,15 @@ def find_objective(name: str) -> type[Objective]:
     if name not in known:
         raise UsageError(f"there is no objective '{name}'; there are {', '.join(known)}.")
     return known[name]
+
+
+def self_supervised() -> dict[str, type[Objective]]:
+    """Objectives that learn from images alone, by name: no labels, texts or predictions, and none are given."""
+    return {
+        name: objective
+        for name, objective in all_objectives().items()
+        if not (objective.predicts or objective.needs.labels or objective.needs.texts or objective.needs.soft_targets)
+    }
 
 
 def settings_of(name: str) -> dict[str, float]:

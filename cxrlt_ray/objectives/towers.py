@@ -25,7 +25,7 @@ class ImageTower(nn.Module):
         self.model, self.width = model, width
         features = width_of(model.backbone)
         layers = [nn.Linear(features, features), nn.ReLU()] if hidden else []
-        self.project = nn.Sequential(*layers, nn.Linear(features, width))
+        self.project: nn.Module = nn.Sequential(*layers, nn.Linear(features, width))
         for part in (model.head, model.fusion):
             if part is not None:
                 part.requires_grad_(False)

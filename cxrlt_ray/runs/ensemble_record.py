@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation.calibration import Calibration
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.records import Record
 from cxrlt_ray.storage import Store
 
@@ -46,7 +47,8 @@ class EnsembleRecord(Record):
 
     run: its URI. fingerprint: of the run's manifest. sizes, quality: of the shards, edges in pixels and JPEG quality.
     From `selector` to `repeats`: the ensembles/ file as it was applied, with the space, aggregation, views and gating
-    that were taken. calibration: of its scores, None where --calibrate was not given. scores: what
+    that were taken. calibration: of its scores, None where --calibrate was not given. seen: what members' pretrained
+    weights have seen of the images that judge them. scores: what
     ensembling.compare.as_json makes of the comparison.
     """
 
@@ -72,11 +74,13 @@ class EnsembleRecord(Record):
     guard: float | Literal["auto"] | None = 0.0
     lean: Literal["global", "mean", "sound"] = "global"
     blend: list[str] = Field(default_factory=list)
+    best_of_each: str | None = None
     members: list[MemberRecord]
     folds: int = 5
     repeats: int = 1
     chosen: ChosenMethod | None = None
     calibration: Calibration | None = None  # files of before calibration have none
+    seen: list[Contamination] = Field(default_factory=list)
     scores: dict[str, JsonValue] = Field(default_factory=dict)
 
     @classmethod

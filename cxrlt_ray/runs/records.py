@@ -16,6 +16,7 @@ from cxrlt_ray.data.asking import MINED, Asking
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.objectives.metric import VAL_MAP, Metric
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 
@@ -281,6 +282,7 @@ class RunRecord(Record):
     pixels: int | None = None  # to which a time budget capped the space's resolutions
     prune: bool | None = None  # whether ASHA stops trials, where a time budget decided it
     shards: tuple[ShardsRecord, ...] = ()
+    seen: tuple[Contamination, ...] = ()  # what pretrained weights have seen of the images that judge it
 
     @classmethod
     def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:

@@ -81,9 +81,12 @@ class TrialConfig(Config):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of lr, from each layer of the backbone to the one before
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay_end: Annotated[float, Field(gt=0)] | None = None  # by a cosine over a stage's steps; None: it stays
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     schedule: Literal["cosine", "stable"] = "cosine"  # stable: lr stays until it decays at the end
     decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2  # of a stable schedule's steps
+    steps: Annotated[int, Field(ge=0)] = 0  # of the optimizer, after which a stage ends; 0: those of its epochs
+    frozen_steps: Annotated[int, Field(ge=0)] = 0  # of a stage, in which its backbone stays as it was: heads warm up
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better one after which a stage ends; 0: none
     batch_size: Annotated[int, Field(ge=1)] = 32  # images; studies where views are fused
     accumulation: Annotated[int, Field(ge=1)] = 1
@@ -111,6 +114,8 @@ class TrialConfig(Config):
     def _fits(self) -> TrialConfig:
         if self.ema_decay and self.swa_start < 1:
             raise ValueError("ema_decay and swa_start < 1 average weights twice: give one of them")
+        if self.weight_decay_end is not None and not self.weight_decay:
+            raise ValueError("weight_decay_end needs a weight_decay above 0 to begin with")
         if self.fusion != "none" and self.mix != "none":
             raise ValueError(f"mix: {self.mix} mixes images, which a study's views cannot be (fusion: {self.fusion})")
         if self.tta != "none" and (strange := set(self.tta.split("+")) - set(LOOKS)):
@@ -140,6 +145,10 @@ class TrialConfig(Config):
             return "reads texts: give it a text encoder, such as `text: minilm`"
         if needs.texts and self.compile == "on":
             return "reads texts of every length, for each of which a network is compiled anew: leave compile at auto"
+        if needs.eager and set_:
+            return "masks patches of one image: leave fusion and mix at none"
+        if needs.eager and self.compile == "on":
+            return "draws its crops or masks at random, for each of which a network is compiled: leave compile at auto"
         if needs.map and self.pool == "own" and self.head == "linear":
             return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
         if self.learns != "all" and objective.predicts and not objective.learns_part and not self.stages:

@@ -59,6 +59,7 @@ def _build(system: str, number: int, stage: TrialConfig, spec: ModelSpec, findin
         model = models.Classifier(spec, len(findings) if spec.text else tuple(findings))
         models.train_part(model.backbone, *stage.trained_part)
         model.train()
+        objective.check(model)
         # a contrast reads a text encoder's weights and what its batch holds: the classifier alone takes the step
         alone = objective.needs.whole
         network = model if alone else objective.network(model)

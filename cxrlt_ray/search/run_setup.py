@@ -13,6 +13,7 @@ from cxrlt_ray import config
 from cxrlt_ray.data.shards import Shards, parse_sizes
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.pretrain_record import contaminations
 from cxrlt_ray.runs.records import RunRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, check_free, create_run
 from cxrlt_ray.search.budget import SearchSize
@@ -27,6 +28,7 @@ from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.search.warm_start import warm_points
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.claim import Taken, claim
+from cxrlt_ray.training.trial import origin_of
 
 
 @contextmanager
@@ -181,6 +183,21 @@ def write_run(
     )
     files = {"space.yaml": space_file, **texts.files()}
     return create_run(request.storage, record, data.manifest, files, data.soft, data.corpora, data.boxes)
+
+
+def with_contamination(record: RunRecord, space: Space, data: RunData, shards: tuple[Shards, ...]) -> RunRecord:
+    """The record of a new run with what its checkpoints' pretraining has seen of the images that judge it; says so.
+
+    Raises CxrltError where a pretrain.json beside a checkpoint is damaged.
+    """
+    from cxrlt_ray.models import weights
+
+    begun = sorted({origin_of(weights.source(spec)) for spec in space.specs() if spec.pretrained and spec.checkpoint})
+    seen = [known for source in begun for known in contaminations(source, data.manifest, data.data, shards[0])]
+    seen = list(dict.fromkeys(seen))
+    for contamination in seen:
+        print(contamination.sentence)
+    return record.model_copy(update={"seen": tuple(seen)})
 
 
 def with_all_trials(run: Run) -> Run:

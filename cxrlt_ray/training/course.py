@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.data.manifest import MAIN
+from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import NotThere, Store
 from cxrlt_ray.training import resume
@@ -20,10 +21,12 @@ from cxrlt_ray.training.clock import Clock
 from cxrlt_ray.training.context import TrialContext
 from cxrlt_ray.training.job import Job, embeddings_of, training_images
 from cxrlt_ray.training.resume import ResumeState
-from cxrlt_ray.training.stage import Epoch, train_stage
+from cxrlt_ray.training.stage import Epoch, Watch, train_stage
 from cxrlt_ray.training.workers import agree, worker_of
 
 if TYPE_CHECKING:
+    import torch
+
     from cxrlt_ray.models import Classifier
 
 
@@ -42,9 +45,11 @@ class Course:
         with_validation: validation images train too. shared: weights of outside stages are kept for others.
         """
         job, model = self.trial.job, None
+        carried: dict[str, torch.Tensor] = {}
         storage = job.run / "stages"
         for number, stage in enumerate(stages):
-            outside = number + 1 < len(stages) and stage.cohorts != MAIN
+            following = stages[number + 1] if number + 1 < len(stages) else None
+            outside = following is not None and stage.cohorts != MAIN and not _carries(stage, following)
             key = self._key(stages[: number + 1]) if shared and outside else ""
             before = self.before if self.before and self.before.stage == number else None
             if self.before and number < self.before.stage:
@@ -58,11 +63,13 @@ class Course:
             if before and number:  # the shape of it, whose tensors are put back
                 model = begin(job, stages[0], None, None)
             model = begin(job, stage, model, stages[number - 1] if number and not before else stages[0])
-            for epoch in train_stage(job, stage, model, training, self.fold, self.clock, before):
+            watch = self.watch(number, stage)
+            for epoch in train_stage(job, stage, model, training, self.fold, self.clock, before, carried, watch):
                 model = epoch.model
                 self.judge(number, stage, epoch)
                 if stage.patience and agree(self.is_over(number, stage), worker_of(job)):
                     break
+            carried = epoch.carried() if following and _carries(stage, following) else {}
             self.done += stage.epochs
             if key and self.trial.store:
                 self.save(storage, key, stage, model)
@@ -72,6 +79,10 @@ class Course:
     def judge(self, number: int, stage: TrialConfig, epoch: Epoch) -> None:
         """An epoch of stage `number` is done."""
         raise NotImplementedError
+
+    def watch(self, number: int, stage: TrialConfig) -> Watch | None:
+        """What is called after each step of stage `number`, if anything."""
+        return None
 
     def is_over(self, number: int, stage: TrialConfig) -> bool:
         """Whether stage `number` ends before its last epoch."""
@@ -101,6 +112,11 @@ class Course:
         """What the weights that these stages lead to are kept under, for every trial that has them."""
         settings = [stage.model_dump(exclude={"stages", "system", "tta", "refit"}) for stage in stages]
         return hashlib.sha256(json.dumps([settings, self.fold], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _carries(stage: TrialConfig, following: TrialConfig) -> bool:
+    """Whether more than the classifier goes on into the stage that follows; of that RUN/stages keeps nothing."""
+    return stage.objective == following.objective and bool(find_objective(stage.objective).carries)
 
 
 def begin(job: Job, stage: TrialConfig, before: Classifier | None, previous: TrialConfig | None) -> Classifier:

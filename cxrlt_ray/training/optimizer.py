@@ -61,6 +61,11 @@ def _schedule(config: TrialConfig, steps: int) -> Callable[[int], float]:
     return factor
 
 
+def _decay(first: float, last: float, share: float) -> float:
+    """Weight decay after this share of the steps: by a cosine from the first to the last (DINO, section 3.2)."""
+    return last + (first - last) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+
+
 def _groups(named: Iterable[tuple[str, torch.nn.Parameter]], config: TrialConfig) -> Iterator[dict[str, Any]]:
     """Parameters with weight decay, and norms and biases without."""
     trained = [p for _, p in named if p.requires_grad]
@@ -89,13 +94,18 @@ def take_step(
     config: TrialConfig,
     average: Average,
     trained: Sequence[torch.nn.Parameter] | None = None,
+    steps: int = 1,
 ) -> None:
     """Clip, step, and let the average follow. trained: the network's trained parameters, if the caller has them.
 
-    To look for them takes longer than a step of a head.
+    To look for them takes longer than a step of a head. steps: of the stage, over which weight decay may change.
     """
     import torch
 
+    if config.weight_decay_end is not None:
+        decay = _decay(config.weight_decay, config.weight_decay_end, schedule.last_epoch / steps)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = decay if group["weight_decay"] else 0.0
     if config.clip_norm:
         torch.nn.utils.clip_grad_norm_(network.parameters() if trained is None else trained, config.clip_norm)
     optimizer.step()

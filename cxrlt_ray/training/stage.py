@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,14 +31,17 @@ from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.step import Forward, backward, piece_that_fits
 from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.texts import text_draws, with_reports
-from cxrlt_ray.training.workers import worker_of, wrap
+from cxrlt_ray.training.workers import Worker, worker_of, wrap
 
 if TYPE_CHECKING:
     import torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
 
     from cxrlt_ray.models import Classifier
 
 MAX_SKIPPED = 10
+Watch = Callable[[int, float, "torch.nn.Module", Objective], None]  # steps done in the stage, the last batch's loss
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Epoch:
     repeated: bool = False
     features: FrozenFeatures | None = None
 
+    def carried(self) -> dict[str, torch.Tensor]:
+        """What goes on into a next stage of the same objective, beside the classifier: copies, on the CPU."""
+        names, tensors = self.objective.carries, self.network.state_dict()
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items() if name.startswith(names)}
+
 
 def train_stage(
     job: Job,
@@ -68,30 +76,34 @@ def train_stage(
     fold: int,
     clock: Clock,
     before: ResumeState | None = None,
+    carried: Mapping[str, torch.Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Epoch]:
-    """Train `model` on its device for config.epochs epochs, yielding after each.
+    """Train `model` on its device for config.epochs epochs, yielding after each; or until config.steps are done.
 
-    before: the state to go on from, whose epoch is yielded once more, `repeated`; what follows is as if it had not been
-    cut. Raises Diverged when the loss stays non-finite, and what torch raises (out of memory) as it is.
+    carried: what the stage before left beside the classifier (`Epoch.carried`). before: the state to go on from, whose
+    epoch is yielded once more, `repeated`; what follows is as if it had not been cut. watch: called after each step of
+    the optimizer; it must leave weights and random numbers as they are. Raises Diverged when the loss stays non-finite,
+    and what torch raises (out of memory) as it is.
     """
     import torch
 
     worker = worker_of(job)
     training = with_reports(training, find_objective(config.objective).needs, config.objective)
-    objective, network, streams = _begun(job, config, model, training, fold)
+    objective, network, streams = _begun(job, config, model, training, fold, carried or {})
     units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
     count = len(steps(units, config.batch_size * job.workers, worker.world))
     wrapped = wrap(network, worker)
-    optimizer, schedule = optimizer_of(
-        network, config, math.ceil(count / config.accumulation) * config.epochs, model.backbone
-    )
+    total = math.ceil(count / config.accumulation) * config.epochs
+    total = min(total, config.steps or total)
+    optimizer, schedule = optimizer_of(network, config, total, model.backbone)
+    objective.before_training(network, total)
     average = Average(network, config)
     amp = device_.autocast(config.precision, worker.device)
     piece = piece_that_fits(job, config, network, objective, amp, worker)
-    compile_mode = "off" if objective.needs.texts else config.compile  # texts of every length: compiled for each
-    forward = Forward(wrapped, compile_mode, worker.device, piece, count * config.epochs)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    forward = Forward(wrapped, _compile_mode(objective, config), worker.device, piece, count * config.epochs)
     state = partial(state_of, network, optimizer, schedule, average)
+    step = _stepper(config, model, network, objective, optimizer, schedule, average, total, watch)
     clock.lap("model")
     skipped, first = 0, 0
     if before:
@@ -100,15 +112,15 @@ def train_stage(
     features = frozen_features(job, config, model, streams.shards, network)
     streams = replace(streams, features=features)
     for epoch in range(first, config.epochs):
-        # an epoch's randomness is its own, so that one entered anew is the same
-        seed = np.random.SeedSequence([config.seed, fold, epoch, worker.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
+        if schedule.last_epoch >= total:
+            break
+        _seed(config, fold, epoch, worker)
         shown = drawn(config, training, epoch, fold)
         streams.stored(epoch)
         clock.lap("features")
         started, images, losses, number = time.monotonic(), 0, [], 0
         wrapped.train()
-        if config.frozen_backbone:
+        if config.frozen_backbone or schedule.last_epoch < config.frozen_steps:
             model.backbone.eval()
         for number, (inputs, targets) in enumerate(streams.epoch(shown, epoch), 1):
             clock.first("first_batch")
@@ -124,12 +136,12 @@ def train_stage(
             losses.append(loss)
             skipped = 0
             if number % config.accumulation == 0:
-                take_step(network, optimizer, schedule, config, average, trained)
-                objective.after_step(network)
+                step(loss)
             clock.first("first_step")
+            if schedule.last_epoch >= total:
+                break
         if number % config.accumulation:
-            take_step(network, optimizer, schedule, config, average, trained)
-            objective.after_step(network)
+            step(losses[-1] if losses else math.nan)
         speed = images / (time.monotonic() - started)
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
         judged = average.judged(network, epoch, again, amp)
@@ -141,8 +153,44 @@ def train_stage(
         torch.cuda.synchronize()
 
 
+def _stepper(
+    config: TrialConfig,
+    model: Classifier,
+    network: torch.nn.Module,
+    objective: Objective,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    average: Average,
+    total: int,
+    watch: Watch | None,
+) -> Callable[[float], None]:
+    """A step of the optimizer, given the last batch's loss, and what comes before and after one. total: of the stage.
+
+    In the first config.frozen_steps of a stage the backbone has no gradients, without which AdamW leaves weights alone.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+    def step(loss: float) -> None:
+        if schedule.last_epoch < config.frozen_steps:
+            model.backbone.zero_grad(set_to_none=True)
+        objective.before_step(network)
+        take_step(network, optimizer, schedule, config, average, trained, total)
+        objective.after_step(network)
+        if schedule.last_epoch == config.frozen_steps and not config.frozen_backbone:
+            model.backbone.train()
+        if watch is not None:
+            watch(schedule.last_epoch, loss, network, objective)
+
+    return step
+
+
 def _begun(
-    job: Job, config: TrialConfig, model: Classifier, training: Images, fold: int
+    job: Job,
+    config: TrialConfig,
+    model: Classifier,
+    training: Images,
+    fold: int,
+    carried: Mapping[str, torch.Tensor],
 ) -> tuple[Objective, torch.nn.Module, Streams]:
     """The stage's objective, the network that it trains, on the device, and what its batches are made from."""
     from cxrlt_ray.models import train_part
@@ -152,12 +200,33 @@ def _begun(
     objective = make(config.objective_spec(), training.targets, training.soft, evidence)
     train_part(model.backbone, *config.trained_part)
     network = objective.network(model).to(worker.device)
+    _take_up(network, carried)
     texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
     rows = objective.unchanged()
     unchanged = None if rows is None else training.image_id[rows]
     table = objective.table()
     streams = Streams(job, config, training, table, fold, worker, objective.needs, texts, unchanged=unchanged)
     return objective, network, streams
+
+
+def _take_up(network: torch.nn.Module, carried: Mapping[str, torch.Tensor]) -> None:
+    """Put in the tensors that a stage before left; those of another shape stay as they begin."""
+    own = network.state_dict()
+    fitting = {name: t for name, t in carried.items() if name in own and own[name].shape == t.shape}
+    network.load_state_dict(fitting, strict=False)
+
+
+def _compile_mode(objective: Objective, config: TrialConfig) -> str:
+    """Off where shapes vary from batch to batch: the network would be compiled for each."""
+    return "off" if objective.needs.texts or objective.needs.eager else config.compile
+
+
+def _seed(config: TrialConfig, fold: int, epoch: int, worker: Worker) -> None:
+    """Seed torch for an epoch: its randomness is its own, so that one entered anew is the same."""
+    import torch
+
+    seed = np.random.SeedSequence([config.seed, fold, epoch, worker.rank])
+    torch.manual_seed(int(seed.generate_state(1)[0]))
 
 
 def _mean(losses: list[float]) -> float | None:

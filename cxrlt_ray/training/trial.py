@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cxrlt_ray.objectives.metric import Metric
+from cxrlt_ray.runs.pretrain_record import BEGAN, began_from
 from cxrlt_ray.runs.records import (
     FINISHED,
     PRUNED,
@@ -63,7 +64,7 @@ def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value],
     before = resume.latest(store)
     if not agree(before is not None, worker):
         before = None
-    record = _first_record(job, name, config, params, existing, before)
+    record = first_record(job, name, config, params, existing, before)
     trial = TrialContext(
         job, config, manifest_of(job.run), store if worker.first else None, worker, record, report, before
     )
@@ -99,7 +100,7 @@ class _Enough(Exception):
     """A trial that had been stopped, and is trained again because its files were damaged, is as far as it was."""
 
 
-def _first_record(
+def first_record(
     job: Job,
     name: str,
     config: TrialConfig,
@@ -136,12 +137,16 @@ def _first_record(
 
 
 def origin_of(source: str) -> str:
-    """Where weights come from; of those that an earlier trial left (init_from) also where that had its own from."""
+    """Where weights come from; of those that an earlier trial (init_from) or pretraining left also where those began.
+
+    >>> origin_of("timm resnet50")
+    'timm resnet50'
+    """
     folder = source.removesuffix("/model.safetensors").rpartition("/")[0]
     store = Store(folder or ".")
     if not source.endswith("/model.safetensors") or not store.exists(RECORD):
-        return source
-    return f"{source}, which began from {TrialRecord.read(store, RECORD).weights}"
+        return began_from(source)
+    return f"{source}{BEGAN}{TrialRecord.read(store, RECORD).weights}"
 
 
 class _Fold(Course):

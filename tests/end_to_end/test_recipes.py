@@ -46,7 +46,7 @@ def test_there_is_a_space_an_ensemble_and_a_page_for_each_of_the_teams():
     assert {f"team_{letter}" for letter in "abcdefghi"} | {"winner_2026"} <= set(RECIPES)
     assert {f"team_{letter}_task3" for letter in "bcghi"} == set(ASKING)
     for name in set(RECIPES) - {"all_winners"}:
-        page = PAGES / f"{name.removesuffix('_task3')}.md"
+        page = PAGES / f"{name.removesuffix('_task3').removesuffix('_dinov2')}.md"
         assert name in config.names("ensembles")
         assert f"`search_spaces/{name}.yaml`" in page.read_text() or f"`{name}`" in page.read_text()
         assert f"--space {name}" in page.read_text()

@@ -7,9 +7,10 @@ import pytest
 from drawn_run import make_run
 
 from cxrlt_ray.ensembling.compare import compare
-from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
-from cxrlt_ray.ensembling.pool import gather
+from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
+from cxrlt_ray.ensembling.pool import best_of_each, gather
 from cxrlt_ray.ensembling.shortlist import foremost
+from cxrlt_ray.errors import UsageError
 
 
 @pytest.fixture
@@ -41,3 +42,24 @@ def test_members_are_taken_in_turn_from_each_findings_order_and_that_over_all():
     assert foremost(ap, 1).tolist() == [0]
     assert foremost(ap, 2).tolist() == [0, 2]
     assert foremost(ap, 3).tolist() == [0, 1, 2]
+
+
+def test_of_a_grid_the_best_trial_of_each_value_is_chosen_among(made):
+    run, _ = made
+    trials = run.trials()
+    for trial, (resolution, score) in zip(trials, ((32, 0.4), (48, 0.1), (32, 0.6)), strict=True):
+        trial.record.config = trial.record.config.model_copy(update={"resolution": resolution})
+        trial.record.score = score
+    said = []
+    assert [trial.name for trial in best_of_each(trials, "resolution", said.append)] == ["T0001", "T0002"]
+    assert said == ["2 of 3 trials are chosen among: the best of each resolution"]
+    trials[2].record.score = None  # one without a score is never the best
+    assert [trial.name for trial in best_of_each(trials, "resolution", said.append)] == ["T0000", "T0001"]
+    assert load_ensemble("team_e")[1].best_of_each == "resolution"
+
+
+def test_what_is_no_parameter_of_trials_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("selector: mean\nbest_of_each: colour\n")
+    with pytest.raises(UsageError, match=r"key 'best_of_each'.*no parameter of trials"):
+        load_ensemble(str(path))

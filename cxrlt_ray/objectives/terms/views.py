@@ -3,6 +3,7 @@
 NT-Xent of SimCLR (Chen et al. 2020, eq. 1; C's code, tau .5; I's option, tau .1) and MoCo (He et al. 2020, eq. 1 and 2;
 C's slides, 1,024 keys). Images of one study are no negatives of each other. C's code calls names in its SimCLR that
 torch.distributed does not have, so that it ends at step 8,000 on several GPUs; ours gathers as the other terms do.
+Barlow Twins has no negatives: it compares features, not images.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 from cxrlt_ray.objectives.terms.contrast import cross_entropies, distinct
 from cxrlt_ray.objectives.terms.gather import gathered, joint_mean, share_of
 
+VARIANCE = 1e-5  # added to a feature's variance, as batch norm does
 EMPTY = -1  # among the studies of a queue's keys
 
 
@@ -38,6 +40,25 @@ def nt_xent(
         logits = query @ torch.cat([other, same]).T / temperature  # its own column is among the first N
         losses.append(cross_entropies(logits, share, torch.cat([differs, alone], dim=1)))
     return (joint_mean(losses[0]) + joint_mean(losses[1])) / 2
+
+
+def barlow_twins(first: torch.Tensor, second: torch.Tensor, redundancy: float) -> torch.Tensor:
+    """Sum of (1 - C_ii)^2 + redundancy times the sum of C_ij^2, i != j (Zbontar et al. 2021, eq. 1 and 2).
+
+    C: the correlation of both views' features [B, D] over all workers' rows, each brought to mean 0 and variance 1.
+    lightly's is of each worker's own means and variances. Of one row C is 0.
+    """
+    share = share_of(first)
+    one, other = (_standardised(gathered(view.float(), share)) for view in (first, second))
+    correlation = one.T @ other / share.total
+    own = correlation.diagonal()
+    # every worker has the whole loss: the sum over workers in `gathered` and the mean over them in DDP cancel
+    return (1 - own).square().sum() + redundancy * (correlation.square().sum() - own.square().sum())
+
+
+def _standardised(features: torch.Tensor) -> torch.Tensor:
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    return (features - mean) / (variance + VARIANCE).sqrt()
 
 
 class KeyQueue(nn.Module):
