@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.start import forget_decoded, share_processors, start_ray
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.doctor import preflight
@@ -114,8 +114,8 @@ def _pretrain(
         forget_decoded()
     record = PretrainRecord.read(out, FILE)
     (out / STATE).remove()
-    for line in summary_lines(record, f"{out.uri}/{WEIGHTS}"):
-        cli.say(line)
+    weights = f"{out.uri}/{WEIGHTS}"
+    output.result("\n".join(summary_lines(record, weights)), [weights, f"{out.uri}/{FILE}"])
     return record
 
 

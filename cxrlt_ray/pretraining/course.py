@@ -21,6 +21,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.data.batching import steps as batches_of
 from cxrlt_ray.errors import CxrltError, Diverged
 from cxrlt_ray.objectives.registry import Objective
+from cxrlt_ray.output.forms import LINE_SECONDS
 from cxrlt_ray.pretraining.measures import collapse, fallen
 from cxrlt_ray.pretraining.monitor import Monitored, measure
 from cxrlt_ray.pretraining.settings import Monitoring
@@ -50,7 +51,7 @@ class Ended(Exception):
 
 @dataclass
 class Progress:
-    """Lines on how far it is, every REPORT_SECONDS. total: steps of all stages."""
+    """Lines on how far it is, every LINE_SECONDS. total: steps of all stages."""
 
     total: int
     say: Say
@@ -63,7 +64,7 @@ class Progress:
         if self.first < 0:
             self.first = done - 1
         now = time.monotonic()
-        if now - self.told < cli.REPORT_SECONDS and done < self.total:
+        if now - self.told < LINE_SECONDS and done < self.total:
             return
         self.told = now
         rate = (done - self.first) / max(now - self.started, 1e-9)
