@@ -228,7 +228,7 @@ def minutes(data: Cohort, arm: str, seeds: int, epochs: int) -> str:
 
 
 def main() -> None:
-    numbers = {"images": 4000, "seeds": 3, "mae": 12, "dinov2": 6, "scratch": 12}
+    numbers = {"images": 4000, "seeds": 3, "mae": 12, "dinov2": 4, "scratch": 12}
     args = options(__doc__, numbers).parse_args()
     folder = BUILD / str(args.images)
     data = cohort(args.images, folder)
