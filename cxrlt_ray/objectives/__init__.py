@@ -6,4 +6,5 @@ multilabel.py    findings as independent labels (losses.py: @register_loss)
 distill.py       stored predictions of an ensemble or a trial beside the labels
 contrastive.py   images, texts and views of a study against each other: backbones for the stages that follow
 pretraining.py   the networks of these; towers.py: their two sides; retrieval.py: their score; terms/: their losses
+self_supervised.py  images alone, for vision transformers: dinov2, mae; their networks are dinov2_network, mae_network
 """

@@ -63,7 +63,7 @@ def test_a_setting_out_of_range_or_unknown_is_refused_with_what_is_allowed(name)
 
 
 def test_an_unknown_objective_is_refused_naming_those_there_are():
-    with pytest.raises(UsageError, match="there is no objective 'nope'; there are clip, distill, grounding"):
+    with pytest.raises(UsageError, match="there is no objective 'nope'; there are barlow, clip, dinov2, distill"):
         find_objective("nope")
     with pytest.raises(ValueError, match="there is no objective 'nope'"):
         TrialConfig(backbone="test_resnet", resolution=32, epochs=1, objective="nope")

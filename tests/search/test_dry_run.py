@@ -18,9 +18,8 @@ def test_a_step_of_every_objective_is_taken_on_paper_without_a_text_encoder(obje
     needs = all_objectives()[objective].needs
     given = {"head": needs.heads[0]} if needs.heads else {"pool": "avg"}
     given |= {"text": "minilm"} if needs.texts or needs.places or needs.heads else {}
-    config = TrialConfig(
-        backbone="test_resnet", pretrained=False, resolution=64, epochs=1, objective=objective, **given
-    )
+    backbone = "test_vit" if needs.eager else "test_resnet"  # those that mask patches
+    config = TrialConfig(backbone=backbone, pretrained=False, resolution=64, epochs=1, objective=objective, **given)
     (model,) = stage_models([config], ("Mass", "Nodule", "Normal"))
     assert model.parameters == model.trained > 0
     assert model.flops > 0
