@@ -91,11 +91,8 @@ def train_stage(
     worker = worker_of(job)
     training = with_reports(training, find_objective(config.objective).needs, config.objective)
     objective, network, streams = _begun(job, config, model, training, fold, carried or {})
-    units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
-    count = len(steps(units, config.batch_size * job.workers, worker.world))
+    count, total = _length(job, config, training, worker)
     wrapped = wrap(network, worker)
-    total = math.ceil(count / config.accumulation) * config.epochs
-    total = min(total, config.steps or total)
     optimizer, schedule = optimizer_of(network, config, total, model.backbone)
     objective.before_training(network, total)
     average = Average(network, config)
@@ -151,6 +148,14 @@ def train_stage(
         )
     if worker.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _length(job: Job, config: TrialConfig, training: Images, worker: Worker) -> tuple[int, int]:
+    """Batches of an epoch, and steps of the optimizer in the stage."""
+    units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
+    count = len(steps(units, config.batch_size * job.workers, worker.world))
+    total = math.ceil(count / config.accumulation) * config.epochs
+    return count, min(total, config.steps or total)
 
 
 def _stepper(
