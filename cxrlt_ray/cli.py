@@ -37,6 +37,7 @@ COMMANDS = {
     "sweep": "train many trials",
     "trials": "list runs and trials",
     "ensemble": "select and weigh trials, score the test images, write the submission",
+    "report": "write a run's report as one HTML page, or set two runs side by side",
     "predict": "score new images with an ensemble",
     "evaluate": "score a submission",
     "label": "label radiology reports",

@@ -23,7 +23,7 @@ from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.from_run import mimic_warnings, pool_of_run
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.request import EnsembleRequest
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation.scores import UNSEEN
 from cxrlt_ray.reporting import comparison as report
 from cxrlt_ray.runs.store import Run, load_run
@@ -84,6 +84,8 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     submitted = scored.get(split)
     stored.write_ensemble(store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip)
     _say_next(swept, store, split, submitted)
+    if request.report:
+        _report(swept, name)
     return Stacked(store, name, comparison)
 
 
@@ -150,6 +152,19 @@ def _explain(
     page.show(explanation)
     page.write(explanation, store)
     print(f"Left in {store.absolute().uri}: explain.json, explain.png")
+
+
+def _report(swept: Run, name: str) -> None:
+    """Write the run's page and print its path last; the ensemble stands whatever becomes of the page."""
+    try:
+        from cxrlt_ray.page.written import write_report
+
+        written = write_report(swept, ensemble=name)
+    except Exception as error:  # nothing in a page is worth a finished ensemble
+        reason = str(error).rstrip(".") if isinstance(error, CxrltError) else type(error).__name__
+        print(f"The report could not be written ({reason}): `python -m cxrlt_ray.report` tries again.")
+        return
+    print(written.uri)
 
 
 def _say_next(swept: Run, store: Store, split: str, submitted: ScoredSplit | None) -> None:

@@ -27,6 +27,7 @@ OF_RUNS = {
     "address": "--address",
     "pruned": "--pruned",
     "most": "--most",
+    "report": "--no-report",
 }
 OF_TABLES = {
     "targets": "--targets",
@@ -73,6 +74,7 @@ class EnsembleRequest(Config):
     explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False
     pruned: Annotated[bool, cli.option("choose among pruned trials too", "--pruned")] = False
     most: Annotated[int | None, cli.option("choose among so many trials; as many as memory holds")] = None
+    report: Annotated[bool, cli.option("write the run's report at the end", "--report/--no-report")] = True
 
     @property
     def is_npz(self) -> bool:
