@@ -233,7 +233,7 @@ def _shades(x: float, y: float, low: float, high: float) -> list[Markup]:
 def parallel(
     title: str,
     description: str,
-    axes: Sequence[tuple[str, Sequence[float | str]]],
+    axes: Sequence[tuple[str, Sequence[float | str | None]]],
     names: Sequence[str],
     scores: Sequence[float],
 ) -> Markup:
@@ -279,8 +279,10 @@ def _values_scale(
         return {v: scale(float(v)) for v in known}, apart
     words = sorted(set(numbers)) if len(numbers) == len(known) else list(dict.fromkeys(known))
     step = (end - start) / max(len(words) - 1, 1)
-    at = {w: start + step * k if len(words) > 1 else (start + end) / 2 for k, w in enumerate(words)}
-    return dict(at), [(plain(w) if isinstance(w, float) else str(w), y) for w, y in at.items()]
+    at: dict[float | str | None, float] = {
+        w: start + step * k if len(words) > 1 else (start + end) / 2 for k, w in enumerate(words)
+    }
+    return at, [(plain(w) if isinstance(w, float) else str(w), y) for w, y in at.items()]
 
 
 def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:

@@ -100,9 +100,9 @@ def _plain(name: str, value: object) -> str:
 
 def _scores(one: Facts, other: Facts) -> tuple[Score, ...]:
     """Scores of the best trial and the ensemble, and what the trials cost, where at least one run has them."""
-    rows = [("best trial, validation (optimistic)", *(_best(facts) for facts in (one, other)))]
+    rows = [("best trial, validation (optimistic)", _best(one), _best(other))]
     for where in ("cross_fitted", "holdout", "test"):
-        rows.append((f"ensemble, {where.replace('_', '-')}", *(_stored(facts, where) for facts in (one, other))))
+        rows.append((f"ensemble, {where.replace('_', '-')}", _stored(one, where), _stored(other, where)))
     return tuple(Score(what=what, one=a, other=b) for what, a, b in rows if not (a.value is None and b.value is None))
 
 
@@ -176,7 +176,7 @@ def _show(facts: ComparisonFacts) -> list[Part]:
         parts.append(Tiles([Tile("Second less first, macro mAP, paired", "macro", "gain_interval", strong=True)]))
     parts.append(Texts(["paired_note"]))
     columns = [
-        Column("", "what"),
+        Column("score", "what"),
         *(Column(n, p, "score_interval") for n, p in zip(names, ("one", "other"), strict=True)),
     ]
     parts.append(Table("Scores", "scores", columns))
@@ -204,7 +204,7 @@ def _by_finding(facts: ComparisonFacts) -> list[Part]:
     columns += [
         Column(facts.other, "other", "score"),
         Column("difference", "gain", "gain_interval"),
-        Column("", "verdict"),
+        Column("verdict", "verdict"),
     ]
     note = "Each interval is for its own finding: of 40 findings, two differ by chance alone."
     table = Table("AP by finding, paired", "paired", columns, filtered=True, note=note)

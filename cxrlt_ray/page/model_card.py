@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from cxrlt_ray import cli
 from cxrlt_ray.page.facts import Facts, public
 from cxrlt_ray.page.records import Interval, Report, SectionFacts
+from cxrlt_ray.page.sections import environment as cost
 from cxrlt_ray.page.sections.data import Data
-from cxrlt_ray.page.sections.environment import Environment
 from cxrlt_ray.page.sections.findings import Findings
 from cxrlt_ray.page.sections.summary import Summary
 from cxrlt_ray.runs.store import Trial
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    import jinja2
 
 CARD = "MODEL_CARD.md"
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -43,7 +43,7 @@ def model_card(facts: Facts, report: Report) -> str:
 
     summary = _section(report, "summary", Summary)
     findings, data = _section(report, "findings", Findings), _section(report, "data", Data)
-    environment = _section(report, "environment", Environment)
+    environment = _section(report, "environment", cost.Environment)
     content = (
         _environment()
         .get_template(TEMPLATE.name)
@@ -76,7 +76,7 @@ def _section(report: Report, name: str, kind: type[Any]) -> Any:
     return kind.model_validate(report.sections[name]) if name in report.sections else None
 
 
-def _environment() -> Environment:
+def _environment() -> jinja2.Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -146,7 +146,7 @@ def licence_of(source: str) -> str:
     except (PackageNotFoundError, ValueError):
         return UNKNOWN
     classifiers = [text for text in of_package.get_all("Classifier") or () if text.startswith("License ::")]
-    stated = of_package.get("License-Expression") or of_package.get("License") or ""
+    stated = next((of_package[key] for key in ("License-Expression", "License") if key in of_package), "")
     if stated.upper() in ("", UNSTATED) and classifiers:
         stated = classifiers[0].rpartition(" :: ")[2]
     return f"{stated} (of the package)" if stated.upper() not in ("", UNSTATED) else UNKNOWN

@@ -15,6 +15,7 @@ from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED
 Level = Literal["bad", "warn", "note", "good"]
 ORDER: tuple[Level, ...] = ("bad", "warn", "note", "good")
 FROM_MIMIC = ("cxrlt2023", "cxrlt2024")  # readers of releases whose images are MIMIC-CXR's
+BOTH = ("optimistic", "cross_fitted")
 GAP = 0.02  # of mAP between optimistic and cross-fitted that is worth a word
 
 
@@ -116,10 +117,10 @@ def _optimism(facts: Facts) -> Iterator[Notice]:
         return
     systems = facts.ensemble.record.scores.get("systems")
     own = systems.get(facts.ensemble.title) if isinstance(systems, dict) else None
-    if not isinstance(own, dict) or "optimistic" not in own or "cross_fitted" not in own:
+    if not isinstance(own, dict) or not set(BOTH) <= set(own):
         return
-    flattering, honest = (own[name].get("map") for name in ("optimistic", "cross_fitted"))
-    if flattering is not None and honest is not None and flattering - honest > GAP:
+    flattering, honest = (of.get("map") if isinstance(of := own[name], dict) else None for name in BOTH)
+    if isinstance(flattering, float) and isinstance(honest, float) and flattering - honest > GAP:
         text = (
             f"The weights score {flattering - honest:.3f} more on the images that chose them than on others: do not "
             "quote the optimistic score."

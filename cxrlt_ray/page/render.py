@@ -11,6 +11,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,17 +71,15 @@ def shown(report: Report, known: Sequence[Section]) -> list[Shown]:  # type: ign
     """Each of the known sections, drawn from the report's content."""
     page = []
     for section in known:
-        at = {"name": section.name, "title": section.title, "base": f"/sections/{section.name}"}
+        here = partial(Shown, section.name, section.title, f"/sections/{section.name}")
         if section.name in report.sections:
             try:
                 facts = section.facts.model_validate(report.sections[section.name])
-                page.append(Shown(**at, parts=section.show(facts)))
+                page.append(here(parts=section.show(facts)))
             except Exception as error:
-                page.append(
-                    Shown(**at, absent=f"This section cannot be drawn ({type(error).__name__}): please report it.")
-                )
+                page.append(here(absent=f"This section cannot be drawn ({type(error).__name__}): please report it."))
         elif why := report.faults.get(section.name) or report.absent.get(section.name):
-            page.append(Shown(**at, absent=why))
+            page.append(here(absent=why))
     return page
 
 
@@ -97,8 +96,8 @@ def render(report: Report, known: Sequence[Section] | None = None) -> str:  # ty
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            cell=functools.partial(cell, document),
-            resolve=functools.partial(resolve, document),
+            cell=partial(cell, document),
+            resolve=partial(resolve, document),
         )
     )
 

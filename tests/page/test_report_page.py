@@ -25,6 +25,7 @@ from cxrlt_ray.page.render import gathered, render
 from cxrlt_ray.page.sections.registry import sections
 from cxrlt_ray.page.written import write_report
 from cxrlt_ray.runs.predictions import read_predictions
+from cxrlt_ray.runs.records import ShardsRecord
 from cxrlt_ray.runs.store import Run, load_run
 from cxrlt_ray.storage import Store
 
@@ -128,7 +129,7 @@ def test_a_damaged_trial_has_a_row_that_says_so(tmp_path):
     (tmp_path / "drawn" / "trials" / "T0001" / "predictions" / "val.parquet").unlink()
     report = gathered_of(run)
     rows = {row["trial"]: row for row in report.sections["trials"]["rows"]}
-    assert (rows["T0000"]["state"], "damaged" in rows["T0000"]["note"]) == ("unreadable", True)
+    assert (rows["T0000"]["state"], "JSON" in rows["T0000"]["note"]) == ("unreadable", True)
     assert rows["T0001"]["note"] == "its validation predictions are not there"
     titles = [notice["title"] for notice in report.sections["summary"]["notices"]]
     assert {"Damaged trials", "Missing files"} <= set(titles)
@@ -211,7 +212,7 @@ def test_images_are_shown_only_on_request(tmp_path):
     index = packed[["image_id", "offset", "length"]].assign(file="train-00000.parquet")
     with shards.place("index.parquet") as path:
         index.to_parquet(path, index=False)
-    run.write(run.record.model_copy(update={"shards": ({"name": "drawn-32px", "size": 32},)}))
+    run.write(run.record.model_copy(update={"shards": (ShardsRecord(name="drawn-32px", size=32),)}))
     run = load_run(str(tmp_path))
     assert "data:image" not in render(gathered(Facts(run, rounds=20)))
     shown = re.findall(r"data:image/jpeg;base64,([^\"]+)", render(gathered(Facts(run, images_shown=True, rounds=20))))

@@ -153,14 +153,22 @@ def _drift(facts: Facts, own: Manifest) -> tuple[str, tuple[DriftRow, ...]]:
     else:
         return "", ()
     shares = [prevalence(part.targets(facts.findings), part.table["subject_id"].to_numpy()) for part in (train, scored)]
-    intervals, drifts = difference(*shares, comparisons=len(facts.findings))
+    intervals, drifts = difference(shares[0], shares[1], len(facts.findings))
     rows = []
     for c, finding in enumerate(facts.findings):
         p, q = (float(share[0][c]) for share in shares)
         known = [None if np.isnan(value) else value for value in (p, q)]
         ratio = q / p if p > 0 and q == q else None
-        row = {"train": known[0], "scored": known[1], "difference": intervals[c], "ratio": ratio}
-        rows.append(DriftRow(finding=finding, drifts=bool(drifts[c]), **row))
+        rows.append(
+            DriftRow(
+                finding=finding,
+                train=known[0],
+                scored=known[1],
+                difference=intervals[c],
+                ratio=ratio,
+                drifts=bool(drifts[c]),
+            )
+        )
     return split, tuple(sorted(rows, key=lambda row: -abs(row.difference.value or 0.0)))
 
 

@@ -343,7 +343,7 @@ def _growth_figure(facts: EnsembleFacts) -> Figure:
     ]
     words = f"Measured up to {measured[-1].trials} trials, extrapolated to {law[-1].trials}"
     drawing = charts.lines("mAP by number of trials", words, drawn, "trials", "mAP, cross-fitted", log_x=True)
-    columns = [Column("trials", "trials", "count"), Column("", "kind"), Column("mAP", "score", "score_interval")]
+    columns = [Column("trials", "trials", "count"), Column("kind", "kind"), Column("mAP", "score", "score_interval")]
     table = Table("mAP by number of trials", "growth", columns, folded=True)
     note = "Ensembles of random subsets, and a power law through them: more trials like these are assumed."
     return Figure("What the next trial is worth", [drawing], note, table)

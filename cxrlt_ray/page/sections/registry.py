@@ -53,7 +53,7 @@ def register_section(
     def register(show: Callable[[Gathered], list[Part]]) -> Callable[[Gathered], list[Part]]:
         if name in _SECTIONS:
             raise ValueError(f"there are two sections '{name}'")
-        _SECTIONS[name] = Section(name, title, order, facts, gather, show)  # type: ignore[assignment, arg-type]
+        _SECTIONS[name] = Section(name, title, order, facts, gather, show)  # type: ignore[arg-type]
         return show
 
     return register

@@ -21,9 +21,15 @@ SETS = {  # the score to believe first
     "cross_fitted": "Validation, cross-fitted",
     "optimistic": "Validation, optimistic",
 }
+TILES = {
+    "holdout": "mAP, held out",
+    "test": "mAP, test",
+    "cross_fitted": "mAP, cross-fitted",
+    "optimistic": "mAP, optimistic",
+}
 MEANING = {
-    "cross_fitted": "weights chosen without the subjects scored",
-    "optimistic": "weights chosen on these very images",
+    "cross_fitted": "validation, weights chosen without the subjects scored",
+    "optimistic": "validation, weights chosen on these very images",
     "holdout": "subjects that no choice has seen",
     "test": "images that no choice has seen",
 }
@@ -192,7 +198,7 @@ def summary(facts: Summary) -> list[Part]:
     if facts.gains:
         columns = [Column("less", "over"), Column("images", "images"), Column("mAP", "gain", "gain_interval")]
         parts.append(
-            Table("The ensemble less the others, on the same images", "gains", [*columns, Column("", "verdict")])
+            Table("The ensemble less the others, on the same images", "gains", [*columns, Column("verdict", "verdict")])
         )
     if facts.teams:
         columns = [Column("team", "team"), Column("test mAP", "map", "score")]
@@ -210,7 +216,9 @@ def _tiles(facts: Summary) -> Tiles:
     for k, of in enumerate(facts.sets):
         note = f"{of.meaning}" + (f"; {of.images:,} images" if of.images is not None else "")
         strong = bool(known) and of.name == known[0]
-        tiles.append(Tile(f"{of.title}, mAP", f"systems/0/scores/{k}", "score_interval", note, strong))
+        tiles.append(
+            Tile(TILES.get(of.name, f"{of.title} mAP"), f"systems/0/scores/{k}", "score_interval", note, strong)
+        )
     for k, gain in enumerate(facts.gains):
         if gain.images == facts.sets[0].title and gain.over.startswith("best"):
             note = f"ensemble less {gain.over}, {gain.images.lower()}, paired: {gain.verdict}"

@@ -227,12 +227,14 @@ def _parallel(facts: Trials) -> Figure:
     rows = [row for row in facts.rows if row.score is not None]
     weight = {row.parameter: row.importance for row in facts.importances}
     names = sorted(facts.searched, key=lambda name: -weight.get(name, 0.0))[:AXES]
-    axes = [(name, [row.params.get(name) for row in rows]) for name in names]
+    axes: list[tuple[str, list[float | str | None]]] = [
+        (name, [row.params.get(name) for row in rows]) for name in names
+    ]
     scores = [row.score or 0.0 for row in rows]
     drawing = charts.parallel(
         "Settings and score of each trial",
         f"A line a trial through {', '.join(names)} to its score; darker lines are better trials",
-        [*axes, (facts.metric, scores)],
+        [*axes, (facts.metric, list(scores))],
         [row.trial for row in rows],
         scores,
     )
