@@ -124,7 +124,7 @@ def write_ensemble(storage: Path, name: str = "drawn", members: int = MEMBERS, r
     from cxrlt_ray import ensemble
 
     path = storage / "best.yaml"
-    path.write_text(f"selector: topk_mean\nsettings: {{k: {members}, together: true}}\n")
+    path.write_text(f"selector: topk_mean\nsettings: {{k: {members}}}\nguard: .inf\n")
     request = ensemble.EnsembleRequest(
         select=str(path), storage=str(storage), run=name, rounds=rounds, report=False, score_all=True
     )

@@ -70,13 +70,13 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 def plain(value: float) -> str:
     """A tick's number: without an exponent where that is short.
 
-    >>> plain(0.25), plain(3.0), plain(0.0001), plain(12000.0)
-    ('0.25', '3', '1e-4', '12,000')
+    >>> plain(0.25), plain(3.0), plain(0.00635), plain(0.0001), plain(12000.0)
+    ('0.25', '3', '0.00635', '1e-4', '12,000')
     """
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
         mantissa, _, exponent = f"{value:.3g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:,.4f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.6g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def shortened(name: str, most: int = LABEL) -> str:
