@@ -101,10 +101,11 @@ class Notices:
 
 @dataclass(frozen=True)
 class Commands:
-    """Commands {what, command} at path `rows`."""
+    """Commands {what, command} at path `rows`; those after the first `most` are folded."""
 
     rows: str
     title: str = ""
+    most: int = 9
     part: Literal["commands"] = field(default="commands", init=False)
 
 

@@ -192,7 +192,7 @@ def summary(facts: Summary) -> list[Part]:
     elif facts.best is not None:
         note = "the best trial, chosen and scored on the same images"
         parts.append(Tiles([Tile(f"Best trial, {facts.metric}", "best", "score_interval", note, True)]))
-    parts += [Notices("notices"), Commands("next", "The next command")]
+    parts += [Notices("notices"), Commands("next", "The next command", most=1)]
     if facts.sets:
         parts.append(_systems(facts))
     if facts.gains:
