@@ -58,10 +58,10 @@ def _leaks(facts: Facts) -> Iterator[Notice]:
 
 def contaminated(facts: Facts) -> tuple[str, ...]:
     """The trials whose pretrained weights are known to have seen images of the cohort that is scored."""
-    from cxrlt_ray.models.weights import saw_mimic
-
     if facts.manifest is None or facts.manifest.source not in FROM_MIMIC:
         return ()
+    from cxrlt_ray.models.weights import saw_mimic  # imports torch
+
     return tuple(trial.name for trial in facts.trials if saw_mimic(trial.record.weights))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -282,6 +283,51 @@ def test_a_section_that_fails_leaves_a_sentence_and_the_others(tmp_path, monkeyp
     assert "ZeroDivisionError" in report.faults["data"]
     assert {"summary", "trials", "findings"} <= set(report.sections)
     assert "ZeroDivisionError" in render(report)
+
+
+def test_one_subject_and_equal_scores_have_a_page_without_intervals(tmp_path):
+    run = drawn_run(tmp_path, trials=2, images=60, findings=FINDINGS)
+    manifest = run.manifest()
+    manifest.table["subject_id"] = "one"
+    with run.store.place("manifest.parquet") as path:
+        manifest.write(path)
+    for trial in run.trials():
+        stored = trial.stored_predictions()
+        equal = dataclasses.replace(stored, probabilities=np.full_like(stored.probabilities, 0.5))
+        equal.write(trial.store, "predictions/val.parquet")
+    row = gathered_of(load_run(str(tmp_path))).sections["findings"]["rows"][0]
+    assert row["auroc"] == {"value": 0.5, "low": None, "high": None}
+    assert row["ap"]["value"] == pytest.approx(row["prevalence"])
+
+
+def test_weights_that_saw_the_scored_images_are_flagged(tmp_path):
+    run = drawn_run(tmp_path, trials=3, findings=FINDINGS)
+    manifest = run.manifest()
+    with run.store.place("manifest.parquet") as path:
+        dataclasses.replace(manifest, source="cxrlt2024").write(path)
+    trial = run.trials()[1]
+    trial.write(trial.record.model_copy(update={"weights": "torchxrayvision densenet121-res224-all"}))
+    notices = gathered_of(load_run(str(tmp_path))).sections["summary"]["notices"]
+    (flag,) = (notice for notice in notices if notice["title"] == "Contaminated weights")
+    assert "T0001" in flag["text"]
+    assert "T0000" not in flag["text"]
+
+
+def test_a_run_in_an_object_store_has_its_page_beside_it(storage):
+    from s3 import served
+
+    with served("bucket"):
+        bucket = Store("s3://bucket/runs/drawn")
+        for path in (storage / "drawn").rglob("*"):
+            if path.is_file() and path.name not in ("report.html", "report.json"):
+                bucket.write(path.relative_to(storage / "drawn").as_posix(), path.read_bytes())
+        written = write_report(load_run("s3://bucket/runs", "drawn"))
+        assert written.uri == "s3://bucket/runs/drawn/report.html"
+        assert written.report.faults == {}
+        page = bucket.read("report.html").decode()
+    assert "bucket" not in page
+    own = json.loads((storage / "drawn" / "report.json").read_text())["sections"]["findings"]
+    assert written.report.sections["findings"] == own
 
 
 class Outline(HTMLParser):
