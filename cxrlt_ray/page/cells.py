@@ -76,7 +76,7 @@ def _interval(value: Mapping[str, JsonValue], path: str, kind: Kind) -> Markup:
     shown = _number(at, f"{path}/value", kind)
     if low is None or high is None:
         return shown + Markup(
-            ' <span class="few" title="none is given: too few positive subjects, or not resampled">(no interval)</span>'
+            ' <span class="few" title="none is given: too few positive subjects, or not resampled">[–]</span>'
         )
     ends = Markup("{}, {}").format(_number(low, f"{path}/low", kind), _number(high, f"{path}/high", kind))
     return shown + Markup(' <span class="ci">[{}]</span>').format(ends)

@@ -326,10 +326,12 @@ def _alike(facts: EnsembleFacts) -> Figure:
     apart = [v for r, row in enumerate(values) for c, v in enumerate(row) if r != c and v is not None]
     low = min(apart, default=0.0)
     words = f"{len(names)} members; correlations from {low:.2f} to {max(apart, default=1.0):.2f}"
-    drawing = charts.heatmap("Correlation of members' scores", words, values, names, names, low, 1.0)
+    drawing = charts.heatmap(
+        "Correlation of members' scores", words, values, names, names, low, max(apart, default=1.0)
+    )
     columns = [Column("member", "trial")]
     columns += [Column(name, f"correlations/{k}", "score") for k, name in enumerate(names)]
-    note = "Spearman, the mean over findings, on validation. Members that are very alike repeat each other."
+    note = "Spearman, the mean over findings, on validation. Members that are alike repeat each other."
     return Figure("Who repeats whom", [drawing], note, Table("Correlation", "alike", columns, folded=True))
 
 

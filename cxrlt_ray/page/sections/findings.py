@@ -145,7 +145,7 @@ def findings(facts: Findings) -> list[Part]:
         Column("F1", "f1", "score_interval", "at a threshold of 0.5"),
         Column("FNR", "fnr", "score_interval", "false-negative rate at 0.5: the share of positives that are missed"),
     ]
-    note = "In brackets 95 % intervals, resampled by subject; none where too few subjects are positive."
+    note = "In brackets 95 % intervals, resampled by subject; [–] where too few subjects are positive."
     parts.append(Table("By finding", "rows", columns, filtered=True, facet="group", note=note))
     parts.append(Texts(["without_positives"]))
     known = [row for row in facts.rows if row.ap.value is not None]
