@@ -254,7 +254,13 @@ def _drift_figure(facts: Data) -> Figure:
         charts.Dot(row.finding, row.train or 0.0, row.scored or 0.0, 1 if row.drifts else 0, row.drifts or k < LABELLED)
         for k, row in enumerate(known)
     ]
-    titles = ("Prevalence in training and scored images", facts.drift_note, dots, "training", facts.scored_split)
+    titles = (
+        "Prevalence in training and scored images",
+        facts.drift_note,
+        dots,
+        "prevalence, training",
+        f"prevalence, {facts.scored_split}",
+    )
     series = [("within chance", 0), ("differs", 1)]
     drawing = charts.scatter(*titles, log=(True, True), diagonal=True, series=series)
     columns = [
