@@ -22,8 +22,9 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     selection/                     which trials to stack: arrays in, weights out
     ensembling/                    the ensemble of a run or of tables, scored and written
     reporting/                     tables for the console
+    page/                          a run's report as one HTML page, its numbers, its model card
     doctor/                        what would go wrong, before it does
-    sweep ensemble predict evaluate cohort prepare trials      the commands
+    sweep ensemble report predict evaluate cohort prepare trials      the commands
     label agree gold split         those that make labels
     describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
     pretrain                       a backbone from images without labels

@@ -58,6 +58,7 @@ GROUPS = {  # in the order in which one uses them
     },
     "judge": {
         "evaluate": "score a submission",
+        "report": "write a run's report as one HTML page, or set two runs side by side",
     },
     "use": {
         "predict": "score new images with an ensemble",

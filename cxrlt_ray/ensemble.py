@@ -24,7 +24,7 @@ from cxrlt_ray.ensembling.from_run import contaminations_of, mimic_warnings, poo
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.probabilities import Probabilities, probabilities, write_probabilities
 from cxrlt_ray.ensembling.request import EnsembleRequest
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation.scores import UNSEEN
 from cxrlt_ray.reporting import calibration as calibration_page
 from cxrlt_ray.reporting import comparison as report
@@ -102,8 +102,9 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     record = stored.write_ensemble(
         store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration, seen
     )
+    page = _report(swept, name) if request.report else None
     _track(swept, record)
-    _say_next(swept, store, split, submitted, more, comparison)
+    _say_next(swept, store, split, submitted, more, comparison, page)
     return Stacked(store, name, comparison, made)
 
 
@@ -204,8 +205,26 @@ def _explain(
     print(f"Left in {store.absolute().uri}: explain.json, explain.png")
 
 
+def _report(swept: Run, name: str) -> str | None:
+    """Write the run's page, and give its address; the ensemble stands whatever becomes of the page."""
+    try:
+        from cxrlt_ray.page.written import write_report
+
+        return write_report(swept, ensemble=name).uri
+    except Exception as error:  # nothing in a page is worth a finished ensemble
+        reason = str(error).rstrip(".") if isinstance(error, CxrltError) else type(error).__name__
+        print(f"The report could not be written ({reason}): `python -m cxrlt_ray.report` tries again.")
+        return None
+
+
 def _say_next(
-    swept: Run, store: Store, split: str, submitted: ScoredSplit | None, more: list[str], comparison: Comparison
+    swept: Run,
+    store: Store,
+    split: str,
+    submitted: ScoredSplit | None,
+    more: list[str],
+    comparison: Comparison,
+    page: str | None,
 ) -> None:
     """Print what was left, and the command that scores it."""
     files = ["ensemble.json", "weights.csv", *(["predictions.parquet", "submission.csv"] if submitted else []), *more]
@@ -216,7 +235,10 @@ def _say_next(
             f"--task {shlex.quote(swept.record.task_argument)} "
             f"--data {shlex.quote(swept.record.data or '')}" + "".join(_reading_options(swept, split))
         )
-    output.result("\n".join(lines), _paths(store, files), map=report.scored(comparison))
+    if page is not None:
+        lines.append(f"Report: {page}")
+    pages = [page] if page is not None else []
+    output.result("\n".join(lines), _paths(store, files) + pages, map=report.scored(comparison))
 
 
 def _paths(store: Store, files: Sequence[str]) -> list[str]:

@@ -33,11 +33,13 @@ ROOMS = (
     "selection",
     "ensembling",
     "reporting",
+    "page",
     "doctor",
 )
 COMMANDS = (
     "sweep",
     "ensemble",
+    "report",
     "predict",
     "evaluate",
     "cohort",

@@ -30,6 +30,7 @@ OF_RUNS = {
     "address": "--address",
     "pruned": "--pruned",
     "most": "--most",
+    "report": "--no-report",
 }
 OF_TABLES = {
     "targets": "--targets",
@@ -81,6 +82,7 @@ class EnsembleRequest(Config):
         list[str] | None, cli.option("choose thresholds by aim: f1, sensitivity=0.9, critical=0.05 (FNR at most)")
     ] = None
     critical: Annotated[str | None, cli.option("with --thresholds critical=F: a YAML of your critical findings")] = None
+    report: Annotated[bool, cli.option("write the run's report at the end", "--report/--no-report")] = True
 
     @property
     def aims(self) -> tuple[Aim, ...]:

@@ -2,6 +2,7 @@
 
 weights.csv            a row a member, a column a finding, and a column for the part that the finding chose itself
 predictions.parquet    image_id, one float32 score per finding
+predictions/val.parquet    the same of the validation images, cross-fitted: by weights chosen without their subjects
 submission.csv         as the challenge wants it (and .zip)
 ensemble.json          EnsembleRecord; written last: the rest is whole
 """
@@ -29,6 +30,8 @@ from cxrlt_ray.runs.store import Run, read_trial
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.finite import finite
 
+CROSS_FITTED = "predictions/val.parquet"
+
 
 def write_ensemble(
     store: Store,
@@ -54,6 +57,7 @@ def write_ensemble(
         weights_table(pool, weights, own, findings).to_csv(path, index=False)
     if scored is not None:
         write_scores(store, run, scored, zip)
+    write_cross_fitted(store, run, pool, system)
     record = EnsembleRecord.model_validate(
         {
             "name": name,
@@ -84,6 +88,19 @@ def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None
     predictions.write(store, "predictions.parquet")
     table = submission.build(ids, scores, findings, run.task.id_column)
     submission.write(store, table, run.task, ids, zip=zip)
+
+
+def write_cross_fitted(store: Store, run: Run, pool: Pool, system: System) -> None:
+    """Leave the cross-fitted scores of the validation images, the mean over repeats: what calibration is fitted on."""
+    scores = np.mean(system.crossed, axis=0)[:, _columns(run)]
+    known = np.isfinite(scores).all(axis=1)
+    if not known.any():
+        return
+    fingerprint, track = run.record.fingerprint, run.record.track
+    predictions = Predictions(
+        pool.image_id[known], scores[known].astype(np.float32), run.task.findings, "val", fingerprint, track=track
+    )
+    predictions.write(store, CROSS_FITTED)
 
 
 def _columns(run: Run) -> list[int]:

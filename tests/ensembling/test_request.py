@@ -18,6 +18,7 @@ RUN_OPTIONS = [
     ["--pruned"],
     ["--most", "3"],
     ["--address", "auto"],
+    ["--no-report"],
 ]
 TABLE_OPTIONS = [
     ["--out", "elsewhere"],

@@ -1,0 +1,93 @@
+"""What a run's manifest and shards tell of the data: drift of prevalence, files that stand in two splits, examples."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from cxrlt_ray.data.file_states import CHECKSUM, STATE
+from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.shards import INDEX, Shards
+from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.page.records import Interval
+
+LEVEL = 0.95
+
+
+def prevalence(targets: np.ndarray, subjects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of positives [C] among labelled images, and its standard error with subjects as clusters.
+
+    targets: int8 [N, C], 1, 0 or -1. The error is that of a ratio of cluster totals, p = sum y / sum n: the root of
+    S / (S - 1) sum_s (y_s - p n_s)^2 / (sum n)^2 (Cochran 1977, Sampling Techniques, 6.4), S subjects. nan where it is
+    not known: of no labelled image, or one subject.
+    """
+    known = targets >= 0
+    _, subject = np.unique(subjects.astype(str), return_inverse=True)
+    count = int(subject.max()) + 1 if len(subject) else 0
+    positive, labelled = np.zeros((count, targets.shape[1])), np.zeros((count, targets.shape[1]))
+    np.add.at(positive, subject, (targets == 1).astype(float))
+    np.add.at(labelled, subject, known.astype(float))
+    total = labelled.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = positive.sum(axis=0) / np.where(total > 0, total, np.nan)
+        squares = ((positive - share * labelled) ** 2).sum(axis=0)
+        error = np.sqrt(squares * count / (count - 1)) / total if count > 1 else np.full(targets.shape[1], np.nan)
+    return share, error
+
+
+def difference(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], comparisons: int
+) -> tuple[list[Interval], list[bool]]:
+    """Second less first prevalence with 95 % intervals [C], and which differ after Bonferroni's correction."""
+    from scipy.stats import norm
+
+    wide, wider = norm.ppf((1 + LEVEL) / 2), norm.ppf(1 - (1 - LEVEL) / 2 / max(comparisons, 1))
+    intervals, drifts = [], []
+    for p, e, q, f in zip(*one, *other, strict=True):
+        gap, error = float(q - p), math.hypot(float(e), float(f))
+        if math.isnan(gap):
+            intervals.append(Interval())
+        elif math.isnan(error) or error == 0:
+            intervals.append(Interval(value=gap))
+        else:
+            intervals.append(Interval(value=gap, low=gap - wide * error, high=gap + wide * error))
+        drifts.append(error > 0 and abs(gap) > wider * error)
+    return intervals, drifts
+
+
+def identical_files(manifest: Manifest, shards: Shards) -> dict[str, int] | None:
+    """How many files stand, byte for byte, in both of two splits, by "train and test"; None where it is not known.
+
+    By size and checksum of the originals, which shards keep since their version of 2026-11.
+    """
+    try:
+        index = pd.read_parquet(io.BytesIO(shards.store.read(INDEX)))
+    except (CxrltError, OSError, ValueError):
+        return None
+    if CHECKSUM not in index or STATE[0] not in index:
+        return None
+    table = manifest.of_cohort(MAIN).table[["image_id", "split"]].merge(index, on="image_id")
+    splits = {s: set(zip(part[STATE[0]], part[CHECKSUM], strict=True)) for s, part in table.groupby("split")}
+    return {f"{a} and {b}": len(splits[a] & splits[b]) for a, b in combinations(sorted(splits), 2)}
+
+
+def example_images(manifest: Manifest, shards: Shards, findings: tuple[str, ...], most: int = 12) -> dict[str, str]:
+    """A training image with each of the `most` frequent findings, as data URIs of the prepared image."""
+    train = manifest.of_cohort(MAIN).of_split("train")
+    targets = train.targets(findings)
+    order = np.argsort(-(targets == 1).sum(axis=0), kind="stable")[:most]
+    index = shards.index()
+    examples: dict[str, str] = {}
+    for c in order:
+        ids = [i for i in train.table.loc[targets[:, c] == 1, "image_id"] if i in index.index]
+        if ids:
+            place = index.loc[ids[len(ids) // 2]]
+            content = shards.store.read(str(place["file"]))[place["offset"] : place["offset"] + place["length"]]
+            kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+            examples[findings[c]] = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return examples

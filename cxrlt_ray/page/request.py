@@ -1,0 +1,34 @@
+"""All that can be asked of `report`, checked in one place: what the command's options fill."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import model_validator
+
+from cxrlt_ray import cli
+from cxrlt_ray.config import Config
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.store import DEFAULT_STORAGE
+
+
+class ReportRequest(Config):
+    """What is asked of `report`. Raises UsageError for options that do not go together."""
+
+    run: Annotated[str | None, cli.option("the run; the latest without it")] = None
+    storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE
+    out: Annotated[str | None, cli.option("the page, a .html: path or URI; in the run without it")] = None
+    images: Annotated[bool, cli.option("show patients' images in the page", "--images")] = False
+    compare: Annotated[list[str] | None, cli.option("two runs, to set side by side")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ReportRequest:
+        if self.out is not None and not self.out.endswith(".html"):
+            raise UsageError(f"--out {self.out} must end in .html: the numbers are left beside it as .json.")
+        if self.compare is None:
+            return self
+        if len(self.compare) != 2:
+            raise UsageError(f"--compare takes two runs, not {len(self.compare)}.")
+        if given := [name for name in ("run", "images") if name in self.model_fields_set]:
+            raise UsageError(f"--{given[0]} does not go with --compare, which names its two runs.")
+        return self
