@@ -17,11 +17,13 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     search/                        many trials: the space, Optuna, Ray Tune, the plan
     selection/                     which trials to stack: arrays in, weights out
     ensembling/                    the ensemble of a run or of tables, scored and written
+    generation/                    drawn images of rare findings: a diffusion model, what of it is kept
     reporting/                     tables for the console
     doctor/                        what would go wrong, before it does
     sweep ensemble predict evaluate cohort prepare trials      the commands
     label agree gold split         those that make labels
     describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
+    generate                       images of rare findings
 """
 
 import sys

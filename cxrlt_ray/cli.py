@@ -44,6 +44,7 @@ COMMANDS = {
     "gold": "draw studies to label by hand; merge the readers' labels",
     "split": "divide labelled studies into train, val and test, and make a cohort of them",
     "describe": "show, check and draft descriptions of findings",
+    "generate": "draw X-rays of rare findings by a diffusion model",
     "pretrain_text": "train a text encoder on a knowledge graph",
 }
 

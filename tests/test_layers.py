@@ -29,6 +29,7 @@ ROOMS = (
     "search",
     "selection",
     "ensembling",
+    "generation",
     "reporting",
     "doctor",
 )
@@ -46,8 +47,10 @@ COMMANDS = (
     "split",
     "describe",
     "pretrain_text",
+    "generate",
 )
-WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "doctor", *COMMANDS}
+WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "generation", "doctor"}
+WITH_RAY |= set(COMMANDS)
 LINES, FUNCTION_LINES = 400, 80
 
 

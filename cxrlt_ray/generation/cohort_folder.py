@@ -1,7 +1,7 @@
 """Generated images as a cohort of the plain form that `--cohort synthetic=DIR` joins.
 
     DIR/images/g000000.png ...
-       /draws.parquet      image_id, set, seed, and the id of the training subject that it descends from: not to be shared
+       /draws.parquet      image_id, set, seed, and the training subject that it descends from: not to be shared
        /contact_sheet.png  what a person looks at
        /generate.json      GeneratedRecord, which marks the images as generated
        /labels.csv         written last: image_id, path, subject_id, split, view, and the findings that were asked for

@@ -1,8 +1,8 @@
 """What makes a generator: a YAML file, by path or by the name of one that is shipped in this folder.
 
-    tiny              64 px, in pixels; minutes on two cores
-    latent            256 px, in the latents of an AutoencoderKL, which is given by --autoencoder
-    stable_diffusion  512 px, a Stable Diffusion checkpoint tuned by text, which is given by --checkpoint (RoentGen's way)
+tiny              64 px, in pixels; minutes on two cores
+latent            256 px, in the latents of an AutoencoderKL, which is given by --autoencoder
+stable_diffusion  512 px, a Stable Diffusion checkpoint tuned by text, which is given by --checkpoint (RoentGen's way)
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 from cxrlt_ray import config
 
 FOLDER = "generation"
+DDIM, DPM = "ddim", "dpm"
+SOLVERS = (DDIM, DPM)  # by which images are drawn
 OWN = "own"  # of `text`: the checkpoint's own encoder
 
 Positive = Annotated[int, Field(ge=1)]
@@ -26,8 +28,8 @@ class GeneratorConfig(config.Config):
     whose network and autoencoder are taken. autoencoder: a folder (or its .safetensors file) of an AutoencoderKL; None:
     the model works on pixels. channels: of each level, every next one at half the edge. attention: levels, from 0, with
     self-attention. drop_condition: the share of images whose condition is hidden in training, for guidance (Ho &
-    Salimans 2022). noise: diffusers' name of the schedule of betas. prediction: what the network predicts. ema_decay: of
-    the weights that sample, with a warm-up.
+    Salimans 2022). noise: diffusers' name of the schedule of betas. prediction: what the network predicts. ema_decay:
+    of the weights that sample, with a warm-up.
     """
 
     resolution: Annotated[int, Field(ge=16, le=1024)]

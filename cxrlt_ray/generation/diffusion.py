@@ -19,7 +19,7 @@ import torch
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.generation.conditions import encoded, prompt
-from cxrlt_ray.generation.config import GeneratorConfig
+from cxrlt_ray.generation.config import DDIM, DPM, SOLVERS, GeneratorConfig
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 UNET, AUTOENCODER, TEXT, TOKENIZER = "unet", "vae", "text_encoder", "tokenizer"  # folders, as Stable Diffusion's
 BETAS = {"scaled_linear": (0.00085, 0.012), "linear": (1e-4, 0.02)}  # the ends, as Stable Diffusion and DDPM
-DDIM, DPM = "ddim", "dpm"
-SOLVERS = (DDIM, DPM)
 DECODED = 8  # images that an autoencoder decodes at a time
 
 
@@ -148,7 +146,7 @@ class Diffusion:
         return int(self.unet.config.in_channels), edge, edge
 
     def latents(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """float [B, C, h, w] of images uint8 [B, H, W]: pixels from -1 to 1, or a draw of the autoencoder's posterior."""
+        """Float [B, C, h, w] of images uint8 [B, H, W]: pixels from -1 to 1, or drawn of the autoencoder's posterior."""
         pixels = (images.float() / 127.5 - 1).unsqueeze(1)
         if self.autoencoder is None:
             return pixels

@@ -1,7 +1,7 @@
 """Images from noise, by Ray Data: blocks of rows go to actors that hold the generator, one a GPU or a processor.
 
-A row's noise comes of its own seed, and a block is always of the same BLOCK rows, computed together by one thread or one
-GPU: so the bytes do not depend on the number of workers, or on what an earlier process had done. Images are written as
+A row's noise comes of its own seed, and a block is always of the same BLOCK rows, computed together by one thread or
+one GPU: so the bytes do not depend on the number of workers, or on what an earlier process had done. Images are written as
 they come; a process that is begun again draws the blocks that are not all there.
 """
 
@@ -132,8 +132,8 @@ def _draw(
         if isinstance(cause, CxrltError):
             raise type(cause)(str(cause)) from None
         raise CxrltError(
-            f"a process that draws images was ended ({type(error).__name__}), for lack of memory perhaps; what is drawn "
-            "is kept, and the same command goes on."
+            f"a process that draws images was ended ({type(error).__name__}), for lack of memory perhaps; what is "
+            "drawn is kept, and the same command goes on."
         ) from None
 
 

@@ -55,7 +55,7 @@ class Teacher:
         )
 
     def combined(self, scores: np.ndarray, models: np.ndarray) -> np.ndarray:
-        """float [N, C] of scores [N, M * K, C], the mean over the folds that `models`, bool [N, K], allow.
+        """Float [N, C] of scores [N, M * K, C], the mean over the folds that `models`, bool [N, K], allow.
 
         nan for an image that none is allowed to judge.
         """
@@ -105,9 +105,7 @@ def find_teacher(name: str, storage: str) -> Teacher:
     return _teacher(name, run, best, np.ones((1, len(findings))), findings)
 
 
-def _teacher(
-    name: str, run: Run, trials: Sequence[Trial], weights: np.ndarray, findings: tuple[str, ...]
-) -> Teacher:
+def _teacher(name: str, run: Run, trials: Sequence[Trial], weights: np.ndarray, findings: tuple[str, ...]) -> Teacher:
     folds = max(run.record.folds, 1)
     for trial in trials:
         if len(checkpoints_of(trial, folds)) < folds:

@@ -146,7 +146,9 @@ def _train(
     for batch in _batches(lesson, config, seed, first):
         loss = _step(state, batch, lesson.rows.targets, seed)
         if not np.isfinite(loss):
-            raise Diverged(f"diverged: the loss was not finite at step {state.step + 1:,}; lower lr in the configuration")
+            raise Diverged(
+                f"diverged: the loss was not finite at step {state.step + 1:,}; lower lr in the configuration"
+            )
         tenth = state.step * TENTHS // config.steps
         state.losses += (0.0,) * (tenth + 1 - len(state.losses))
         state.losses = (*state.losses[:tenth], state.losses[tenth] + loss)

@@ -1,6 +1,6 @@
 """The images that a generator learns: real ones of the train split, and what it keeps of them to draw conditions.
 
-    GENERATOR/training.parquet      image_id, subject_id, and 1, 0 or -1 of each finding; patients' ids are in it
+GENERATOR/training.parquet      image_id, subject_id, and 1, 0 or -1 of each finding; patients' ids are in it
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def rows_of(manifest: Manifest, findings: tuple[str, ...], prepared: np.ndarray)
     table = manifest.table
     kept = table["image_id"].isin(prepared).to_numpy()
     if not kept.any():
-        raise UsageError("none of the training images could be read: `python -m cxrlt_ray.cohort DIR --images` says why.")
+        raise UsageError(
+            "none of the training images could be read: `python -m cxrlt_ray.cohort DIR --images` says why."
+        )
     targets = manifest.targets(findings)[kept]
     if not (targets == 1).any():
         raise UsageError("no training image has a positive label: a generator learns findings from labels.")

@@ -56,7 +56,10 @@ def test_a_shipped_mapping_leads_from_its_readers_findings_to_cxr_lts(name):
         ("findings: {Mass: Mass}\nnot_labelled: {Mass: why}", r"'Mass' stands under both findings and not_labelled"),
         ("findings: {Mass: Mass}\nreader: nhi", r"key 'reader': given 'nhi': no reader of that name; there are: brax"),
         ("findings: {Mass: Mass}\nname: main", r"key 'name': given 'main'"),
-        ("findings: {Mass: Mass}\nfinding: {}", r"unknown key 'finding'; allowed at the top: name, reader, synthetic, findings"),
+        (
+            "findings: {Mass: Mass}\nfinding: {}",
+            r"unknown key 'finding'; allowed at the top: name, reader, synthetic, findings",
+        ),
         ("findings: [Mass]", r"key 'findings': given \['Mass'\]"),
         ("fine: {}", r"key 'findings' is missing"),
     ],

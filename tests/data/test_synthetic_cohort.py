@@ -66,7 +66,7 @@ def test_generated_images_are_marked_whatever_their_cohort_is_called(tmp_path):
 
 def test_generated_images_are_no_data_to_validate_on(tmp_path):
     folder = write_cohort(tmp_path / "s", 40, 1, marked=True)
-    with pytest.raises(CxrltError, match="holds generated images, which only train.*--cohort synthetic="):
+    with pytest.raises(CxrltError, match=r"holds generated images, which only train.*--cohort synthetic="):
         read_cohort(folder, task="auto")
     assert examine(folder, task="auto")[0].manifest.table.shape[0] == 40  # `cohort DIR` shows them all the same
     assert len(read_cohort(folder, labelled=False).manifest.table) == 40  # and a model may score them
