@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from cxrlt_ray.generation.conditions import encoded, prompt
 from cxrlt_ray.generation.config import DDIM, DPM, SOLVERS, GeneratorConfig
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
     from cxrlt_ray.text.encoders import TextEncoder
 
 UNET, AUTOENCODER, TEXT, TOKENIZER = "unet", "vae", "text_encoder", "tokenizer"  # folders, as Stable Diffusion's
@@ -118,8 +116,8 @@ class Diffusion:
 
     config: GeneratorConfig
     findings: tuple[str, ...]
-    unet: UNet2DConditionModel
-    autoencoder: AutoencoderKL | None = None
+    unet: Any  # diffusers names no types of its classes
+    autoencoder: Any = None  # or None
     text: TextConditions | None = None
     _null: Condition | None = None
 

@@ -57,7 +57,7 @@ def describer(backbone: str = BACKBONE, pooled: bool = False) -> Describe:
             inputs = model.normalised(pixels.squeeze(1) / 255)
             if pooled:
                 return model.patches(pixels.squeeze(1) / 255).mean(dim=1).float().cpu()
-            levels = network.forward_intermediates(inputs, intermediates_only=True)  # type: ignore[operator]
+            levels = network.forward_intermediates(inputs, intermediates_only=True)
             maps = min(levels, key=lambda level: abs(EDGE // STRIDE - level.shape[-1]))
             return functional.adaptive_avg_pool2d(maps, GRID).flatten(1).float().cpu()
 

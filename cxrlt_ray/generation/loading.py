@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.generation.config import OWN, GeneratorConfig
@@ -23,28 +23,21 @@ from cxrlt_ray.generation.diffusion import (
     require_diffusers,
 )
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-Model = TypeVar("Model")
-
 
 def build(config: GeneratorConfig, findings: tuple[str, ...]) -> Diffusion:
     """A new model, with the weights of the autoencoder and checkpoint that it names.
 
     Raises UsageError without diffusers, and for files that are not what they should be or do not fit the resolution.
     """
-    require_diffusers()
+    diffusers = require_diffusers()
     if config.condition == "text":
         return _from_checkpoint(config, findings)
-    from diffusers import UNet2DConditionModel
-
     autoencoder = None if config.autoencoder is None else load_autoencoder(config.autoencoder)
     channels = 1 if autoencoder is None else int(autoencoder.config.latent_channels)
     levels = range(len(config.channels))
     down = tuple("AttnDownBlock2D" if level in config.attention else "DownBlock2D" for level in levels)
     up = tuple("AttnUpBlock2D" if level in config.attention else "UpBlock2D" for level in reversed(levels))
-    unet = UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         in_channels=channels,
         out_channels=channels,
         down_block_types=down,
@@ -77,7 +70,7 @@ def load(folder: Path, config: GeneratorConfig, findings: tuple[str, ...]) -> Di
     return Diffusion(config, findings, unet, autoencoder, text)
 
 
-def load_autoencoder(path: str) -> AutoencoderKL:
+def load_autoencoder(path: str) -> Any:
     """A frozen AutoencoderKL of a folder, or of the .safetensors file in it. Raises UsageError where it is none."""
     diffusers = require_diffusers()
     folder = Path(path).parent if Path(path).is_file() else Path(path)
@@ -88,7 +81,7 @@ def load_autoencoder(path: str) -> AutoencoderKL:
     return model
 
 
-def _loaded(kind: type[Model], folder: Path, error: type[CxrltError]) -> Model:
+def _loaded(kind: Any, folder: Path, error: type[CxrltError]) -> Any:
     """A model of diffusers, of class `kind`, in a folder. Raises `error` where it is none."""
     name = kind.__name__
     try:
@@ -99,7 +92,7 @@ def _loaded(kind: type[Model], folder: Path, error: type[CxrltError]) -> Model:
         raise error(f"{folder} holds a {stated}, not the {name} that is needed.")
     try:
         options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
-        return kind.from_pretrained(folder, **options)  # type: ignore[attr-defined,no-any-return]
+        return kind.from_pretrained(folder, **options)
     except Exception as fault:
         reason = " ".join(str(fault).split())[:200].rstrip(".")
         raise error(f"the weights of {folder} cannot be loaded as {name} ({reason}).") from None
@@ -135,7 +128,7 @@ def _with_tokenizer(folder: Path, joined: str) -> str:
     return joined
 
 
-def _text_conditions(encoder: str, unet: UNet2DConditionModel, own: bool) -> TextConditions:
+def _text_conditions(encoder: str, unet: Any, own: bool) -> TextConditions:
     """Texts by an encoder, as `unet` attends to them. Raises UsageError for one of another width."""
     from cxrlt_ray.text.encoder_spec import TextSpec
     from cxrlt_ray.text.encoders import build_text_encoder

@@ -195,13 +195,12 @@ def _batches(lesson: Lesson, config: GeneratorConfig, seed: int, first: int) -> 
 def _step(state: State, batch: Batch, targets: np.ndarray, seed: int) -> float:
     """One step of the optimizer and of the average; the loss (mean squared error, Ho et al. 2020, eq. 14)."""
     import torch
-    from diffusers import DDPMScheduler
 
-    from cxrlt_ray.generation.diffusion import noise_options
+    from cxrlt_ray.generation.diffusion import noise_options, require_diffusers
 
     model, config = state.model, state.model.config
     random = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, state.step]).generate_state(1)[0]))
-    noising = DDPMScheduler(**noise_options(config))
+    noising = require_diffusers().DDPMScheduler(**noise_options(config))
     device = model.device
     clean = model.latents(torch.from_numpy(batch.images).to(device), random)
     noise = torch.randn(clean.shape, generator=random).to(device)
