@@ -11,8 +11,8 @@ import numpy as np
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), of means and covariances (Heusel et al. 2017, FID).
 
-    Features float [N, D] and [M, D], N and M 2 or more. It is biased upwards where images are few for D: compare sets of
-    the same size only. The trace of the root is the sum of the singular values of C1^(1/2) C2^(1/2).
+    Features float [N, D] and [M, D], N and M 2 or more. It is biased upwards where images are few for D: compare sets
+    of the same size only. The trace of the root is the sum of the singular values of C1^(1/2) C2^(1/2).
     """
     means = [np.asarray(values, np.float64).mean(axis=0) for values in (one, other)]
     # of features centred and divided by sqrt(n - 1): C = A^T A, and the root's trace is the nuclear norm of A1 A2^T

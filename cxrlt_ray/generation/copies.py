@@ -1,7 +1,7 @@
 """Near-copies of training images: nearest neighbours in frozen features, judged by how near real patients' images are.
 
-Features of D numbers are whitened by the training images' principal components (as for retrieval: Jegou & Chum 2012) and
-scaled to length 1; what two chests have in common counts for little then. An image is compared as it is and
+Features of D numbers are whitened by the training images' principal components (as for retrieval: Jegou & Chum 2012)
+and scaled to length 1; what two chests have in common counts for little then. An image is compared as it is and
 mirrored, with every training image as it is and cropped. It is a near-copy where it is nearer than all but the share
 `false_alarms` of real images are to the nearest one of another subject. Arrays in, arrays out.
 """

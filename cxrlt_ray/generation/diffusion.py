@@ -144,7 +144,7 @@ class Diffusion:
         return int(self.unet.config.in_channels), edge, edge
 
     def latents(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Float [B, C, h, w] of images uint8 [B, H, W]: pixels from -1 to 1, or drawn of the autoencoder's posterior."""
+        """Float [B, C, h, w] of images uint8 [B, H, W]: pixels from -1 to 1, or drawn from the posterior."""
         pixels = (images.float() / 127.5 - 1).unsqueeze(1)
         if self.autoencoder is None:
             return pixels

@@ -2,8 +2,8 @@
 
 Reasons to drop one, in this order: it cannot be read; it is a near-copy of a training image (copies.py); the teacher
 does not see in it what was asked for, better than in `agreement` of the real images without it (teacher.py); its set
-has its quota. Of more images than the quota the first are kept, not those that the teacher likes best: they would be the
-most alike.
+has its quota. Of more images than the quota the first are kept, not those that the teacher likes best: they would
+be the most alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Images from noise, by Ray Data: blocks of rows go to actors that hold the generator, one a GPU or a processor.
 
 A row's noise comes of its own seed, and a block is always of the same BLOCK rows, computed together by one thread or
-one GPU: so the bytes do not depend on the number of workers, or on what an earlier process had done. Images are written as
-they come; a process that is begun again draws the blocks that are not all there.
+one GPU: so the bytes do not depend on the number of workers, or on what an earlier process had done. Images are
+written as they come; a process that is begun again draws the blocks that are not all there.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class TrainingRows:
         table = pd.read_parquet(io.BytesIO(store.read(FILE)))
         if tuple(table.columns[2:]) != findings:
             raise CxrltError(f"{store.uri}/{FILE} is of other findings than the generator: it is damaged.")
-        ids = (table[name].to_numpy(object) for name in ("image_id", "subject_id"))
-        return cls(*ids, table[list(findings)].to_numpy(np.int8), findings)
+        image_id, subject = (table[name].to_numpy(object) for name in ("image_id", "subject_id"))
+        return cls(image_id, subject, table[list(findings)].to_numpy(np.int8), findings)
 
 
 def training_part(manifest: Manifest, views: str, say: Callable[[str], None]) -> Manifest:
@@ -87,8 +87,8 @@ def rows_of(manifest: Manifest, findings: tuple[str, ...], prepared: np.ndarray)
     targets = manifest.targets(findings)[kept]
     if not (targets == 1).any():
         raise UsageError("no training image has a positive label: a generator learns findings from labels.")
-    ids = (table.loc[kept, name].to_numpy(object) for name in ("image_id", "subject_id"))
-    return TrainingRows(*ids, targets, findings)
+    image_id, subject = (table.loc[kept, name].to_numpy(object) for name in ("image_id", "subject_id"))
+    return TrainingRows(image_id, subject, targets, findings)
 
 
 def subjects_fingerprint(subjects: np.ndarray) -> str:

@@ -71,7 +71,7 @@ def test_each_image_is_judged_by_the_folds_that_have_not_seen_its_source():
 
 def test_a_teacher_that_has_seen_a_source_is_refused_unless_told():
     folds = teacher({"a", "b"}, {"b", "c"})
-    with pytest.raises(UsageError, match="has seen the source subjects of 1 of 2 images.*--seen-teacher"):
+    with pytest.raises(UsageError, match=r"has seen the source subjects of 1 of 2 images.*--seen-teacher"):
         check_teacher(folds, np.array(["b", "c"]), False)
     assert check_teacher(folds, np.array(["b", "c"]), True).tolist() == [[True, True], [True, False]]
 
