@@ -79,22 +79,24 @@ def copies_of(dataset: str, count: int) -> dict[str, float]:
     """Shares caught of each kind of planted copy of `2/3 count` training images, and of held-out subjects' images."""
     import torch
 
-    from cxrlt_ray.generation.copies import fit_detector
+    from cxrlt_ray.generation.copies import Whitening, fit_detector
     from cxrlt_ray.generation.frozen_features import BATCH, VIEWS, WHOLE, describer
 
     pictures, subject = real_pictures(dataset, count)
     random = np.random.default_rng(0)
     names = random.permutation(np.unique(subject))
     training = np.isin(subject, names[: 2 * len(names) // 3])
-    describe = describer()
+    describe, whitening = describer(), None
 
     def features(images: Sequence[np.ndarray], view: Any = WHOLE, mirrored: bool = False) -> np.ndarray:
         seen = [view.apply(image[:, ::-1] if mirrored else image) for image in images]
         parts = [torch.from_numpy(np.stack(seen[k : k + BATCH])) for k in range(0, len(seen), BATCH)]
-        return np.concatenate([describe(part).numpy() for part in parts])
+        values = np.concatenate([describe(part).numpy() for part in parts])
+        return values if whitening is None else whitening(values)
 
     learnt = [picture for picture, kept in zip(pictures, training, strict=True) if kept]
     held = [picture for picture, kept in zip(pictures, training, strict=True) if not kept]
+    whitening = Whitening.of(features(learnt))
     views = [features(learnt, view) for view in VIEWS]
     detector = fit_detector(views, features(learnt, mirrored=True), subject[training], FALSE_ALARMS)
     result = {"training": float(len(learnt)), "held out": float(len(held)), "distance": detector.distance}

@@ -16,7 +16,7 @@ from cxrlt_ray import cli, config
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.generation import cohort_folder, filtering
-from cxrlt_ray.generation.config import GeneratorConfig, load_config
+from cxrlt_ray.generation.config import GeneratorConfig, check_installed, load_config
 from cxrlt_ray.generation.records import Filtered, GeneratedRecord, GeneratorRecord, Learnt, Sampled
 from cxrlt_ray.generation.request import SAMPLE, SMOKE_IMAGES, TRAIN, GenerateRequest
 from cxrlt_ray.storage import Store
@@ -35,17 +35,10 @@ def run(request: GenerateRequest) -> GeneratorRecord | GeneratedRecord:
     Each goes on where an earlier process of the same options was stopped. Raises UsageError for options, files and
     findings that do not fit, CxrltError where the disk or a worker fails.
     """
-    _check_installed()
+    check_installed()
     if request.action == TRAIN:
         return _train(request)
     return _sample(request) if request.action == SAMPLE else _filter(request)
-
-
-def _check_installed() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("diffusers") is None:
-        raise UsageError("generated images need diffusers: pip install 'cxrlt-ray[generate]'.")
 
 
 def _train(request: GenerateRequest) -> GeneratorRecord:

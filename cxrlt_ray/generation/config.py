@@ -7,11 +7,13 @@ stable_diffusion  512 px, a Stable Diffusion checkpoint tuned by text, which is 
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from cxrlt_ray import config
+from cxrlt_ray.errors import UsageError
 
 FOLDER = "generation"
 DDIM, DPM = "ddim", "dpm"
@@ -76,6 +78,12 @@ class GeneratorConfig(config.Config):
     def shrinkage(self) -> int:
         """How many times smaller the network's coarsest level is than its input."""
         return 2 ** (len(self.channels) - 1)
+
+
+def check_installed() -> None:
+    """Raise UsageError where diffusers is not installed; it is not imported."""
+    if importlib.util.find_spec("diffusers") is None:
+        raise UsageError("generated images need diffusers: pip install 'cxrlt-ray[generate]'.")
 
 
 def load_config(name: str) -> GeneratorConfig:

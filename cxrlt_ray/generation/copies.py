@@ -34,9 +34,7 @@ class Whitening:
         """Fitted to features [N, D] of real images. Raises CxrltError for fewer than three."""
         if len(features) < 3:
             raise CxrltError(f"near-copies need at least 3 training images to compare with, not {len(features)}.")
-        rows = features[np.linspace(0, len(features) - 1, min(len(features), FIT_IMAGES)).astype(int)].astype(
-            np.float64
-        )
+        rows = features[evenly(len(features), FIT_IMAGES)].astype(np.float64)
         mean = rows.mean(axis=0)
         _, spread, components = np.linalg.svd(rows - mean, full_matrices=False)
         # half of what so few images can tell: the last components of N images are noise
@@ -60,38 +58,43 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class CopyDetector:
-    """Training images [R] to compare with. views: V arrays [R, d]. subject: [R]. distance: below it is a near-copy."""
+    """Training images [R] to compare with, all by whitened features.
 
-    whitening: Whitening
+    views: V arrays [R, d]. subject: [R]. distance: below it is a near-copy. real: float [J], how near real images are
+    to the nearest one of another subject.
+    """
+
     views: tuple[np.ndarray, ...]
     subject: np.ndarray
     distance: float
-    real: np.ndarray  # distances of real images to the nearest one of another subject
+    real: np.ndarray
 
     def nearest(self, own: np.ndarray, mirrored: np.ndarray) -> Neighbours:
-        """The neighbours of images with features [N, D] as they are, and mirrored."""
-        return _nearest([self.whitening(own), self.whitening(mirrored)], self.views)
+        """The neighbours of images with features [N, d] as they are, and mirrored."""
+        return _nearest([own, mirrored], self.views)
 
     def are_copies(self, own: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
         """Which images are near-copies, bool [N]."""
         return self.nearest(own, mirrored).distance < self.distance
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Up to `most` of `count` rows, spread over all of them."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
+
+
 def fit_detector(
     views: Sequence[np.ndarray], mirrored: np.ndarray, subject: np.ndarray, false_alarms: float
 ) -> CopyDetector:
-    """A detector of real images whose features are `views` [R, D] each, the first as they are, and `mirrored` [R, D].
+    """A detector by real images' whitened features: `views` [R, d], the first as they are, and `mirrored` [R, d].
 
     false_alarms: the share of real images that are to be taken for copies. Raises CxrltError for images of one subject.
     """
     if len(np.unique(subject)) < 2:
         raise CxrltError("near-copies are told by how near images of other subjects are: there is one subject only.")
-    whitening = Whitening.of(views[0])
-    white = tuple(whitening(view) for view in views)
-    judged = np.linspace(0, len(subject) - 1, min(len(subject), JUDGED)).astype(int)
-    queries = [white[0][judged], whitening(mirrored[judged])]
-    real = _nearest(queries, white, subject[judged], subject).distance
-    return CopyDetector(whitening, white, subject, float(np.quantile(real, false_alarms)), real)
+    judged = evenly(len(subject), JUDGED)
+    real = _nearest([views[0][judged], mirrored[judged]], views, subject[judged], subject).distance
+    return CopyDetector(tuple(views), subject, float(np.quantile(real, false_alarms)), real)
 
 
 def _nearest(

@@ -7,7 +7,6 @@ classifier-free (Ho & Salimans 2022, eq. 6). Imported late: it imports torch.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.generation.conditions import encoded, prompt
-from cxrlt_ray.generation.config import DDIM, DPM, SOLVERS, GeneratorConfig
+from cxrlt_ray.generation.config import DDIM, DPM, SOLVERS, GeneratorConfig, check_installed
 
 if TYPE_CHECKING:
     from cxrlt_ray.text.encoders import TextEncoder
@@ -31,8 +30,7 @@ DECODED = 8  # images that an autoencoder decodes at a time
 
 def require_diffusers() -> ModuleType:
     """The package diffusers. Raises UsageError where it is not installed."""
-    if importlib.util.find_spec("diffusers") is None:
-        raise UsageError("generated images need diffusers: pip install 'cxrlt-ray[generate]'.")
+    check_installed()
     import diffusers
 
     diffusers.utils.logging.set_verbosity_error()

@@ -64,6 +64,13 @@ def describer(backbone: str = BACKBONE, pooled: bool = False) -> Describe:
     return describe
 
 
+def whitened(describe: Describe, whitening: Callable[[np.ndarray], np.ndarray]) -> Describe:
+    """`describe`, its features whitened (copies.Whitening)."""
+    import torch
+
+    return lambda images: torch.from_numpy(whitening(describe(images).numpy()))
+
+
 def features_of(
     shards: Shards,
     image_id: np.ndarray,

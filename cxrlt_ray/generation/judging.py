@@ -16,8 +16,8 @@ from cxrlt_ray.data.prepare import prepare
 from cxrlt_ray.data.shards import SUMMARY, Shards
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.generation.cohort_folder import Generated
-from cxrlt_ray.generation.copies import Neighbours, fit_detector
-from cxrlt_ray.generation.frozen_features import VIEWS, WHOLE, describer, features_of
+from cxrlt_ray.generation.copies import FIT_IMAGES, Neighbours, Whitening, evenly, fit_detector
+from cxrlt_ray.generation.frozen_features import VIEWS, WHOLE, describer, features_of, whitened
 from cxrlt_ray.generation.sampling import read_generator
 from cxrlt_ray.generation.teacher import RealScores, Teacher, check_teacher, real_scores, scores_of
 from cxrlt_ray.storage import Store
@@ -100,6 +100,8 @@ def beside_training(
         )
     rows = read_generator(generated.record.generator).rows
     describe = describer(backbone)
+    (sample,) = features_of(training, rows.image_id[evenly(len(rows), FIT_IMAGES)], describe)
+    describe = whitened(describe, Whitening.of(sample))  # at once: all images' own features would fill the memory
     say(f"Comparing with {len(rows):,} training images")
     *views, mirrored = features_of(training, rows.image_id, describe, VIEWS, mirrored=True, say=say)
     detector = fit_detector(views, mirrored, rows.subject, false_alarms)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray import cli
-from cxrlt_ray.cluster.start import data_context
+from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.generation.cohort_folder import IMAGES, UNFINISHED, is_whole, names_of, path_of, write_tables
 from cxrlt_ray.generation.conditions import Conditions
@@ -118,7 +118,7 @@ def _draw(
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_gpus=1 if gpus else 0,
-        num_cpus=1,
+        num_cpus=DATA_CPUS,
     )
     total = sum(map(len, blocks))
     names = names_of(len(conditions))

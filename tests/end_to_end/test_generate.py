@@ -1,4 +1,4 @@
-"""`generate` in process on a tiny phantom: train, sample, filter, and a sweep's data with what is left; bad requests."""
+"""`generate` in process on a tiny phantom: train, sample, filter, what is left in a sweep; bad requests."""
 
 from __future__ import annotations
 
