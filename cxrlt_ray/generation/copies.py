@@ -37,8 +37,8 @@ class Whitening:
         rows = features[evenly(len(features), FIT_IMAGES)].astype(np.float64)
         mean = rows.mean(axis=0)
         _, spread, components = np.linalg.svd(rows - mean, full_matrices=False)
-        # half of what so few images can tell: the last components of N images are noise
-        count = max(1, min(DIMENSIONS, len(rows) // 2, int((spread > 1e-6 * spread[0]).sum())))
+        # more components than few images can tell hold these apart, and let others seem near
+        count = max(1, min(DIMENSIONS, len(rows) // 5, int((spread > 1e-6 * spread[0]).sum())))
         scale = np.sqrt(len(rows)) / np.maximum(spread[:count], 1e-12)
         return cls(mean.astype(np.float32), (components[:count].T * scale).astype(np.float32))
 

@@ -89,8 +89,8 @@ class Filtered(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    teacher: str | None
-    agreement: float
+    teacher: str | None = None
+    agreement: float = 0.0
     teacher_saw: int = 0
     features: str | None = None
     false_alarms: float = 0.01
