@@ -21,6 +21,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     pretraining/                   images without labels -> a backbone
     selection/                     which trials to stack: arrays in, weights out
     ensembling/                    the ensemble of a run or of tables, scored and written
+    generation/                    drawn images of rare findings: a diffusion model, what of it is kept
     reporting/                     tables for the console
     page/                          a run's report as one HTML page, its numbers, its model card
     doctor/                        what would go wrong, before it does
@@ -28,6 +29,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     label agree gold split         those that make labels
     describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
     pretrain                       a backbone from images without labels
+    generate                       images of rare findings
 """
 
 import sys

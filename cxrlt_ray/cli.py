@@ -45,6 +45,7 @@ GROUPS = {  # in the order in which one uses them
     },
     "prepare": {
         "prepare": "resize originals to shards, once",
+        "generate": "draw X-rays of rare findings by a diffusion model",
         "describe": "show, check and draft descriptions of findings",
         "pretrain": "train a backbone on images without labels",
         "pretrain_text": "train a text encoder on a knowledge graph",

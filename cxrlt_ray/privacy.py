@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHOW_IDS = "CXRLT_RAY_SHOW_IDS"
 FOLLOW_LINKS = "CXRLT_RAY_FOLLOW_LINKS"
 PHANTOM_MARKER = "phantom.json"  # in a directory of a phantom cohort, whose images are of no patients
+GENERATED_MARKER = "generate.json"  # in a directory of generated images (generation/records.py)
 LEADS_OUT = r"^/|\x00|(?:^|/)\.\.(?:/|$)"  # a path that is not below what it is relative to, or that hides its end
 UNFIT = r"^[=+\-@]|[\x00-\x1f\x7f]"  # runs as a formula in a spreadsheet, or breaks a line of a table or a terminal
 LEADING_OUT = "its path leads out of the data's root"

@@ -37,6 +37,27 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def lesson(tmp_path_factory):
+    """What a generator learns in tests: ten small pictures."""
+    pytest.importorskip("diffusers")
+    from generation_data import lesson_of
+
+    return lesson_of(tmp_path_factory.mktemp("lesson"))
+
+
+@pytest.fixture(scope="session")
+def trained(lesson, tmp_path_factory) -> Path:
+    """The folder of a generator that was trained on them, for a few steps in one go."""
+    from generation_data import CONFIG
+
+    from cxrlt_ray.generation.training import train_generator
+
+    out = tmp_path_factory.mktemp("generator") / "g"
+    train_generator(CONFIG, lesson, out, lambda _: None)
+    return out
+
+
 def write_images(folder: Path, count: int, size: int = 40, seed: int = 0) -> Manifest:
     """`count` smooth gray JPEGs of a subject each, two findings, three splits, and their manifest."""
     import cv2

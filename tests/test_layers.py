@@ -32,6 +32,7 @@ ROOMS = (
     "pretraining",
     "selection",
     "ensembling",
+    "generation",
     "reporting",
     "page",
     "doctor",
@@ -52,6 +53,7 @@ COMMANDS = (
     "describe",
     "pretrain_text",
     "pretrain",
+    "generate",
 )
 WITH_RAY = {
     "cluster",
@@ -62,6 +64,7 @@ WITH_RAY = {
     "search",
     "pretraining",
     "ensembling",
+    "generation",
     "doctor",
     *COMMANDS,
 }

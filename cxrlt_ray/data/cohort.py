@@ -21,7 +21,7 @@ from cxrlt_ray.data.rows import check_leaks, checked_rows, in_order, with_settle
 from cxrlt_ray.data.splits import holdout
 from cxrlt_ray.data.tasks import ZERO_SHOT
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.privacy import PHANTOM_MARKER
+from cxrlt_ray.privacy import GENERATED_MARKER, PHANTOM_MARKER
 
 POSES = {"2026-task1": "cxrlt2026", "2026-task2": "cxrlt2026"}  # whose data a phantom, of 2024's form, stands in for
 VALIDATION = 0.15  # share of the training subjects that becomes split val
@@ -107,6 +107,11 @@ def examine(
     table, problems = checked_rows(raw)
     notes = [f"Data: format {reader.name} ({choice}), {len(table):,} images, paths from {raw.root}.", *raw.notes]
     if labelled:
+        if store.exists(GENERATED_MARKER):
+            problems.append(
+                f"{data} holds generated images, which only train, beside real ones: give it by `--cohort "
+                f"synthetic={data}`, not as the data itself."
+            )
         check_leaks(table, problems)
         if training:
             table = _with_all_splits(table, raw.findings, validation, seed, notes, problems)

@@ -18,7 +18,7 @@ from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.readers.files import common_root, plain
 from cxrlt_ray.data.rows import checked_rows, in_order, with_settled_paths
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.privacy import PHANTOM_MARKER
+from cxrlt_ray.privacy import GENERATED_MARKER, PHANTOM_MARKER
 from cxrlt_ray.storage import Store
 
 PHANTOM = "phantom:"  # before a directory: the phantom there poses as the cohort
@@ -77,7 +77,8 @@ def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list
         prefix = below[len(root) :].strip("/")
         paths = cohort.manifest.table["path"]
         tables.append(cohort.manifest.table.assign(path=f"{prefix}/" + paths if prefix else paths))
-    manifest = replace(main.manifest, table=pd.concat(tables, ignore_index=True), root=root)
+    synthetic = tuple(name for cohort in cohorts for name in cohort.manifest.synthetic)
+    manifest = replace(main.manifest, table=pd.concat(tables, ignore_index=True), root=root, synthetic=synthetic)
     origins = pd.concat([cohort.origins for cohort in cohorts], ignore_index=True)
     return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots, origins)
 
@@ -87,6 +88,8 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
     from cxrlt_ray.data.mapping import in_cxr_lt, load_mapping
 
     mapping, theirs = load_mapping(key), in_cxr_lt(main.findings, main.source)
+    if not mapping.findings:
+        mapping, theirs = mapping.named_as(main.findings), {finding: finding for finding in main.findings}
     name, reached = mapping.name, [finding for finding in main.findings if theirs.get(finding) in mapping.reached]
     if not reached:
         raise UsageError(
@@ -105,7 +108,9 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
     names = [theirs.get(finding, finding) for finding in main.findings]
     missing = [f"{finding} ({mapping.not_labelled[finding]})" for finding in names if finding in mapping.not_labelled]
     notes += [f"Cohort {name} does not label {'; '.join(missing)}."] if missing else []
-    manifest = Manifest(table, main.findings, mapping.reader, raw.root)
+    generated = mapping.synthetic or directory(path.removeprefix(PHANTOM)).exists(GENERATED_MARKER)
+    notes += [f"Cohort {name} is generated: its labels count for no class weight."] if generated else []
+    manifest = Manifest(table, main.findings, mapping.reader, raw.root, (name,) if generated else ())
     return Cohort(manifest, tuple(notes), {name: raw.root}, origins)
 
 

@@ -42,13 +42,20 @@ class Manifest:
     """A cohort.
 
     table: META columns, then `findings` as pandas Int8 (1, 0, <NA>), RangeIndex, in a fixed order.
-    source: the reader's name. root: directory or URI that `path` is relative to.
+    source: the reader's name. root: directory or URI that `path` is relative to. synthetic: cohorts whose images are
+    generated: they train only, and count for no class weight.
     """
 
     table: pd.DataFrame
     findings: tuple[str, ...]
     source: str
     root: str
+    synthetic: tuple[str, ...] = ()
+
+    @property
+    def generated(self) -> np.ndarray:
+        """Which images are generated, bool [N]."""
+        return self.cohorts.isin(self.synthetic).to_numpy(bool)
 
     @property
     def cohorts(self) -> pd.Series:
@@ -98,6 +105,7 @@ class Manifest:
             "root": self.root,
             "findings": self.findings,
             "fingerprint": self.fingerprint,
+            "synthetic": self.synthetic,
         }
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: json.dumps(metadata).encode()})
         part = f"{path}.part"
@@ -117,7 +125,8 @@ class Manifest:
             raise CxrltError(f"{path} is not a manifest of cxrlt_ray ({error}).") from None
         if metadata["schema_version"] != SCHEMA_VERSION:
             raise CxrltError(f"{path} is a manifest of version {metadata['schema_version']}; this is {SCHEMA_VERSION}.")
-        manifest = cls(arrow.to_pandas(), tuple(metadata["findings"]), metadata["source"], metadata["root"])
+        synthetic = tuple(metadata.get("synthetic", ()))  # a file from before there were any has none
+        manifest = cls(arrow.to_pandas(), tuple(metadata["findings"]), metadata["source"], metadata["root"], synthetic)
         if COHORT not in manifest.table:
             manifest.table.insert(manifest.table.columns.isin(META).sum(), COHORT, manifest.cohorts)
         return manifest

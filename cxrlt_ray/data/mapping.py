@@ -6,6 +6,7 @@
     not_labelled:                   # optional: why a finding that one might expect is missing
       Normal: its No Finding means something else
     reader: table                   # optional: the format, where it is not called as the file is
+    synthetic: true                 # optional: the images are generated; without findings, each keeps its name
 
 Where several findings of the source map to one: any positive is 1, all known negatives are 0, anything else is
 null. Findings that a mapping does not reach are null.
@@ -66,11 +67,13 @@ def _reader(name: str) -> str:
 class CohortMapping(config.Config):
     """A file of cohorts/: what each finding that `reader` finds is called in CXR-LT.
 
-    name: what the cohort is called in the manifest. findings: source -> targets. not_labelled: target -> why not.
+    name: what the cohort is called in the manifest. synthetic: its images are generated. findings: source -> targets;
+    {} for generated images that are labelled as the data is that they were made for. not_labelled: target -> why not.
     """
 
     name: str
     reader: Annotated[str, AfterValidator(_reader)]
+    synthetic: bool = False
     findings: dict[Annotated[str, AfterValidator(_source)], Annotated[tuple[str, ...], PlainValidator(_targets)]]
     not_labelled: dict[Annotated[str, AfterValidator(_target)], str] = Field(default_factory=dict)
 
@@ -83,15 +86,21 @@ class CohortMapping(config.Config):
 
     @field_validator("findings")
     @classmethod
-    def _is_something(cls, findings: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        if not findings:
+    def _is_something(cls, findings: dict[str, tuple[str, ...]], info: ValidationInfo) -> dict[str, tuple[str, ...]]:
+        if not findings and not info.data.get("synthetic"):
             raise ValueError("map at least one finding")
         return findings
 
     @property
     def reached(self) -> frozenset[str]:
         """The findings of CXR-LT that the cohort labels."""
+        if not self.findings:
+            return frozenset(ALL_FINDINGS)
         return frozenset(target for targets in self.findings.values() for target in targets)
+
+    def named_as(self, findings: Collection[str]) -> CohortMapping:
+        """The mapping to data with `findings`: each is itself where generated images keep their names."""
+        return self if self.findings else self.model_copy(update={"findings": {name: (name,) for name in findings}})
 
 
 def load_mapping(name: str) -> CohortMapping:

@@ -45,8 +45,10 @@ from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
 
 SHARD_ROWS = 256
+OF_IMAGES = ("image_id", "path", "inverted", "synthetic")  # lists of a Chunk
 Say = Callable[[str], None]
-Chunk = dict[str, Any]  # file: the shard's name; image_id, path, inverted: lists, an image each; states: their STATE
+# file: the shard's name; image_id, path, inverted, synthetic: lists, an image each; states: their STATE
+Chunk = dict[str, Any]
 
 
 def prepare(
@@ -130,7 +132,7 @@ def _run_tasks(manifest: Manifest, chunks: list[Chunk], stores: dict[int, Store]
     cpus = ray.cluster_resources().get("CPU", 1)
     _report_estimate(manifest, stores, quality, cpus, to_do / len(manifest.table), say)
     data_context()
-    to_make = [{key: chunk[key] for key in ("file", "image_id", "path", "inverted")} for chunk in chunks]
+    to_make = [{key: chunk[key] for key in ("file", *OF_IMAGES)} for chunk in chunks]
     dataset = ray.data.from_items(to_make, override_num_blocks=len(chunks)).map(
         _write_shard,  # type: ignore[arg-type]
         fn_kwargs={"stores": stores, "root": manifest.root, "quality": quality},
@@ -162,6 +164,8 @@ def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: 
         "bytes": int(table["length"].sum()),
         "seconds": round(seconds, 1),
     }
+    if synthetic := sum(sum(chunk["synthetic"]) for chunk in chunks):
+        summary["synthetic"] = synthetic
     store.write_json(SUMMARY, summary)
     forget_indexes()
     return summary
@@ -229,7 +233,8 @@ def quarantine_text(summary: Summary) -> str:
 def _chunks(manifest: Manifest, states: pd.DataFrame, known: pd.DataFrame | None) -> Iterator[Chunk]:
     """The images of each shard; one whose originals are all as they were keeps its name. known: as of `_recorded`."""
     unchanged = np.zeros(len(states), bool) if known is None else _unchanged(known, states)
-    for split, rows in manifest.table.assign(inverted=inverted(manifest.table)).groupby("split", sort=True):
+    marks = {"inverted": inverted(manifest.table), "synthetic": manifest.generated}
+    for split, rows in manifest.table.assign(**marks).groupby("split", sort=True):
         # neighbours in a release are of one subject: shards mix them, so that a window of shards does too
         rows = rows.sample(frac=1, random_state=0)
         for k in range(0, len(rows), SHARD_ROWS):
@@ -238,7 +243,7 @@ def _chunks(manifest: Manifest, states: pd.DataFrame, known: pd.DataFrame | None
             name = f"{split}-{k // SHARD_ROWS:05d}-{hashlib.sha256(state.tobytes()).hexdigest()[:8]}.parquet"
             if known is not None and unchanged[part.index].all():
                 name = str(known["file"].iloc[part.index[0]])
-            of_images = {key: part[key].tolist() for key in ("image_id", "path", "inverted")}
+            of_images = {key: part[key].tolist() for key in OF_IMAGES}
             yield {"file": name, "states": state, **of_images}
 
 
@@ -247,8 +252,9 @@ def _write_shard(chunk: Chunk, stores: dict[int, Store], root: str, quality: int
 
     cv2.setNumThreads(1)  # a task has one CPU
     rows: dict[int, list[dict[str, Any]]] = {size: [] for size in stores}
-    for image_id, path, invert in zip(chunk["image_id"], chunk["path"], chunk["inverted"], strict=True):
+    for image_id, path, invert, synthetic in zip(*(chunk[key] for key in OF_IMAGES), strict=True):
         row = {"image_id": image_id, "path": path, "reason": "", "converted": "", "suspect": "", CHECKSUM: ABSENT}
+        row["synthetic"] = synthetic
         images = dict.fromkeys(stores, b"")
         try:
             content = read_original(root, path)

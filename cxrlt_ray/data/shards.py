@@ -1,6 +1,6 @@
 """Shards: the prepared images of a cohort at one size, as resized gray images in Parquet.
 
-    STORAGE/shards/KEY-SIZEpx/train-00000-STATE.parquet ...   image (encoded), image_id, path, offset, length ...
+    STORAGE/shards/KEY-SIZEpx/train-00000-STATE.parquet ...   image (encoded), image_id, path, synthetic, offset ...
                              /index.parquet        image_id, file, offset, length: where an image lies; its file's state
                              /quarantine.parquet   image_id, path, reason: what cannot be decoded; its file's state
                              /summary.json         written last: the shards are whole
@@ -37,12 +37,16 @@ SIZES = (16, 4096)  # the smallest and the largest edge in pixels
 
 
 class Summary(TypedDict, total=False):
-    """The content of summary.json: images, converted and suspect ones by kind, encoded bytes, seconds it took."""
+    """The content of summary.json: images, converted and suspect ones by kind, encoded bytes, seconds it took.
+
+    synthetic: how many of the images are generated; absent where none is.
+    """
 
     images: int
     quarantined: int
     converted: dict[str, int]
     suspect: dict[str, int]
+    synthetic: int
     size: int
     quality: str
     bytes: int

@@ -57,8 +57,9 @@ class MultiLabel(Objective):
 
     @property
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positives and labelled images [C] in training."""
-        return (self.targets == 1).sum(0), (self.targets >= 0).sum(0)
+        """Positives and labelled images [C] in training; generated images do not count."""
+        targets = self.targets if self.evidence.counted is None else self.evidence.counted
+        return (targets == 1).sum(0), (targets >= 0).sum(0)
 
     def table(self) -> np.ndarray:
         """The labels: float32 [N, C], -1 where there is none."""

@@ -136,13 +136,15 @@ class Evidence:
     """What a run has on N training images beside targets, as far as the objective's needs ask for it.
 
     findings: names of the targets' columns [C]. corpus, report: texts of studies, and the study of each image in them,
-    int64 [N], -1 for none. boxes: where findings are in the images.
+    int64 [N], -1 for none. boxes: where findings are in the images. counted: labels int8 [M, C] of the real images by
+    which findings are weighed, where some or all of the training images are generated.
     """
 
     findings: tuple[str, ...] = ()
     corpus: Corpus | None = None
     report: np.ndarray | None = None
     boxes: BoxesOfImages | None = None
+    counted: np.ndarray | None = None
 
 
 class Objective(ABC):

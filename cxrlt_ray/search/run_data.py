@@ -186,6 +186,11 @@ def _read(
     for note in cohort.notes:
         print(note)
     manifest = _validation_folded(cohort.manifest) if folds else cohort.manifest
+    if folds and manifest.synthetic:
+        print(
+            "Folds: generated images were learnt from training subjects, who validate in turn: validation scores are "
+            "optimistic; give --folds 0"
+        )
     task, asking = load_task(request.task, manifest.findings), None
     learnt = task
     if request.asked:

@@ -11,7 +11,10 @@ from cxrlt_ray.runs.trial_config import ALL, OUTSIDE, TrialConfig
 from cxrlt_ray.search.rates import PASSES, ModelRate
 
 # images of published cohorts, where a plan is for a number of images and the cohorts are only named
-COHORTS = {"nih": 112_120, "chexpert": 223_414, "vindr": 18_000, "brax": 40_967, "padchest": 160_868}
+COHORTS = {
+    "nih": 112_120, "chexpert": 223_414, "vindr": 18_000, "brax": 40_967, "padchest": 160_868,
+    "synthetic": 1_600,  # 100 generated images of each of the 16 tail findings, as team A
+}  # fmt: skip
 SPLITS = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024's images
 
 HALF = 2  # bytes of a number in half precision

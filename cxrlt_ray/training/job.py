@@ -84,7 +84,8 @@ class Images:
     """Images of one role, in manifest order: image_id [N], targets int8 [N, C]; codes of study and view int64 [N].
 
     soft: soft targets float32 [N, C], nan where there is none; None in a run without them. report: int64 [N], the
-    study of each image in the run's corpus, -1 where it has no report; None in a run without reports.
+    study of each image in the run's corpus, -1 where it has no report; None in a run without reports. generated: bool
+    [N], which images are generated; None where none of the run is.
     """
 
     image_id: np.ndarray
@@ -93,19 +94,25 @@ class Images:
     view: np.ndarray
     soft: np.ndarray | None = None
     report: np.ndarray | None = None
+    generated: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_id)
 
     def at(self, rows: np.ndarray) -> Images:
         """Those of `rows`, in their order."""
-        columns = (self.image_id, self.targets, self.study, self.view, self.soft, self.report)
+        columns = (self.image_id, self.targets, self.study, self.view, self.soft, self.report, self.generated)
         return Images(*(None if column is None else column[rows] for column in columns))  # type: ignore[arg-type]
 
     def without(self, findings: np.ndarray) -> Images:
         """The images without the labels and soft targets of `findings`, bool [C]."""
         soft = None if self.soft is None else np.where(findings, np.float32(np.nan), self.soft)
         return replace(self, targets=np.where(findings, np.int8(-1), self.targets), soft=soft)
+
+    @property
+    def real(self) -> Images:
+        """Those that are not generated."""
+        return self if self.generated is None else self.at(np.flatnonzero(~self.generated))
 
 
 def images_of(
@@ -115,7 +122,8 @@ def images_of(
     image_id = manifest.table["image_id"].to_numpy()
     values = None if soft is None else soft.at(image_id, findings)
     report = None if corpus is None else corpus.rows_of(manifest)
-    return Images(image_id, manifest.targets(findings), *codes(manifest.table), values, report)
+    generated = manifest.generated if manifest.synthetic else None
+    return Images(image_id, manifest.targets(findings), *codes(manifest.table), values, report, generated)
 
 
 def training_images(

@@ -171,7 +171,8 @@ class Streams:
     ) -> Iterator[tuple[Batch, torch.Tensor]]:
         config, worker = self.config, self.worker
         harder = config.tail_augment > config.augment
-        tail = np.array(rarity(self.training.targets)) == TAIL if harder else np.empty(0, bool)
+        counted = self.training.real if len(self.training.real) else self.training
+        tail = np.array(rarity(counted.targets)) == TAIL if harder else np.empty(0, bool)
         return ahead(
             batches(
                 self.shards,

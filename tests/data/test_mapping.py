@@ -32,7 +32,7 @@ def test_each_published_cohort_has_a_mapping():
 def test_a_shipped_mapping_leads_from_its_readers_findings_to_cxr_lts(name):
     mapping = load_mapping(name)
     assert mapping.name == name
-    assert mapping.reader == {"mimic": "cxrlt2024"}.get(name, name)
+    assert mapping.reader == {"mimic": "cxrlt2024", "synthetic": "table"}.get(name, name)
     assert set(mapping.findings) <= set(all_readers()[mapping.reader].findings or ())
     assert mapping.reached <= set(ALL_FINDINGS)
     # what is called alike is mapped to itself
@@ -56,7 +56,10 @@ def test_a_shipped_mapping_leads_from_its_readers_findings_to_cxr_lts(name):
         ("findings: {Mass: Mass}\nnot_labelled: {Mass: why}", r"'Mass' stands under both findings and not_labelled"),
         ("findings: {Mass: Mass}\nreader: nhi", r"key 'reader': given 'nhi': no reader of that name; there are: brax"),
         ("findings: {Mass: Mass}\nname: main", r"key 'name': given 'main'"),
-        ("findings: {Mass: Mass}\nfinding: {}", r"unknown key 'finding'; allowed at the top: name, reader, findings"),
+        (
+            "findings: {Mass: Mass}\nfinding: {}",
+            r"unknown key 'finding'; allowed at the top: name, reader, synthetic, findings",
+        ),
         ("findings: [Mass]", r"key 'findings': given \['Mass'\]"),
         ("fine: {}", r"key 'findings' is missing"),
     ],
@@ -74,7 +77,7 @@ def test_all_mistakes_of_a_mapping_are_told_at_once(tmp_path):
 
 def test_a_mapping_that_is_not_there_is_told_which_are(tmp_path):
     with pytest.raises(
-        UsageError, match=r"no cohorts file 'nhi': .*brax, chexpert, cxrlt2026, mimic, nih, padchest, vindr"
+        UsageError, match=r"no cohorts file 'nhi': .*brax, chexpert, cxrlt2026, mimic, nih, padchest, synthetic, vindr"
     ):
         load_mapping("nhi")
 
