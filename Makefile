@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --only-binary :all: --no-binary antlr4-python3-runtime --require-hashes -r requirements.lock --python-version 3.11
 
-.PHONY: check demo test slow bench lint platforms clean
+.PHONY: check demo test slow bench browser lint platforms clean
 
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"cxrlt_ray needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}. Give another: make PYTHON=python3.11 ...")'
@@ -17,12 +17,13 @@ CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --
 
 demo: .venv/.ready
 	$(PY) -m cxrlt_ray.sweep task1 --time-budget 270s
-	$(PY) -m cxrlt_ray.ensemble --select greedy
 	@echo
-	@echo "That was a sweep on drawn chest X-rays and the ensemble of its best trials. All of it is in runs/:"
+	@echo "Then the ensemble of the best trials. All of it is in runs/:"
 	@echo "  .venv/bin/python -m cxrlt_ray.trials              the runs and their trials"
 	@echo "  .venv/bin/python -m cxrlt_ray.cohort DIR          what your own data holds"
 	@echo "  .venv/bin/python -m cxrlt_ray.sweep task1 --data DIR    the same on it (docs/data.md)"
+	@echo
+	$(PY) -m cxrlt_ray.ensemble --select greedy
 
 # the platforms are reported, not judged: a registry may keep the files of one platform only
 check: lint test
@@ -46,6 +47,10 @@ bench: .venv/.ready
 	$(PY) benchmarks/honesty.py --write
 	$(PY) benchmarks/contention.py --write
 	$(PY) benchmarks/intervals.py --write
+
+# for the tests of the report page: Debian's chromium, and axe-core
+browser:
+	sh tests/page/browser.sh
 
 lint: .venv/.ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy cxrlt_ray

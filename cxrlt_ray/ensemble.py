@@ -102,9 +102,9 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     record = stored.write_ensemble(
         store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration, seen
     )
-    page = _report(swept, name) if request.report else None
+    pages, last = _report(swept, name) if request.report else ([], "")
     _track(swept, record)
-    _say_next(swept, store, split, submitted, more, comparison, page)
+    _say_next(swept, store, split, submitted, more, comparison, pages, last)
     return Stacked(store, name, comparison, made)
 
 
@@ -205,16 +205,16 @@ def _explain(
     print(f"Left in {store.absolute().uri}: explain.json, explain.png")
 
 
-def _report(swept: Run, name: str) -> str | None:
-    """Write the run's page, and give its address; the ensemble stands whatever becomes of the page."""
+def _report(swept: Run, name: str) -> tuple[list[str], str]:
+    """Write the run's page: its address, and the last line. The ensemble stands whatever becomes of the page."""
     try:
         from cxrlt_ray.page.written import write_report
 
-        return write_report(swept, ensemble=name).uri
+        page = write_report(swept, ensemble=name).uri
+        return [page], page
     except Exception as error:  # nothing in a page is worth a finished ensemble
         reason = str(error).rstrip(".") if isinstance(error, CxrltError) else type(error).__name__
-        print(f"The report could not be written ({reason}): `python -m cxrlt_ray.report` tries again.")
-        return None
+        return [], f"The report could not be written ({reason}): `python -m cxrlt_ray.report` tries again."
 
 
 def _say_next(
@@ -224,9 +224,10 @@ def _say_next(
     submitted: ScoredSplit | None,
     more: list[str],
     comparison: Comparison,
-    page: str | None,
+    pages: list[str],
+    last: str,
 ) -> None:
-    """Print what was left, and the command that scores it."""
+    """Print what was left, the command that scores it, and the last line."""
     files = ["ensemble.json", "weights.csv", *(["predictions.parquet", "submission.csv"] if submitted else []), *more]
     lines = [f"Left in {store.uri}: {', '.join(files)}"]
     if submitted:
@@ -235,9 +236,9 @@ def _say_next(
             f"--task {shlex.quote(swept.record.task_argument)} "
             f"--data {shlex.quote(swept.record.data or '')}" + "".join(_reading_options(swept, split))
         )
-    if page is not None:
-        lines.append(f"Report: {page}")
-    pages = [page] if page is not None else []
+    if pages:
+        lines.append("The run as one page, for a browser:")
+    lines += [last] if last else []
     output.result("\n".join(lines), _paths(store, files) + pages, map=report.scored(comparison))
 
 

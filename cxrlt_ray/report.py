@@ -6,7 +6,7 @@ network, works without scripts, and holds no id, path or report's text (docs/rep
 
 from __future__ import annotations
 
-from cxrlt_ray import cli
+from cxrlt_ray import cli, output
 from cxrlt_ray.page.request import ReportRequest
 from cxrlt_ray.page.written import write_comparison, write_report
 from cxrlt_ray.runs.store import load_run
@@ -30,7 +30,7 @@ def run(request: ReportRequest) -> str:
         written = write_report(swept, request.out, images=request.images)
     for name, fault in written.report.faults.items():
         print(f"Note: section {name} is missing: {fault}")
-    print(written.uri)
+    output.result(written.uri, [written.uri])
     return written.uri
 
 

@@ -25,6 +25,7 @@ from cxrlt_ray.errors import CxrltError, Diverged, UsageError
 from cxrlt_ray.generation.config import GeneratorConfig
 from cxrlt_ray.generation.records import GENERATOR, GeneratorRecord, Learnt
 from cxrlt_ray.generation.training_rows import TrainingRows
+from cxrlt_ray.output.forms import LINE_SECONDS
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.runs.records import now
 from cxrlt_ray.storage import Store
@@ -155,7 +156,7 @@ def _train(
         state.step += 1
         now_ = time.monotonic()
         state.seconds = before + now_ - began
-        if now_ - told > cli.REPORT_SECONDS or state.step == config.steps:
+        if now_ - told > LINE_SECONDS or state.step == config.steps:
             told = now_
             pace = (now_ - began) / (state.step - first)
             left = pace * (config.steps - state.step)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import jinja2
 
 CARD = "MODEL_CARD.md"
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.j2"
 UNKNOWN = "not recorded: see where the weights come from"
 UNSTATED = "UNKNOWN"  # what packaging tools wrote where no licence was given
 

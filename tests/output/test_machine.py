@@ -181,6 +181,15 @@ def test_trials_gives_runs_and_trials_as_they_were_recorded(home, machine, capsy
     assert capsys.readouterr().out == "r\n"
 
 
+def test_a_report_gives_the_page_that_it_leaves(home, machine):
+    run, _ = make_run(home)
+    run.write(run.record)
+    code, events = machine("report", "--storage", home)
+    assert code == 0
+    assert events[-1]["paths"] == [f"{home}/r/report.html"]
+    assert (home / "r" / "report.html").exists()
+
+
 def test_describe_shows_its_texts_as_notes(home, machine):
     code, events = machine("describe", "Bulla", "--show")
     assert code == 0
@@ -200,6 +209,8 @@ def test_a_plan_gives_rates_and_costs(home, machine):
     [
         ("predict", ["--ensemble", "none.json", "--data", "data"], "none.json"),
         ("pretrain_text", ["graph"], "--out FOLDER"),
+        ("pretrain", ["--method", "nope", "--smoke"], "nope"),
+        ("generate", ["sample", "none", "--out", "o"], "none"),
         ("ensemble", ["--select", "nope"], "no ensembles file 'nope'"),
         ("sweep", ["task1", "--no-such-option"], "--no-such-option"),
         ("sweep", ["task1", "--trials", "many"], "--trials"),

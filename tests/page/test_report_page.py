@@ -359,4 +359,4 @@ def test_the_page_is_well_formed_and_its_ids_are_unique(storage):
 
 def test_the_templates_are_in_the_package():
     folder = Path(render.__code__.co_filename).parent / "templates"
-    assert {path.name for path in folder.iterdir()} == {"page.html.j2", "page.css", "page.js", "model_card.md.j2"}
+    assert {path.name for path in folder.iterdir()} == {"page.html.j2", "page.css", "page.js", "model_card.j2"}
