@@ -22,6 +22,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     sweep ensemble predict evaluate cohort prepare trials      the commands
     label agree gold split         those that make labels
     describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
+    pseudo                         pseudo-labels by an ensemble, for a student
 """
 
 import sys

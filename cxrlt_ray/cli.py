@@ -37,6 +37,7 @@ COMMANDS = {
     "sweep": "train many trials",
     "trials": "list runs and trials",
     "ensemble": "select and weigh trials, score the test images, write the submission",
+    "pseudo": "label by an ensemble what nobody labelled, for a student",
     "predict": "score new images with an ensemble",
     "evaluate": "score a submission",
     "label": "label radiology reports",

@@ -8,6 +8,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.data.features import FeatureStorage, features_folder
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.trials import runs_table, trials_table
+from cxrlt_ray.runs.records import TRANSDUCTIVE
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, load_run, runs
 from cxrlt_ray.storage import Store
 
@@ -38,7 +39,10 @@ def main(
             raise UsageError(f"no run in {storage}: start one with `python -m cxrlt_ray.sweep task1`.")
         console.print(runs_table(storage))
     else:
-        console.print(trials_table(load_run(storage, run).trials()))
+        listed = load_run(storage, run)
+        console.print(trials_table(listed.trials()))
+        if listed.record.transductive:
+            console.print(TRANSDUCTIVE)
 
 
 if __name__ == "__main__":

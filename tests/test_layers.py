@@ -46,6 +46,7 @@ COMMANDS = (
     "split",
     "describe",
     "pretrain_text",
+    "pseudo",
 )
 WITH_RAY = {"cluster", "data", "labelling", "text", "training", "search", "ensembling", "doctor", *COMMANDS}
 LINES, FUNCTION_LINES = 400, 80

@@ -1,14 +1,15 @@
 """Other cohorts joined to the main data, for training only.
 
 Their findings are mapped to CXR-LT's (mapping.py) and from there to the main data's, their ids begin with their name,
-and what they do not label is null.
+and what they do not label is null. Their images without any label are left out, unless soft targets stand for labels.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pandas as pd
 
@@ -23,6 +24,8 @@ from cxrlt_ray.storage import Store
 
 PHANTOM = "phantom:"  # before a directory: the phantom there poses as the cohort
 IDS = ("image_id", "study_id", "subject_id")
+EVERY = "every"  # of `unlabelled`: every image without a label stays
+Unlabelled = Collection[str] | Literal["every"]
 
 
 def parse_cohorts(arguments: Sequence[str]) -> dict[str, str]:
@@ -58,14 +61,17 @@ def sweep_options(others: Mapping[str, str] | None) -> str:
     return "".join(f" --cohort {shlex.quote(f'{name}={path}')}" for name, path in (others or {}).items())
 
 
-def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str]) -> Cohort:
+def join(
+    main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str], unlabelled: Unlabelled = ()
+) -> Cohort:
     """`main` and, after its rows, those of the other cohorts by name; paths are below what all roots share.
 
     others: mapping -> directory, as of `parse_cohorts`. problems: reasons to refuse their data are added to it.
+    unlabelled: ids of images that stay without a label of the task, or EVERY.
     """
     cohorts = [main]
     for key, path in others.items():
-        other = _other(key, path, main.manifest, uncertain, problems)
+        other = _other(key, path, main.manifest, uncertain, problems, unlabelled)
         if any(other.roots.keys() & cohort.roots.keys() for cohort in cohorts):
             raise UsageError(f"two cohorts are called {next(iter(other.roots))}: give one of the mappings a `name:`.")
         cohorts.append(other)
@@ -82,16 +88,16 @@ def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list
     return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots, origins)
 
 
-def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str]) -> Cohort:
+def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str], unlabelled: Unlabelled) -> Cohort:
     """The images of another cohort that label a finding of `main`: all of split train, ids after the cohort's name."""
     from cxrlt_ray.data.mapping import in_cxr_lt, load_mapping, map_findings, posing
 
     mapping, theirs = load_mapping(key), in_cxr_lt(main.findings, main.source)
     name, reached = mapping.name, [finding for finding in main.findings if theirs.get(finding) in mapping.reached]
-    if not reached:
+    if not (reached or unlabelled):
         raise UsageError(
             f"cohort {name} labels none of the {len(main.findings)} findings of the task, such as {main.findings[0]}: "
-            "leave it out, or map its findings to those."
+            "leave it out, map its findings to those, or give pseudo-labels of its images by --soft-targets."
         )
     names, wanted = [theirs.get(finding, finding) for finding in main.findings], {theirs[f] for f in reached}
     if path.startswith(PHANTOM):
@@ -101,7 +107,8 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
     else:
         sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & wanted)
         reader = all_readers()[mapping.reader]
-        raw = with_settled_paths(reader.read(Request(directory(path), "auto", sources, uncertain)))
+        labelled = bool(mapping.findings)
+        raw = with_settled_paths(reader.read(Request(directory(path), "auto", sources, uncertain, labelled)))
         table, own_problems = checked_rows(raw)
         labels = map_findings(table, mapping, names)
     labels = labels.set_axis(list(main.findings), axis=1)
@@ -112,7 +119,7 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
         )
     problems += [f"cohort {name}: {problem}" for problem in own_problems]
     notes = [f"Cohort {name}: {note}" for note in raw.notes]
-    table = _to_train_with(table, name, main, reached, path, notes)
+    table = _to_train_with(table, name, main, reached, path, notes, unlabelled)
     origins, table = table[["file", "row"]], table.drop(columns=["file", "row"])
     missing = [f"{finding} ({mapping.not_labelled[finding]})" for finding in names if finding in mapping.not_labelled]
     notes += [f"Cohort {name} does not label {'; '.join(missing)}."] if missing else []
@@ -154,7 +161,13 @@ def _stems(image_ids: pd.Series) -> pd.Series:
 
 
 def _to_train_with(
-    table: pd.DataFrame, name: str, main: Manifest, reached: list[str], path: str, notes: list[str]
+    table: pd.DataFrame,
+    name: str,
+    main: Manifest,
+    reached: list[str],
+    path: str,
+    notes: list[str],
+    unlabelled: Unlabelled,
 ) -> pd.DataFrame:
     """A cohort's images that may train beside `main`, in the manifest's form; those left out are added to `notes`."""
     shared = _stems(table["image_id"]).isin(_stems(main.table["image_id"]))
@@ -166,10 +179,13 @@ def _to_train_with(
             "same id: they would be trained on and scored."
         )
     labelled = table[reached].notna().any(axis=1)
-    if not labelled[~known].all():
-        unlabelled = (~labelled & ~known).sum()
-        notes.append(f"Cohort {name}: {counted(unlabelled, 'image')} without a label of the task left out.")
-    table = table[labelled & ~known]
+    stays = labelled | (unlabelled == EVERY or (f"{name}/" + table["image_id"]).isin(list(unlabelled)))
+    if not stays[~known].all():
+        left = (~stays & ~known).sum()
+        notes.append(f"Cohort {name}: {counted(left, 'image')} without a label of the task left out.")
+    if silent := (stays & ~labelled & ~known).sum():
+        notes.append(f"Cohort {name}: {counted(silent, 'image')} without a label of the task, for pseudo-labels.")
+    table = table[stays & ~known]
     if table.empty:
         raise CxrltError(f"cohort {name} ({path}) has no image to train on. {' '.join(notes)}".rstrip())
     labelled_findings = [finding for finding in reached if table[finding].notna().any()]
