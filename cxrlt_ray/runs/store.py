@@ -262,11 +262,10 @@ def create_run(
         corpus.write(store, name)
     if boxes is not None:
         boxes.write(store)
-    provenance = None if soft is None else soft.provenance
     changes = {
         "created": now(),
         "fingerprint": manifest.fingerprint,
-        "soft_targets": provenance,
+        "soft_targets": None if soft is None else soft.provenance,
         "transductive": soft is not None and soft.transductive,
         "boxes": None if boxes is None else boxes.provenance,
     }

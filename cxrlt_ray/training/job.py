@@ -130,7 +130,7 @@ def images_of(
     if soft.transductive:
         targets[transductive_rows(manifest, soft)] = -1
     if soft.teacher is not None:
-        values[targets >= 0] = np.nan
+        values = np.where(targets >= 0, np.float32(np.nan), values)
     return Images(image_id, targets, *codes(table), values, report)
 
 
