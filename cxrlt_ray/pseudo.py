@@ -19,6 +19,8 @@ from cxrlt_ray.ensembling.teaching import labelled_by, record_of, scores_of
 from cxrlt_ray.ensembling.unlabelled import pseudo_store, unlabelled_images
 from cxrlt_ray.reporting import pseudo_labels as report
 from cxrlt_ray.runs.records import TRANSDUCTIVE
+from cxrlt_ray.runs.store import DEFAULT_STORAGE
+from cxrlt_ray.storage import Store
 
 __all__ = ["PseudoRequest", "main", "run"]
 
@@ -62,6 +64,8 @@ def _say_next(request: PseudoRequest, teacher: EnsembleTeacher, record: Teacher)
     for option, default in (("folds", 0), ("holdout", 0.0), ("seed", 0)):
         if (value := getattr(swept, option)) != default:
             options += f" --{option} {value:g}"
+    storage = teacher.run.store.absolute().uri.rpartition("/")[0]
+    options += f" --storage {shlex.quote(storage)}" if storage != Store(DEFAULT_STORAGE).absolute().uri else ""
     if record.weights == "chosen":
         print("Validation chose this teacher's weights: a student that the same subjects judge is refused")
         return
