@@ -39,7 +39,7 @@ def read_cohort(
     training: bool = True,
     others: Mapping[str, str] | None = None,
     labels: GivenLabels | None = None,
-    unlabelled: Unlabelled = (),
+    unlabelled: Unlabelled = frozenset(),
 ) -> Cohort:
     """Read the directory or URI `data`.
 
@@ -83,7 +83,7 @@ def examine(
     training: bool = True,
     others: Mapping[str, str] | None = None,
     labels: GivenLabels | None = None,
-    unlabelled: Unlabelled = (),
+    unlabelled: Unlabelled = frozenset(),
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
     from cxrlt_ray.data.tasks import findings_to_read

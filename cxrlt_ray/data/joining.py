@@ -7,9 +7,9 @@ and what they do not label is null. Their images without any label are left out,
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 import pandas as pd
 
@@ -24,8 +24,8 @@ from cxrlt_ray.storage import Store
 
 PHANTOM = "phantom:"  # before a directory: the phantom there poses as the cohort
 IDS = ("image_id", "study_id", "subject_id")
-EVERY = "every"  # of `unlabelled`: every image without a label stays
-Unlabelled = Collection[str] | Literal["every"]
+EVERY: Final = "every"  # of `unlabelled`: every image without a label stays
+Unlabelled = frozenset[str] | Literal["every"]
 
 
 def parse_cohorts(arguments: Sequence[str]) -> dict[str, str]:
@@ -62,7 +62,7 @@ def sweep_options(others: Mapping[str, str] | None) -> str:
 
 
 def join(
-    main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str], unlabelled: Unlabelled = ()
+    main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str], unlabelled: Unlabelled = frozenset()
 ) -> Cohort:
     """`main` and, after its rows, those of the other cohorts by name; paths are below what all roots share.
 
@@ -179,7 +179,7 @@ def _to_train_with(
             "same id: they would be trained on and scored."
         )
     labelled = table[reached].notna().any(axis=1)
-    stays = labelled | (unlabelled == EVERY or (f"{name}/" + table["image_id"]).isin(list(unlabelled)))
+    stays = labelled | (unlabelled == EVERY or (f"{name}/" + table["image_id"]).isin(unlabelled))
     if not stays[~known].all():
         left = (~stays & ~known).sum()
         notes.append(f"Cohort {name}: {counted(left, 'image')} without a label of the task left out.")

@@ -199,7 +199,7 @@ def _read(
         validation=0.0 if folds else VALIDATION,
         others=cohorts,
         labels=labels,
-        unlabelled=soft.table.index if soft is not None and soft.teacher is not None else (),
+        unlabelled=frozenset(soft.table.index) if soft is not None and soft.teacher is not None else frozenset(),
     )
     for note in cohort.notes:
         print(note)

@@ -117,10 +117,10 @@ def test_hard_labels_need_no_second_pass_and_leave_the_middle_out(place, teacher
 
 def test_the_report_compares_with_known_cells_of_the_cohort(place, soft):
     report = json.loads((place / "pseudo" / f"{soft[0].teacher.key}.json").read_text())
-    assert [part["name"] for part in report["cohorts"]] == ["validation", "other", "images"]
+    assert [part["name"] for part in report["cohorts"]] == ["validation", "images", "other"]
     labels = pd.read_csv(place / "other" / "labels.csv")
     asked = labels[labels["Nodule"].isna()]
-    mass, nodule = report["cohorts"][1]["findings"]
+    mass, nodule = report["cohorts"][2]["findings"]
     assert (mass["cells"], mass["positives"]) == (len(asked), asked["Mass"].sum())
     assert mass["filled"] == 0
     assert (nodule["cells"], nodule["filled"]) == (0, len(asked))
@@ -194,8 +194,11 @@ def test_a_plan_and_a_smoke_start_from_what_there_is(place, teacher, capsys):
     ("change", "message"),
     [
         ({"holdout": 0.3, "seed": 5}, "of this run, by which the student is judged|trained on .* subjects"),
-        ({"holdout": 0.3, "folds": 2}, "trained on .* subjects of fold 0.*Its run has --folds 0"),
-        ({"holdout": 0.3, "cohort": None}, "none of the cohort's training images: give --cohort other=DIR"),
+        ({"holdout": 0.3, "folds": 2}, "trained on .* Its run has --folds 0"),
+        (
+            {"holdout": 0.3, "cohort": None},
+            "none of the cohort's training images: give --cohort images=DIR --cohort other=DIR",
+        ),
     ],
 )
 def test_a_student_that_its_teacher_could_help_to_cheat_is_refused(place, soft, change, message):
