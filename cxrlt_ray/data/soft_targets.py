@@ -67,10 +67,10 @@ class SoftTargets:
                 f"--soft-targets has none of the findings that are trained; its columns are "
                 f"{', '.join(map(str, self.table.columns[:8]))}."
             )
-        training = manifest.of_split("train").table["image_id"]
+        training = manifest.of_split("train", *(["test"] if self.transductive else [])).table["image_id"]
         matched = int(training.isin(self.table.index).sum())
         if not matched:
-            cohorts = [name for name in (self.teacher.images if self.teacher else ()) if name != MAIN]
+            cohorts = [name for name in (self.teacher.images if self.teacher else ()) if name not in (MAIN, "test")]
             raise UsageError(
                 "--soft-targets has none of the cohort's training images: "
                 + (f"give {' '.join(f'--cohort {name}=DIR' for name in cohorts)} too." if cohorts else "")
