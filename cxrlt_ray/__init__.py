@@ -30,6 +30,7 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
     pretrain                       a backbone from images without labels
     generate                       images of rare findings
+    pseudo                         pseudo-labels by an ensemble, for a student
 """
 
 import sys

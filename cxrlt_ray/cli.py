@@ -56,6 +56,7 @@ GROUPS = {  # in the order in which one uses them
     },
     "combine": {
         "ensemble": "select and weigh trials, score the test images, write the submission",
+        "pseudo": "label by an ensemble what nobody labelled, for a student",
     },
     "judge": {
         "evaluate": "score a submission",

@@ -29,6 +29,7 @@ from cxrlt_ray.evaluation.scores import UNSEEN
 from cxrlt_ray.reporting import calibration as calibration_page
 from cxrlt_ray.reporting import comparison as report
 from cxrlt_ray.runs.ensemble_record import EnsembleRecord
+from cxrlt_ray.runs.records import TRANSDUCTIVE
 from cxrlt_ray.runs.store import Run, load_run
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.storage import Store
@@ -76,6 +77,8 @@ def _of_run(request: EnsembleRequest) -> Stacked:
         print(f"The data has no {split} images: weights are made, no submission")
     pool = pool_of_run(request, swept, manifest, file, split if has_images else None)
     print(f"Run {swept.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")
+    if swept.record.transductive:
+        print(TRANSDUCTIVE)
     if len(pool.trials) == 1:
         print("There is one trial: the ensemble is that trial")
     systems = _systems(request, file, name, pool)

@@ -23,6 +23,7 @@ from cxrlt_ray.ensembling.stored import load
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation.calibration import Calibration
 from cxrlt_ray.runs.predictions import Predictions
+from cxrlt_ray.runs.records import TRANSDUCTIVE
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def run(request: PredictRequest) -> Predictions:
     calibration = _calibration(request, ensemble)
     names, track = names_in(request.ask) if request.ask is not None else (), ensemble.record.track
     asked = ask(ensemble.trials, ensemble.findings, ensemble.weights, names, request.ask_descriptions, track=track)
+    if ensemble.record.transductive:
+        print(TRANSDUCTIVE)
     mapping = mapping_member(ensemble.trials, ensemble.weights) if request.maps is not None else None
     images = _read_images(request, ensemble)
     store = Store(request.out).absolute()

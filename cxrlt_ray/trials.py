@@ -8,6 +8,7 @@ from cxrlt_ray import cli, output
 from cxrlt_ray.data.features import FeatureStorage, features_folder
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.reporting.trials import runs_table, trials_table
+from cxrlt_ray.runs.records import TRANSDUCTIVE
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, best_first, load_run, runs
 from cxrlt_ray.storage import Store
 
@@ -38,9 +39,12 @@ def main(
             raise UsageError(f"no run in {storage}: start one with `python -m cxrlt_ray.sweep task1`.")
         table = runs_table(storage)
     else:
-        trials = load_run(storage, run).trials()
+        listed = load_run(storage, run)
+        trials = listed.trials()
         table, names = trials_table(trials), [trial.name for trial in best_first(trials)]
     cli.console().print(table)
+    if run is not None and listed.record.transductive:
+        print(TRANSDUCTIVE)
     output.result("", brief="\n".join(names))
 
 

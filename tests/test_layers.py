@@ -54,6 +54,7 @@ COMMANDS = (
     "pretrain_text",
     "pretrain",
     "generate",
+    "pseudo",
 )
 WITH_RAY = {
     "cluster",

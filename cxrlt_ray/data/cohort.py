@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.given_labels import GivenLabels
-from cxrlt_ray.data.joining import directory, join, phantom_as, sweep_options
+from cxrlt_ray.data.joining import Unlabelled, directory, join, phantom_as, sweep_options
 from cxrlt_ray.data.manifest import COHORT, MAIN, META, Cohort, Manifest
 from cxrlt_ray.data.readers import Raw, Request, all_readers, choose_reader
 from cxrlt_ray.data.readers.columns import UNCERTAIN_MEANS
@@ -39,6 +39,7 @@ def read_cohort(
     training: bool = True,
     others: Mapping[str, str] | None = None,
     labels: GivenLabels | None = None,
+    unlabelled: Unlabelled = frozenset(),
 ) -> Cohort:
     """Read the directory or URI `data`.
 
@@ -47,7 +48,7 @@ def read_cohort(
     data has none, drawn with `seed`; 0: none is carved. labelled: False if labels and a training split may be missing.
     training: False if the training split may be missing, to evaluate only. others: a mapping of cohorts/ ->
     that cohort's directory or URI, or phantom:DIR: it is joined for training, whatever its own splits. labels: of its
-    studies, in the place of the data's own or beside them.
+    studies, in the place of the data's own or beside them. unlabelled: other cohorts' images that stay without one.
     Raises CxrltError with the first of the reasons to refuse it, UsageError for arguments that do not fit.
     """
     cohort, problems = examine(
@@ -61,6 +62,7 @@ def read_cohort(
         training=training,
         others=others,
         labels=labels,
+        unlabelled=unlabelled,
     )
     if problems:
         more = f" ({len(problems) - 1} more: python -m cxrlt_ray.cohort {shlex.quote(data)}{sweep_options(others)})"
@@ -81,6 +83,7 @@ def examine(
     training: bool = True,
     others: Mapping[str, str] | None = None,
     labels: GivenLabels | None = None,
+    unlabelled: Unlabelled = frozenset(),
 ) -> tuple[Cohort, list[str]]:
     """As `read_cohort`, with all reasons to refuse the data as sentences, as far as the rest can still be read."""
     from cxrlt_ray.data.tasks import findings_to_read
@@ -118,7 +121,7 @@ def examine(
     table = in_order(table.assign(**{COHORT: MAIN}))
     manifest = Manifest(table[[*META, *raw.findings]], raw.findings, reader.name, raw.root)
     cohort = Cohort(manifest, tuple(notes), {MAIN: raw.root}, table[["file", "row"]])
-    return (join(cohort, others, uncertain, problems) if others else cohort), problems
+    return (join(cohort, others, uncertain, problems, unlabelled) if others else cohort), problems
 
 
 def _check_findings(raw: Raw, findings: tuple[str, ...] | None, task: str, reader: str) -> None:

@@ -1,7 +1,7 @@
 """Other cohorts joined to the main data, for training only.
 
 Their findings are mapped to CXR-LT's (mapping.py) and from there to the main data's, their ids begin with their name,
-and what they do not label is null.
+and what they do not label is null. Their images without any label are left out, unless soft targets stand for labels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
 
 import pandas as pd
 
@@ -21,8 +22,13 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import GENERATED_MARKER, PHANTOM_MARKER
 from cxrlt_ray.storage import Store
 
+if TYPE_CHECKING:
+    from cxrlt_ray.data.mapping import CohortMapping
+
 PHANTOM = "phantom:"  # before a directory: the phantom there poses as the cohort
 IDS = ("image_id", "study_id", "subject_id")
+EVERY: Final = "every"  # of `unlabelled`: every image without a label stays
+Unlabelled = frozenset[str] | Literal["every"]
 
 
 def parse_cohorts(arguments: Sequence[str], option: str = "--cohort") -> dict[str, str]:
@@ -58,14 +64,17 @@ def sweep_options(others: Mapping[str, str] | None) -> str:
     return "".join(f" --cohort {shlex.quote(f'{name}={path}')}" for name, path in (others or {}).items())
 
 
-def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str]) -> Cohort:
+def join(
+    main: Cohort, others: Mapping[str, str], uncertain: str, problems: list[str], unlabelled: Unlabelled = frozenset()
+) -> Cohort:
     """`main` and, after its rows, those of the other cohorts by name; paths are below what all roots share.
 
     others: mapping -> directory, as of `parse_cohorts`. problems: reasons to refuse their data are added to it.
+    unlabelled: ids of images that stay without a label of the task, or EVERY.
     """
     cohorts = [main]
     for key, path in others.items():
-        other = _other(key, path, main.manifest, uncertain, problems)
+        other = _other(key, path, main.manifest, uncertain, problems, unlabelled)
         if any(other.roots.keys() & cohort.roots.keys() for cohort in cohorts):
             raise UsageError(f"two cohorts are called {next(iter(other.roots))}: give one of the mappings a `name:`.")
         cohorts.append(other)
@@ -83,27 +92,27 @@ def join(main: Cohort, others: Mapping[str, str], uncertain: str, problems: list
     return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots, origins)
 
 
-def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str]) -> Cohort:
+def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str], unlabelled: Unlabelled) -> Cohort:
     """The images of another cohort that label a finding of `main`: all of split train, ids after the cohort's name."""
     from cxrlt_ray.data.mapping import in_cxr_lt, load_mapping
 
     mapping, theirs = load_mapping(key), in_cxr_lt(main.findings, main.source)
-    if not mapping.findings:
+    if mapping.synthetic and not mapping.findings:
         mapping, theirs = mapping.named_as(main.findings), {finding: finding for finding in main.findings}
     name, reached = mapping.name, [finding for finding in main.findings if theirs.get(finding) in mapping.reached]
-    if not reached:
+    if not (reached or unlabelled):
         raise UsageError(
             f"cohort {name} labels none of the {len(main.findings)} findings of the task, such as {main.findings[0]}: "
-            "leave it out, or map its findings to those."
+            "leave it out, map its findings to those, or give pseudo-labels of its images by --soft-targets."
         )
-    raw, table, own_problems = _mapped(key, path, main.findings, theirs, reached, uncertain)
+    raw, table, own_problems = _mapped(mapping, key, path, main.findings, theirs, reached, uncertain)
     if main.table[list(IDS)].apply(lambda ids: ids.str.startswith(f"{name}/").any()).any():
         own_problems.append(
             f"the main data has ids that begin with {name}/, as this cohort's do: give its mapping a `name:`."
         )
     problems += [f"cohort {name}: {problem}" for problem in own_problems]
     notes = [f"Cohort {name}: {note}" for note in raw.notes]
-    table = _to_train_with(table, name, main, reached, path, notes)
+    table = _to_train_with(table, name, main, reached, path, notes, unlabelled)
     origins, table = table[["file", "row"]], table.drop(columns=["file", "row"])
     names = [theirs.get(finding, finding) for finding in main.findings]
     missing = [f"{finding} ({mapping.not_labelled[finding]})" for finding in names if finding in mapping.not_labelled]
@@ -115,15 +124,21 @@ def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[s
 
 
 def _mapped(
-    key: str, path: str, findings: Sequence[str], theirs: Mapping[str, str], reached: Sequence[str], uncertain: str
+    mapping: CohortMapping,
+    key: str,
+    path: str,
+    findings: Sequence[str],
+    theirs: Mapping[str, str],
+    reached: Sequence[str],
+    uncertain: str,
 ) -> tuple[Raw, pd.DataFrame, list[str]]:
     """What a cohort's directory holds: as read, its checked rows with `findings` as columns, and problems of its data.
 
-    theirs: finding -> CXR-LT's, by which the mapping `key` names it. reached: those that it labels.
+    key: the mapping's. theirs: finding -> CXR-LT's, by which the mapping names it. reached: those that it labels.
     """
-    from cxrlt_ray.data.mapping import load_mapping, map_findings, posing
+    from cxrlt_ray.data.mapping import map_findings, posing
 
-    mapping, names = load_mapping(key), [theirs.get(finding, finding) for finding in findings]
+    names = [theirs.get(finding, finding) for finding in findings]
     wanted = {theirs[finding] for finding in reached}
     if path.startswith(PHANTOM):
         raw = with_settled_paths(_phantom(path.removeprefix(PHANTOM), tuple(wanted)))
@@ -132,7 +147,8 @@ def _mapped(
     else:
         sources = tuple(source for source, targets in mapping.findings.items() if set(targets) & wanted)
         reader = all_readers()[mapping.reader]
-        raw = with_settled_paths(reader.read(Request(directory(path), "auto", sources, uncertain)))
+        request = Request(directory(path), "auto", sources, uncertain, labelled=bool(mapping.findings))
+        raw = with_settled_paths(reader.read(request))
         table, problems = checked_rows(raw)
         labels = map_findings(table, mapping, names)
     labels = labels.set_axis(list(findings), axis=1)
@@ -156,7 +172,7 @@ def read_site(key: str, path: str, main: Manifest, uncertain: str = "null") -> t
         raise UsageError(f"--external {name}: the run trained on images of cohort {name}, which is no other site then.")
     if not reached:
         raise UsageError(f"--external {name}: its mapping labels none of the findings, such as {main.findings[0]}.")
-    raw, table, problems = _mapped(key, path, main.findings, theirs, reached, uncertain)
+    raw, table, problems = _mapped(mapping, key, path, main.findings, theirs, reached, uncertain)
     if problems:
         raise CxrltError(f"cohort {name}: {problems[0]}")
     notes = [f"Site {name}: {note}" for note in raw.notes]
@@ -213,7 +229,13 @@ def _stems(image_ids: pd.Series) -> pd.Series:
 
 
 def _to_train_with(
-    table: pd.DataFrame, name: str, main: Manifest, reached: list[str], path: str, notes: list[str]
+    table: pd.DataFrame,
+    name: str,
+    main: Manifest,
+    reached: list[str],
+    path: str,
+    notes: list[str],
+    unlabelled: Unlabelled,
 ) -> pd.DataFrame:
     """A cohort's images that may train beside `main`, in the manifest's form; those left out are added to `notes`."""
     shared = _stems(table["image_id"]).isin(_stems(main.table["image_id"]))
@@ -225,10 +247,13 @@ def _to_train_with(
             "same id: they would be trained on and scored."
         )
     labelled = table[reached].notna().any(axis=1)
-    if not labelled[~known].all():
-        unlabelled = (~labelled & ~known).sum()
-        notes.append(f"Cohort {name}: {counted(unlabelled, 'image')} without a label of the task left out.")
-    table = table[labelled & ~known]
+    stays = labelled | (unlabelled == EVERY or (f"{name}/" + table["image_id"]).isin(unlabelled))
+    if not stays[~known].all():
+        left = (~stays & ~known).sum()
+        notes.append(f"Cohort {name}: {counted(left, 'image')} without a label of the task left out.")
+    if silent := (stays & ~labelled & ~known).sum():
+        notes.append(f"Cohort {name}: {counted(silent, 'image')} without a label of the task, for pseudo-labels.")
+    table = table[stays & ~known]
     if table.empty:
         raise CxrltError(f"cohort {name} ({path}) has no image to train on. {' '.join(notes)}".rstrip())
     labelled_findings = [finding for finding in reached if table[finding].notna().any()]

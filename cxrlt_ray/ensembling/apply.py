@@ -87,14 +87,14 @@ class Ensemble:
         predictions[:, rows] = np.stack(frame.loc[ids[rows], "scores"].to_list(), axis=1)
         space, (study, view) = self.record.space, studies(images)
         own, others = np.split(predictions, [count], axis=2)
-        scores = applied(space, self.rule, own, self._references(), self.weights, study, view)
+        scores = applied(space, self.rule, own, self.references(), self.weights, study, view)
         if asked is None:
             return scores
         weights = np.repeat(asked.weights[:, None], more, axis=1)
         rule = replace(self.rule, gating=0.0, normal=None)
         return np.concatenate([scores, applied(space, rule, others, others, weights, study, view)], axis=1)
 
-    def _references(self) -> np.ndarray:
+    def references(self) -> np.ndarray:
         """The members' validation predictions [M, V, C], which ranks refer to."""
         if self.record.space != "rank":
             return np.empty((len(self.trials), 0, len(self.findings)), np.float32)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.cli import say, with_progress
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.image_transform import AugmentedView
 from cxrlt_ray.data.manifest import codes
@@ -138,7 +139,9 @@ def _pass(work: Store, shards: Shards, members: list[StoredMember], images: pd.D
             num_cpus=DATA_CPUS,
         )
         counts = {name: len(item["image_id"]) for name, item in items.items()}
-        _write_shards(dataset.iter_batches(batch_size=None), counts, work)
+        blocks = dataset.iter_batches(batch_size=None)
+        images_to_do = sum(len(item["image_id"]) for item in todo)
+        _write_shards(with_progress(blocks, images_to_do, say, lambda block: len(block["file"])), counts, work)
     frames = [pd.read_parquet(io.BytesIO(work.read(name))) for name in items]
     table = pd.concat(frames, ignore_index=True).set_index("image_id")
     ids = np.array([i for i in images["image_id"] if i in table.index], object)

@@ -67,6 +67,7 @@ def write_ensemble(
             "sizes": run.record.sizes_of_shards,
             "quality": run.record.quality,
             "track": run.record.track,
+            "transductive": run.record.transductive,
             **as_applied(file, system),
             "members": [_member(pool, int(m), weights[m], findings) for m in np.flatnonzero(system.members)],
             "calibration": calibration,

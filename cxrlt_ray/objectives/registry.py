@@ -103,7 +103,8 @@ class Needs:
     heads that it works with; () for any. single: an image is seen by itself, neither mixed nor fused by study. places:
     texts of places, by the frozen encoder `text`. own_loss: it takes no registered loss, nor smoothed labels.
     statements, boxes: what reports state of an image, and boxes of findings in it, in a run that has any. eager: the
-    network is not compiled: it draws at random, and its shapes differ from batch to batch.
+    network is not compiled: it draws at random, and its shapes differ from batch to batch. pseudo_labels: soft targets
+    in the place of missing labels, in a run that has any.
 
     The network is called with pixels uint8 [B, H, W]; with pairs also the others' pixels, and studies int64 [B]; with
     texts also ids and mask int64 [B, L], by the objective's `tokenize`, and numbers of texts int64 [B], equal for equal
@@ -124,6 +125,7 @@ class Needs:
     statements: bool = False
     boxes: bool = False
     eager: bool = False
+    pseudo_labels: bool = False
 
     @property
     def anew(self) -> bool:

@@ -8,7 +8,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.data.stream import THREADS, Ingest
 from cxrlt_ray.reporting.trials import trials_table
 from cxrlt_ray.runs.cost import gflops
-from cxrlt_ray.runs.records import FINISHED
+from cxrlt_ray.runs.records import FINISHED, TRANSDUCTIVE
 from cxrlt_ray.runs.store import Run, Trial
 from cxrlt_ray.storage import Store
 
@@ -39,6 +39,8 @@ def print_features(folder: str, bound: float, needed: bool) -> None:
 def print_trials(run: Run, trials: Sequence[Trial]) -> None:
     """Print the table of a run's trials, those that no other beats in score and cost, and the disk they take."""
     cli.console().print(trials_table(list(trials)))
+    if run.record.transductive:
+        print(TRANSDUCTIVE)
     if "cost" in run.record.objectives:
         print(_front(trials))
     free = run.store.free()

@@ -62,6 +62,7 @@ class EnsembleRecord(Record):
     sizes: list[int] = Field(default_factory=list)
     quality: int = 95
     track: str | None = None  # of findings asked for by text (data/asking.py)
+    transductive: bool = False  # test images trained its members, by pseudo-labels
     selector: str = ""
     settings: dict[str, int | float | str | bool] = Field(default_factory=dict)
     fallback: list[str] = Field(default_factory=list)

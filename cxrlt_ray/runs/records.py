@@ -23,6 +23,7 @@ from cxrlt_ray.storage import Store
 RUNNING: Final = "running"
 FINISHED: Final = "finished"
 PRUNED: Final = "pruned"
+TRANSDUCTIVE = "TRANSDUCTIVE: test images trained these models, by pseudo-labels; scores on them are no forecast."
 FAILED: Final = "failed"
 State = Literal["running", "finished", "pruned", "failed"]
 Value = bool | int | float | str | None  # of a search parameter
@@ -271,6 +272,7 @@ class RunRecord(Record):
     quality: int = 95
     search_db: str | None = None
     soft_targets: str | None = None
+    transductive: bool = False  # test images trained, by pseudo-labels
     reports: str | None = None  # where the texts in its corpus came from
     boxes: str | None = None  # provenance of boxes of findings in its images
     scrub: str | None = None  # the list of other wordings that were scrubbed from them

@@ -262,9 +262,13 @@ def create_run(
         corpus.write(store, name)
     if boxes is not None:
         boxes.write(store)
-    provenance = None if soft is None else soft.provenance
-    changes = {"created": now(), "fingerprint": manifest.fingerprint, "soft_targets": provenance}
-    changes["boxes"] = None if boxes is None else boxes.provenance
+    changes = {
+        "created": now(),
+        "fingerprint": manifest.fingerprint,
+        "soft_targets": None if soft is None else soft.provenance,
+        "transductive": soft is not None and soft.transductive,
+        "boxes": None if boxes is None else boxes.provenance,
+    }
     record = record.model_copy(update=changes)
     run = Run(store, record)
     run.write(record)

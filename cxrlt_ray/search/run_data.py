@@ -20,6 +20,7 @@ from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
 from cxrlt_ray.search.asking import asking_of, corpora_of, lines, out_of_reach, task_of, with_mined
 from cxrlt_ray.search.given_labels import labels_of
+from cxrlt_ray.search.pseudo_labels import check_teacher
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.storage import Store
@@ -118,17 +119,27 @@ def read_corpus(reports: str, manifest: Manifest, address: str | None) -> Corpus
 
 def soft_targets_for(request: SweepRequest, space: Space) -> SoftTargets | None:
     """The soft targets that are given. Raises UsageError where the space needs them or has no use for them."""
-    objective = space.learns_soft_targets()
+    objective, fills = space.learns_soft_targets(), space.heeds("pseudo_labels")
     if request.soft_targets is None:
+        if fills and not objective and not request.resume:
+            print("No --soft-targets: objective noisy_student learns the labels alone, as the first teacher does")
         if objective and not request.starts_nothing and not request.resume:
             raise UsageError(
                 f"search space {space.name} has objective {objective}, which learns stored predictions: give them by "
                 "--soft-targets PATH."
             )
         return None
-    if not objective:
-        raise UsageError(f"--soft-targets: search space {space.name} has no objective that learns them (distill does).")
-    return read_soft_targets(request.soft_targets)
+    if not (objective or fills):
+        raise UsageError(
+            f"--soft-targets: search space {space.name} has no objective that learns them (distill, noisy_student do)."
+        )
+    soft = read_soft_targets(request.soft_targets)
+    if soft.teacher is None and not objective:
+        raise UsageError(
+            f"--soft-targets {request.soft_targets}: objective noisy_student learns pseudo-labels, whose teacher is on "
+            "record: make them by `python -m cxrlt_ray.pseudo`; other predictions are for objective distill."
+        )
+    return soft
 
 
 def run_data(
@@ -144,11 +155,13 @@ def run_data(
     cohorts = others_of(space, request.cohorts, stand_ins, request.seed, drawn)
     data = request.data or phantom(request.storage, request.seed, drawn)
     labels = labels_of(request)
-    manifest, task, asking = _read(request, data, cohorts, folds, labels)
+    manifest, task, asking = _read(request, data, cohorts, folds, labels, soft)
     if request.smoke and request.data is not None:
         manifest = few(manifest, drawn, request.seed)
-    for note in soft.check(manifest, asking.seen if asking else task.findings) if soft else ():
-        print(note)
+    if soft is not None:
+        findings = asking.seen if asking else task.findings
+        print(*soft.check(manifest, findings), sep="\n")
+        print(*check_teacher(soft, manifest, findings, folds, request.seed, space), sep="\n")
     reports = request.reports or data
     corpora = corpora_of(read_corpus(reports, manifest, request.address), asking, request) if reading else {}
     boxes = None
@@ -166,7 +179,12 @@ def data_of(run: Run) -> RunData:
 
 
 def _read(
-    request: SweepRequest, data: str, cohorts: dict[str, str], folds: int, labels: GivenLabels | None
+    request: SweepRequest,
+    data: str,
+    cohorts: dict[str, str],
+    folds: int,
+    labels: GivenLabels | None,
+    soft: SoftTargets | None,
 ) -> tuple[Manifest, Task, Asking | None]:
     """The manifest as this run splits it, the task, and what is asked for by text; prints the reader's notes."""
     from cxrlt_ray.data.cohort import VALIDATION, read_cohort
@@ -182,6 +200,7 @@ def _read(
         validation=0.0 if folds else VALIDATION,
         others=cohorts,
         labels=labels,
+        unlabelled=frozenset(soft.table.index) if soft is not None and soft.teacher is not None else frozenset(),
     )
     for note in cohort.notes:
         print(note)

@@ -83,9 +83,9 @@ class Job:
 class Images:
     """Images of one role, in manifest order: image_id [N], targets int8 [N, C]; codes of study and view int64 [N].
 
-    soft: soft targets float32 [N, C], nan where there is none; None in a run without them. report: int64 [N], the
-    study of each image in the run's corpus, -1 where it has no report; None in a run without reports. generated: bool
-    [N], which images are generated; None where none of the run is.
+    soft: soft targets float32 [N, C], nan where there is none (pseudo-labels: where there is a label, too); None in a
+    run without them. report: int64 [N], the study of each image in the run's corpus, -1 where it has no report; None in
+    a run without reports. generated: bool [N], which images are generated; None where none of the run is.
     """
 
     image_id: np.ndarray
@@ -116,14 +116,36 @@ class Images:
 
 
 def images_of(
-    manifest: Manifest, findings: tuple[str, ...], soft: SoftTargets | None = None, corpus: Corpus | None = None
+    manifest: Manifest,
+    findings: tuple[str, ...],
+    soft: SoftTargets | None = None,
+    corpus: Corpus | None = None,
+    fold: int | None = None,
 ) -> Images:
-    """All images of a manifest, with their labels (and soft targets) of `findings`, and their places in a corpus."""
-    image_id = manifest.table["image_id"].to_numpy()
-    values = None if soft is None else soft.at(image_id, findings)
+    """All images of a manifest, with their labels (and soft targets) of `findings`, and their places in a corpus.
+
+    fold: whose teacher gave the soft targets. Pseudo-labels stand only where there is no label; of a test image that
+    has any, no label is given.
+    """
+    table, targets = manifest.table, manifest.targets(findings)
+    image_id = table["image_id"].to_numpy()
     report = None if corpus is None else corpus.rows_of(manifest)
     generated = manifest.generated if manifest.synthetic else None
-    return Images(image_id, manifest.targets(findings), *codes(manifest.table), values, report, generated)
+    if soft is None:
+        return Images(image_id, targets, *codes(table), None, report, generated)
+    values = soft.at(image_id, findings, fold)
+    if soft.transductive:
+        targets[transductive_rows(manifest, soft)] = -1
+    if soft.teacher is not None:
+        values = np.where(targets >= 0, np.float32(np.nan), values)
+    return Images(image_id, targets, *codes(table), values, report, generated)
+
+
+def transductive_rows(manifest: Manifest, soft: SoftTargets) -> np.ndarray:
+    """Bool [N]: test images of the main cohort that train by pseudo-labels, where that was asked for."""
+    table = manifest.table
+    test = (table["split"] == "test").to_numpy() & (manifest.cohorts == MAIN).to_numpy()
+    return test & table["image_id"].isin(soft.table.index).to_numpy() & soft.transductive
 
 
 def training_images(
@@ -136,14 +158,16 @@ def training_images(
     """
     table = manifest.table
     train = (table["split"] == "train").to_numpy()
-    validation = _validation_rows(manifest, job, fold)
+    validation = validation_rows(manifest, job.findings, job.folds, job.seed, fold)
     rows = (train | validation) if with_validation else train & ~validation
-    rows = rows & _rows_of_cohorts(manifest, cohorts)
+    soft = soft_targets_of(job.run) if job.soft_targets else None
+    if soft is not None:
+        rows = rows | transductive_rows(manifest, soft)
+    rows = rows & rows_of_cohorts(manifest, cohorts)
     if job.views == "frontal":
         rows = rows & table["view"].isin(FRONTAL).to_numpy()
-    soft = soft_targets_of(job.run) if job.soft_targets else None
     corpus = corpus_of(job, fold)
-    images = images_of(manifest, job.trained, soft, corpus).at(np.flatnonzero(rows))
+    images = images_of(manifest, job.trained, soft, corpus, fold).at(np.flatnonzero(rows))
     return images.without(np.isin(job.trained, list(job.asking.hidden(fold)))) if job.asking else images
 
 
@@ -153,26 +177,32 @@ def validation_images(manifest: Manifest, job: Job, fold: int) -> Images:
     Of a run that asks for findings by text, with labels of the fold's own findings only.
     """
     corpus = corpus_of(job, fold)
-    images = images_of(manifest, job.findings, None, corpus).at(np.flatnonzero(_validation_rows(manifest, job, fold)))
+    rows = np.flatnonzero(validation_rows(manifest, job.findings, job.folds, job.seed, fold))
+    images = images_of(manifest, job.findings, None, corpus).at(rows)
     return images.without(~np.isin(job.findings, list(job.asking.judged(fold)))) if job.asking else images
 
 
-def _validation_rows(manifest: Manifest, job: Job, fold: int) -> np.ndarray:
-    """Bool [N]: the val split, or with folds the training images of this fold."""
-    table, main = manifest.table, manifest.cohorts == MAIN
-    if job.folds <= 1:
-        return (table["split"] == "val").to_numpy() & main
-    rows = np.flatnonzero((table["split"] == "train").to_numpy() & main)
-    # by the predicted findings' labels, so that a run's folds do not depend on what else is trained
-    folds = assign_folds(
-        manifest.targets(job.findings)[rows], table["subject_id"].to_numpy()[rows], job.folds, job.seed
-    )
-    validation = np.zeros(len(table), bool)
-    validation[rows[folds == fold]] = True
-    return validation
+def validation_rows(manifest: Manifest, findings: tuple[str, ...], folds: int, seed: int, fold: int) -> np.ndarray:
+    """Bool [N]: the val split, or with folds (of images) the training images of this fold."""
+    if folds <= 1:
+        return ((manifest.table["split"] == "val") & (manifest.cohorts == MAIN)).to_numpy()
+    return folds_of(manifest, findings, folds, seed) == fold
 
 
-def _rows_of_cohorts(manifest: Manifest, cohorts: str) -> np.ndarray:
+def folds_of(manifest: Manifest, findings: tuple[str, ...], folds: int, seed: int) -> np.ndarray:
+    """The fold of each of the main cohort's training images, int64 [N]; -1 of other images.
+
+    By the predicted findings' labels, so that a run's folds do not depend on what else is trained.
+    """
+    table = manifest.table
+    rows = np.flatnonzero(((table["split"] == "train") & (manifest.cohorts == MAIN)).to_numpy())
+    assigned = np.full(len(table), -1)
+    subjects = table["subject_id"].to_numpy()[rows]
+    assigned[rows] = assign_folds(manifest.targets(findings)[rows], subjects, folds, seed)
+    return assigned
+
+
+def rows_of_cohorts(manifest: Manifest, cohorts: str) -> np.ndarray:
     """Bool [N]: which rows belong to the cohorts that are named: main, outside, all, or names joined by +."""
     names = manifest.cohorts
     main = (names == MAIN).to_numpy()

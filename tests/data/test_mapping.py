@@ -77,7 +77,8 @@ def test_all_mistakes_of_a_mapping_are_told_at_once(tmp_path):
 
 def test_a_mapping_that_is_not_there_is_told_which_are(tmp_path):
     with pytest.raises(
-        UsageError, match=r"no cohorts file 'nhi': .*brax, chexpert, cxrlt2026, mimic, nih, padchest, synthetic, vindr"
+        UsageError,
+        match=r"no cohorts file 'nhi': .*brax, chexpert, cxrlt2026, images, mimic, nih, padchest, synthetic, vindr",
     ):
         load_mapping("nhi")
 

@@ -1,0 +1,150 @@
+"""From scores to pseudo-labels: no label is touched, a fold's labels stay out of its teacher, prevalence is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxrlt_ray.ensembling.pseudo_labels import (
+    calibrated_validation,
+    few_positives,
+    lines_of,
+    maps_of,
+    pseudo_labels,
+)
+from cxrlt_ray.ensembling.teacher import Validation
+from cxrlt_ray.evaluation.soft_labels import class_aware
+from cxrlt_ray.objectives.noisy_student import NoisyStudent
+from cxrlt_ray.objectives.registry import ObjectiveSpec
+from cxrlt_ray.reporting.pseudo_labels import meets
+
+FINDINGS = ("Mass", "Nodule", "Edema")
+
+
+def drawn(images, seed=0, shares=(0.3, 0.15, 0.05)):
+    """Labels int8 [N, 3], and scores of a teacher whose loss inflates them."""
+    rng = np.random.default_rng(seed)
+    base = np.log(np.array(shares) / (1 - np.array(shares)))
+    true = base + rng.normal(0, 1.5, (images, 3))
+    targets = (rng.random(true.shape) < 1 / (1 + np.exp(-true))).astype(np.int8)
+    return targets, 1 / (1 + np.exp(-(0.6 * true + 1.0)))
+
+
+def validation(images=3000, folds=1, seed=0):
+    targets, scores = drawn(images, seed)
+    subjects = np.arange(images) // 2
+    return Validation(scores, targets, subjects, subjects % folds)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["soft", "hard", "raw"]), st.integers(1, 3))
+def test_no_label_ever_changes(seed, values, teachers):
+    """Whatever labels, scores and values are: in the table that the student learns, labels are as they were."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(-1, 2, (30, 3)).astype(np.int8)
+    scores = rng.random((teachers, 30, 3))
+    scores[rng.random(scores.shape) < 0.1] = np.nan  # quarantine
+    folds = teachers if teachers > 1 else 0
+    maps = maps_of(validation(200, max(folds, 1), seed), folds)
+    cohorts = {"a": np.arange(30) < 12, "b": np.arange(30) >= 12}
+    filled = pseudo_labels(scores, targets, cohorts, values, maps, np.full((teachers, 3), 0.2), 0.8)
+    assert np.isnan(filled[:, targets >= 0]).all()
+    assert ((filled >= 0) & (filled <= 1) | np.isnan(filled)).all()
+    if values != "hard":
+        np.testing.assert_array_equal(np.isnan(filled), np.isnan(scores) | (targets >= 0))
+    # even where pseudo-labels were wrongly given for every cell
+    soft = np.where(rng.random(targets.shape) < 0.8, rng.random(targets.shape), np.nan).astype(np.float32)
+    student = NoisyStudent(ObjectiveSpec(objective="noisy_student"), targets, soft)
+    table = student.table()
+    np.testing.assert_array_equal(table[targets >= 0], targets[targets >= 0])
+    np.testing.assert_array_equal(table[targets < 0], np.where(np.isnan(soft), -1, soft)[targets < 0])
+    np.testing.assert_array_equal(student.counts, [(targets == 1).sum(0), (targets >= 0).sum(0)])
+
+
+def test_the_loss_of_a_student_is_that_of_multilabel_on_the_filled_labels_with_weights_from_real_ones():
+    import torch
+
+    from cxrlt_ray.objectives.multilabel import MultiLabel
+
+    rng = np.random.default_rng(0)
+    targets = rng.integers(-1, 2, (16, 3)).astype(np.int8)
+    soft = rng.random((16, 3)).astype(np.float32)
+    spec = ObjectiveSpec(objective="noisy_student", loss="weighted_bce")
+    student, plain = NoisyStudent(spec, targets, soft), MultiLabel(spec, targets)
+    rows, logits = torch.from_numpy(student.table()), torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    assert student.loss(logits, [(1.0, rows)]) == plain.loss(logits, [(1.0, rows)])
+    alone = NoisyStudent(spec, targets, None)
+    np.testing.assert_array_equal(alone.table(), plain.table())
+
+
+def test_no_label_of_a_folds_subjects_reaches_what_its_student_learns():
+    before = validation(400, folds=2)
+    targets = before.targets.copy()
+    targets[before.fold == 1] = 1 - targets[before.fold == 1]
+    after = Validation(before.scores, targets, before.subjects, before.fold)
+    scores = np.random.default_rng(1).random((2, 20, 3))
+    empty, cohorts = np.full((20, 3), -1, np.int8), {"a": np.ones(20, bool)}
+    one, two = (
+        pseudo_labels(scores, empty, cohorts, "soft", maps_of(part, 2), np.full((2, 3), 0.2), 0.8)
+        for part in (before, after)
+    )
+    np.testing.assert_array_equal(one[1], two[1])
+    assert not np.allclose(one[0], two[0])
+    own = calibrated_validation(before, maps_of(before, 2))
+    np.testing.assert_array_equal(
+        own[before.fold == 1], calibrated_validation(after, maps_of(after, 2))[before.fold == 1]
+    )
+
+
+def test_hidden_cells_of_an_outside_cohort_get_their_true_prevalence():
+    """A fifth of the known outside cells is hidden: calibrated sums meet .8 to 1.25, raw ones do not; CAP sets it."""
+    known, scores = drawn(4000, seed=3)
+    groups = np.arange(4000) // 3
+    hidden = np.random.default_rng(0).random(groups.max() + 1)[groups] < 0.2
+    told = np.where(hidden[:, None], -1, known)
+    maps, everything = maps_of(validation(), 0), {"nih": np.ones(4000, bool)}
+    shares = (validation().targets == 1).mean(axis=0)[None]
+    soft, raw, hard = (
+        pseudo_labels(scores[None], told, everything, values, maps, shares, 0.8)[0]
+        for values in ("soft", "raw", "hard")
+    )
+    of_hidden, truth = hidden, known[hidden]
+    lines = lines_of(FINDINGS, truth, scores[of_hidden], soft[of_hidden], hard[of_hidden], groups[of_hidden], 300, 0)
+    assert sum(line.positives >= 50 for line in lines) >= 2
+    assert all(meets(line) for line in lines if line.positives >= 50)
+    raws = lines_of(FINDINGS, truth, scores[of_hidden], raw[of_hidden], hard[of_hidden], groups[of_hidden], 300, 0)
+    assert not any(meets(line) for line in raws)
+    for line, own in zip(lines, raws, strict=True):
+        assert line.ap == own.ap  # a monotone map keeps the order
+        assert line.brier < line.brier_raw
+        assert line.precision > 1.5 * line.labelled
+    given_ = hard[hidden]
+    kept = ~np.isnan(given_)
+    np.testing.assert_allclose(np.nanmean(given_, axis=0), shares[0], atol=0.02)
+    assert kept.mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_hard_labels_are_made_within_each_cohort():
+    scores = np.concatenate([np.linspace(0.0, 0.4, 50), np.linspace(0.6, 1.0, 50)])[:, None]
+    cohorts = {"a": np.arange(100) < 50, "b": np.arange(100) >= 50}
+    maps = maps_of(validation(50), 0)
+    filled = pseudo_labels(scores[None], np.full((100, 1), -1), cohorts, "hard", maps, np.array([[0.1]]), 1.0)[0]
+    for rows in cohorts.values():
+        np.testing.assert_array_equal(filled[rows], class_aware(scores[rows], np.array([0.1]), 1.0))
+        assert filled[rows].sum() == 5
+
+
+def test_findings_with_one_positive_subject_are_named_and_break_nothing():
+    part = validation(60)
+    targets = part.targets.copy()
+    targets[:, 2] = 0
+    targets[5, 2] = 1
+    rare = Validation(part.scores, targets, part.subjects, part.fold)
+    assert few_positives(rare, FINDINGS) == ["Edema"]
+    (maps,) = maps_of(rare, 0)
+    assert np.isfinite(maps(part.scores)).all()
+    lines = lines_of(FINDINGS, targets, part.scores, maps(part.scores), targets, part.subjects, 50, 0)
+    assert lines[2].positives == 1
+    assert lines[2].high is None or lines[2].high >= lines[2].ratio
