@@ -54,7 +54,7 @@ lint: .venv/.ready
 # a link that leads nowhere ends it
 docs: .venv/.ready
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
-	@echo "build/site/index.html; with search: $(PY) -m http.server --bind 127.0.0.1 -d build/site"
+	@echo "build/site/index.html"
 
 # the README's, of the newest run's report.html
 picture: .venv/.ready

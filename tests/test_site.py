@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = Path("/usr/bin/chromium")
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 FETCHED = {"link": "href", "use": "href", "image": "href", "object": "data"}  # of others: src, srcset, poster
 NOT_FETCHED = {"canonical", "prev", "next", "alternate", "edit"}  # kinds of <link>
@@ -69,7 +70,10 @@ def test_settings_ask_for_nothing_from_outside():
     assert SETTINGS["theme"]["font"] is False
     assert SETTINGS["strict"] is True
     used = {next(iter(plugin)) if isinstance(plugin, dict) else plugin for plugin in SETTINGS["plugins"]}
-    assert used == {"search", "mkdocstrings"}
+    assert used == {"search", "offline", "mkdocstrings"}
+    # without one of its own the plugin `offline` would fetch iframe-worker
+    assert [(ROOT / "docs" / script).is_file() for script in SETTINGS["extra"]["polyfills"]] == [True]
+    assert "iframe-worker" in SETTINGS["extra"]["polyfills"][0]
     assert "analytics" not in SETTINGS["extra"]
     # the theme asks a known host for a repository's stars
     assert not {"repo_url", "extra_javascript", "extra_css"} & set(SETTINGS)
@@ -103,10 +107,11 @@ def test_a_request_to_another_host_would_be_seen():
     assert outside_requests(page) == ["https://x/a.css", "//x/b.js"]
 
 
-@pytest.mark.slow
-def test_the_strict_build_succeeds_and_its_pages_fetch_nothing(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -114,11 +119,39 @@ def test_the_strict_build_succeeds_and_its_pages_fetch_nothing(tmp_path):
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    pages = {page.relative_to(tmp_path / "site"): page.read_text() for page in (tmp_path / "site").rglob("*.html")}
+    return folder
+
+
+@pytest.mark.slow
+def test_the_pages_of_the_strict_build_fetch_nothing(site):
+    pages = {str(page.relative_to(site)): page.read_text() for page in site.rglob("*.html")}
     assert len(pages) > 40
-    assert {str(path): found for path, text in pages.items() if (found := outside_requests(text))} == {}
-    styles = [style.read_text() for style in (tmp_path / "site").rglob("*.css")]
+    assert {path: outside for path, text in pages.items() if (outside := outside_requests(text))} == {}
+    styles = [style.read_text() for style in site.rglob("*.css")]
     assert not any(re.search(r"url\(['\"]?(?:\w+:)?//|@import", style) for style in styles)
-    assert "compare_groups" in pages[Path("api/evaluation.html")]
-    assert (tmp_path / "site" / "files/cxrlt_ray/evaluation/critical.yaml.txt").is_file()
-    assert not list((tmp_path / "site").rglob("*.py"))
+    assert "compare_groups" in pages["api/evaluation.html"]
+    assert (site / "files/cxrlt_ray/evaluation/critical.yaml.txt").is_file()
+    assert not list(site.rglob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}: apt-get install chromium")
+def test_pages_and_search_work_from_the_disk_without_a_request(site):
+    from playwright.sync_api import sync_playwright
+
+    requests, faults = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("requestfailed", lambda request: faults.append(request.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        for name in ("index.html", "systems/index.html", "api/evaluation.html"):
+            page.goto((site / name).as_uri())
+            page.fill("input.md-search__input", "effective rank")
+            page.wait_for_selector(".md-search-result__link", state="attached", timeout=60_000)
+            links = page.eval_on_selector_all(".md-search-result__link", "found => found.map(link => link.href)")
+            assert any("glossary.html" in link or "pretraining.html" in link for link in links)
+        browser.close()
+    assert faults == []
+    assert {request.split(":")[0] for request in requests} <= {"file", "data", "about", "blob"}
