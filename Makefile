@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --only-binary :all: --no-binary antlr4-python3-runtime --require-hashes -r requirements.lock --python-version 3.11
 
-.PHONY: check demo test slow bench browser lint platforms clean
+.PHONY: check demo test slow bench browser lint docs picture platforms clean
 
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"cxrlt_ray needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}. Give another: make PYTHON=python3.11 ...")'
@@ -54,6 +54,16 @@ browser:
 
 lint: .venv/.ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy cxrlt_ray
+	@$(MAKE) --no-print-directory docs
+
+# a link that leads nowhere ends it
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "build/site/index.html"
+
+# the README's, of the newest run's report.html
+picture: .venv/.ready
+	$(PY) docs/picture.py
 
 # what the lock holds has wheels for these, too: nothing is installed
 platforms: .venv/.ready
