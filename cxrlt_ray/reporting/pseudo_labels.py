@@ -66,7 +66,7 @@ def _table(cohort: CohortReport, values: str) -> Table:
         title += " (the teacher was trained on this cohort: the comparison flatters it)"
     table = Table(title=title, title_justify="left")
     for column in ("finding", "positives", "labelled", "ratio [95 %]", "AP", "Brier", "raw Brier", "precision"):
-        table.add_column(column, justify="left" if column == "finding" else "right")
+        table.add_column(column, justify="left" if column == "finding" else "right", no_wrap=column.startswith("ratio"))
     if cohort.name != VALIDATION:
         for column in ("cells filled", f"mean ({values})"):
             table.add_column(column, justify="right")
