@@ -264,7 +264,8 @@ def _confusion_figure(facts: Errors) -> Figure:
     note = (
         "A row: the highest-scored images without the finding, as many as have it (20 at least, a fifth of those "
         "without it at most). A column: how many times more frequent another finding is among them than among all "
-        "images without the first. Dark: the model takes the one for the other, or for what comes with it; light: 1 or less."
+        "images without the first. Dark: the model takes the one for the other, or for what comes with it. Light: 1 or "
+        "less."
     )
     return Figure("What is taken for what", [drawing], note, Table("Ratios", "ratios", columns, folded=True))
 
