@@ -18,6 +18,7 @@ cost.py              floating-point operations and parameters, without memory
 asking.py            a trained model, asked for findings that it was not trained on
 factory.py           a new classifier with its pretrained weights
 carry_over.py        the model of a trial's next stage
+heatmaps.py          where in an image a logit comes from, and whether training has anything to do with it
 """
 
 from cxrlt_ray.models.adapters import check_targets, train_part

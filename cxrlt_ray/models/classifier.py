@@ -130,7 +130,10 @@ class Classifier(nn.Module):
         pixels = self.normalised(images)
         if self.fusion is not None and self._fills_batches(pixels):
             pixels = filled(pixels)
-        features = self.backbone.forward_features(pixels)
+        return self.read(self.backbone.forward_features(pixels))
+
+    def read(self, features: torch.Tensor) -> torch.Tensor:
+        """`features` of what the backbone's `forward_features` gave."""
         if not self.keeps_map:
             return pooled(self.backbone, features)
         read = with_class_token if self.keeps_class else to_tokens

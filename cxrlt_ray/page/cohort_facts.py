@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from itertools import combinations
@@ -12,8 +11,9 @@ import pandas as pd
 
 from cxrlt_ray.data.file_states import CHECKSUM, STATE
 from cxrlt_ray.data.manifest import MAIN, Manifest
-from cxrlt_ray.data.shards import INDEX, Shards
+from cxrlt_ray.data.shards import INDEX, Shards, decoded
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.page.pictures import data_uri, smaller
 from cxrlt_ray.page.records import Interval
 
 LEVEL = 0.95
@@ -77,7 +77,7 @@ def identical_files(manifest: Manifest, shards: Shards) -> dict[str, int] | None
 
 
 def example_images(manifest: Manifest, shards: Shards, findings: tuple[str, ...], most: int = 12) -> dict[str, str]:
-    """A training image with each of the `most` frequent findings, as data URIs of the prepared image."""
+    """A training image with each of the `most` frequent findings, small, as data URIs."""
     train = manifest.of_cohort(MAIN).of_split("train")
     targets = train.targets(findings)
     order = np.argsort(-(targets == 1).sum(axis=0), kind="stable")[:most]
@@ -88,6 +88,5 @@ def example_images(manifest: Manifest, shards: Shards, findings: tuple[str, ...]
         if ids:
             place = index.loc[ids[len(ids) // 2]]
             content = shards.store.read(str(place["file"]))[place["offset"] : place["offset"] + place["length"]]
-            kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-            examples[findings[c]] = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+            examples[findings[c]] = data_uri(smaller(decoded(content)))
     return examples

@@ -40,7 +40,8 @@ class Report(Record):
     """`report.json`.
 
     kind: run or comparison. created: when it was gathered. sections: what each gathered, by its name, in the page's
-    order. faults: why a section is missing, by name. absent: what a section that has nothing to show lacks.
+    order. faults: why a section is missing, by name. absent: what a section that has nothing to show lacks. pictures:
+    whose pictures are in it, a sentence for the page's top; empty where there are none.
     """
 
     VERSION: ClassVar[int] = 1
@@ -52,6 +53,7 @@ class Report(Record):
     sections: dict[str, JsonValue] = Field(default_factory=dict)
     faults: dict[str, str] = Field(default_factory=dict)
     absent: dict[str, str] = Field(default_factory=dict)
+    pictures: str = ""
 
     def write(self, store: Store, name: str) -> None:
         """Write the record, whole or not at all; keys without a value are null."""

@@ -31,6 +31,8 @@ from cxrlt_ray.storage.finite import finite
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+PICTURES = "This page holds pictures of patients (--images): keep it where the images themselves may be."
+DRAWN = "This page holds pictures (--images). They are drawn, of no patients."
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -53,6 +55,8 @@ def gathered(facts: Facts) -> Report:
             else:
                 found[section.name] = finite(content.model_dump(mode="json"))
     report.sections = {section.name: found[section.name] for section in known if section.name in found}
+    if facts.images_shown and "data:image/" in str(found):
+        report.pictures = DRAWN if facts.phantom else PICTURES
     return report
 
 
