@@ -49,6 +49,8 @@ def drawn_manifest(images: int, findings: Sequence[str], seed: int) -> Manifest:
     table["subject_id"] = [f"subject-{n // 2}" for n in range(count)]
     table["split"] = np.repeat(SPLITS, images)
     table["view"], table["path"] = rng.choice(["PA", "AP", "LATERAL"], count), "drawn.jpg"
+    table["sex"] = [("F", "M")[n // 2 % 2] for n in range(count)]
+    table["age"] = [float(20 + n // 4 % 60) for n in range(count)]
     labels = pd.DataFrame((rng.random((count, len(findings))) < shares).astype(np.int8), columns=list(findings))
     table = pd.concat([table, labels.astype("Int8")], axis=1)
     return Manifest(table, tuple(findings), "table", "drawn")
