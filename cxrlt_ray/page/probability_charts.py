@@ -9,7 +9,7 @@ from markupsafe import Markup
 from cxrlt_ray.page.charts import Mark
 from cxrlt_ray.page.svg import Scale, plain, svg, tag, text
 
-EDGE, LEFT, TOP = 104.0, 32.0, 6.0  # pixels of the square
+EDGE, LEFT, TOP = 104.0, 40.0, 6.0  # pixels of the square
 Point = tuple[float, float]
 
 

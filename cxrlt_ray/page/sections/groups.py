@@ -21,7 +21,7 @@ from cxrlt_ray.page.sections.findings import SCORED_ON
 from cxrlt_ray.page.sections.registry import register_section
 
 ROUNDS = 100  # of bootstrap: of these the standard error alone is used
-MOST = 6_000  # images that are compared: 5 columns of so many images of 40 findings take seconds
+MOST = 4_000  # images that are compared: 5 columns of so many images of 40 findings take seconds
 TITLES = {"ap": "AP", "ap_even": "AP, one prev.", "auroc": "AUROC", "fnr": "FNR", "bias": "bias"}
 DRAWN = ("auroc", "fnr")
 
