@@ -49,6 +49,8 @@ def drawn_manifest(images: int, findings: Sequence[str], seed: int) -> Manifest:
     table["subject_id"] = [f"subject-{n // 2}" for n in range(count)]
     table["split"] = np.repeat(SPLITS, images)
     table["view"], table["path"] = rng.choice(["PA", "AP", "LATERAL"], count), "drawn.jpg"
+    table["sex"] = [("F", "M")[n // 2 % 2] for n in range(count)]
+    table["age"] = [float(20 + n // 4 % 60) for n in range(count)]
     labels = pd.DataFrame((rng.random((count, len(findings))) < shares).astype(np.int8), columns=list(findings))
     table = pd.concat([table, labels.astype("Int8")], axis=1)
     return Manifest(table, tuple(findings), "table", "drawn")
@@ -119,14 +121,20 @@ def _write_trial(
     ).write(store, "trial.json")
 
 
-def write_ensemble(storage: Path, name: str = "drawn", members: int = MEMBERS, rounds: int = 100) -> None:
-    """The ensemble of the best `members` trials, by the command's own code, without its report."""
+def write_ensemble(
+    storage: Path, name: str = "drawn", members: int = MEMBERS, rounds: int = 100, calibrate: bool = False
+) -> None:
+    """The ensemble of the best `members` trials, by the command's own code, without its report.
+
+    calibrate: calibrated, with thresholds of two aims.
+    """
     from cxrlt_ray import ensemble
 
     path = storage / "best.yaml"
     path.write_text(f"selector: topk_mean\nsettings: {{k: {members}}}\nguard: .inf\n")
+    more = {"calibrate": True, "thresholds": ["f1", "sensitivity=0.8"]} if calibrate else {}
     request = ensemble.EnsembleRequest(
-        select=str(path), storage=str(storage), run=name, rounds=rounds, report=False, score_all=True
+        select=str(path), storage=str(storage), run=name, rounds=rounds, report=False, score_all=True, **more
     )
     with contextlib.redirect_stdout(io.StringIO()):
         ensemble.run(request)
@@ -153,7 +161,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             storage = Path(folder)
             write_run(storage, trials, images=given.images)
-            write_ensemble(storage)
+            write_ensemble(storage, calibrate=True)
             first, again = measured(storage), measured(storage)
         print(json.dumps({"trials": trials, "first": first, "again": again}), flush=True)
         size = first["bytes"] / 1e6
@@ -163,7 +171,7 @@ def main() -> None:
         work = f"report page of {trials} trials of {len(TASK1)} findings"
         rows.append((work, "goal", f"{first['seconds']:.1f} s, {size:.2f} MB", limit))
     lines += ["", "- `again`: with the first page's report.json beside it, from which GFLOPs are taken (no torch)."]
-    conditions = f", {given.images:,} images of each split, an ensemble of {MEMBERS}."
+    conditions = f", {given.images:,} images of each split, a calibrated ensemble of {MEMBERS}."
     publish("page", "A run's report page", conditions, lines, given.write, rows)
 
 

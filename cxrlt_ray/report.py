@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cxrlt_ray import cli, output
 from cxrlt_ray.page.request import ReportRequest
+from cxrlt_ray.page.watched import watch
 from cxrlt_ray.page.written import write_comparison, write_report
 from cxrlt_ray.runs.store import load_run
 
@@ -27,7 +28,10 @@ def run(request: ReportRequest) -> str:
         written = write_comparison(one, other, request.out or "comparison.html")
     else:
         swept = load_run(request.storage, request.run)
-        written = write_report(swept, request.out, images=request.images)
+        if request.watch:
+            written = watch(swept, request.seconds, request.out, request.images)
+        else:
+            written = write_report(swept, request.out, images=request.images)
     for name, fault in written.report.faults.items():
         print(f"Note: section {name} is missing: {fault}")
     output.result(written.uri, [written.uri])
@@ -41,6 +45,7 @@ main = cli.command(
 
     python -m cxrlt_ray.report
     python -m cxrlt_ray.report --run task1-20261125-101500 --out report.html
+    python -m cxrlt_ray.report --watch --storage s3://BUCKET/runs --out report.html
     python -m cxrlt_ray.report --compare RUN_A RUN_B --out comparison.html
     """,
     many=("--compare",),

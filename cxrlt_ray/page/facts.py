@@ -78,6 +78,16 @@ class ScoredImages:
         """[N]."""
         return self.table["subject_id"].to_numpy()
 
+    def some(self, most: int) -> ScoredImages:
+        """The images of subjects drawn (the same ones each time) until there are `most` images; all where no more."""
+        if len(self.targets) <= most:
+            return self
+        _, subject = np.unique(self.subjects.astype(str), return_inverse=True)
+        place = np.random.default_rng(0).permutation(int(subject.max()) + 1)[subject]
+        rows = place <= np.partition(place, most - 1)[most - 1]
+        table = self.table[rows].reset_index(drop=True)
+        return ScoredImages(self.where, self.system, self.targets[rows], self.probabilities[rows], table)
+
 
 @dataclass(frozen=True)
 class Facts:

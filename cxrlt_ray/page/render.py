@@ -87,8 +87,15 @@ def shown(report: Report, known: Sequence[Section]) -> list[Shown]:  # type: ign
     return page
 
 
-def render(report: Report, known: Sequence[Section] | None = None) -> str:  # type: ignore[type-arg]
-    """The page of a report as HTML. known: the sections to draw; all that are registered without it."""
+def render(
+    report: Report,
+    known: Sequence[Section] | None = None,  # type: ignore[type-arg]
+    refresh: float | None = None,
+) -> str:
+    """The page of a report as HTML. known: the sections to draw; all that are registered without it.
+
+    refresh: seconds after which a browser loads it anew; never without it.
+    """
     document = finite(report.model_dump(mode="json"))
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     return (
@@ -99,6 +106,7 @@ def render(report: Report, known: Sequence[Section] | None = None) -> str:  # ty
             sections=shown(report, sections() if known is None else known),
             style=Markup(style),
             script=Markup(script),
+            refresh=None if refresh is None else max(round(refresh), 1),
             policy=_policy(style, script),
             cell=partial(cell, document),
             resolve=partial(resolve, document),

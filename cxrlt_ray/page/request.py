@@ -11,6 +11,8 @@ from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 
+LEAST_SECONDS, MOST_SECONDS = 5.0, 86400.0  # between two pages of --watch
+
 
 class ReportRequest(Config):
     """What is asked of `report`. Raises UsageError for options that do not go together."""
@@ -19,16 +21,29 @@ class ReportRequest(Config):
     storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE
     out: Annotated[str | None, cli.option("the page, a .html: path or URI; in the run without it")] = None
     images: Annotated[bool, cli.option("show patients' images in the page", "--images")] = False
+    watch: Annotated[bool, cli.option("write the page anew each minute until the run has ended", "--watch")] = False
+    every: Annotated[str, cli.option("how often --watch writes it: 30s, 5m")] = "60s"
     compare: Annotated[list[str] | None, cli.option("two runs, to set side by side")] = None
 
     @model_validator(mode="after")
     def _check(self) -> ReportRequest:
         if self.out is not None and not self.out.endswith(".html"):
             raise UsageError(f"--out {self.out} must end in .html: the numbers are left beside it as .json.")
+        if not LEAST_SECONDS <= self.seconds <= MOST_SECONDS:
+            raise UsageError(f"--every {self.every} must be between 5s and 1d: a page takes seconds to write.")
+        if "every" in self.model_fields_set and not self.watch:
+            raise UsageError("--every is for --watch: it says how often the page is written anew.")
         if self.compare is None:
             return self
         if len(self.compare) != 2:
             raise UsageError(f"--compare takes two runs, not {len(self.compare)}.")
-        if given := [name for name in ("run", "images") if name in self.model_fields_set]:
+        if given := [name for name in ("run", "images", "watch") if name in self.model_fields_set]:
             raise UsageError(f"--{given[0]} does not go with --compare, which names its two runs.")
         return self
+
+    @property
+    def seconds(self) -> float:
+        """Between two pages of `watch`. Raises UsageError where `every` is no time."""
+        from cxrlt_ray.search.request import parse_seconds
+
+        return parse_seconds(self.every, "--every")

@@ -25,17 +25,19 @@ class Written:
     report: Report
 
 
-def write_report(run: Run, out: str | None = None, ensemble: str | None = None, images: bool = False) -> Written:
+def write_report(
+    run: Run, out: str | None = None, ensemble: str | None = None, images: bool = False, refresh: float | None = None
+) -> Written:
     """Write the page of a run as it is now to `out` (RUN/report.html without it), its numbers and model card beside.
 
-    ensemble: the one to show, the newest without it. images: whether patients' images may be shown. Raises CxrltError
-    where nothing can be written there.
+    ensemble: the one to show, the newest without it. images: whether patients' images may be shown. refresh: seconds
+    after which a browser loads the page anew. Raises CxrltError where nothing can be written there.
     """
     store, name = (run.store, PAGE) if out is None else Store.holding(out)
     numbers = f"{name.removesuffix('.html')}.json"
     facts = Facts(run, ensemble, costs_of(store, numbers, run.name), images)
     report = gathered(facts)
-    store.write(name, render(report).encode())
+    store.write(name, render(report, refresh=refresh).encode())
     report.write(store, numbers)
     store.write(CARD, model_card(facts, report).encode())
     return Written(f"{store.uri.rstrip('/')}/{name}", report)

@@ -42,6 +42,23 @@ def claim(store: Store) -> AbstractContextManager[None]:
     return _listed(store) if store.local is None else _locked(store.local)
 
 
+def is_claimed(store: Store) -> bool | None:
+    """Whether a process, of any machine, has the claim on the directory; None where that cannot be told.
+
+    Nothing is written. Raises CxrltError where the storage does not answer.
+    """
+    if store.local is None:
+        return any(not _is_abandoned(store, name) for name in store.list(CLAIMS))
+    try:
+        with open(store.local / CLAIM, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed, at once
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return False
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     with _lock(folder) as file:

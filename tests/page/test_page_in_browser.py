@@ -30,7 +30,7 @@ def site(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("site")
     run = drawn_run(folder)
-    write_ensemble(folder, members=4, rounds=20)
+    write_ensemble(folder, members=4, rounds=20, calibrate=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cxrlt_ray.page.costs._flops", lambda *_: 1.234e9)  # counting them imports torch
         write_report(run, str(folder / "page.html"))
@@ -66,6 +66,8 @@ def test_every_number_in_the_page_is_the_number_in_the_json(opened, site):
         "data[data-path]", "all => all.map(e => [e.dataset.path, e.value, e.textContent])"
     )
     assert len(shown) > 300
+    sections = {path.split("/")[2] for path, _, _ in shown}
+    assert {"calibration", "thresholds", "groups"} <= sections
     for path, value, text in shown:
         number = at(site[1], path)
         assert float(value) == number, path

@@ -14,7 +14,7 @@ import s3 as server
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage import claim as claims
-from cxrlt_ray.storage.claim import Taken, claim
+from cxrlt_ray.storage.claim import Taken, claim, is_claimed
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,17 @@ def test_what_a_process_left_that_was_killed_is_no_claim(store):
     code = "import os, sys; from cxrlt_ray.storage import Store; from cxrlt_ray.storage.claim import claim\n"
     code += "claim(Store(sys.argv[1])).__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, store.uri], check=False).returncode == 9
+    assert is_claimed(store) is False
     with claim(store):
         pass
+
+
+def test_whether_there_is_a_claim_is_seen_without_taking_it(store):
+    assert is_claimed(store) is False
+    with claim(store):
+        store.write("run.json", b"{}")
+        assert is_claimed(store) is True
+    assert is_claimed(store) is False
 
 
 def test_of_many_at_the_same_moment_at_most_one_has_it(store):
