@@ -21,6 +21,7 @@ ALONE, REAL = "alone", "real"
 COMPANIES = (ALONE, REAL)
 JOIN = "+"  # between the findings of a set
 SHOWN = 3  # names in a message
+RAREST = 5  # findings that are drawn where none is tail
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,16 @@ def prompt(vector: np.ndarray, findings: Sequence[str]) -> str:
 
 
 def tail_sets(targets: np.ndarray, findings: Sequence[str]) -> tuple[str, ...]:
-    """The tail findings of training targets int8 [N, C] that have a positive, in order. Raises UsageError for none."""
+    """The tail findings of training targets int8 [N, C] that have a positive, in order; the RAREST where none is tail.
+
+    Raises UsageError where no finding has a positive.
+    """
     kinds, positives = rarity(targets), (targets == 1).sum(axis=0)
-    sets = tuple(
-        name for name, kind, count in zip(findings, kinds, positives, strict=True) if kind == TAIL and count > 0
-    )
-    if not sets:
-        raise UsageError(
-            "none of the findings that were learnt is a tail finding (below 1 % of the images) with a positive: name "
-            "those to draw by --findings."
-        )
-    return sets
+    known = [c for c in np.argsort(positives, kind="stable") if positives[c] > 0]
+    if not known:
+        raise UsageError("none of the findings that were learnt has a positive image: there is nothing to draw.")
+    chosen = [c for c in known if kinds[c] == TAIL] or known[:RAREST]
+    return tuple(findings[c] for c in sorted(chosen))
 
 
 def members(text: str, findings: Sequence[str]) -> list[int]:
