@@ -218,7 +218,7 @@ def _check(likenesses: Sequence[float]) -> dict[str, object]:
     means = (
         "high: the heatmaps show the image more than what the model learned. Conclude nothing from them"
         if mean >= ALIKE
-        else "low: the heatmaps depend on what the model learned. That does not show that they are right"
+        else "low: the heatmaps depend on the weights, not on the image alone. That does not show that they are right"
         if mean <= UNLIKE
         else "in between: part of what the heatmaps show is the image itself"
     )
@@ -274,16 +274,16 @@ def _pairs() -> Table:
     columns = [
         Column("false positives of", "finding"),
         Column("have", "other"),
-        Column("images", "count", "count", "of the highest false positives that have the other finding"),
-        Column("of", "top", "count", "highest false positives"),
-        Column("share", "share", "percent", "of those that are labelled for the other finding"),
-        Column("share of all", "base", "percent", "among all images without the first finding"),
         Column("ratio", "ratio/value", "number"),
         Column(
             "low", "ratio/low", "number", "of the ratio's 95 % interval, by subject; the threshold is taken as given"
         ),
         Column("high", "ratio/high", "number"),
         Column("more than chance", "more", help="after Holm's correction for all pairs"),
+        Column("images", "count", "count", "of the highest false positives that have the other finding"),
+        Column("of", "top", "count", "highest false positives"),
+        Column("share", "share", "percent", "of those that are labelled for the other finding"),
+        Column("of all", "base", "percent", "among all images without the first finding"),
     ]
     return Table("The most over-represented pairs", "pairs", columns, filtered=True)
 
