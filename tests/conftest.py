@@ -49,9 +49,12 @@ def lesson(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(lesson, tmp_path_factory) -> Path:
     """The folder of a generator that was trained on them, for a few steps in one go."""
+    import torch
     from generation_data import CONFIG
 
     from cxrlt_ray.generation.training import train_generator
+
+    torch.set_num_threads(1)  # weights are the same bit for bit on the same number of threads
 
     out = tmp_path_factory.mktemp("generator") / "g"
     train_generator(CONFIG, lesson, out, lambda _: None)

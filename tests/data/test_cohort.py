@@ -502,7 +502,10 @@ def test_cohorts_are_given_as_name_and_directory(tmp_path):
         ("nih", r"--cohort is NAME=DIR, such as nih=/data/nih; not 'nih'"),
         ("=/data", r"--cohort is NAME=DIR"),
         ("nih=", r"--cohort is NAME=DIR"),
-        ("nhi=.", r"no cohorts file 'nhi': .*brax, chexpert, cxrlt2026, images, mimic, nih, padchest, vindr"),
+        (
+            "nhi=.",
+            r"no cohorts file 'nhi': .*brax, chexpert, cxrlt2026, images, mimic, nih, padchest, synthetic, vindr",
+        ),
         ("nih=/no/where", r"no directory /no/where"),
         ("nih=phantom:/no/where", r"no directory /no/where"),
     ],

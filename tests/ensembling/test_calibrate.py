@@ -30,7 +30,7 @@ def made(tmp_path_factory):
             write_predictions(trial.store, frame.index, 1 / (1 + np.exp(-3 * logits - 1)), split)
     options = {"storage": str(folder), "run": "r", "rounds": 40, "select": "mean"}
     plain = ensemble.run(ensemble.EnsembleRequest(**options))
-    kept = {path.name: path.read_bytes() for path in plain.store.local.iterdir()}
+    kept = {path.name: path.read_bytes() for path in plain.store.local.iterdir() if path.is_file()}
     (folder / "critical.yaml").write_text("findings: [nodule]\n")
     aims = ["f1", "sensitivity=0.9", "critical=0.1"]
     request = ensemble.EnsembleRequest(

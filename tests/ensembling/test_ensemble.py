@@ -39,7 +39,7 @@ def test_a_request_leaves_an_ensemble_and_gives_its_scores(request_of, tmp_path,
     assert set(score.ap) == set(FINDINGS)
     folder = tmp_path / "r" / "ensembles" / "greedy"
     assert {path.name for path in folder.iterdir()} == {
-        *("ensemble.json", "weights.csv", "predictions.parquet", "submission.csv", "submission.zip")
+        *("ensemble.json", "weights.csv", "predictions", "predictions.parquet", "submission.csv", "submission.zip")
     }
     content = json.loads((folder / "ensemble.json").read_text())
     assert content["scores"]["systems"]["greedy ensemble"]["cross_fitted"]["map"] == score.map.value

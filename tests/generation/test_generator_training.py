@@ -31,6 +31,12 @@ def quiet(_):
     pass
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As the generator of the fixture was trained."""
+    torch.set_num_threads(1)
+
+
 def same(one: Path, other: Path) -> bool:
     left, right = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

@@ -203,7 +203,7 @@ def test_a_view_at_first_says_as_much_as_any_other():
 
 
 @every_fusion
-@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"ml_decoder_cls"}))  # which reads one image's class token
 def test_every_fusion_takes_every_head_and_trains_all_of_both(fusion, head):
     reads = HEADS[head].needs_embeddings
     spec = dataclasses.replace(ANY, fusion=fusion, head=head, text="minilm" if reads else None)
