@@ -28,6 +28,7 @@ COPY ensembles /opt/cxrlt_ray/ensembles
 COPY cohorts /opt/cxrlt_ray/cohorts
 COPY label_rules /opt/cxrlt_ray/label_rules
 COPY descriptions /opt/cxrlt_ray/descriptions
+COPY pretraining /opt/cxrlt_ray/pretraining
 RUN /opt/venv/bin/uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python --no-deps /opt/cxrlt_ray
 COPY cluster /opt/cxrlt_ray/cluster
 
