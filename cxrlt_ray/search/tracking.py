@@ -21,6 +21,10 @@ class Tracking(tune.Callback):
 
     session: Session
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune writes its callbacks down, which a session's open files cannot be, and never reads them."""
+        return {}
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:

@@ -30,3 +30,14 @@ def test_callbacks_tell_what_the_store_has_and_the_end_tells_the_rest(tmp_path):
     assert trackers_of(run) == ("tensorboard",)
     with tracked(run, []) as callbacks:
         assert callbacks == []
+
+
+def test_tune_writes_the_callbacks_down_whatever_print_is(tmp_path, monkeypatch):
+    """Ray Data's progress bars put a function of theirs in the place of print."""
+    from ray import cloudpickle
+
+    run, _ = make_run(tmp_path)
+    run.write(run.record)
+    with tracked(run, ["tensorboard"]) as (callback,):
+        monkeypatch.setattr("builtins.print", lambda *words, **options: None)
+        assert cloudpickle.dumps(callback)
