@@ -211,6 +211,7 @@ def test_a_plan_gives_rates_and_costs(home, machine):
         ("pretrain_text", ["graph"], "--out FOLDER"),
         ("pretrain", ["--method", "nope", "--smoke"], "nope"),
         ("generate", ["sample", "none", "--out", "o"], "none"),
+        ("pseudo", ["runs/none/ensembles/x"], "runs/none"),
         ("ensemble", ["--select", "nope"], "no ensembles file 'nope'"),
         ("sweep", ["task1", "--no-such-option"], "--no-such-option"),
         ("sweep", ["task1", "--trials", "many"], "--trials"),
