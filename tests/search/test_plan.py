@@ -239,7 +239,13 @@ def test_a_frozen_stage_is_priced_once_where_its_features_fit():
 
 
 def test_a_plan_says_what_frozen_backbones_store_and_what_does_not_fit(tmp_path, capsys):
-    options = {"space": "team_g", "plan": True, "images": 10_000, "storage": str(tmp_path)}
+    space = tmp_path / "frozen.yaml"
+    space.write_text(
+        "trials: 3\nparameters:\n  backbone: vit_base_patch14_reg4_dinov2.lvd142m\n  resolution: 224\n"
+        "  frozen_backbone: true\n  seed: {choices: [0, 1, 2]}\n"
+        "stages:\n  - {epochs: 3}\n  - {epochs: 10, fusion: transformer}\n"
+    )
+    options = {"space": str(space), "plan": True, "images": 10_000, "storage": str(tmp_path)}
     sweep.main("task1", features_gb=1.0, **options)
     output = capsys.readouterr().out
     assert "computed once and kept in up to 1.0 GB of disk" in output

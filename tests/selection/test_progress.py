@@ -55,9 +55,10 @@ def test_a_finding_after_the_other_is_counted_within_a_selection(drawn):
 def test_a_line_of_progress_comes_from_time_to_time_with_the_time_left(monkeypatch):
     from cxrlt_ray.ensembling import compare
 
-    clock, lines = iter([100.0, 107.0, 112.0, 125.0]), []  # what came before the first share does not count
-    monkeypatch.setattr(compare.time, "monotonic", lambda: next(clock))
-    report = compare._progress_lines(lines.append)
-    for share in (0.1, 0.2, 0.25, 0.5):
-        report(share)
-    assert lines == ["  25% of the selection done, 60 s left", "  50% of the selection done, 31 s left"]
+    now, lines = [100.0], []  # what came before the first share does not count
+    monkeypatch.setattr(compare.time, "monotonic", lambda: now[0])
+    with compare._progress(lines.append) as report:
+        for moment, share in ((130, 0.1), (137, 0.2), (200, 0.25), (270, 0.5)):
+            now[0] = moment
+            report(share)
+        assert lines == ["  25% of the selection done, 6 min left", "  50% of the selection done, 3 min left"]

@@ -113,7 +113,7 @@ def _asked(facts: Facts) -> str:
     space = record.space.rpartition("/")[2].removesuffix(".yaml")
     parts.append(f"{record.trials:,} trials of space {space}" if space else f"{record.trials:,} trials")
     if record.epochs:
-        parts.append(f"{record.epochs} epochs")
+        parts.append(f"{record.epochs} epoch{'s' * (record.epochs != 1)}")
     if record.models > 1:
         parts.append(f"{record.models} folds")
     if record.smoke:
