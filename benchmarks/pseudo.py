@@ -30,7 +30,8 @@ from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets
 from cxrlt_ray.ensembling.pseudo_labels import FindingLine, calibrated_validation, lines_of, maps_of, pseudo_labels
 from cxrlt_ray.ensembling.teacher import Validation
-from cxrlt_ray.evaluation.soft_labels import class_aware, prevalence
+from cxrlt_ray.evaluation.parts import shares
+from cxrlt_ray.evaluation.soft_labels import class_aware
 from cxrlt_ray.reporting.pseudo_labels import LEAST, meets
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
@@ -175,7 +176,7 @@ def validation_of(bench: Bench, seed: int) -> Validation:
 
 def shares_of(bench: Bench) -> np.ndarray:
     """The labelled prevalence [C] of the main cohort's training images."""
-    return prevalence(bench.manifest.of_cohort(MAIN).of_split("train").targets())
+    return shares(bench.manifest.of_cohort(MAIN).of_split("train").targets())
 
 
 def taught(bench: Bench, arm: str, seed: int) -> SoftTargets:

@@ -67,3 +67,21 @@ def make_tested_run(folder) -> Run:
 def write_predictions(store, ids, scores, split, fingerprint="f") -> None:
     predictions = Predictions(np.array(ids), np.asarray(scores), FINDINGS, split, fingerprint)
     predictions.write(store, f"predictions/{split}.parquet")
+
+
+def predictable(run: Run, data, monkeypatch) -> tuple[pd.DataFrame, np.ndarray]:
+    """Four new images in the folder `data`, which `predict` scores without pixels: their rows, scores [4, 3, C]."""
+    from cxrlt_ray.ensembling import score
+
+    data.mkdir()
+    table = run.manifest().of_split("val").table.iloc[:4][["image_id", "subject_id", "study_id", "view", "path"]]
+    table.assign(**dict.fromkeys(FINDINGS, 0), split="test").to_csv(data / "labels.csv", index=False)
+    scores = np.random.default_rng(0).random((4, 3, 3)).astype(np.float32)
+
+    def scored(work, shards, members, images):
+        return pd.DataFrame({"scores": list(scores)}, index=pd.Index(images["image_id"]))
+
+    monkeypatch.setattr(score, "score", scored)
+    monkeypatch.setattr("cxrlt_ray.cluster.start.start_ray", lambda address: None)
+    monkeypatch.setattr("cxrlt_ray.data.prepare.prepare", lambda *arguments, **options: ())
+    return table, scores

@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cxrlt_ray.data.teacher import Values
 from cxrlt_ray.ensembling.teacher import Validation
+from cxrlt_ray.evaluation import parts
 from cxrlt_ray.evaluation import soft_labels as calibration
 from cxrlt_ray.evaluation.metrics import per_finding, positive_subjects
+from cxrlt_ray.evaluation.reliability import brier
 from cxrlt_ray.runs.records import Record
 
 VALIDATION = "validation"  # the name of its report
@@ -139,8 +141,7 @@ def lines_of(
     told = np.where(known, targets, -1)
     ratios = calibration.prevalence_ratio(told, calibrated, groups, rounds, seed)
     aps = per_finding(told, np.nan_to_num(raw), ("ap",))["ap"]
-    scored, unscored = calibration.brier(told, calibrated), calibration.brier(told, raw)
-    share = calibration.prevalence(told)
+    share = parts.shares(told)
     lines = []
     for c, finding in enumerate(findings):
         called = hard[known[:, c], c] == 1
@@ -155,8 +156,8 @@ def lines_of(
                 low=_number(ratios[c].low),
                 high=_number(ratios[c].high),
                 ap=_number(aps[c]),
-                brier=_number(scored[c]),
-                brier_raw=_number(unscored[c]),
+                brier=_number(brier(told[:, c], calibrated[:, c])),
+                brier_raw=_number(brier(told[:, c], raw[:, c])),
                 precision=_number((told[known[:, c], c] == 1)[called].mean()) if called.any() else None,
                 filled=len(given),
                 mean=_number(given.mean()) if len(given) else None,

@@ -134,14 +134,14 @@ class EnsembleTeacher:
 
     def prevalence(self) -> np.ndarray:
         """Share of positives [K, C] among labelled training images of the main cohort, without each fold's subjects."""
-        from cxrlt_ray.evaluation.soft_labels import prevalence
+        from cxrlt_ray.evaluation.parts import shares
 
         main = self.manifest.of_cohort(MAIN).of_split("train")
         targets = main.targets(self.findings)
         fold_of = self._fold_of[
             ((self.manifest.cohorts == MAIN) & (self.manifest.table["split"] == "train")).to_numpy()
         ]
-        return np.stack([prevalence(targets[fold_of != fold]) for fold in range(self.teachers)])
+        return np.stack([shares(targets[fold_of != fold]) for fold in range(self.teachers)])
 
     @cached_property
     def _fold_of(self) -> np.ndarray:

@@ -22,6 +22,7 @@ import numpy as np
 from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import LEAST, LEVEL, Estimate, Sample
 from cxrlt_ray.evaluation.prevalence import ap_at, ap_at_draws
+from cxrlt_ray.evaluation.thresholds import best_f1
 
 SCORES = ("ap", "ap_even", "auroc", "fnr")  # within 0 and 1
 METRICS = (*SCORES, "bias")
@@ -236,9 +237,7 @@ def _best_f1_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
     positive = targets[order] == 1
     if not positive.any():
         return 0.5
-    ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
-    f1 = 2 * np.cumsum(positive)[ends] / (ends + 1 + positive.sum())
-    return float(scores[order][ends[np.argmax(f1)]])
+    return float(scores[order][best_f1(positive, order, scores[order], 0.0) - 1])
 
 
 def _fnr(targets: np.ndarray, scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

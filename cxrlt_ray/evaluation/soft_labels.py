@@ -33,7 +33,9 @@ class Maps:
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Calibrated probabilities float64 [N, C] of scores [N, C] in [0, 1]; nan stays. Order is kept."""
-        return _sigmoid(self.slope * _logit(scores) + self.level)
+        from scipy.special import expit
+
+        return np.asarray(expit(self.slope * _logit(scores) + self.level))
 
 
 def fitted(scores: np.ndarray, targets: np.ndarray) -> Maps:
@@ -55,6 +57,7 @@ def _fit(logits: np.ndarray, targets: np.ndarray, slope: float, level: float) ->
     The level is taken at the mean logit, where it does not depend on the slope.
     """
     from scipy.optimize import minimize
+    from scipy.special import expit
 
     if not len(logits):
         return slope, level
@@ -65,7 +68,7 @@ def _fit(logits: np.ndarray, targets: np.ndarray, slope: float, level: float) ->
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         z = parameters[0] * centred + parameters[1]
         off = (parameters - prior) / spread
-        miss = _sigmoid(z) - positive
+        miss = expit(z) - positive
         value = float((np.logaddexp(0, z) - positive * z).sum() + off @ off / 2)
         return value, np.array([miss @ centred, miss.sum()]) + off / spread
 
@@ -91,12 +94,6 @@ def cross_fitted(
     return calibrated
 
 
-def prevalence(targets: np.ndarray) -> np.ndarray:
-    """The share of positives among the labelled [C] of targets [N, C], 1, 0 or -1; nan without any."""
-    labelled = (np.asarray(targets) >= 0).sum(axis=0)
-    return np.where(labelled, (np.asarray(targets) == 1).sum(axis=0) / np.maximum(labelled, 1), np.nan)
-
-
 def class_aware(scores: np.ndarray, shares: np.ndarray, keep: float) -> np.ndarray:
     """Hard labels float64 [N, C], 1, 0 or nan, of scores [N, C]; nan where there is no score.
 
@@ -115,13 +112,6 @@ def class_aware(scores: np.ndarray, shares: np.ndarray, keep: float) -> np.ndarr
         labels[order[:negatives], c] = 0
         labels[order[len(order) - min(positives, len(order) - negatives) :], c] = 1
     return labels
-
-
-def brier(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The mean of (score - label)^2 [C] over labelled cells (Brier 1950); nan without any."""
-    known = (np.asarray(targets) >= 0) & ~np.isnan(scores)
-    errors = np.where(known, np.nan_to_num(scores) - (np.asarray(targets) == 1), 0) ** 2
-    return np.where(known.any(axis=0), errors.sum(axis=0) / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def prevalence_ratio(
@@ -153,9 +143,6 @@ def prevalence_ratio(
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:
-    clipped = np.clip(np.asarray(scores, float), SMALLEST, 1 - SMALLEST)
-    return np.log(clipped) - np.log1p(-clipped)
+    from scipy.special import logit
 
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(values / 2))
+    return np.asarray(logit(np.clip(np.asarray(scores, float), SMALLEST, 1 - SMALLEST)))

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_run import FINDINGS, make_tested_run, write_predictions
+from drawn_run import FINDINGS, make_tested_run, predictable, write_predictions
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray import cli, ensemble, predict
-from cxrlt_ray.ensembling import score, stored
+from cxrlt_ray.ensembling import stored
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation.calibration import Calibration
 from cxrlt_ray.runs.ensemble_record import EnsembleRecord
@@ -119,17 +119,7 @@ def test_what_was_changed_and_left_is_printed(made, capsys, tmp_path):
 def test_predict_applies_the_calibration_on_request_only(made, tmp_path, monkeypatch, capsys):
     run, kept, stacked, _ = made
     data = tmp_path / "new"
-    data.mkdir()
-    table = run.manifest().of_split("val").table.iloc[:4][["image_id", "subject_id", "study_id", "view", "path"]]
-    table.assign(**dict.fromkeys(FINDINGS, 0), split="test").to_csv(data / "labels.csv", index=False)
-    scores = np.random.default_rng(0).random((4, 3, 3)).astype(np.float32)
-
-    def scored(work, shards, members, images):
-        return pd.DataFrame({"scores": list(scores)}, index=pd.Index(images["image_id"]))
-
-    monkeypatch.setattr(score, "score", scored)
-    monkeypatch.setattr("cxrlt_ray.cluster.start.start_ray", lambda address: None)
-    monkeypatch.setattr("cxrlt_ray.data.prepare.prepare", lambda *arguments, **options: ())
+    _, scores = predictable(run, data, monkeypatch)
     uri = f"{stacked.store.uri}/ensemble.json"
     request = predict.PredictRequest(ensemble=uri, data=str(data), out=str(tmp_path / "out"))
     plain = predict.run(request).probabilities

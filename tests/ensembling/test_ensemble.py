@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
-from drawn_run import FINDINGS, make_tested_run
+from drawn_run import FINDINGS, make_tested_run, predictable
 
 from cxrlt_ray import ensemble, predict
-from cxrlt_ray.ensembling import score, stored
+from cxrlt_ray.ensembling import stored
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import Run
 
@@ -105,17 +104,7 @@ def test_a_stored_ensemble_is_loaded_with_its_members_and_refused_where_they_cha
 def test_predict_scores_new_images_by_a_request(request_of, run, tmp_path, monkeypatch):
     stacked = ensemble.run(request_of(select="mean"))
     data = tmp_path / "new"
-    data.mkdir()
-    table = run.manifest().of_split("val").table.iloc[:4][["image_id", "subject_id", "study_id", "view", "path"]]
-    table.assign(**dict.fromkeys(FINDINGS, 0), split="test").to_csv(data / "labels.csv", index=False)
-    scores = np.random.default_rng(0).random((4, 3, 3)).astype(np.float32)
-
-    def scored(work, shards, members, images):
-        return pd.DataFrame({"scores": list(scores)}, index=pd.Index(images["image_id"]))
-
-    monkeypatch.setattr(score, "score", scored)
-    monkeypatch.setattr("cxrlt_ray.cluster.start.start_ray", lambda address: None)
-    monkeypatch.setattr("cxrlt_ray.data.prepare.prepare", lambda *arguments, **options: ())
+    table, scores = predictable(run, data, monkeypatch)
     out = tmp_path / "out"
     request = predict.PredictRequest(ensemble=f"{stacked.store.uri}/ensemble.json", data=str(data), out=str(out))
     predictions = predict.run(request)

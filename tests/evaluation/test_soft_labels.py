@@ -10,8 +10,9 @@ from sklearn.calibration import _SigmoidCalibration
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
-from cxrlt_ray.evaluation import soft_labels
+from cxrlt_ray.evaluation import parts, soft_labels
 from cxrlt_ray.evaluation.metrics import average_precision
+from cxrlt_ray.evaluation.reliability import brier
 
 
 def drawn(images=6000, shares=(0.3, 0.05, 0.01), slope=0.5, inflated=2.0, seed=0):
@@ -44,7 +45,7 @@ def test_inflated_scores_promise_the_right_number_of_positives_on_other_subjects
     for estimate in soft_labels.prevalence_ratio(other, mapped, groups, rounds=200):
         assert estimate.low <= 1.1
         assert estimate.high >= 0.9
-    assert (soft_labels.brier(other, mapped) < soft_labels.brier(other, raw)).all()
+    assert all(brier(other[:, c], mapped[:, c]) < brier(other[:, c], raw[:, c]) for c in range(3))
 
 
 @pytest.mark.parametrize("positives", [0, 1])
@@ -116,13 +117,13 @@ def test_class_aware_thresholds_give_the_labelled_prevalence_and_leave_the_middl
 
 def test_brier_and_prevalence_are_of_labelled_cells_alone():
     targets, scores = drawn(images=200, shares=(0.3,))
-    assert soft_labels.brier(targets, scores)[0] == pytest.approx(brier_score_loss(targets[:, 0], scores[:, 0]))
+    assert brier(targets[:, 0], scores[:, 0]) == pytest.approx(brier_score_loss(targets[:, 0], scores[:, 0]))
     targets[:50] = -1
-    assert soft_labels.brier(targets, scores)[0] == pytest.approx(brier_score_loss(targets[50:, 0], scores[50:, 0]))
-    assert soft_labels.prevalence(targets)[0] == pytest.approx(targets[50:].mean())
+    assert brier(targets[:, 0], scores[:, 0]) == pytest.approx(brier_score_loss(targets[50:, 0], scores[50:, 0]))
+    assert parts.shares(targets)[0] == pytest.approx(targets[50:].mean())
     nothing = np.full((3, 1), -1)
-    assert np.isnan(soft_labels.brier(nothing, scores[:3])[0])
-    assert np.isnan(soft_labels.prevalence(nothing)[0])
+    assert np.isnan(brier(nothing[:, 0], scores[:3, 0]))
+    assert np.isnan(parts.shares(nothing)[0])
 
 
 def test_the_interval_of_a_ratio_is_by_subject():

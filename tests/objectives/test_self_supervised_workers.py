@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
+from two_workers import run_two
 
 from cxrlt_ray import models
 from cxrlt_ray.models import ModelSpec
@@ -86,14 +85,7 @@ def worker(rank, meeting, file):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("self-supervised")
-    context = multiprocessing.get_context("spawn")
-    arguments = (f"file://{folder}/meeting", f"{folder}/results")
-    processes = [context.Process(target=worker, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_two(worker, f"file://{folder}/meeting", f"{folder}/results")
     return [torch.load(f"{folder}/results-{rank}") for rank in range(2)]
 
 

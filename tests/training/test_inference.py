@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_images
+from small_job import job_in
 
 from cxrlt_ray import models
 from cxrlt_ray.data.manifest import codes
@@ -20,7 +21,7 @@ from cxrlt_ray.storage import Store
 from cxrlt_ray.training import heartbeat, validation, workers
 from cxrlt_ray.training import trial as trial_module
 from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, infer, plain_batches
-from cxrlt_ray.training.job import Job, images_of
+from cxrlt_ray.training.job import images_of
 from cxrlt_ray.training.workers import Worker
 
 CPU = torch.device("cpu")
@@ -44,13 +45,6 @@ def classifier(fusion="none"):
     return models.build(
         models.ModelSpec("test_convnext", 32, pretrained=False, fusion=fusion), ("Mass", "Nodule")
     ).eval()
-
-
-def job_in(folder, cohort, **options):
-    manifest, shards = cohort
-    with Store(str(folder)).place("manifest.parquet") as path:
-        manifest.write(path)
-    return Job(Store(str(folder)), shards, manifest.findings, manifest.fingerprint, threads=1, **options)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 from conftest import write_images
 from cut_training import train_with_cuts
 from safetensors.torch import load_file
+from small_job import job_in
 
 from cxrlt_ray import models
 from cxrlt_ray.data.prepare import prepare
@@ -17,8 +18,6 @@ from cxrlt_ray.objectives.multilabel import MultiLabel
 from cxrlt_ray.objectives.registry import ObjectiveSpec
 from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
-from cxrlt_ray.storage import Store
-from cxrlt_ray.training.job import Job
 from cxrlt_ray.training.trial import train
 
 VIT = {"backbone": "test_vit", "pretrained": False, "resolution": 32, "epochs": 2, "batch_size": 16, "lr": 1e-2}
@@ -29,14 +28,6 @@ def cohort(ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     manifest = write_images(folder / "images", 64)
     return manifest, prepare(manifest, str(folder), [32], say=lambda text: None)
-
-
-def job_in(folder, cohort):
-    manifest, shards = cohort
-    run = Store(str(folder))
-    with run.place("manifest.parquet") as path:
-        manifest.write(path)
-    return Job(run, shards, manifest.findings, manifest.fingerprint, threads=1)
 
 
 def tensors(folder):

@@ -10,6 +10,7 @@ import torch
 from conftest import write_images
 from cut_training import train_with_cuts
 from safetensors.numpy import load_file
+from small_job import job_in
 
 from cxrlt_ray import models
 from cxrlt_ray.data import prepare
@@ -20,7 +21,7 @@ from cxrlt_ray.search.dry_run import stage_models
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training.clock import Clock
 from cxrlt_ray.training.course import begin
-from cxrlt_ray.training.job import Job, manifest_of, training_images
+from cxrlt_ray.training.job import manifest_of, training_images
 from cxrlt_ray.training.optimizer import Average, optimizer_of, take_step
 from cxrlt_ray.training.stage import train_stage
 from cxrlt_ray.training.trial import train
@@ -50,14 +51,6 @@ def cohort(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "_run_tasks", here)  # a Ray would take longer to start than all these tests
         return manifest, prepare.prepare(manifest, str(folder), [32, 48], say=lambda text: None)
-
-
-def job_in(folder, cohort):
-    manifest, shards = cohort
-    run = Store(str(folder))
-    with run.place("manifest.parquet") as path:
-        manifest.write(path)
-    return Job(run, shards, manifest.findings, manifest.fingerprint, threads=1)
 
 
 def config(objective, **options):
