@@ -47,7 +47,9 @@ def contact_sheet(pictures: Mapping[str, Sequence[np.ndarray]]) -> bytes:
 
     sets = {text: list(images[:ACROSS]) for text, images in pictures.items() if len(images)}
     edge = max([SHORTEST, *(image.shape[0] for images in sets.values() for image in images)])
-    width = ACROSS * (edge + MARGIN) + MARGIN
+    longest = max((len(images) for images in sets.values()), default=1)
+    headings = max((WIDTH_OF_A_LETTER * (len(text) + 1) for text in sets), default=0)
+    width = max(longest * (edge + MARGIN), min(headings, ACROSS * (edge + MARGIN))) + MARGIN
     rows = []
     for text, images in sets.items():
         heading = np.zeros((HEADING, width), np.uint8)
