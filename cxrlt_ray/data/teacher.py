@@ -1,22 +1,22 @@
 """What a file of pseudo-labels says of its teacher: who made them, of what, and which subjects the teacher saw.
 
-The record is in the file's own metadata and goes with it into the student's run. Subjects are kept as digests, so that
-it can be computed whether a student would be judged on subjects that its teacher saw, wherever the teacher's run is.
+The record is in the file's own metadata and goes with it into the student's run. Subjects are kept as salted hashes, by
+which can be computed whether a student would be judged on subjects that its teacher saw, wherever the teacher's run is.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.fingerprints import HashedSet
 from cxrlt_ray.errors import UsageError
 
-VERSION = 1
-EVERY = -1  # of `left_out`: all folds' models trained on the subject
+VERSION = 2
+EVERY = -1  # the fold of subjects on whom all folds' models trained
 Weights = Literal["mean", "chosen"]
 Values = Literal["soft", "hard", "raw"]
 
@@ -34,8 +34,8 @@ class Teacher(Config):
     run: its URI; fingerprint: of the run's manifest. weights: mean: of the members' probabilities; chosen: the
     ensemble's own, which validation chose. values: soft: calibrated probabilities; hard: 1 or 0 by thresholds, of the
     share `keep` of the cells; raw: as the teacher scored. folds: 0, or the folds of training subjects, each with
-    a teacher of its own. subjects: digests of all who trained a member; left_out: of each the fold whose teacher it did
-    not train, or EVERY. chosen_on: digests of those whose labels chose the weights. calibrated_on: the split whose
+    a teacher of its own. trained_on: subjects who trained a member, by the fold whose teacher they did not train, or
+    EVERY. chosen_on: those whose labels chose the weights, None for none. calibrated_on: the split whose
     predictions, out-of-fold with folds, were calibrated against its labels; None for raw values. images: how many were
     scored, by cohort. transductive: test images among them.
     """
@@ -51,9 +51,8 @@ class Teacher(Config):
     findings: tuple[str, ...]
     folds: int = 0
     members: tuple[TeacherMember, ...]
-    subjects: tuple[str, ...]
-    left_out: tuple[int, ...]
-    chosen_on: tuple[str, ...] = ()
+    trained_on: dict[int, HashedSet]
+    chosen_on: HashedSet | None = None
     calibrated_on: str | None = None
     images: dict[str, int]
     transductive: bool = False
@@ -64,24 +63,20 @@ class Teacher(Config):
         what = f"{self.values} pseudo-labels {self.key} by the {self.weights} of {len(self.members)} members"
         return f"{what} of ensemble {self.ensemble} of {self.run}" + (", TRANSDUCTIVE" if self.transductive else "")
 
-    def trained_on(self, fold: int | None = None) -> frozenset[str]:
-        """Digests of the subjects that trained the teacher of `fold`; None: any teacher."""
-        pairs = zip(self.subjects, self.left_out, strict=True)
-        return frozenset(subject for subject, left_out in pairs if fold is None or left_out != fold)
-
-
-def digests(subjects: Iterable[str]) -> np.ndarray:
-    """12 hex digits of the SHA-256 of each subject's id, str [N]."""
-    return np.array([hashlib.sha256(str(subject).encode()).hexdigest()[:12] for subject in subjects], object)
+    def saw(self, subjects: Iterable[str], fold: int | None = None) -> np.ndarray:
+        """Which of N subjects trained the teacher of `fold`; None: any teacher. bool [N]."""
+        names = list(subjects)
+        sets = [known for left_out, known in self.trained_on.items() if fold is None or left_out != fold]
+        return np.any([known.holds(names) for known in sets], axis=0) if sets else np.zeros(len(names), bool)
 
 
 def parse_teacher(content: object, where: str) -> Teacher:
-    """The record in the file `where`. Raises UsageError for one of a later version, or that is damaged."""
+    """The record in the file `where`. Raises UsageError for one of another version, or that is damaged."""
     version = content.get("version") if isinstance(content, dict) else None
-    if not isinstance(version, int) or version > VERSION:
+    if version != VERSION:
         raise UsageError(
-            f"{where} has a record of its teacher of version {version}; this cxrlt_ray reads versions up to {VERSION}: "
-            "make the pseudo-labels anew by python -m cxrlt_ray.pseudo, or install the later one."
+            f"{where} has a record of its teacher of version {version}; this cxrlt_ray reads version {VERSION}: "
+            "make the pseudo-labels anew by python -m cxrlt_ray.pseudo, or install the other one."
         )
     try:
         return Teacher.model_validate(content)

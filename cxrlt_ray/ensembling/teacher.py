@@ -15,7 +15,7 @@ import pandas as pd
 
 from cxrlt_ray.data.manifest import MAIN, Manifest, studies
 from cxrlt_ray.data.shards import Shards
-from cxrlt_ray.data.teacher import EVERY, TeacherMember, Weights, digests
+from cxrlt_ray.data.teacher import EVERY, TeacherMember, Weights
 from cxrlt_ray.ensembling.apply import Ensemble, applied
 from cxrlt_ray.ensembling.stored import load
 from cxrlt_ray.errors import UsageError
@@ -121,8 +121,8 @@ class EnsembleTeacher:
         targets = self.manifest.targets(self.findings)[rows]
         return Validation(self._joined(predictions, images), targets, images["subject_id"].to_numpy(), fold)
 
-    def seen(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Digests of the subjects that trained a member, and of each the fold whose teacher it did not train."""
+    def seen(self) -> dict[int, list[str]]:
+        """The subjects that trained a member, by the fold whose teacher they did not train, or EVERY."""
         table, rows = self.manifest.table, np.zeros(len(self.manifest.table), bool)
         for trial in self.ensemble.trials:
             for stage in trial.record.config.staged() if trial.record.config else ():
@@ -130,7 +130,8 @@ class EnsembleTeacher:
         rows &= (table["split"] == "train").to_numpy()
         left_out = np.where(self.manifest.cohorts == MAIN, self._fold_of, EVERY)
         by_subject = pd.Series(left_out[rows], table["subject_id"].to_numpy()[rows]).groupby(level=0).first()
-        return tuple(digests(by_subject.index)), tuple(by_subject.tolist())
+        names = by_subject.index.astype(str)
+        return {int(fold): list(names[by_subject == fold]) for fold in sorted(by_subject.unique())}
 
     def prevalence(self) -> np.ndarray:
         """Share of positives [K, C] among labelled training images of the main cohort, without each fold's subjects."""

@@ -8,8 +8,9 @@ import json
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.fingerprints import HashedSet
 from cxrlt_ray.data.soft_targets import SoftTargets
-from cxrlt_ray.data.teacher import Teacher, digests
+from cxrlt_ray.data.teacher import Teacher
 from cxrlt_ray.ensembling import pseudo_labels as labels
 from cxrlt_ray.ensembling.pool import Say
 from cxrlt_ray.ensembling.pseudo_labels import CohortReport, PseudoReport
@@ -22,14 +23,13 @@ from cxrlt_ray.storage import Store
 
 def record_of(request: PseudoRequest, teacher: EnsembleTeacher, images: Unlabelled, validation: Validation) -> Teacher:
     """Who teaches what, for the file's metadata; its key is of all that the pseudo-labels depend on."""
-    subjects, left_out = teacher.seen()
-    name = teacher.ensemble.record.name or "ensemble"
-    chosen = request.weights == "chosen"
+    name, salt = teacher.ensemble.record.name or "ensemble", teacher.run.record.fingerprint
+    judges = HashedSet.of(np.unique(validation.subjects.astype(str)), salt) if request.weights == "chosen" else None
     record = Teacher.model_validate(
         {
             "key": "",
             "run": teacher.run.store.absolute().uri,
-            "fingerprint": teacher.run.record.fingerprint,
+            "fingerprint": salt,
             "ensemble": name,
             "weights": request.weights,
             "values": request.values,
@@ -37,9 +37,8 @@ def record_of(request: PseudoRequest, teacher: EnsembleTeacher, images: Unlabell
             "findings": teacher.findings,
             "folds": teacher.folds,
             "members": teacher.members,
-            "subjects": subjects,
-            "left_out": left_out,
-            "chosen_on": tuple(digests(np.unique(validation.subjects))) if chosen else (),
+            "trained_on": {fold: HashedSet.of(some, salt) for fold, some in teacher.seen().items()},
+            "chosen_on": judges,
             "calibrated_on": None if request.values == "raw" else "train" if teacher.folds else "val",
             "images": {cohort: int(rows.sum()) for cohort, rows in images.cohorts.items()},
             "transductive": request.on == TEST or teacher.run.record.transductive,
@@ -112,7 +111,7 @@ def labelled_by(
         groups = images.manifest.table["subject_id"].to_numpy()[rows]
         given = mean.reindex(ids[rows]).to_numpy(float)
         judged.append((name, images.targets[rows], raw[rows], calibrated[rows], groups, given))
-    seen, parts = frozenset(record.subjects), []
+    parts = []
     for name, targets, plain, mapped, groups, given in judged:
         known = np.where(targets >= 0, plain, np.nan)
         lines = labels.lines_of(
@@ -126,7 +125,7 @@ def labelled_by(
             request.seed,
             given,
         )
-        trained = name != labels.VALIDATION and not seen.isdisjoint(digests(np.unique(groups)))
+        trained = name != labels.VALIDATION and bool(record.saw(np.unique(groups.astype(str))).any())
         parts.append(CohortReport(name=name, images=len(targets), seen=trained, findings=lines))
     told = PseudoReport(
         key=record.key,

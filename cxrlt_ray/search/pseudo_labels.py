@@ -6,7 +6,7 @@ import numpy as np
 
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets
-from cxrlt_ray.data.teacher import Teacher, digests
+from cxrlt_ray.data.teacher import Teacher
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.search.space import Space
@@ -52,23 +52,22 @@ def _check_subjects(teacher: Teacher, manifest: Manifest, findings: tuple[str, .
     """Raise UsageError where the teacher saw subjects by whom the student is judged, in any fold."""
     table = manifest.table
     main = (manifest.cohorts == MAIN).to_numpy()
-    subjects = digests(table["subject_id"])
+    subjects = table["subject_id"].astype(str).to_numpy()
     apart = main & (table["split"] != "train").to_numpy()
     parts: list[tuple[int | None, np.ndarray]] = [(None, apart)]
     if folds > 1:
         fold_of = folds_of(manifest, findings, folds, seed)
         parts += [(fold, fold_of == fold) for fold in range(folds)]
-    chosen = frozenset(teacher.chosen_on)
     for fold, rows in parts:
-        judged = set(subjects[rows])
+        judged = np.unique(subjects[rows])
         own = fold if fold is not None and fold < teacher.folds else None
         where = f"of fold {fold}" if fold is not None else "of validation, holdout or test"
-        if count := len(judged & teacher.trained_on(own)):
+        if count := int(teacher.saw(judged, own).sum()):
             raise UsageError(
                 f"{OPTION}: the teacher trained on {count:,} of the {len(judged):,} subjects {where}, by whom the "
                 f"student would be judged. {_mend(teacher, folds)}"
             )
-        if count := len(judged & chosen):
+        if teacher.chosen_on and (count := int(teacher.chosen_on.holds(judged).sum())):
             raise UsageError(
                 f"{OPTION}: the labels of {count:,} of the {len(judged):,} subjects {where} chose the teacher's "
                 "weights, and the student would be judged by them: make the pseudo-labels by `pseudo --weights mean`."
