@@ -2,8 +2,8 @@
 
 A pool is the predictions of a run's trials, finished and pruned, on its validation and test images together. Subjects
 are halved again and again: an ensemble is chosen on some of one half and scored on the other half. `--make NAME` trains
-a pool's run first (20 minutes to 3 hours on two cores); the pools named by no `--make` yet are left out. Pools made of
-others: with a member that predicts noise (`broken`), with five copies of one member (`clones`), with every other member
+a pool's run first (20 minutes to 3 hours on two cores); the pools named by no `--make` yet are left out. `phantom-8000`
+is the trials of `phantom` on 8,000 images of another drawing. Pools made of others: with a member that predicts noise (`broken`), with five copies of one member (`clones`), with every other member
 blurred by noise of its own (`unequal`).
 
 The splits overlap: their spread says nothing of chance. The interval beside a pool's gain is of subjects drawn anew,
@@ -45,8 +45,8 @@ RUNS = {  # a pool: its task, data, epochs a trial and, where fewer pixels must 
     "nih384": ("auto", SHARED / "nih384", 6, None),
     "nih64": ("auto", SHARED / "nih64", 6, 64),
     "phantom": ("task1", BUILD / "phantom-1600", 6, 64),
-    "phantom-8000": ("task1", BUILD / "phantom-8000", 2, 64),
 }
+OUTSIDE = {"phantom-8000": ("phantom", 8_000, 1)}  # a pool: whose trials, and their number of images and seed
 TRIALS = 24
 DERIVED = ("broken", "clones", "unequal")
 DEFAULT, BEFORE = "ensembles/greedy.yaml", "the default before"
@@ -94,6 +94,9 @@ class Outcome:
 
 def make(name: str) -> None:
     """Train the run of a pool, score its images with all trials and keep the predictions."""
+    if name in OUTSIDE:
+        np.savez(BUILD / f"{name}.npz", **vars(outside(*OUTSIDE[name])))
+        return
     task, data, epochs, resolution = RUNS[name]
     if name.startswith("phantom") and not data.exists():
         _command("phantom", str(data), "--images", data.name.partition("-")[2])
@@ -135,6 +138,33 @@ def gathered(name: str) -> RealPool:
     good = np.isfinite(predictions).all(axis=(0, 2))
     finished = np.array([trial.state == FINISHED for trial in trials])
     return RealPool(predictions[:, good], targets[good], groups[good], finished)
+
+
+def outside(name: str, images: int, seed: int) -> RealPool:
+    """The pool of a run's trials on the images of a phantom that none of them has seen."""
+    import ray
+
+    from cxrlt_ray.cluster.start import start_ray
+    from cxrlt_ray.data.cohort import read_cohort
+    from cxrlt_ray.data.prepare import prepare
+    from cxrlt_ray.ensembling.score import member, score
+    from cxrlt_ray.runs.records import FINISHED
+    from cxrlt_ray.runs.store import load_run
+    from cxrlt_ray.storage import Store
+
+    folder, run = BUILD / f"phantom-{images}-{seed}", load_run(str(BUILD / "runs"), name)
+    _command("phantom", str(folder), "--images", str(images), "--seed", str(seed))
+    manifest = read_cohort(str(folder), task="task1").manifest
+    trials = [trial for trial in run.trials() if trial.has_predictions("val")]
+    start_ray()
+    shards = prepare(manifest, str(BUILD / "runs"), run.record.sizes)
+    members = [member(trial, findings=run.task.findings) for trial in trials]
+    frame = score(Store(str(BUILD / f"scoring-{name}-{images}")), shards, members, manifest.table)
+    ray.shutdown()
+    rows = manifest.table.set_index("image_id").index.get_indexer(frame.index)
+    groups, targets = manifest.table["subject_id"].to_numpy().astype(str), manifest.targets(run.task.findings)
+    finished = np.array([trial.state == FINISHED for trial in trials])
+    return RealPool(np.stack(frame["scores"].to_list(), axis=1), targets[rows], groups[rows], finished)
 
 
 def read(name: str) -> RealPool:
@@ -294,7 +324,9 @@ def _command(name: str, *options: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--make", nargs="+", choices=list(RUNS), default=[], help="train these pools' runs, no table")
+    parser.add_argument(
+        "--make", nargs="+", choices=[*RUNS, *OUTSIDE], default=[], help="train these pools' runs, no table"
+    )
     parser.add_argument("--pools", nargs="+", default=[], help="only these; all that were made without it")
     parser.add_argument("--aside", action="store_true", help="instead: the default's cost and how steady it is")
     parser.add_argument("--splits", type=int, default=20)
@@ -305,7 +337,7 @@ def main() -> None:
         make(name)
     if args.make:
         return
-    made = [name for name in RUNS if (BUILD / f"{name}.npz").exists()]
+    made = [name for name in (*RUNS, *OUTSIDE) if (BUILD / f"{name}.npz").exists()]
     if not made:
         parser.error("there is no pool yet: --make one")
     pools = args.pools or [p for name in made for p in (name, f"{name}, finished")]
