@@ -3,8 +3,8 @@
 A pool is the predictions of a run's trials, finished and pruned, on its validation and test images together. Subjects
 are halved again and again: an ensemble is chosen on some of one half and scored on the other half. `--make NAME` trains
 a pool's run first (20 minutes to 3 hours on two cores); the pools named by no `--make` yet are left out. `phantom-8000`
-is the trials of `phantom` on 8,000 images of another drawing. Pools made of others: with a member that predicts noise (`broken`), with five copies of one member (`clones`), with every other member
-blurred by noise of its own (`unequal`).
+is the trials of `phantom` on 8,000 images of another drawing. Pools made of others: with a member that predicts noise
+(`broken`), with five copies of one member (`clones`), with every other member blurred by noise of its own (`unequal`).
 
 The splits overlap: their spread says nothing of chance. The interval beside a pool's gain is of subjects drawn anew,
 with the choices as they are.
