@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.page.facts import Facts
+from cxrlt_ray.runs.cost import flops_of
 from cxrlt_ray.runs.store import REFIT, Trial
 
 
@@ -18,13 +19,11 @@ def seconds_of(trial: Trial) -> float | None:
 def gflops_of(facts: Facts) -> dict[str, float]:
     """GFLOPs to score an image with each trial, by name, all its checkpoints together; without those not known.
 
-    Counted on torch's meta device, for which torch is imported: figures of an earlier page are taken as they are.
+    Those of a trial whose record lacks them are counted on torch's meta device, for which torch is imported.
     """
     known: dict[str, float] = {}
     for trial in facts.trials:
-        if trial.name in facts.costs:
-            known[trial.name] = facts.costs[trial.name]
-        elif trial.record.config is not None and trial.record.findings and trial.record.stage >= 0:
+        if trial.record.config is not None and trial.record.findings and trial.record.stage >= 0:
             try:
                 known[trial.name] = _flops(trial, facts.files.get(trial.name, {})) / 1e9
             except (CxrltError, ImportError, RuntimeError, ValueError, KeyError):
@@ -33,8 +32,6 @@ def gflops_of(facts: Facts) -> dict[str, float]:
 
 
 def _flops(trial: Trial, files: dict[str, int]) -> float:
-    from cxrlt_ray.models import flops
-
     folders = {path.partition("/")[0] for path in files if path.endswith("/model.safetensors")}
     models = 1 if REFIT in folders else sum(folder.startswith("fold-") for folder in folders)
-    return flops(trial.config.spec(), len(trial.record.findings)) * max(models, 1)
+    return flops_of(trial) * max(models, 1)

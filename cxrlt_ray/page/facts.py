@@ -93,13 +93,11 @@ class ScoredImages:
 class Facts:
     """A run as it is now.
 
-    ensemble_name: the ensemble to show; the newest without it. costs: GFLOPs an image by trial, of an earlier page:
-    they are not counted again. images_shown: whether sections may show patients' images.
+    ensemble_name: the ensemble to show; the newest without it. images_shown: whether patients' images may be shown.
     """
 
     run: Run
     ensemble_name: str | None = None
-    costs: dict[str, float] = field(default_factory=dict)
     images_shown: bool = False
     rounds: int = ROUNDS
     faults: list[str] = field(default_factory=list)

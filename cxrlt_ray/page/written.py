@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.page.comparison import COMPARISON, compare_runs
 from cxrlt_ray.page.facts import Facts
 from cxrlt_ray.page.model_card import CARD, model_card
 from cxrlt_ray.page.records import Report
 from cxrlt_ray.page.render import gathered, render
-from cxrlt_ray.page.sections.trials import Trials
 from cxrlt_ray.runs.store import Run
 from cxrlt_ray.storage import Store
 
@@ -35,24 +33,12 @@ def write_report(
     """
     store, name = (run.store, PAGE) if out is None else Store.holding(out)
     numbers = f"{name.removesuffix('.html')}.json"
-    facts = Facts(run, ensemble, costs_of(store, numbers, run.name), images)
+    facts = Facts(run, ensemble, images)
     report = gathered(facts)
     store.write(name, render(report, refresh=refresh).encode())
     report.write(store, numbers)
     store.write(CARD, model_card(facts, report).encode())
     return Written(f"{store.uri.rstrip('/')}/{name}", report)
-
-
-def costs_of(store: Store, numbers: str, run: str) -> dict[str, float]:
-    """GFLOPs by trial as an earlier report of the run in file `numbers` has them; {} where there is none to be read."""
-    try:
-        if not store.exists(numbers):
-            return {}
-        report = Report.read(store, numbers)
-        trials = Trials.model_validate(report.sections.get("trials", {"metric": "", "rows": []}))
-    except (CxrltError, ValueError):
-        return {}
-    return {row.trial: row.gflops for row in trials.rows if row.gflops is not None} if report.title == run else {}
 
 
 def write_comparison(one: Run, other: Run, out: str) -> Written:

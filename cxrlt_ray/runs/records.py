@@ -175,6 +175,7 @@ class TrialRecord(Record):
     began: float | None = None
     ended: float | None = None
     attempt: int = 0
+    flops: int | None = None  # floating-point operations to score one image with one of its models
     epochs: list[EpochRecord] = Field(default_factory=list)
     stage: int = -1
     best_epoch: int | None = None

@@ -11,12 +11,14 @@ trained, on train and validation images together, and scores new images.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping
 
 import numpy as np
 
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.runs.pretrain_record import BEGAN, began_from
 from cxrlt_ray.runs.records import (
@@ -109,6 +111,7 @@ def first_record(
     before: ResumeState | None,
 ) -> TrialRecord:
     """The record with which a process begins, or goes on with, a trial."""
+    from cxrlt_ray import models
     from cxrlt_ray.models import weights
     from cxrlt_ray.training.job import soft_targets_of
 
@@ -128,6 +131,8 @@ def first_record(
             soft_targets=soft_targets_of(job.run).provenance if job.soft_targets else None,
             began=time.time(),
         )
+    with contextlib.suppress(CxrltError, RuntimeError, ValueError):  # a model that cannot be built fails where it is
+        record.flops = models.flops(config.spec(), len(job.findings))
     record.precision = device_.precision(config.staged()[-1].precision, worker_of(job).device)
     record.environment = _environment(job)
     record.attempt = (existing.attempt if existing else 0) + 1

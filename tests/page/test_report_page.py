@@ -17,14 +17,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from cxrlt_ray import ensemble, report
+from cxrlt_ray import ensemble, models, report
 from cxrlt_ray.data.shards import encode, pack
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.page.costs import gflops_of
 from cxrlt_ray.page.facts import Facts
 from cxrlt_ray.page.records import Report
 from cxrlt_ray.page.render import gathered, render
 from cxrlt_ray.page.sections.registry import sections
 from cxrlt_ray.page.written import write_report
+from cxrlt_ray.runs.cost import flops_of
 from cxrlt_ray.runs.predictions import read_predictions
 from cxrlt_ray.runs.records import ShardsRecord
 from cxrlt_ray.runs.store import Run, load_run
@@ -226,13 +228,14 @@ def test_a_report_is_drawn_from_its_json_alone(storage, tmp_path):
     assert render(stored) == (storage / "drawn" / "report.html").read_text()
 
 
-def test_costs_that_an_earlier_report_holds_are_not_counted_again(storage, monkeypatch):
-    monkeypatch.setattr("cxrlt_ray.page.costs._flops", lambda *_: pytest.fail("counted again"))
+def test_costs_are_of_the_records_and_counted_where_these_have_none(storage):
     run = load_run(str(storage))
-    before = json.loads((storage / "drawn" / "report.json").read_text())["sections"]["trials"]["rows"]
-    after = write_report(run).report.sections["trials"]["rows"]
-    assert all(row["gflops"] > 0 for row in before)
-    assert [row["gflops"] for row in after] == [row["gflops"] for row in before]
+    facts = Facts(run)
+    cost = gflops_of(facts)
+    trial = facts.trials[0]
+    assert cost[trial.name] == trial.record.flops / 1e9
+    older = dataclasses.replace(trial, record=trial.record.model_copy(update={"flops": None}))
+    assert flops_of(older) == models.flops(trial.config.spec(), len(trial.record.findings))
 
 
 def test_the_model_card_is_one_of_hugging_face(storage):
