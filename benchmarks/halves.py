@@ -301,10 +301,8 @@ def aside(pools: Sequence[str], rounds: int, seed: int) -> list[str]:
         return seconds
 
     seconds = turns({name: partial(timed, name) for name in systems}, rounds)
-    lines += [
-        f"Cross-fitted selection of 50 simulated members on {LARGE:,} images, {FINDINGS} findings (benchmarks/selection.py),"
-    ]
-    lines += ["and mAP on as many new images.", ""]
+    size = f"{LARGE:,} images, {FINDINGS} findings (benchmarks/selection.py)"
+    lines += [f"Cross-fitted selection of 50 simulated members on {size},", "and mAP on as many new images.", ""]
     rows = [[n, spread(seconds[n], 1), ratios(seconds[n], seconds[BEFORE]), f"{scores[n]:.4f}"] for n in systems]
     return lines + table(["system", "s", "of the default before", "mAP"], rows)
 
