@@ -100,6 +100,7 @@ def space(way: Way) -> Path:
 
     content = config.read_yaml(config.find("search_spaces", "laptop"))
     content |= {"epochs": way.epochs, "prune": False}
+    content["parameters"]["patience"] = 0
     if way.like:
         first = content["start"][0]
         content["start"] = []
