@@ -41,8 +41,9 @@ def cohort(dataset: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         manifest = cohort_of(dataset)
         table = manifest.table[["image_id", "path", "subject_id", "study_id", "view", "split"]].copy()
-        root = Path(manifest.root)
-        table["path"] = [str(root / path) for path in table["path"]]
+        for path in table["path"]:  # a table's images lie below it
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(manifest.root) / path, folder / path)
         labels = manifest.table[list(manifest.findings)].fillna(0).astype(int)
         table.join(labels).to_csv(folder / "labels.csv", index=False)
     return folder

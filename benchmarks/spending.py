@@ -57,6 +57,7 @@ def ways(total: int) -> list[Way]:
         Way(1, total, like=True),
         Way(max(total // 6, 1), 6),
         Way(3, total // 3, like=True),
+        Way(max(total // 4, 1), 4, like=True),
         Way(1, total // 3, 3, like=True),
         Way(1, round(total / 5), 5, like=True),
     ]
@@ -100,6 +101,7 @@ def space(way: Way) -> Path:
 
     content = config.read_yaml(config.find("search_spaces", "laptop"))
     content |= {"epochs": way.epochs, "prune": False}
+    content["parameters"]["patience"] = 0
     if way.like:
         first = content["start"][0]
         content["start"] = []
