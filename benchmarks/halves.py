@@ -158,7 +158,7 @@ def outside(name: str, images: int, seed: int) -> RealPool:
     manifest = read_cohort(str(folder), task="task1").manifest
     trials = [trial for trial in run.trials() if trial.has_predictions("val")]
     start_ray()
-    shards = prepare(manifest, str(BUILD / "runs"), run.record.sizes)
+    shards = prepare(manifest, str(BUILD / "runs"), [source.size for source in run.shards()])
     members = [member(trial, findings=run.task.findings) for trial in trials]
     frame = score(Store(str(BUILD / f"scoring-{name}-{images}")), shards, members, manifest.table)
     ray.shutdown()

@@ -55,10 +55,10 @@ def ways(total: int) -> list[Way]:
     """The ways to spend so many epochs."""
     return [
         Way(1, total, like=True),
-        Way(max(total // 6, 1), 6),
         Way(3, total // 3, like=True),
-        Way(max(total // 4, 1), 4, like=True),
         Way(1, total // 3, 3, like=True),
+        Way(max(total // 6, 1), 6),
+        Way(max(total // 4, 1), 4, like=True),
         Way(1, round(total / 5), 5, like=True),
     ]
 
