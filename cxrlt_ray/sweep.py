@@ -183,9 +183,12 @@ def _prepare(
 def _fit(
     request: SweepRequest, record: RunRecord, space: Space, planner: Planner, manifest: Manifest, deadline: float
 ) -> tuple[Space, RunRecord, Planner]:
-    """A new run's space, record and plan brought to what ends by the deadline, and a line that says so."""
+    """A new run's space, record and plan brought to what ends by the deadline, and a line that says so.
+
+    Who asks for a number of trials wants an ensemble: two at least.
+    """
     assert request.seconds is not None
-    fit = planner.fit(deadline - time.monotonic(), manifest)
+    fit = planner.fit(deadline - time.monotonic(), manifest, fewest=1 if request.trials is None else 2)
     space = space.fitted(fit.size)
     record = fitted_record(record, space, fit.size)
     if not fit.size.full:
@@ -202,7 +205,8 @@ def _pace(
     """Of a sweep that is to end by the deadline: a number of trials that was asked for is not exceeded."""
     from cxrlt_ray.search.pacing import Pace
 
-    return Pace(deadline, planner.epoch_seconds(manifest), record.trials, longest, open_ended=request.trials is None)
+    together, open_ended = planner.resources.max_concurrent, request.trials is None
+    return Pace(deadline, planner.epoch_seconds(manifest), record.trials, longest, open_ended, together)
 
 
 def _search(

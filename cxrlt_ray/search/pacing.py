@@ -7,6 +7,7 @@ that is faster than was planned trials become longer, on a slower one fewer. The
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ class Pace:
 
     deadline: by `clock`. plan: seconds of each epoch of a trial, as planned. trials: how many were planned. longest:
     epochs that a trial has where there is time. open_ended: trials are begun as long as there is time, however many
-    were planned.
+    were planned. together: trials that run at a time.
     """
 
     deadline: float
@@ -35,6 +36,7 @@ class Pace:
     trials: int
     longest: int
     open_ended: bool = False
+    together: int = 1
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -61,7 +63,8 @@ class Pace:
         # the mean: the first epochs may store features, the last one be followed by a refit
         epoch = self.correction(trials) * statistics.fmean(self.plan(config))
         held = int(self.left / max(epoch, 1e-9))
-        sharing = max(1, min(self.trials - len(trials), held // config.epochs))
+        missing = math.ceil((self.trials - len(trials)) / self.together)  # one after the other
+        sharing = max(1, min(missing, held // config.epochs))
         if sharing > 1 or held >= LONGEST * self.longest:
             return min(self.longest, held // sharing)
         return max(1, held)

@@ -189,19 +189,20 @@ class Planner:
             for count in counts
         ]
 
-    def fit(self, budget: float, images: int | Manifest) -> Fit:
-        """The search that is planned to end within `budget` seconds on this machine.
+    def fit(self, budget: float, images: int | Manifest, fewest: int = 1) -> Fit:
+        """The search of `fewest` trials or more that is planned to end within `budget` seconds on this machine.
 
         Where the estimated rates do not leave it beyond doubt that all of it fits, the rates are measured first.
         """
         started, workload = time.monotonic(), self.workload(images)
-        if not self._fit(budget / DOUBT, workload).size.full:
+        if not self._fit(budget / DOUBT, workload, fewest).size.full:
             self._probe_unknown(min(PROBE_SECONDS / 4, PROBE_SHARE * budget))
-        return self._fit(budget - (time.monotonic() - started), workload)
+        return self._fit(budget - (time.monotonic() - started), workload, fewest)
 
-    def _fit(self, budget: float, workload: Workload) -> Fit:
-        pricer = _Pricer(self, workload)
-        return fit_to_budget(budget, len(self.configs), pricer.epochs, self.space.sizes(), pricer.seconds)
+    def _fit(self, budget: float, workload: Workload, fewest: int) -> Fit:
+        pricer, trials = _Pricer(self, workload), len(self.configs)
+        fewest = min(trials, max(fewest, self.resources.max_concurrent))  # trials side by side cost no time
+        return fit_to_budget(budget, trials, pricer.epochs, self.space.sizes(), pricer.seconds, fewest)
 
     def _probe_unknown(self, seconds: float) -> None:
         """Measure, in about so many seconds, each backbone of which no rate is known here, at its smallest size."""

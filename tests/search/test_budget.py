@@ -26,14 +26,14 @@ def test_what_is_planned_is_within_the_budget_or_the_smallest_search_is_not(budg
     seconds = cost_at(rate)
     fit = fit_to_budget(budget, trials, epochs, sizes, seconds)
     assert fit.seconds == seconds(fit.size)
-    smallest = seconds(SearchSize(min(2, trials), 1, min(sizes)))
+    smallest = seconds(SearchSize(1, 1, min(sizes)))
     assert fit.fits == (fit.seconds <= budget) == (smallest <= budget)
 
 
-@given(budgets, st.integers(2, 200), epochs, sizes, rates)
-def test_two_trials_are_planned_wherever_two_of_one_epoch_at_the_smallest_size_fit(budget, trials, epochs, sizes, rate):
-    fit = fit_to_budget(budget, trials, epochs, sizes, cost_at(rate))
-    assert fit.size.trials >= 2
+@given(budgets, st.integers(2, 200), epochs, sizes, rates, st.integers(1, 2))
+def test_no_fewer_trials_are_planned_than_are_asked_for(budget, trials, epochs, sizes, rate, fewest):
+    fit = fit_to_budget(budget, trials, epochs, sizes, cost_at(rate), fewest)
+    assert fit.size.trials >= fewest
     assert 1 <= fit.size.epochs <= epochs
     assert fit.size.pixels in sizes
 
@@ -44,6 +44,12 @@ def test_a_larger_budget_never_gives_a_smaller_search(one, other, trials, epochs
     assert few.trials <= many.trials
     assert few.epochs <= many.epochs
     assert few.pixels <= many.pixels
+
+
+@given(budgets, trials, epochs, sizes, rates)
+def test_trials_are_given_up_before_epochs_and_pixels(budget, trials, epochs, sizes, rate):
+    size = fit_to_budget(budget, trials, epochs, sizes, cost_at(rate)).size
+    assert size.trials == 1 or (size.epochs, size.pixels) == (epochs, max(sizes))
 
 
 @given(trials, epochs, sizes, rates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,6 +85,13 @@ def test_a_run_without_a_whole_trial_always_begins_one():
 )
 def test_planned_trials_share_the_time_that_is_left(held, planned, epochs, wanted):
     assert pace(10.0 * held, trials=planned).epochs(config(epochs), []) == wanted
+
+
+def test_trials_that_run_together_do_not_share_time():
+    alone = pace(240.0, trials=4)
+    assert alone.epochs(config(6), []) == 6
+    assert replace(alone, together=2).epochs(config(6), []) == 12
+    assert replace(alone, together=4).epochs(config(6), []) == 12
 
 
 def test_trials_that_are_begun_take_no_share():
