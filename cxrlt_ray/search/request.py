@@ -35,74 +35,60 @@ class SweepRequest(Config):
 
     task: Annotated[str, cli.argument(TASK_HELP)]
     data: Annotated[str | None, cli.option("the data's directory or URI; default: a phantom cohort is drawn")] = None
-    format: Annotated[str | None, cli.option("the data's format; detected by default")] = None
-    space: Annotated[str | None, cli.option("search space: name or path; default: by task, laptop without a GPU")] = (
-        None
-    )
-    trials: Annotated[int | None, cli.option("number of trials; default: the space's")] = None
-    epochs: Annotated[int | None, cli.option("epochs per trial; default: the space's")] = None
+    format: Annotated[str | None, cli.option("the data's format; found by looking")] = None
+    space: Annotated[str | None, cli.option("search space: a name or a path; laptop without a GPU")] = None
+    trials: Annotated[int | None, cli.option("how many trials; else the space's")] = None
+    epochs: Annotated[int | None, cli.option("epochs a trial; else the space's")] = None
     time_budget: Annotated[str | None, cli.option("fit the sweep to this time and end it by then: 90s, 30m, 2h")] = None
-    max_concurrent: Annotated[int | None, cli.option("trials at a time; default: as many as the GPUs hold")] = None
-    gpus_per_trial: Annotated[float | None, cli.option("GPUs per worker; fractions share one")] = None
-    cpus_per_trial: Annotated[float | None, cli.option("CPUs per worker")] = None
-    workers_per_trial: Annotated[int, cli.option("Ray Train workers per trial")] = 1
-    min_workers: Annotated[int | None, cli.option("fewest workers if machines are lost; default: all")] = None
-    folds: Annotated[int | None, cli.option("K: a trial trains K models, out-of-fold; default: 0")] = None
+    max_concurrent: Annotated[int | None, cli.option("trials at a time; as many as the GPUs hold")] = None
+    gpus_per_trial: Annotated[float | None, cli.option("GPUs a worker; fractions share one")] = None
+    cpus_per_trial: Annotated[float | None, cli.option("CPUs a worker")] = None
+    workers_per_trial: Annotated[int, cli.option("Train workers a trial")] = 1
+    min_workers: Annotated[int | None, cli.option("fewest when machines are lost; all")] = None
+    folds: Annotated[int | None, cli.option("K: each trial trains K models, out-of-fold; 0 without it")] = None
     ask: Annotated[str | None, cli.option("A,B: findings to predict from text, without their labels")] = None
-    finding_folds: Annotated[int | None, cli.option("K folds of seen findings, to choose by; default: 3")] = None
-    track: Annotated[str | None, cli.option("what training sees of --ask: scrubbed, reports, mined, outside")] = None
+    finding_folds: Annotated[int | None, cli.option("K folds of seen findings that choose what is asked for; 3")] = None
+    track: Annotated[str | None, cli.option("what training sees of them: scrubbed, reports, mined, outside")] = None
     scrub: Annotated[str | None, cli.option("track scrubbed: FILE with other wordings of findings to scrub")] = None
     descriptions: Annotated[str | None, cli.option("your own descriptions of findings: a YAML file or folder")] = None
-    choose_by: Annotated[str, cli.option("folds of seen findings, or mined: labels mined from validation reports")] = (
-        "folds"
-    )
-    cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as named in stages")] = None
+    choose_by: Annotated[str, cli.option("folds of seen findings, or mined: labels by validation reports")] = "folds"
+    cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None
     holdout: Annotated[float, cli.option("share of validation subjects held out for the final score")] = 0.0
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all"
-    val_like: Annotated[str | None, cli.option("validate on images like the test's: frontal, any (with a finding)")] = (
-        None
-    )
+    val_like: Annotated[str | None, cli.option("validate on images like the test's: frontal, any (a finding)")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
     labels: Annotated[str | None, cli.option("a table of labels by study")] = None
-    labels_mode: Annotated[str, cli.option("replace the cohort's labels, or join them")] = "replace"
+    labels_mode: Annotated[str, cli.option("replace or join")] = "replace"
     labels_blank: Annotated[str, cli.option("an empty label: zero or null")] = "zero"
     max_bad: Annotated[float, cli.option("share of undecodable images allowed")] = MAX_BAD
     sizes: Annotated[str | None, cli.option("edges of the prepared images; default: the space's resolutions")] = None
-    quality: Annotated[str, cli.option("quality of prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
-    checksum: Annotated[bool, cli.option("detect changed images by their contents, not by time", "--checksum")] = False
-    soft_targets: Annotated[str | None, cli.option("predictions for objectives distill and noisy_student")] = None
-    reports: Annotated[str | None, cli.option("the cohort's reports, for objectives that read them: tree or table")] = (
-        None
-    )
-    boxes: Annotated[str | None, cli.option("a file of boxes of findings, for objective grounding")] = None
+    quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
+    checksum: Annotated[bool, cli.option("compare images by their contents", "--checksum")] = False
+    soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
+    reports: Annotated[str | None, cli.option("the cohort's reports, for objectives that read: tree or table")] = None
+    boxes: Annotated[str | None, cli.option("where findings are, for grounding")] = None
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
-    cache_gb: Annotated[float | None, cli.option("decoded images in a machine's memory; default: a quarter")] = None
-    features_gb: Annotated[float | None, cli.option("stored features on disk; default: a quarter of the free")] = None
+    cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None
+    features_gb: Annotated[float | None, cli.option("frozen backbones' features on disk; a quarter of the free")] = None
     warm_from: Annotated[list[str] | None, cli.option("RUN: start with the best settings of an earlier run")] = None
     objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map"
-    seed: Annotated[int, cli.option("seed of search, splits and trials")] = 0
-    name: Annotated[str | None, cli.option("the run's name; default: task and time")] = None
+    seed: Annotated[int, cli.option("of search, splits and trials")] = 0
+    name: Annotated[str | None, cli.option("the run's name; else task and time")] = None
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE
-    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None
+    address: Annotated[str | None, cli.option("join a Ray cluster: auto")] = None
     resume: Annotated[bool, cli.option("continue run --name, or the latest", "--resume")] = False
     retries: Annotated[int, cli.option("how often a trial is restarted after a fault")] = 2
-    hung_after: Annotated[str, cli.option("restart a trial without a finished batch for this long: 90s, 10m")] = "10m"
-    keep_checkpoints: Annotated[int | None, cli.option("keep checkpoints of the N best trials only; default: all")] = (
-        None
-    )
+    hung_after: Annotated[str, cli.option("end a trial that has done no batch for so long: 90s, 10m")] = "10m"
+    keep_checkpoints: Annotated[int | None, cli.option("of the N best trials only; else all")] = None
     search_db: Annotated[str | None, cli.option("URL of the search's database; default: SQLite in the run")] = None
-    log_with: Annotated[str | None, cli.option("send curves to tensorboard, wandb or both (comma)")] = None
+    log_with: Annotated[str | None, cli.option("curves to tensorboard, wandb or both; of --resume: the run's")] = None
     dry_run: Annotated[bool, cli.option("build all models without memory, plan, start nothing", "--dry-run")] = False
-    smoke: Annotated[bool, cli.option("the space on a small scale: tiny models, few images, minutes", "--smoke")] = (
-        False
-    )
-    plan: Annotated[bool, cli.option("print the expected cost (time, GPU-hours, disk), start nothing", "--plan")] = (
-        False
-    )
-    probe: Annotated[bool, cli.option("measure the plan's rates on this machine, about a minute", "--probe")] = False
-    images: Annotated[int | None, cli.option("number of images to plan for, or to draw for --smoke")] = None
+    smoke: Annotated[bool, cli.option("the space in small: tiny models, few images, minutes", "--smoke")] = False
+    plan: Annotated[bool, cli.option("say what it will cost (time, GPU-hours, disk), start nothing", "--plan")] = False
+    probe: Annotated[bool, cli.option("measure the plan's rates here, about a minute", "--probe")] = False
+    images: Annotated[int | None, cli.option("plan for so many images; of --smoke: draw so many")] = None
     gpu: Annotated[str | None, cli.option(f"plan for this GPU: {', '.join(GPUS)}; the one here, or H100")] = None
-    price: Annotated[float, cli.option("price of a GPU-hour, in any currency, for the plan")] = 3.0
+    price: Annotated[float, cli.option("of a GPU-hour, in any currency, for the plan")] = 3.0
 
     @model_validator(mode="after")
     def _check(self) -> SweepRequest:
