@@ -16,7 +16,7 @@ CAN_INSTALL := .venv/bin/uv pip install --quiet --dry-run --target build/none --
 	@touch $@
 
 demo: .venv/.ready
-	$(PY) -m cxrlt_ray.sweep task1 --time-budget 270s
+	$(PY) -m cxrlt_ray.sweep task1 --trials 2 --time-budget 270s
 	@echo
 	@echo "Then the ensemble of the best trials. All of it is in runs/:"
 	@echo "  .venv/bin/python -m cxrlt_ray.trials              the runs and their trials"

@@ -1,32 +1,32 @@
 """Train many chest X-ray classifiers on a Ray cluster and stack the best of them.
 
-A file here is a command, a folder is a room, and a room imports from the rooms above it in this list only:
+A file here is a command, a folder is a room, and a room imports only from the rooms above it in this list:
 
     errors                         sentences
     output/                        what commands print: for people, for machines, or little
     cli config privacy             options, YAML files, what protects patients' data
-    storage/                       files on a disk or in an object store, written whole or not at all
+    storage/                       files on a disk or in an object store, written completely or not at all
     cluster/                       starting and joining Ray, what the processes of one machine share
     data/                          images + labels -> manifest -> shards -> batches
     evaluation/                    metrics, scores of a submission, calibration, thresholds, the published tables
     phantom/                       the built-in cohort of drawn chest X-rays
     labelling/                     reports -> labels of studies, by rules or by a language model
-    text/                          words to learn from and to ask by: encoders, reports, descriptions, prompts
+    text/                          texts to learn from and prompts: encoders, reports, descriptions
     models/                        backbone + head + fusion of a study's views
     objectives/                    what is trained: batches, loss, predictions, metric
-    runs/                          what a sweep leaves behind: records, predictions
+    runs/                          the files of a run: records, predictions
     tracking/                      curves in TensorBoard or Weights & Biases
     training/                      one trial: stages, epochs, resume state, inference
     search/                        many trials: the space, Optuna, Ray Tune, the plan
     pretraining/                   images without labels -> a backbone
     selection/                     which trials to stack: arrays in, weights out
     ensembling/                    the ensemble of a run or of tables, scored and written
-    generation/                    drawn images of rare findings: a diffusion model, what of it is kept
+    generation/                    generated images of rare findings: a diffusion model, a filter for its images
     reporting/                     tables for the console
     page/                          a run's report as one HTML page, its numbers, its model card
-    doctor/                        what would go wrong, before it does
+    doctor/                        checks of what would go wrong in a sweep
     sweep ensemble report predict evaluate cohort prepare trials      the commands
-    label agree gold split         those that make labels
+    label agree gold split         labels
     describe pretrain_text         descriptions of findings; a text encoder from a knowledge graph
     pretrain                       a backbone from images without labels
     generate                       images of rare findings

@@ -1,4 +1,4 @@
-"""`python -m cxrlt_ray`: the commands, in the order in which one uses them."""
+"""`python -m cxrlt_ray`: lists the commands, in the order of use."""
 
 from cxrlt_ray import cli
 

@@ -1,7 +1,7 @@
-"""`python -m cxrlt_ray.agree GOLD A.csv [B.csv ...]`: what labellers are worth beside hand labels.
+"""`python -m cxrlt_ray.agree GOLD A.csv [B.csv ...]`: compare labellers with hand labels.
 
 The form of the paper's table 8, with recall, F1, Cohen's kappa and PABAK, intervals by subject, and paired differences
-of the first labeller less the others. Where GOLD is a sample that `gold merge` wrote, its weights count.
+between the first labeller and the others. If GOLD was written by `gold merge`, its sampling weights are used.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ __all__ = ["AgreeRequest", "main", "run"]
 
 
 class AgreeRequest(Config):
-    """What is asked of `agree`: the options of the command, with their defaults. Raises UsageError for a wrong one."""
+    """The options of `agree`, with their defaults. Raises UsageError for a wrong one."""
 
-    gold: Annotated[str, cli.argument("the hand labels: a table with a row a study")]
-    labels: Annotated[list[str], cli.argument("tables of labels to compare with them; the first less the others")]
-    findings: Annotated[list[str] | None, cli.option("compare these; all that the tables share without it")] = None
-    id_column: Annotated[str | None, cli.option("the column of studies' ids; study_id or report_id without it")] = None
-    where: Annotated[str | None, cli.option("COLUMN=VALUE: the gold's rows to take, such as part=dev")] = None
+    gold: Annotated[str, cli.argument("the hand labels: a table with one row per study")]
+    labels: Annotated[list[str], cli.argument("tables of labels to compare; the first minus the others")]
+    findings: Annotated[list[str] | None, cli.option("findings to compare; default: all that the tables share")] = None
+    id_column: Annotated[str | None, cli.option("the column of study ids; default: study_id or report_id")] = None
+    where: Annotated[str | None, cli.option("COLUMN=VALUE: the gold's rows to use, such as part=dev")] = None
     uncertain: Annotated[str, cli.option("a labeller's -1 counts as: zero, one, null (left out)")] = "zero"
     blank: Annotated[str, cli.option("a labeller's empty cell counts as: zero, null (left out)")] = "zero"
     gold_uncertain: Annotated[str, cli.option("the gold's -1: zero, one, null (left out)")] = "null"
     gold_blank: Annotated[str, cli.option("the gold's empty cell: zero, null (left out)")] = "null"
-    least_positives: Annotated[int, cli.option("a finding's positives in the gold, to stand in the mean")] = 1
+    least_positives: Annotated[int, cli.option("positives in the gold that a finding needs to count in the mean")] = 1
     rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000
     seed: Annotated[int, cli.option("seed of the bootstrap")] = 0
-    out: Annotated[str | None, cli.option("leave all figures, with intervals, in this .csv")] = None
-    disagreements: Annotated[str | None, cli.option("leave what differs, with its evidence, in this .csv")] = None
+    out: Annotated[str | None, cli.option("write all figures, with intervals, to this .csv")] = None
+    disagreements: Annotated[str | None, cli.option("write the disagreements, with evidence, to this .csv")] = None
 
     @model_validator(mode="after")
     def _check(self) -> AgreeRequest:
@@ -62,7 +62,7 @@ class AgreeRequest(Config):
 
 
 def run(request: AgreeRequest) -> Agreement:
-    """Compare tables of labels with hand labels; print the tables, and leave the files that are asked for.
+    """Compare tables of labels with hand labels; print the tables, and write the requested files.
 
         from cxrlt_ray import agree
         agreement = agree.run(agree.AgreeRequest(gold="gold.csv", labels=["rules.csv", "llm.csv"]))
@@ -90,7 +90,7 @@ def run(request: AgreeRequest) -> Agreement:
 
 
 def _leave_disagreements(request: AgreeRequest, matched: Matched) -> str:
-    """Write what differs; a line that says so."""
+    """Write the disagreements; returns a line that says so."""
     assert request.disagreements is not None
     read = {name: read_evidence(path) for path, name in named(request.labels).items()}
     evidence = {name: mentions for name, mentions in read.items() if mentions is not None}

@@ -35,7 +35,7 @@ GROUPS = {  # in the order in which one uses them
     "look": {
         "phantom": "write a cohort of procedural chest X-rays in the CXR-LT 2024 layout",
         "cohort": "summarise a data directory: counts, missing files, leaks, refusals",
-        "doctor": "say what would go wrong in a sweep, and how to mend it",
+        "doctor": "check what would go wrong in a sweep, and how to fix it",
     },
     "label": {
         "label": "label radiology reports",
@@ -45,7 +45,7 @@ GROUPS = {  # in the order in which one uses them
     },
     "prepare": {
         "prepare": "resize originals to shards, once",
-        "generate": "draw X-rays of rare findings by a diffusion model",
+        "generate": "draw X-rays of rare findings with a diffusion model",
         "describe": "show, check and draft descriptions of findings",
         "pretrain": "train a backbone on images without labels",
         "pretrain_text": "train a text encoder on a knowledge graph",
@@ -55,8 +55,8 @@ GROUPS = {  # in the order in which one uses them
         "trials": "list runs and trials",
     },
     "combine": {
-        "ensemble": "select and weigh trials, score the test images, write the submission",
-        "pseudo": "label by an ensemble what nobody labelled, for a student",
+        "ensemble": "select and weight trials, score the test images, write the submission",
+        "pseudo": "label with an ensemble what nobody labelled, for a student",
     },
     "judge": {
         "evaluate": "score a submission",
@@ -67,7 +67,7 @@ GROUPS = {  # in the order in which one uses them
     },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
-FORMS = {"--quiet": "print errors and the result's last lines alone", "--json": "print one JSON object a line"}
+FORMS = {"--quiet": "print only errors and the result's last lines", "--json": "print one JSON object per line"}
 
 
 def run(name: str, argv: list[str] | None = None) -> NoReturn:
@@ -93,7 +93,7 @@ def app(name: str, argv: Sequence[str] = ()) -> Any:
 
 
 def _form(name: str, argv: Sequence[str]) -> output.Form:
-    """The form that the options ask for: it is known before they are read, as what is wrong with them is printed."""
+    """The requested form of output; known before the options are parsed, since errors in them are printed too."""
     from cxrlt_ray import __version__
 
     if "--json" in argv:
@@ -102,7 +102,7 @@ def _form(name: str, argv: Sequence[str]) -> output.Form:
 
 
 def _exit_code(name: str, argv: list[str], form: output.Form) -> int:
-    """Run the command; what it exits with."""
+    """Run the command; returns its exit code."""
     many = getattr(importlib.import_module(f"cxrlt_ray.{name}").main, "many", ())
     machine = isinstance(form, output.Json)
     try:
@@ -145,14 +145,14 @@ def main() -> None:
 
 
 def option(help: str, *names: str) -> Any:
-    """A typer option, told in `help`."""
+    """A typer option with this help text."""
     import typer
 
     return typer.Option(*names, help=help, show_default=True)
 
 
 def argument(help: str) -> Any:
-    """A typer argument, told in `help`."""
+    """A typer argument with this help text."""
     import typer
 
     return typer.Argument(help=help)
@@ -167,12 +167,12 @@ PRINTING: tuple[object, ...] = (print, say)
 
 
 def heard_by(say: Callable[[str], None]) -> Callable[[str], None] | None:
-    """Who hears the lines of a work instead of whoever reads the command's output: nobody, where `say` prints."""
+    """The receiver of progress lines instead of the command's output; None if `say` is a function that prints."""
     return None if say in PRINTING else say
 
 
 def size(count: float) -> str:
-    """A number of bytes as people say it: 3.2 MB, 29 GB."""
+    """A number of bytes in readable form: 3.2 MB, 29 GB."""
     for most, unit, name in ((1e6, 1e3, "KB"), (1e9, 1e6, "MB"), (1e13, 1e9, "GB")):
         if count < most:
             return f"{count / unit:,.1f} {name}" if count / unit < 10 else f"{count / unit:,.0f} {name}"
@@ -186,9 +186,9 @@ def with_progress(
     count: Callable[[Result], int] = lambda _: 1,
     noun: str = "images",
 ) -> Iterator[Result]:
-    """`results` as they come, and how many of `total` images are done: a bar, or from time to time a line.
+    """`results` as they arrive, while the number done of `total` images is shown: a bar, or from time to time a line.
 
-    count: the images that a result stands for. noun: what is counted.
+    count: the number of images in a result. noun: what is counted.
     """
     with output.counter(noun, total, heard_by(say)) as counter:
         for result in results:
@@ -219,7 +219,7 @@ def gained(difference: float, low: float, high: float) -> str:
 
 
 def shortened(value: object) -> str:
-    """What a cell of a table or a message may hold of a text: 80 characters."""
+    """A text cut to 80 characters, for a cell of a table or a message."""
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -265,9 +265,9 @@ def command(request: type[BaseModel], run: Callable[[Any], object], doc: str, ma
 
 
 def _one_sentence(function: Main, command: str) -> Main:
-    """`function`, called with the options that were given, with our own errors as one sentence and an exit code.
+    """`function`, called with the given options only; our own errors become one sentence and an exit code.
 
-    command: the whole line, which goes on where it was stopped.
+    command: the whole command line, which continues where it was stopped.
     """
     import typer
 

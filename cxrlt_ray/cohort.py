@@ -1,4 +1,4 @@
-"""`python -m cxrlt_ray.cohort DIR`: what a data directory holds, and why a sweep would refuse it."""
+"""`python -m cxrlt_ray.cohort DIR`: the content of a data directory, and the reasons why a sweep would refuse it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from cxrlt_ray.reporting.cohort import print_counts, print_files
 
 def main(
     data: Annotated[str, cli.argument("the data's directory or URI")],
-    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
+    format: Annotated[str | None, cli.option("the data's format; detected by default")] = None,
     task: Annotated[str, cli.option(TASK_HELP)] = "auto",
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null",
     cohorts: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on", "--cohort")] = None,
-    files: Annotated[bool, cli.option("compare the table with the image files that are there")] = True,
-    images: Annotated[bool, cli.option("decode all images: which cannot be, which are black, blank, strips")] = False,
-    duplicates: Annotated[bool, cli.option("decode all images: which are nearly one of another split")] = False,
-    sample: Annotated[int, cli.option("with --images: look at so many random images; 0: all")] = 0,
-    min_count: Annotated[int, cli.option("a summary to pass on: no count below this, nor a way to find one")] = 1,
+    files: Annotated[bool, cli.option("compare the table with the existing image files")] = True,
+    images: Annotated[bool, cli.option("decode all images; list unreadable, black, blank, strips")] = False,
+    duplicates: Annotated[bool, cli.option("decode all images; list near-duplicates across splits")] = False,
+    sample: Annotated[int, cli.option("with --images: number of random images to check; 0: all")] = 0,
+    min_count: Annotated[int, cli.option("for sharing: show no count below this, and none from which one follows")] = 1,
 ) -> None:
-    """Summarise a data directory: counts, missing files, leaks, and all for which a sweep would refuse it.
+    """Summarise a data directory: counts, missing files, leaks, and every reason why a sweep would refuse it.
 
     python -m cxrlt_ray.cohort /data/mimic
 
@@ -73,7 +73,7 @@ def _check_options(images: bool, duplicates: bool, sample: int, min_count: int) 
 
 
 def _print_images(cohort: Cohort, images: bool, duplicates: bool, sample: int, console: Any) -> list[str]:
-    """Print what the images themselves show; returns the reasons to refuse the data."""
+    """Print the problems found in the images themselves; returns the reasons to refuse the data."""
     from cxrlt_ray.data.inspection import inspect_images, pairs_across_splits
     from cxrlt_ray.reporting.images import print_duplicates, print_inspection
 

@@ -1,4 +1,4 @@
-"""Configuration files: found by name, read safely, validated with every mistake reported at once."""
+"""Configuration files: located by name, read safely, validated with every mistake reported at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def names(folder: str) -> list[str]:
 
 
 def find(folder: str, name: str) -> Path:
-    """The file behind `name`: a path, else NAME.yaml in ./FOLDER, else the copy shipped with the package.
+    """The file for `name`: a path, else NAME.yaml in ./FOLDER, else the copy shipped with the package.
 
     Raises UsageError when there is none.
     """

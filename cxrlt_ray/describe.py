@@ -1,6 +1,6 @@
 """`python -m cxrlt_ray.describe FINDING ...`: drafts of descriptions by a language model, for a person to correct.
 
-`--show` prints what there is on a finding and the prompts of each style, `--check` says what is missing or unreviewed.
+`--show` prints a finding's description and the prompts of each style, `--check` lists missing and unreviewed ones.
 The package's own descriptions (descriptions/) need no model; drafts are for findings of your own.
 """
 
@@ -32,20 +32,22 @@ _OF_DRAFTS = ("url", "model", "key_variable", "parameters", "out", "cache", "tim
 
 
 class DescribeRequest(Config):
-    """What is asked of `describe`: the options of the command. Raises UsageError for a wrong one."""
+    """The options of `describe`. Raises UsageError for a wrong one."""
 
     findings: Annotated[list[str] | None, cli.argument("names of findings; --check alone needs none")] = None
     show: Annotated[bool, cli.option("print the findings' descriptions and prompts", "--show")] = False
-    check: Annotated[bool, cli.option("say which findings lack a description, or have a draft", "--check")] = False
+    check: Annotated[bool, cli.option("list findings without a description or with only a draft", "--check")] = False
     descriptions: Annotated[str | None, cli.option("--show, --check: your own YAML file or folder, read first")] = None
     url: Annotated[str | None, cli.option("draft: the server, such as http://localhost:8000/v1")] = None
     model: Annotated[str | None, cli.option("draft: the model's name there")] = None
     key_variable: Annotated[str | None, cli.option("draft: the environment variable with the server's API key")] = None
-    parameters: Annotated[str | None, cli.option("draft: further fields of a request, as JSON")] = None
-    out: Annotated[str, cli.option("draft: leave the drafts in this new .yaml")] = "descriptions.yaml"
-    cache: Annotated[str, cli.option("draft: folder of replies, for the next run")] = "answers/descriptions"
-    timeout: Annotated[float, cli.option("draft: seconds of a request at most")] = 120.0
-    attempts: Annotated[int, cli.option("draft: times that a request is sent where the server fails")] = 6
+    parameters: Annotated[str | None, cli.option("draft: additional fields of a request, as JSON")] = None
+    out: Annotated[str, cli.option("draft: write the drafts to this new .yaml")] = "descriptions.yaml"
+    cache: Annotated[str, cli.option("draft: folder in which replies are kept for the next run")] = (
+        "answers/descriptions"
+    )
+    timeout: Annotated[float, cli.option("draft: timeout of a request in seconds")] = 120.0
+    attempts: Annotated[int, cli.option("draft: attempts at a request if the server fails")] = 6
 
     @model_validator(mode="after")
     def _check(self) -> DescribeRequest:
@@ -73,7 +75,7 @@ class DescribeRequest(Config):
 
     @property
     def llm(self) -> LlmOptions:
-        """How the server is asked."""
+        """The options of the language model's server."""
         names = ("url", "model", "key_variable", "parameters", "timeout", "attempts", "cache")
         return LlmOptions(**{name: getattr(self, name) for name in names})
 
@@ -84,8 +86,8 @@ def run(request: DescribeRequest) -> None:
         from cxrlt_ray import describe
         describe.run(describe.DescribeRequest(findings=["Bulla"], show=True))
 
-    Raises UsageError for files that are wrong and findings without description, CxrltError where --check finds some or
-    where findings are left without a draft.
+    Raises UsageError for wrong files and for findings without a description, CxrltError if --check reports any or if
+    findings are left without a draft.
     """
     findings = list(dict.fromkeys(request.findings or CHALLENGE_FINDINGS))
     if request.show:
@@ -97,7 +99,7 @@ def run(request: DescribeRequest) -> None:
 
 
 def _show(known: dict[str, Description | None]) -> None:
-    """Print descriptions as they stand in a file, then their prompts."""
+    """Print descriptions in the form of their files, then their prompts."""
     console = cli.console()
     for finding, description in known.items():
         if description is None:
@@ -115,7 +117,7 @@ def _print_prompts(title: str, texts: tuple[str, ...]) -> None:
 
 
 def _check(known: dict[str, Description | None]) -> None:
-    """Say which findings lack a description or have a draft. Raises CxrltError where there are any."""
+    """List the findings that lack a description or have only a draft. Raises CxrltError if there are any."""
     missing = [finding for finding, description in known.items() if description is None]
     drafts = [finding for finding, description in known.items() if description and not description.reviewed]
     for title, findings in (("No description", missing), ("Draft, to be read by a person", drafts)):
@@ -130,7 +132,7 @@ def _check(known: dict[str, Description | None]) -> None:
 
 
 def _draft(request: DescribeRequest, findings: list[str]) -> None:
-    """Ask for drafts and write them. Raises CxrltError where some findings are left without."""
+    """Request drafts and write them. Raises CxrltError if some findings are left without one."""
     from cxrlt_ray.text.drafts import TOKENS, draft
 
     for finding in findings:

@@ -1,8 +1,8 @@
 """`python -m cxrlt_ray.ensemble --select greedy`: the best of a run's trials, stacked.
 
-An ensembles/ file -> the trials' validation predictions -> weights per finding -> how good, without optimism -> test
-images scored by the chosen members only -> RUN/ensembles/NAME/, whose files ensembling/stored.py names.
-With `--from` the members are predictions of any origin, in files (ensembling/from_tables.py).
+An ensembles/ file -> the trials' validation predictions -> weights per finding -> cross-fitted scores -> test images
+scored by the chosen members only -> RUN/ensembles/NAME/, whose files are named in ensembling/stored.py.
+With `--from` the members are predictions from any source, in files (ensembling/from_tables.py).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ __all__ = ["EnsembleRequest", "Stacked", "main", "run"]
 
 @dataclass(frozen=True)
 class Stacked:
-    """What `run` leaves: the ensemble's directory, its name, and how it compares with the best member and the mean.
+    """The result of `run`: the ensemble's directory, its name, and its comparison with the best member and the mean.
 
-    probabilities: its calibration and thresholds, as far as they were asked for.
+    probabilities: its calibration and thresholds, if requested.
     """
 
     store: Store
@@ -54,13 +54,13 @@ class Stacked:
 
 
 def run(request: EnsembleRequest) -> Stacked:
-    """Choose and weigh members, score images with them, say how good that is and leave it all in a directory.
+    """Choose and weight members, score images with them, evaluate the result and write it all to a directory.
 
         from cxrlt_ray import ensemble
         stacked = ensemble.run(ensemble.EnsembleRequest(select="greedy"))
         stacked.comparison.sets["cross_fitted"].systems["greedy ensemble"].map.value
 
-    Raises UsageError for a request that does not fit what there is, CxrltError where that is damaged.
+    Raises UsageError for a request that does not fit the run or the files, CxrltError if these are damaged.
     """
     return _of_tables(request) if request.tables else _of_run(request)
 
@@ -113,7 +113,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
 
 
 def _track(swept: Run, record: EnsembleRecord) -> None:
-    """Tell the run's trackers of the ensemble, and give them the run's report page, where there is one."""
+    """Send the ensemble's scores to the run's trackers, with the run's report page if there is one."""
     if names := trackers_of(swept):
         session = Session(swept, names)
         if swept.store.exists(REPORT):
@@ -125,14 +125,14 @@ def _track(swept: Run, record: EnsembleRecord) -> None:
 
 
 def kinds_of(findings: tuple[str, ...], manifest: Manifest, pool: Pool) -> list[str]:
-    """Head, medium or tail by training labels; UNSEEN of what is asked for without any."""
+    """Head, medium or tail by training labels; UNSEEN for findings asked for without labels."""
     kinds = rarity(manifest.of_cohort(MAIN).of_split("train").targets(findings))
     asked = pool.asking.asked if pool.asking else ()
     return [UNSEEN if name in asked else kind for name, kind in zip(findings, kinds, strict=True)]
 
 
 def _systems(request: EnsembleRequest, file: EnsembleFile, name: str, pool: Pool) -> list[System]:
-    """The best trial, the mean and the ensemble; of a run that asks for findings by text, one choice for all."""
+    """The best trial, the mean and the ensemble; for a run that asks for findings by text, one choice for all."""
     if pool.asking is None:
         return compare(file, name, pool, request.seed)
     if request.explain or takes_costs(file.selector):
@@ -144,7 +144,7 @@ def _systems(request: EnsembleRequest, file: EnsembleFile, name: str, pool: Pool
 
 
 def _of_tables(request: EnsembleRequest) -> Stacked:
-    """An ensemble of members whose predictions stand in files."""
+    """An ensemble of members whose predictions are in files."""
     name, file = load_ensemble(request.select)
     from_tables.check_file(file)
     tables = from_tables.read(request)
@@ -182,7 +182,7 @@ def _probabilities(
     findings: tuple[str, ...],
     splits: Mapping[str, ScoredSplit],
 ) -> Probabilities:
-    """Make and show what is asked for of calibration and thresholds."""
+    """Compute and show the requested calibration and thresholds."""
     if not (request.calibrate or request.aims):
         return Probabilities(findings, None, {}, (), {})
     made = probabilities(request, pool, system, findings, splits)
@@ -191,7 +191,7 @@ def _probabilities(
 
 
 def _show_frontier(request: EnsembleRequest, file: EnsembleFile, pool: Pool, system: System, unit: str) -> None:
-    """Show score against cost, where the selector weighs costs."""
+    """Show score against cost, if the selector takes costs."""
     if takes_costs(file.selector):
         report.show_frontier(frontier(pool, file, system.values, request.rounds, request.seed), unit)
 
@@ -199,7 +199,7 @@ def _show_frontier(request: EnsembleRequest, file: EnsembleFile, pool: Pool, sys
 def _explain(
     request: EnsembleRequest, pool: Pool, system: System, findings: tuple[str, ...], unit: str, store: Store
 ) -> None:
-    """Show and leave why the ensemble has these members."""
+    """Show and write the reasons for the ensemble's members."""
     from cxrlt_ray.ensembling.explain import explain_system
     from cxrlt_ray.reporting import explanation as page
 
@@ -210,7 +210,7 @@ def _explain(
 
 
 def _report(swept: Run, name: str) -> tuple[list[str], str]:
-    """Write the run's page: its address, and the last line. The ensemble stands whatever becomes of the page."""
+    """Write the run's page; returns its address and the last line. A failing page does not affect the ensemble."""
     try:
         from cxrlt_ray.page.written import write_report
 
@@ -231,7 +231,7 @@ def _say_next(
     pages: list[str],
     last: str,
 ) -> None:
-    """Print what was left, the command that scores it, and the last line."""
+    """Print the files written, the command that scores them, and the last line."""
     files = ["ensemble.json", "weights.csv", *(["predictions.parquet", "submission.csv"] if submitted else []), *more]
     lines = [f"Left in {store.uri}: {', '.join(files)}"]
     if submitted:
@@ -251,7 +251,7 @@ def _paths(store: Store, files: Sequence[str]) -> list[str]:
 
 
 def _reading_options(swept: Run, split: str) -> Iterator[str]:
-    """The options by which evaluate reads the data as the run did."""
+    """The options with which evaluate reads the data as the run did."""
     if split != swept.task.scored_split:
         yield f" --split {split}"
     for option, default in (("seed", 0), ("uncertain", "null")):
@@ -262,9 +262,9 @@ def _reading_options(swept: Run, split: str) -> Iterator[str]:
 main = cli.command(
     EnsembleRequest,
     run,
-    """Choose and weigh a run's trials, score the test images with them, write the submission.
+    """Choose and weight a run's trials, score the test images with them, write the submission.
 
-    Or do so with predictions from anywhere, matched by image id and column name.
+    Or do the same with predictions from any source, matched by image id and column name.
 
     python -m cxrlt_ray.ensemble --select greedy
     python -m cxrlt_ray.ensemble --select my.yaml --run task1-20261125-101500 --zip

@@ -1,4 +1,4 @@
-"""The one error style: a sentence on what is wrong, where, and how to mend it."""
+"""The common error style: a sentence on what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class UsageError(CxrltError):
 
 
 class Diverged(CxrltError):
-    """A trial's own fault: its numbers are not finite, and trying again would not help."""
+    """A trial failed by itself: its numbers are not finite, and trying again would not help."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, taken as Ctrl-C."""
+    """SIGTERM, handled like Ctrl-C."""

@@ -1,9 +1,9 @@
-"""`python -m cxrlt_ray.evaluate SUBMISSION.csv --task task1 --data DIR`: what a submission is worth.
+"""`python -m cxrlt_ray.evaluate SUBMISSION.csv --task task1 --data DIR`: score a submission.
 
-The challenge's scores (evaluation/scores.py), beside the paper's teams where the images are theirs. The challenge ranks
-by macro mAP, ties by macro AUROC. 78,946 images of 40 findings take about 10 s on 2 cores, after the cohort's reading.
-`--by` adds scores by group (evaluation/groups.py); `--external` has an ensemble score another site's images and sets
-them beside home's (evaluation/sites.py).
+The challenge's scores (evaluation/scores.py), beside those of the paper's teams if the images are the same. The
+challenge ranks by macro mAP, ties by macro AUROC. 78,946 images of 40 findings take about 10 s on 2 cores, once the
+cohort is read. `--by` adds scores by group (evaluation/groups.py); `--external` scores another site's images with an
+ensemble and compares them with those of its own cohort (evaluation/sites.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["EvaluateRequest", "main", "run"]
 
 @dataclass(frozen=True)
 class Given:
-    """What is scored: the submission's file, the cohort as it was split, its task, and whose ensemble it is."""
+    """What is scored: the submission's file, the split cohort, its task, and the ensemble it comes from, if any."""
 
     path: str
     manifest: Manifest
@@ -59,14 +59,14 @@ class Given:
 
 
 def run(request: EvaluateRequest) -> Scores:
-    """Score a submission where the labels are known; print the scores, and leave them in `out`.
+    """Score a submission whose labels are known; print the scores, and write them to `out`.
 
         from cxrlt_ray import evaluate
         scores = evaluate.run(evaluate.EvaluateRequest(submission="submission.csv", data="/data/mimic", by="sex,age"))
         scores.scores["map"], scores.intervals["map"], scores.by_group.flags
 
-    Of an ensemble's directory, `external` scores other sites' images and sets them beside its own. Raises UsageError
-    for a split without images and a column of groups that is not there, CxrltError with every fault of the submission.
+    For an ensemble's directory, `external` scores other sites' images and compares them with its own. Raises UsageError
+    for a split without images and a missing column of groups, CxrltError with every fault of the submission.
     """
     console = cli.console()
     given = _given(request, console)
@@ -106,7 +106,7 @@ def run(request: EvaluateRequest) -> Scores:
 
 
 def _given(request: EvaluateRequest, console: Console) -> Given:
-    """A submission with the data it is of, or an ensemble's own."""
+    """A submission with its data, or an ensemble's own."""
     if (folder := _ensemble_folder(request.submission)) is not None:
         return _given_ensemble(request, folder)
     if request.external:
@@ -145,7 +145,7 @@ def _scored(images: Manifest, probabilities: np.ndarray, task: Task) -> ScoredIm
 
 
 def _columns(request: EvaluateRequest, images: Manifest) -> dict[str, np.ndarray]:
-    """The columns of groups; where sites are scored, cohort is what they are compared by already."""
+    """The columns of groups; without cohort if sites are scored, since these are compared by cohort already."""
     names = [name for name in request.columns if not (name == COHORT and request.external)]
     return group_columns(images, names, request.groups)
 
@@ -175,7 +175,7 @@ def _score_sites(request: EvaluateRequest, given: Given, console: Console) -> di
 
 
 def _read_cohort(request: EvaluateRequest, data: str) -> tuple[Manifest, tuple[str, ...]]:
-    """The cohort as a sweep with that seed reads it; where it has no training images, as it is."""
+    """The cohort as a sweep with this seed reads it; if it has no training images, as it is."""
     from cxrlt_ray.data.cohort import read_cohort
 
     options: dict[str, Any] = {"format": request.format, "task": request.task}
@@ -190,7 +190,7 @@ def _read_cohort(request: EvaluateRequest, data: str) -> tuple[Manifest, tuple[s
 
 
 def _groups(manifest: Manifest, task: Task) -> list[str]:
-    """Head, medium or tail by training counts; UNSEEN where a finding is not labelled in training."""
+    """Head, medium or tail by training counts; UNSEEN if a finding is not labelled in training."""
     targets = manifest.of_split("train").targets(task.findings)
     labelled = np.any(targets >= 0, axis=0).tolist()
     return [group if known else UNSEEN for group, known in zip(rarity(targets), labelled, strict=True)]
@@ -209,7 +209,7 @@ def _print(console: Console, notes: Iterable[str]) -> None:
 main = cli.command(
     EvaluateRequest,
     run,
-    """Score a submission where the labels are known; by groups of patients; or an ensemble on another site.
+    """Score a submission whose labels are known, also by groups of patients; or an ensemble on another site.
 
     python -m cxrlt_ray.evaluate runs/RUN/ensembles/greedy/submission.csv --task task1 --data /data/mimic --by sex,age
 

@@ -1,8 +1,8 @@
 """`python -m cxrlt_ray.generate train|sample|filter`: X-rays of rare findings by a diffusion model, for training.
 
-`train` learns the real images of the train split; `sample` draws images of tail findings, alone or in the company that
-they keep; `filter` keeps those that a teacher recognises which has not seen the patients they descend from, and that
-are no near-copies of a patient's image. What the last two leave joins a sweep by `--cohort synthetic=DIR`.
+`train` learns the real images of the train split; `sample` draws images of tail findings, alone or with the findings
+that accompany them in real images; `filter` keeps the images that a teacher recognises, which has not seen their source
+patients, and that are not near-copies of a patient's image. Both results join a sweep by `--cohort synthetic=DIR`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from cxrlt_ray.storage import Store
 
 __all__ = ["GenerateRequest", "main", "run"]
 
-FEW = 5  # real images of a set, of which generated ones are likely near-copies
+FEW = 5  # real images of a set; with fewer, generated ones are likely near-copies
 
 
 def run(request: GenerateRequest) -> GeneratorRecord | GeneratedRecord:
-    """Train a generator, draw images by one, or keep the good ones of them; the record of what was made.
+    """Train a generator, draw images with it, or keep the good ones; returns the record of the result.
 
         from cxrlt_ray import generate
         generate.run(generate.GenerateRequest(action="train", source="/data/mimic", out="generators/mimic"))
 
-    Each goes on where an earlier process of the same options was stopped. Raises UsageError for options, files and
-    findings that do not fit, CxrltError where the disk or a worker fails.
+    Each continues where an earlier process with the same options was stopped. Raises UsageError for options, files and
+    findings that do not fit, CxrltError if the disk or a worker fails.
     """
     check_installed()
     if request.action == TRAIN:
@@ -77,13 +77,13 @@ def _train(request: GenerateRequest) -> GeneratorRecord:
 
 
 def _config(request: GenerateRequest) -> GeneratorConfig:
-    """The configuration with what the options say instead. Raises UsageError for a wrong one."""
+    """The configuration, overridden by the options. Raises UsageError for a wrong one."""
     chosen = load_config(request.config_name)
     return config.validate(GeneratorConfig, {**chosen.model_dump(), **request.overrides}, request.config_name)
 
 
 def _data(request: GenerateRequest) -> tuple[str, Manifest, tuple[str, ...]]:
-    """The data to learn, its manifest and the task's findings; a phantom where none is given."""
+    """The data to learn, its manifest and the task's findings; a phantom if none is given."""
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.tasks import load_task
     from cxrlt_ray.search.run_data import PHANTOM_IMAGES, phantom
@@ -181,7 +181,7 @@ def _filter(request: GenerateRequest) -> GeneratedRecord:
 
 
 def _keep(generated: cohort_folder.Generated, record: GeneratedRecord, kept: np.ndarray, out: Store) -> GeneratedRecord:
-    """Leave the images that are kept as a cohort; ids of patients do not go with them."""
+    """Write the kept images as a cohort, without patients' ids."""
     from cxrlt_ray.reporting.generation import tally_table
 
     if not len(kept):
@@ -198,7 +198,7 @@ def _keep(generated: cohort_folder.Generated, record: GeneratedRecord, kept: np.
 
 
 def _report(out: Store, record: GeneratedRecord, of: Sequence[str] = ()) -> None:
-    """Print the table, and leave the contact sheet. of: the set of each image, in the order of the labels."""
+    """Print the table, and write the contact sheet. of: the set of each image, in the order of the labels."""
     from cxrlt_ray.reporting.generation import ACROSS, contact_sheet, tally_table
 
     generated = cohort_folder.read_generated(out.uri)
@@ -221,7 +221,7 @@ def _picture(out: Store, path: str) -> np.ndarray:
 main = cli.command(
     GenerateRequest,
     run,
-    """Draw X-rays of rare findings by a diffusion model, and keep those that are good for training.
+    """Draw X-rays of rare findings with a diffusion model, and keep those that are fit for training.
 
     python -m cxrlt_ray.generate train /data/mimic --out generator --config tiny --time-budget 2h
     python -m cxrlt_ray.generate sample generator --out drawn --each 100 --company real

@@ -1,8 +1,8 @@
-"""`python -m cxrlt_ray.gold sample|merge`: hand labels of a sample that holds what is rare and what is disputed.
+"""`python -m cxrlt_ray.gold sample|merge`: hand labels of a sample with rare and disputed findings.
 
 `sample` draws studies with recorded probabilities and writes a blinded sheet for each reader, as CSV and as a page;
-`merge` joins what they filled in: agreement, consensus, what is left to adjudicate, and what each labeller is worth on
-all studies, by weights.
+`merge` combines the filled-in sheets: agreement, consensus, cases to adjudicate, and the performance of each labeller
+on all studies, by sampling weights.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["GoldRequest", "main", "run"]
 
 
 def run(request: GoldRequest) -> Design | Agreement | None:
-    """Draw a sample and return its design, or merge sheets and return what --labels are worth, if any are given.
+    """Draw a sample and return its design, or merge sheets and return the agreement with --labels, if given.
 
         from cxrlt_ray import gold
         gold.run(gold.GoldRequest(action="sample", files=["rules.csv", "llm.csv"], reports="reports.csv"))
 
-    Raises UsageError where files do not fit each other.
+    Raises UsageError if files do not fit each other.
     """
     return _sample(request) if request.action == SAMPLE else _merge(request)
 
@@ -79,7 +79,7 @@ def _sample(request: GoldRequest) -> Design:
 
 
 def _texts(request: GoldRequest, design: Design) -> dict[str, str]:
-    """The reports of the sample by study. Raises UsageError where some are missing."""
+    """The reports of the sample by study. Raises UsageError if some are missing."""
     from cxrlt_ray.labelling.reports import read_reports
 
     assert request.reports is not None
@@ -92,7 +92,7 @@ def _texts(request: GoldRequest, design: Design) -> dict[str, str]:
 
 
 def _definitions(findings: tuple[str, ...]) -> dict[str, str]:
-    """The definitions of findings in their rule files, where there is one."""
+    """The definitions of findings from their rule files, for those that have one."""
     from cxrlt_ray.labelling.rules import load_rules
 
     return {rule.finding: rule.definition for rule in load_rules().every if rule.finding in findings}
@@ -129,7 +129,7 @@ def _merge(request: GoldRequest) -> Agreement | None:
 def _leave_gold(
     request: GoldRequest, design: Design, readings: dict[str, FilledSheet], values: np.ndarray, out: str
 ) -> None:
-    """Write the gold standard and what is left to adjudicate, and say how many labels there are of each kind."""
+    """Write the gold standard and the cases to adjudicate, and print the number of labels of each kind."""
     agreed = consensus(values)
     labels, left = agreed.values, int(agreed.open.sum())
     if request.adjudicated:
@@ -151,7 +151,7 @@ def _leave_gold(
 main = cli.command(
     GoldRequest,
     run,
-    """Draw studies to label by hand, or merge what readers filled in.
+    """Draw studies to label by hand, or merge the sheets that readers filled in.
 
     python -m cxrlt_ray.gold sample rules.csv llm.csv --studies 300 --reports reports.csv --out gold
     python -m cxrlt_ray.gold merge gold gold/reader1.csv gold/reader2.csv --labels rules.csv llm.csv

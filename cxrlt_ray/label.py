@@ -1,7 +1,7 @@
 """`python -m cxrlt_ray.label REPORTS --out labels.csv`: the labels of studies, from their radiology reports.
 
-By rules (label_rules/, docs/labels.md): 500 reports of MIMIC's length a CPU second and more, without the sentences that
-repeat. Fewer than 20,000 reports are labelled in this process, more by Ray Data.
+By rules (label_rules/, docs/labels.md): more than 500 reports of MIMIC's length per CPU second, before repeated
+sentences are cached. Fewer than 20,000 reports are labelled in this process, more by Ray Data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["LabelRequest", "main", "run"]
 
 
 def run(request: LabelRequest) -> None:
-    """Label the reports, and leave labels.csv and evidence.parquet.
+    """Label the reports, and write labels.csv and evidence.parquet.
 
         from cxrlt_ray import label
         label.run(label.LabelRequest(reports="/data/mimic-cxr", out="labels.csv"))
@@ -58,7 +58,7 @@ def _rule_set(request: LabelRequest) -> RuleSet:
 
 
 def _check(rule_set: RuleSet) -> None:
-    """Run all examples. Raises CxrltError where one is labelled otherwise."""
+    """Run all examples. Raises CxrltError if one gets another label."""
     from cxrlt_ray.labelling.examples import clashes, count_examples
 
     rules = rule_set.load()
@@ -71,7 +71,7 @@ def _check(rule_set: RuleSet) -> None:
 
 
 def _explain(reports: Reports, rule_set: RuleSet, study: str) -> None:
-    """Print a report with its marks."""
+    """Print a report with annotations."""
     from cxrlt_ray.labelling.labeller import Labeller
     from cxrlt_ray.reporting.labels import marked
 
@@ -82,7 +82,7 @@ def _explain(reports: Reports, rule_set: RuleSet, study: str) -> None:
 
 
 def _counted(tables: Iterator[tuple[pa.Table, pa.Table]], reports: Reports) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """The tables as they come, with lines of progress; at the end what is worth knowing of them all."""
+    """The tables as they arrive, with lines of progress; at the end, notes on all of them."""
     import pyarrow.compute as pc
 
     from cxrlt_ray.reporting.labels import normal_share

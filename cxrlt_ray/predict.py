@@ -1,7 +1,7 @@
-"""`python -m cxrlt_ray.predict --ensemble ensemble.json --data NEW`: new images scored as the test images were.
+"""`python -m cxrlt_ray.predict --ensemble ensemble.json --data NEW`: score new images as the test images were scored.
 
-The images are prepared at the sizes of the run's shards, scored by the ensemble's members in one pass and
-combined by its weights; the members' weights must be those the ensemble was made with.
+The images are prepared at the sizes of the run's shards, scored by the ensemble's members in one pass and combined with
+its weights; the members' checkpoints must be those from which the ensemble was made.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ __all__ = ["PredictRequest", "main", "run"]
 
 
 def run(request: PredictRequest) -> Predictions:
-    """Score the images of a directory with an ensemble, and leave predictions.parquet and submission.csv in `out`.
+    """Score the images of a directory with an ensemble, and write predictions.parquet and submission.csv to `out`.
 
         from cxrlt_ray import predict
         predict.run(predict.PredictRequest(ensemble="runs/RUN/ensembles/greedy/ensemble.json", data="/data/new"))
 
-    With `ask`, also asked.csv: a column for each finding asked for, answered by text where the members were not trained
-    on it. With `calibrate` scores of the ensemble's findings are calibrated as it says; those of others asked for are
-    not. Raises UsageError for data without images, where no member can be asked and where no calibration is kept;
-    CxrltError where a member is missing or has changed.
+    With `ask`, also asked.csv: a column for each finding asked for, predicted from text if the members were not trained
+    on it. With `calibrate` the ensemble's calibration is applied to its own findings; others asked for stay
+    uncalibrated. Raises UsageError for data without images, if no member can be asked and if no calibration is kept;
+    CxrltError if a member is missing or has changed.
     """
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.prepare import prepare
@@ -82,7 +82,7 @@ def run(request: PredictRequest) -> Predictions:
 
 
 def _calibration(request: PredictRequest, ensemble: Ensemble) -> Calibration | None:
-    """The calibration to apply. Raises UsageError where one is asked for and the ensemble keeps none."""
+    """The calibration to apply. Raises UsageError if one is requested and the ensemble keeps none."""
     kept = ensemble.record.calibration
     if request.calibrate and kept is None:
         raise UsageError(
@@ -95,7 +95,7 @@ def _calibration(request: PredictRequest, ensemble: Ensemble) -> Calibration | N
 
 
 def _read_images(request: PredictRequest, ensemble: Ensemble) -> Manifest:
-    """The images to score; labels, where there are any, are not read."""
+    """The images to score; labels, if there are any, are not read."""
     from cxrlt_ray.data.cohort import read_cohort
 
     # a challenge's own files where the task is one, else whatever the data holds
@@ -111,7 +111,7 @@ def _read_images(request: PredictRequest, ensemble: Ensemble) -> Manifest:
 
 
 def _write(request: PredictRequest, ensemble: Ensemble, store: Store, predictions: Predictions) -> None:
-    """Leave the predictions, and the submission that holds them."""
+    """Write the predictions, and the submission made from them."""
     from cxrlt_ray.ensembling import submission
 
     predictions.write(store, "predictions.parquet")
@@ -124,7 +124,7 @@ def _write(request: PredictRequest, ensemble: Ensemble, store: Store, prediction
 def _draw_maps(
     request: PredictRequest, maps: Iterator[tuple[int, np.ndarray, np.ndarray]], names: Sequence[str]
 ) -> None:
-    """Leave a picture for each image and finding, named by the row of asked.csv, from 1, and the finding."""
+    """Write a picture for each image and finding, named by the row of asked.csv, from 1, and the finding."""
     from cxrlt_ray.reporting.maps import overlay
 
     assert request.maps is not None

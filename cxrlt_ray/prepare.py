@@ -15,7 +15,7 @@ from cxrlt_ray.storage import Store
 
 
 def _estimate_table(costs: Estimate, cpus: float) -> Any:
-    """A rich table of what each size and quality costs."""
+    """A rich table of the cost of each size and quality."""
     from cxrlt_ray.output.tables import RecordTable
 
     table = RecordTable("estimate")
@@ -39,16 +39,16 @@ def _estimate_table(costs: Estimate, cpus: float) -> Any:
 def main(
     data: Annotated[str, cli.argument("the data's directory or URI")],
     sizes: Annotated[str, cli.option("edges of the shards' images in pixels, all from one decode")] = "512",
-    quality: Annotated[str, cli.option("of the cache: 1 to 100 for JPEG, or lossless")] = str(QUALITY),
-    estimate_only: Annotated[bool, cli.option("say what sizes and qualities cost, make nothing", "--estimate")] = False,
+    quality: Annotated[str, cli.option("quality of the shards: 1 to 100 for JPEG, or lossless")] = str(QUALITY),
+    estimate_only: Annotated[bool, cli.option("print the cost, prepare nothing", "--estimate")] = False,
     task: Annotated[str, cli.option(TASK_HELP)] = "auto",
-    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None,
+    format: Annotated[str | None, cli.option("the data's format; detected by default")] = None,
     storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = "runs",
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = MAX_BAD,
-    checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False,
-    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
+    checksum: Annotated[bool, cli.option("detect changed images by their contents, not by time", "--checksum")] = False,
+    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None,
 ) -> None:
-    """Resize originals to shards, once; a sweep does it by itself where it was not done.
+    """Resize originals to shards, once; a sweep does it by itself if needed.
 
     python -m cxrlt_ray.prepare /data/mimic --sizes 224,384,512
     python -m cxrlt_ray.prepare /data/mimic --sizes 224,512 --estimate

@@ -1,8 +1,8 @@
 """`python -m cxrlt_ray.pretrain --method simclr --cohort NAME=DIR ...`: a backbone from images without labels.
 
-The story: cohorts -> manifest of their training subjects, some kept to measure by -> shards -> an objective that needs
-no labels, in this process or in a group of Ray Train's workers -> OUT/backbone.safetensors, which search spaces read by
-`checkpoint:`, and OUT/pretrain.json, from which sweeps and ensembles compute what it has seen of their images.
+The steps: cohorts -> manifest of their training subjects, some held out for measurements -> shards -> an objective that
+needs no labels, in this process or in a group of Ray Train workers -> OUT/backbone.safetensors, which search spaces
+read by `checkpoint:`, and OUT/pretrain.json, from which sweeps and ensembles compute which of their images it has seen.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ __all__ = ["PretrainRequest", "main", "run"]
 
 
 def run(request: PretrainRequest) -> PretrainRecord | None:
-    """Pretrain a backbone, or go on; what was left, or None where only a plan is asked.
+    """Pretrain a backbone, or continue; returns its record, or None if only a plan is requested.
 
         from cxrlt_ray import pretrain
         pretrain.run(pretrain.PretrainRequest(method="simclr", cohort=["nih=/data/nih"], out="pretrained/nih"))
 
-    Raises UsageError for options, settings or cohorts that do not fit, Diverged where the training collapses, and
-    CxrltError where it cannot go on or is stopped.
+    Raises UsageError for options, settings or cohorts that do not fit, Diverged if the training collapses, and
+    CxrltError if it cannot continue or is stopped.
     """
     deadline = None if request.seconds is None else time.time() + request.seconds
     out = Store(request.folder).absolute()
@@ -120,7 +120,7 @@ def _pretrain(
 
 
 def _existing(request: PretrainRequest, out: Store) -> PretrainRecord | None:
-    """The record of a pretraining that goes on. Raises UsageError where there is none, or where one is in the way."""
+    """The record of a pretraining to continue. Raises UsageError if there is none, or if one is in the way."""
     there = out.exists(FILE)
     if not request.resume:
         if there and not request.plan:
@@ -136,7 +136,7 @@ def _existing(request: PretrainRequest, out: Store) -> PretrainRecord | None:
 
 @contextmanager
 def _claimed(out: Store) -> Iterator[None]:
-    """The directory for this process alone. Raises UsageError where another one has it."""
+    """The directory for this process alone. Raises UsageError if another process holds it."""
     if out.local is not None:
         private_dir(out.local)
     try:
@@ -155,14 +155,14 @@ def _resources(request: PretrainRequest) -> tuple[str, Resources]:
 
 
 def _threads(request: PretrainRequest, resources: Resources) -> int:
-    """Threads with which a worker computes on the CPU; 0 where it has a GPU."""
+    """Threads with which a worker computes on the CPU; 0 if it has a GPU."""
     if resources.gpus_per_trial:
         return 0
     return request.threads or max(1, resources.threads // max(request.workers, 1))
 
 
 def _data(request: PretrainRequest, settings: Settings) -> PretrainData:
-    """The images of the cohorts that are asked for; of --smoke without any, a phantom's."""
+    """The images of the requested cohorts; with --smoke and no cohort, those of a phantom."""
     cohorts = request.cohorts if request.cohort else {"phantom": _phantom(request)}
     data = read_cohorts(cohorts, request.splits, settings.monitoring.images, request.seed)
     for note in data.notes:
@@ -214,7 +214,7 @@ def _record(
 
 
 def _write_state(job: Job, data: PretrainData, record: PretrainRecord, out: Store) -> None:
-    """Leave what workers read, for their owner alone: ids are in it."""
+    """Write what workers read, readable by the owner only: it holds ids."""
     if job.run.local is not None:
         private_dir(job.run.local)
     with job.run.place("manifest.parquet") as path:
@@ -230,7 +230,7 @@ def _write_state(job: Job, data: PretrainData, record: PretrainRecord, out: Stor
 
 
 def _print_plan(request: PretrainRequest, settings: Settings, resources: Resources) -> None:
-    """Print what the pretraining will take."""
+    """Print the expected cost of the pretraining."""
     import torch
 
     from cxrlt_ray.training import device

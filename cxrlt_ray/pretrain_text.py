@@ -1,7 +1,7 @@
-"""`python -m cxrlt_ray.pretrain_text GRAPH --out FOLDER`: a text encoder that has learnt a knowledge graph.
+"""`python -m cxrlt_ray.pretrain_text GRAPH --out FOLDER`: a text encoder trained on a knowledge graph.
 
-KAD's first stage (team B): names against definitions, and "head [SEP] relation" against tails, of a folder with UMLS's
-tables, whose licence is yours to keep. Search spaces read what it leaves by `text: FOLDER`.
+KAD's first stage (team B): names against definitions, and "head [SEP] relation" against tails, from a folder with
+UMLS's tables, whose licence you must observe. Search spaces read the result by `text: FOLDER`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ LONGEST = 128  # tokens, as KAD
 
 
 class PretrainTextRequest(Config):
-    """What is asked of `pretrain_text`: the options of the command. Raises UsageError for a wrong one."""
+    """The options of `pretrain_text`. Raises UsageError for a wrong one."""
 
     graph: Annotated[str, cli.argument("folder with MRCONSO.RRF, MRDEF.RRF and MRREL.RRF")]
     out: Annotated[str | None, cli.option("the new folder of the encoder")] = None
-    encoder: Annotated[str, cli.option("to begin with: a known name, a folder, a hub's OWNER/NAME")] = MINILM
+    encoder: Annotated[str, cli.option("initial encoder: a known name, a folder, a hub's OWNER/NAME")] = MINILM
     pooling: Annotated[str, cli.option("auto, cls, mean or last")] = "auto"
-    tuning: Annotated[str, cli.option("tuned: all weights, or lora: adapters, added to them at the end")] = "tuned"
-    lora_rank: Annotated[int, cli.option("of adapters")] = 8
-    lora_alpha: Annotated[int, cli.option("of adapters: their factor is alpha / rank")] = 32
-    lora_targets: Annotated[str | None, cli.option("layers that have them, joined by +; the usual")] = None
-    max_tokens: Annotated[int, cli.option("after which a text is cut")] = LONGEST
+    tuning: Annotated[str, cli.option("tuned: all weights, or lora: adapters, merged into them at the end")] = "tuned"
+    lora_rank: Annotated[int, cli.option("rank of adapters")] = 8
+    lora_alpha: Annotated[int, cli.option("adapters are scaled by alpha / rank")] = 32
+    lora_targets: Annotated[str | None, cli.option("layers with adapters, joined by +; default: the usual ones")] = None
+    max_tokens: Annotated[int, cli.option("tokens after which a text is cut")] = LONGEST
     around_findings: Annotated[
-        bool, cli.option("only concepts that the findings' names mean, and their neighbours", "--around-findings")
+        bool, cli.option("only concepts named by the findings, and their neighbours", "--around-findings")
     ] = False
-    epochs: Annotated[int, cli.option("times that each pair is seen")] = 3
-    batch_size: Annotated[int, cli.option("pairs a step")] = 256
+    epochs: Annotated[int, cli.option("number of epochs")] = 3
+    batch_size: Annotated[int, cli.option("pairs per step")] = 256
     lr: Annotated[float, cli.option("the highest learning rate")] = 2e-5
-    seed: Annotated[int, cli.option("of the pairs' order")] = 0
+    seed: Annotated[int, cli.option("seed of the pairs' order")] = 0
 
     @model_validator(mode="after")
     def _check(self) -> PretrainTextRequest:
@@ -59,7 +59,7 @@ class PretrainTextRequest(Config):
 
     @property
     def spec(self) -> TextSpec:
-        """The encoder and what of it trains."""
+        """The encoder and which of its weights train."""
         targets = tuple(self.lora_targets.split("+")) if self.lora_targets else ()
         return TextSpec(
             self.encoder,
@@ -73,13 +73,13 @@ class PretrainTextRequest(Config):
 
 
 def run(request: PretrainTextRequest) -> Path:
-    """Train a text encoder on a graph; the folder that it is in.
+    """Train a text encoder on a graph; returns its folder.
 
         from cxrlt_ray import pretrain_text
         pretrain_text.run(pretrain_text.PretrainTextRequest(graph="META", out="kebert", encoder="pubmedbert"))
 
-    Begun again with the same options, it goes on after the last epoch that was done. Raises UsageError for options,
-    tables or an encoder that do not fit, CxrltError where the encoder cannot be had or the training does not end well.
+    Started again with the same options, it continues after the last finished epoch. Raises UsageError for options,
+    tables or an encoder that do not fit, CxrltError if the encoder is not available or the training fails.
     """
     from cxrlt_ray.text.descriptions import shipped
     from cxrlt_ray.text.graph import read_graph

@@ -81,7 +81,7 @@ def leading_out(paths: pd.Series) -> pd.Series:
 
 
 def follows_links() -> bool:
-    """Whether links are followed out of a data directory: they may be anyone's who packed it."""
+    """Whether links are followed out of a data directory: whoever packed it may have set them."""
     return os.environ.get(FOLLOW_LINKS) == "1"
 
 

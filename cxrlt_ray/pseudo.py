@@ -1,7 +1,7 @@
 """`python -m cxrlt_ray.pseudo RUN/ensembles/X`: an ensemble labels what nobody labelled, for a student to learn.
 
 The teacher scores unlabelled cells of the run's training images and of other cohorts, its scores are calibrated on
-predictions of images that it did not train on, and `sweep --soft-targets pseudo/KEY.parquet` trains the student.
+predictions for images that it did not train on, and `sweep --soft-targets pseudo/KEY.parquet` trains the student.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["PseudoRequest", "main", "run"]
 
 
 def run(request: PseudoRequest) -> SoftTargets | None:
-    """Leave pseudo-labels in `out`/KEY.parquet and what is known of them in KEY.json; None where only a plan is asked.
+    """Write pseudo-labels to `out`/KEY.parquet and their record to KEY.json; returns None if only a plan is requested.
 
         from cxrlt_ray import pseudo
         pseudo.run(pseudo.PseudoRequest(ensemble="runs/RUN/ensembles/greedy", cohort=["nih=/data/nih"]))
 
-    Raises UsageError for an ensemble that cannot teach and where nothing is unlabelled, CxrltError where its run is
-    gone or images cannot be read.
+    Raises UsageError for an ensemble that cannot teach and if nothing is unlabelled, CxrltError if its run is gone or
+    images cannot be read.
     """
     teacher = teacher_of(request.ensemble, request.weights)
     images = unlabelled_images(teacher, request)
@@ -55,7 +55,7 @@ def run(request: PseudoRequest) -> SoftTargets | None:
 
 
 def _say_next(request: PseudoRequest, teacher: EnsembleTeacher, record: Teacher) -> None:
-    """Print what was left, and the command that trains the student."""
+    """Print the files written, and the command that trains the student."""
     out, swept = request.out.rstrip("/"), teacher.run.record
     print(f"Left in {out}: {record.key}.parquet, {record.key}.json ({record.provenance})")
     if record.transductive:
@@ -78,7 +78,7 @@ def _say_next(request: PseudoRequest, teacher: EnsembleTeacher, record: Teacher)
 main = cli.command(
     PseudoRequest,
     run,
-    """Label what nobody labelled by an ensemble, for a student to learn (Noisy Student).
+    """Label with an ensemble what nobody labelled, for a student to learn (Noisy Student).
 
     python -m cxrlt_ray.pseudo runs/RUN/ensembles/greedy --cohort nih=/data/nih
     python -m cxrlt_ray.pseudo runs/RUN/ensembles/greedy --smoke

@@ -1,7 +1,7 @@
 """`python -m cxrlt_ray.report [--run NAME]`: a run as one page, at any time; or two runs side by side.
 
-report.html, report.json with its numbers and MODEL_CARD.md are left in the run, or where --out says. The page asks no
-network, works without scripts, and holds no id, path or report's text (docs/report.md).
+report.html, report.json with its numbers and MODEL_CARD.md are written to the run, or to --out. The page needs no
+network, works without scripts, and holds no id, path or report text (docs/report.md).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["ReportRequest", "main", "run"]
 
 
 def run(request: ReportRequest) -> str:
-    """Write the page that is asked for; returns its path or URI.
+    """Write the requested page; returns its path or URI.
 
         from cxrlt_ray import report
         report.run(report.ReportRequest(run="task1-20261125-101500", out="report.html"))
 
-    Raises UsageError where there is no such run, CxrltError where nothing can be written.
+    Raises UsageError if there is no such run, CxrltError if nothing can be written.
     """
     if request.compare:
         one, other = (load_run(request.storage, name) for name in request.compare)

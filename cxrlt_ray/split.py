@@ -28,16 +28,16 @@ TABLE = "labels.csv"  # of a cohort in the form that reader `table` knows
 
 
 class SplitRequest(Config):
-    """What is asked of `split`: the options of the command, with their defaults. Raises UsageError for a wrong one."""
+    """The options of `split`, with their defaults. Raises UsageError for a wrong one."""
 
-    labels: Annotated[str, cli.argument("a table of labels with a row a study")]
-    shares: Annotated[list[float] | None, cli.option("of train, val and test; 70 10 20 without it")] = None
-    images: Annotated[str | None, cli.option("the images' directory: makes a cohort of labels and images")] = None
-    format: Annotated[str | None, cli.option("the format of --images; found by looking without it")] = None
-    out: Annotated[str | None, cli.option("the table's .csv; of a cohort labels.csv above the images")] = None
-    blank: Annotated[str, cli.option("an empty label: zero (not there), keep (not labelled)")] = "zero"
-    findings: Annotated[list[str] | None, cli.option("keep these findings; all without it")] = None
-    id_column: Annotated[str | None, cli.option("the labels' column of studies' ids; study_id without it")] = None
+    labels: Annotated[str, cli.argument("a table of labels with one row per study")]
+    shares: Annotated[list[float] | None, cli.option("shares of train, val and test; default: 70 10 20")] = None
+    images: Annotated[str | None, cli.option("the images' directory, to make a cohort of labels and images")] = None
+    format: Annotated[str | None, cli.option("the format of --images; detected by default")] = None
+    out: Annotated[str | None, cli.option("the .csv to write; for a cohort labels.csv above the images")] = None
+    blank: Annotated[str, cli.option("an empty label: zero (absent), keep (not labelled)")] = "zero"
+    findings: Annotated[list[str] | None, cli.option("findings to keep; default: all")] = None
+    id_column: Annotated[str | None, cli.option("the labels' column of study ids; default: study_id")] = None
     seed: Annotated[int, cli.option("seed of the split")] = 0
 
     @model_validator(mode="after")
@@ -61,12 +61,12 @@ class SplitRequest(Config):
 
 
 def run(request: SplitRequest) -> Divided:
-    """Divide labelled studies, or images of them, print how, and leave the table.
+    """Divide labelled studies, or their images, print the result, and write the table.
 
         from cxrlt_ray import split
         split.run(split.SplitRequest(labels="labels.csv", images="/data/images"))
 
-    Raises UsageError and CxrltError where the labels and images do not fit.
+    Raises UsageError and CxrltError if the labels and images do not fit.
     """
     labels = read_label_table(request.labels, request.findings, request.id_column)
     for note in labels.notes:
@@ -100,7 +100,7 @@ def _images(request: SplitRequest) -> Manifest:
 
 
 def _leave(request: SplitRequest, divided: Divided, images: Manifest | None) -> tuple[str, str]:
-    """Write the table; where it is, and what comes next. Raises UsageError where it cannot lie there."""
+    """Write the table; returns its path and the next step. Raises UsageError if it cannot be written there."""
     if images is None:
         out = request.out or "split.csv"
         write_csv(divided.table, out)

@@ -1,10 +1,10 @@
 """`python -m cxrlt_ray.sweep TASK`: train many trials, each a point of the search space.
 
-The story of a run: data -> manifest -> plan of resources -> weights to be had? -> shards -> trials,
-suggested by Optuna (multivariate TPE) inside Ray Tune, stopped early by ASHA on validation mAP ->
-a table. A trial process is reused for the next trial: 0.1 s instead of 2 to 9 s of start.
+The steps of a run: data -> manifest -> plan of resources -> check that weights are available -> shards -> trials,
+suggested by Optuna (multivariate TPE) inside Ray Tune, stopped early by ASHA on validation mAP -> a table. A trial
+process is reused for the next trial: it starts in 0.1 s instead of 2 to 9 s.
 
-The same from Python; `run` prints what the command prints and returns the run, whose trials can be read from it:
+The same from Python; `run` prints what the command prints and returns the run, from which the trials can be read:
 
     from cxrlt_ray import sweep
     run = sweep.run(sweep.SweepRequest(task="task1", data="/data/mimic", trials=60, storage="runs"))
@@ -62,10 +62,10 @@ __all__ = ["SweepRequest", "main", "run"]
 
 
 def run(request: SweepRequest) -> Run | None:
-    """Train the trials of a new run, or those that are missing of one that goes on; None where only a plan is asked.
+    """Train the trials of a new run, or the missing ones of a resumed run; returns None if only a plan is requested.
 
-    Raises UsageError for a request that does not fit the data, the machine or the run, and CxrltError where the sweep
-    is stopped before its end or no trial ends well.
+    Raises UsageError for a request that does not fit the data, the machine or the run, and CxrltError if the sweep is
+    stopped before its end or no trial succeeds.
     """
     deadline = None if request.seconds is None else time.monotonic() + request.seconds
     if request.trackers:
@@ -115,7 +115,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
 
 
 def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: Resources) -> Planner:
-    """What the sweep will cost; the rates are measured first where that is asked for."""
+    """The planner of the sweep's cost; measures the rates first if requested."""
     from cxrlt_ray.search import plan
 
     folds = f" x {record.models} folds" + (" of findings" if record.finding_folds else "") if record.models > 1 else ""
@@ -142,7 +142,7 @@ def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: 
 
 
 def _print_plan(request: SweepRequest, existing: Run | None, record: RunRecord, space: Space, planner: Planner) -> None:
-    """Print the models of a dry run, and the plan for the data or for as many images as are asked for."""
+    """Print the models of a dry run, and the plan for the data or for the requested number of images."""
     from cxrlt_ray.cluster.node_cache import memory_bound
     from cxrlt_ray.reporting.plan import print_models, print_plan
     from cxrlt_ray.search.dry_run import stage_models
@@ -163,7 +163,7 @@ def _print_plan(request: SweepRequest, existing: Run | None, record: RunRecord, 
 def _prepare(
     request: SweepRequest, existing: Run | None, record: RunRecord, space: Space, data: RunData
 ) -> tuple[Shards, ...]:
-    """Check the weights and every machine, start Ray, and make the shards that are missing."""
+    """Check the weights and every machine, start Ray, and make missing shards."""
     from cxrlt_ray import models
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.prepare import prepare
@@ -183,7 +183,7 @@ def _prepare(
 def _fit(
     request: SweepRequest, record: RunRecord, space: Space, planner: Planner, manifest: Manifest, deadline: float
 ) -> tuple[Space, RunRecord, Planner]:
-    """A new run's space, record and plan brought to what ends by the deadline, and a line that says so.
+    """Fit a new run's space, record and plan to the deadline, and print a line that says so.
 
     Who asks for a number of trials wants an ensemble: two at least.
     """
@@ -202,7 +202,7 @@ def _fit(
 def _pace(
     request: SweepRequest, planner: Planner, record: RunRecord, manifest: Manifest, deadline: float, longest: int
 ) -> Pace:
-    """Of a sweep that is to end by the deadline: a number of trials that was asked for is not exceeded."""
+    """The pace of a sweep with a deadline: a requested number of trials is not exceeded."""
     from cxrlt_ray.search.pacing import Pace
 
     together, open_ended = planner.resources.max_concurrent, request.trials is None
@@ -220,7 +220,7 @@ def _search(
     features: int,
     pace: Pace | None,
 ) -> Search:
-    """The trials that are to be done, with what they share; prints how images are streamed, and the disk they take.
+    """The trials to run, with what they share; prints how images are streamed, and the disk space needed.
 
     trial_bytes: of a trial while it runs, and when it is done. features: bytes that stored features may take.
     """
@@ -264,7 +264,7 @@ def _search(
 
 
 def _train(request: SweepRequest, search: Search) -> str:
-    """Run the trials that are missing; why it was stopped before all were done, or nothing."""
+    """Run the missing trials; returns the reason why the sweep was stopped before its end, or an empty text."""
     from cxrlt_ray.cluster.start import forget_decoded
     from cxrlt_ray.search.tuner import missing_trials, reopen_damaged, tune_trials
 
@@ -289,7 +289,7 @@ def _train(request: SweepRequest, search: Search) -> str:
 
 
 def _finish(request: SweepRequest, run: Run, reason: str) -> None:
-    """Print the trials. Raises CxrltError where the sweep was stopped, or no trial ended well."""
+    """Print the trials. Raises CxrltError if the sweep was stopped, or if no trial succeeded."""
     from cxrlt_ray.reporting.sweep import print_trials
 
     trials = run.trials()
@@ -306,7 +306,7 @@ def _finish(request: SweepRequest, run: Run, reason: str) -> None:
 
 
 def _say_next(request: SweepRequest, run: Run) -> None:
-    """Print what comes next, and for machines where the run is and its best trial."""
+    """Print the next command, and for machines the location of the run and its best trial."""
     from cxrlt_ray.reporting.trials import trial_record
 
     best = next(trial for trial in best_first(run.trials()) if trial.state in (FINISHED, PRUNED))
@@ -315,7 +315,7 @@ def _say_next(request: SweepRequest, run: Run) -> None:
 
 
 def _compare(planner: Planner, forecast: Forecast, run: Run, seconds: float) -> None:
-    """Keep the rates of a new run's trials, and print how the plan compares with what the sweep took."""
+    """Keep the rates of a new run's trials, and compare the plan with the outcome."""
     from cxrlt_ray.reporting.sweep import print_comparison
 
     trials, planned = run.trials(), forecast.pruned

@@ -1,4 +1,4 @@
-"""`python -m cxrlt_ray.trials [RUN]`: the runs there are, or the trials of one."""
+"""`python -m cxrlt_ray.trials [RUN]`: list the runs, or the trials of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cxrlt_ray.storage import Store
 
 
 def main(
-    run: Annotated[str | None, cli.argument("the run whose trials to list; without it, the runs")] = None,
+    run: Annotated[str | None, cli.argument("the run whose trials to list; default: list the runs")] = None,
     storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE,
     forget_features: Annotated[
         bool, cli.option("remove the stored features of frozen backbones and embeddings of texts")

@@ -216,8 +216,8 @@ def page(outcomes: Sequence[Check]) -> Table:
 def main(
     data: Annotated[str | None, cli.option("the data's directory or URI")] = None,
     storage: Annotated[str, cli.option("where runs will go: a directory or URI")] = DEFAULT_STORAGE,
-    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None,
-    space: Annotated[str | None, cli.option("search space, for the weights it wants")] = None,
+    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None,
+    space: Annotated[str | None, cli.option("search space, whose weights to check")] = None,
 ) -> None:
     """Say what will go wrong in a sweep, before one is started, and how to mend it.
 

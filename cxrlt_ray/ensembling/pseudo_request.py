@@ -22,18 +22,20 @@ class PseudoRequest(Config):
     """
 
     ensemble: Annotated[str, cli.argument("the teacher: RUN/ensembles/NAME, or its ensemble.json")]
-    cohort: Annotated[list[str] | None, cli.option("NAME=DIR: fill what it does not label; else the run's")] = None
+    cohort: Annotated[
+        list[str] | None, cli.option("NAME=DIR: cohort whose missing labels to fill; default: the run's")
+    ] = None
     weights: Annotated[str, cli.option("mean of the members, or chosen: by validation (see docs/pseudo.md)")] = "mean"
     values: Annotated[str, cli.option("soft (calibrated), hard (thresholds by prevalence) or raw")] = "soft"
     keep: Annotated[float, cli.option("of --values hard: the share of cells that get a label")] = 0.8
     on: Annotated[str | None, cli.option("test: pseudo-label test images too; flagged in all that follows")] = None
-    out: Annotated[str, cli.option("where to leave KEY.parquet and KEY.json")] = "pseudo"
+    out: Annotated[str, cli.option("where to write KEY.parquet and KEY.json")] = "pseudo"
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05
     rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000
-    seed: Annotated[int, cli.option("of bootstrap, parts of subjects and --smoke")] = 0
-    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
-    smoke: Annotated[bool, cli.option("few images; a phantom where no cohort is given", "--smoke")] = False
-    plan: Annotated[bool, cli.option("say what would be scored and what it takes, start nothing", "--plan")] = False
+    seed: Annotated[int, cli.option("seed of bootstrap, parts of subjects and --smoke")] = 0
+    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None
+    smoke: Annotated[bool, cli.option("few images; a phantom if no cohort is given", "--smoke")] = False
+    plan: Annotated[bool, cli.option("print what would be scored and its cost, start nothing", "--plan")] = False
 
     @model_validator(mode="after")
     def _check(self) -> PseudoRequest:

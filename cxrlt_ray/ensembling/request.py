@@ -52,32 +52,38 @@ class EnsembleRequest(Config):
     """
 
     select: Annotated[str, cli.option("a selector, a file of ensembles/, or the path of a YAML file")] = "greedy"
-    run: Annotated[str | None, cli.option("the run; the latest without it")] = None
+    run: Annotated[str | None, cli.option("the run; default: the latest")] = None
     storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE
-    split: Annotated[str | None, cli.option("the split to submit; the task's scored one without it")] = None
+    split: Annotated[str | None, cli.option("the split to submit; default: the task's scored one")] = None
     score_all: Annotated[bool, cli.option("score the test images with every trial, to compare", "--score-all")] = False
     zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False
     rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000
     seed: Annotated[int, cli.option("seed of bags, folds and bootstrap")] = 0
-    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
-    costs: Annotated[str | None, cli.option("a CSV of member and cost, for selector frontier; else GFLOPs")] = None
+    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None
+    costs: Annotated[str | None, cli.option("a CSV of member and cost, for selector frontier; default: GFLOPs")] = None
     tables: Annotated[
-        list[str] | None, cli.option("no run: a table of predictions a member, or one .npz", "--from")
+        list[str] | None, cli.option("instead of a run: one table of predictions per member, or one .npz", "--from")
     ] = None
     targets: Annotated[str | None, cli.option("with --from: the table of labels")] = None
     groups: Annotated[str | None, cli.option("with --from: the labels' column of subjects, or a table of them")] = None
     apply: Annotated[list[str] | None, cli.option("with --from: the members' tables of images to score")] = None
     findings: Annotated[list[str] | None, cli.option("with --from: only these columns")] = None
     id_column: Annotated[str | None, cli.option("with --from: the tables' column of image ids")] = None
-    drop_missing: Annotated[bool, cli.option("with --from: leave out images a member lacks", "--drop-missing")] = False
+    drop_missing: Annotated[bool, cli.option("with --from: leave out images that a member lacks", "--drop-missing")] = (
+        False
+    )
     scores: Annotated[
-        list[str] | None, cli.option("with --from: probability, percent or logit, of all members or one each")
+        list[str] | None, cli.option("with --from: probability, percent or logit, once or for each member")
     ] = None
-    out: Annotated[str, cli.option("with --from: where to leave the ensemble")] = "ensemble"
-    explain: Annotated[bool, cli.option("why these members, and what more trials would bring", "--explain")] = False
+    out: Annotated[str, cli.option("with --from: where to write the ensemble")] = "ensemble"
+    explain: Annotated[
+        bool, cli.option("explain the choice of members, and what more trials would bring", "--explain")
+    ] = False
     pruned: Annotated[bool, cli.option("choose among pruned trials too", "--pruned")] = False
-    most: Annotated[int | None, cli.option("choose among so many trials; as many as memory holds")] = None
-    calibrate: Annotated[bool, cli.option("make the scores probabilities, and keep how", "--calibrate")] = False
+    most: Annotated[int | None, cli.option("number of trials to choose from; default: as many as fit into memory")] = (
+        None
+    )
+    calibrate: Annotated[bool, cli.option("calibrate the scores, and keep the calibration", "--calibrate")] = False
     thresholds: Annotated[
         list[str] | None, cli.option("choose thresholds by aim: f1, sensitivity=0.9, critical=0.05 (FNR at most)")
     ] = None
@@ -136,20 +142,22 @@ class PredictRequest(Config):
 
     ensemble: Annotated[str, cli.option("an ensemble.json: path or URI")]
     data: Annotated[str, cli.option("the new images: a directory or URI, with or without a table")]
-    ask: Annotated[str | None, cli.option("findings to ask for by name, separated by commas: left in asked.csv")] = None
+    ask: Annotated[str | None, cli.option("findings to ask for by name, separated by commas: written to asked.csv")] = (
+        None
+    )
     ask_descriptions: Annotated[
         str | None, cli.option("with --ask: a YAML file or folder of your own descriptions", "--ask-descriptions")
     ] = None
-    maps: Annotated[str | None, cli.option("with --ask: a directory for pictures of where it looks (head film)")] = None
-    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
+    maps: Annotated[str | None, cli.option("with --ask: a directory for attention maps (head film)")] = None
+    format: Annotated[str | None, cli.option("the data's format; detected by default")] = None
     split: Annotated[str | None, cli.option("score only this split of the data")] = None
-    out: Annotated[str, cli.option("where to leave predictions.parquet and submission.csv")] = "predictions"
+    out: Annotated[str, cli.option("where to write predictions.parquet and submission.csv")] = "predictions"
     storage: Annotated[str, cli.option("where to keep the shards: a directory or URI")] = DEFAULT_STORAGE
     max_bad: Annotated[float, cli.option("the share of images that may be undecodable")] = 0.05
-    checksum: Annotated[bool, cli.option("tell changed images by their contents, not time", "--checksum")] = False
+    checksum: Annotated[bool, cli.option("detect changed images by their contents, not by time", "--checksum")] = False
     zip: Annotated[bool, cli.option("also write submission.zip", "--zip")] = False
     calibrate: Annotated[bool, cli.option("apply the calibration that the ensemble keeps", "--calibrate")] = False
-    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
+    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None
 
     @model_validator(mode="after")
     def _check(self) -> PredictRequest:

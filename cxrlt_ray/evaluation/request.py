@@ -28,29 +28,31 @@ class EvaluateRequest(Config):
     """
 
     submission: Annotated[str, cli.argument("a submission.csv or .zip, or the directory of an ensemble: path or URI")]
-    data: Annotated[str | None, cli.option("the cohort that was scored: a directory or URI; an ensemble knows")] = None
+    data: Annotated[str | None, cli.option("the cohort that was scored: a directory or URI; not with an ensemble")] = (
+        None
+    )
     task: Annotated[str, cli.option(TASK_HELP + "; an ensemble knows")] = "task1"
-    format: Annotated[str | None, cli.option("the data's format; found by looking without it")] = None
-    split: Annotated[str | None, cli.option("the split that was scored; the task's own without it")] = None
+    format: Annotated[str | None, cli.option("the data's format; detected by default")] = None
+    split: Annotated[str | None, cli.option("the split that was scored; default: the task's own")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
     scores: Annotated[str | None, cli.option("what the scores are: probability, percent or logit")] = None
     rounds: Annotated[int, cli.option("bootstrap rounds of the intervals")] = 1000
     seed: Annotated[int, cli.option("the sweep's seed, which drew the splits of data that has none")] = 0
-    out: Annotated[str | None, cli.option("leave the scores in this .csv (per finding) or .json (all)")] = None
+    out: Annotated[str | None, cli.option("write the scores to this .csv (per finding) or .json (all)")] = None
     by: Annotated[str | None, cli.option(f"compare groups, by {', '.join(OWN)} or columns of --groups")] = None
     groups: Annotated[
         str | None, cli.option("with --by: a table of image_id, study_id or subject_id, and columns of groups")
     ] = None
-    min_group: Annotated[int, cli.option("with --by: subjects below which a group is not shown")] = MIN_GROUP
+    min_group: Annotated[int, cli.option("with --by: fewest subjects of a group that is shown")] = MIN_GROUP
     thresholds: Annotated[
-        str | None, cli.option("for FNR of groups and sites: a table of finding and threshold; best F1 without it")
+        str | None, cli.option("for FNR of groups and sites: a table of finding and threshold; default: best F1")
     ] = None
     external: Annotated[
         list[str] | None, cli.option("NAME=DIR: another site, scored by the ensemble, whose findings cohorts/ maps")
     ] = None
-    storage: Annotated[str | None, cli.option("with --external: where to keep shards; else beside the run")] = None
+    storage: Annotated[str | None, cli.option("with --external: where to keep shards; default: beside the run")] = None
     max_bad: Annotated[float, cli.option("with --external: the share of images that may be undecodable")] = 0.05
-    address: Annotated[str | None, cli.option("with --external: join a Ray cluster, from its head: auto")] = None
+    address: Annotated[str | None, cli.option("with --external: a Ray cluster to join; auto on its head node")] = None
 
     @property
     def columns(self) -> tuple[str, ...]:

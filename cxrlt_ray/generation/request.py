@@ -30,46 +30,50 @@ OWN = {
 class GenerateRequest(Config):
     """What is asked of `generate`: the command's options, with their defaults. Raises UsageError for a wrong one."""
 
-    action: Annotated[str, cli.argument("train: a generator; sample: draw images by it; filter: keep the good ones")]
+    action: Annotated[str, cli.argument("train: a generator; sample: draw images with it; filter: keep the good ones")]
     source: Annotated[
-        str | None, cli.argument("train: the data, a phantom without; sample: the generator; filter: drawn images")
+        str | None, cli.argument("train: the data, default a phantom; sample: the generator; filter: drawn images")
     ] = None
-    out: Annotated[str | None, cli.option("the new folder: of the generator, or of the images")] = None
-    storage: Annotated[str, cli.option("where prepared images are kept, and the teacher's run is")] = "runs"
-    seed: Annotated[int, cli.option("train, sample: of all that is random")] = 0
-    smoke: Annotated[bool, cli.option("train, sample: as small as it can be, to see that it runs", "--smoke")] = False
-    address: Annotated[str | None, cli.option("join a Ray cluster, from its head: auto")] = None
+    out: Annotated[str | None, cli.option("the new folder for the generator or the images")] = None
+    storage: Annotated[str, cli.option("where prepared images are kept and the teacher's run is")] = "runs"
+    seed: Annotated[int, cli.option("train, sample: seed of all random draws")] = 0
+    smoke: Annotated[bool, cli.option("train, sample: on the smallest scale, as a test", "--smoke")] = False
+    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None
     # train
     config: Annotated[str | None, cli.option("train: tiny, latent, stable_diffusion, or a YAML file's path")] = None
-    task: Annotated[str, cli.option("train: whose findings are learnt, as for sweep")] = "task1"
-    format: Annotated[str | None, cli.option("train: the data's format; found by looking without it")] = None
+    task: Annotated[str, cli.option("train: the task whose findings are learned, as for sweep")] = "task1"
+    format: Annotated[str | None, cli.option("train: the data's format; detected by default")] = None
     views: Annotated[str, cli.option("train: frontal (PA and AP) or all")] = "frontal"
-    split_seed: Annotated[int, cli.option("train: of splits that the data lacks: the sweep's --seed")] = 0
+    split_seed: Annotated[int, cli.option("train: seed of splits that the data lacks: the sweep's --seed")] = 0
     steps: Annotated[int | None, cli.option("train: steps of the optimizer, instead of the configuration's")] = None
-    time_budget: Annotated[str | None, cli.option("train: stop by then, and go on when begun again: 90s, 30m")] = None
+    time_budget: Annotated[
+        str | None, cli.option("train: stop after this time; the same command continues: 90s, 30m")
+    ] = None
     autoencoder: Annotated[str | None, cli.option("train: a folder of an AutoencoderKL, to work in its latents")] = None
-    checkpoint: Annotated[str | None, cli.option("train: a Stable Diffusion folder, to tune it by text")] = None
+    checkpoint: Annotated[str | None, cli.option("train: a Stable Diffusion folder, to fine-tune on text")] = None
     text: Annotated[str | None, cli.option("train: another text encoder than the checkpoint's own")] = None
     # sample
-    findings: Annotated[list[str] | None, cli.option("sample: sets to draw, A or A+B; the tail findings without")] = (
+    findings: Annotated[list[str] | None, cli.option("sample: sets to draw, A or A+B; default: the tail findings")] = (
         None
     )
-    each: Annotated[int, cli.option("sample: images a set")] = 100
-    company: Annotated[str, cli.option("sample: a set alone, or the company that it has in real images")] = REAL
+    each: Annotated[int, cli.option("sample: images per set")] = 100
+    company: Annotated[str, cli.option("sample: a set alone, or with the findings of a real image (real)")] = REAL
     guidance: Annotated[float, cli.option("sample: scale of classifier-free guidance; 1: none")] = 2.0
     solver: Annotated[str, cli.option("sample: ddim or dpm")] = "ddim"
     solver_steps: Annotated[int, cli.option("sample: steps of the solver")] = 50
     # filter
     teacher: Annotated[str | None, cli.option("filter: RUN or RUN/TRIAL with folds, or an ensemble's folder")] = None
-    agreement: Annotated[float, cli.option("filter: share of real images without a finding that one must exceed")] = 0.5
+    agreement: Annotated[
+        float, cli.option("filter: share of real images without a finding that a score must exceed")
+    ] = 0.5
     seen_teacher: Annotated[
-        bool, cli.option("filter: a teacher that has seen the source subjects; recorded", "--seen-teacher")
+        bool, cli.option("filter: accept a teacher that has seen the source subjects; recorded", "--seen-teacher")
     ] = False
-    false_alarms: Annotated[float, cli.option("filter: share of real images that count as near-copies")] = 0.01
-    features: Annotated[str, cli.option("filter: the frozen network by which near-copies are told")] = (
+    false_alarms: Annotated[float, cli.option("filter: share of real images that would count as near-copies")] = 0.01
+    features: Annotated[str, cli.option("filter: the frozen network that detects near-copies")] = (
         "tf_efficientnet_lite0"
     )
-    quota: Annotated[int | None, cli.option("filter: images a set that are kept at most")] = None
+    quota: Annotated[int | None, cli.option("filter: most images kept per set")] = None
 
     @model_validator(mode="after")
     def _check(self) -> GenerateRequest:

@@ -23,17 +23,19 @@ class GoldRequest(Config):
     action: Annotated[str, cli.argument("sample: draw studies, write sheets; merge: join the readers' sheets")]
     files: Annotated[list[str], cli.argument("sample: tables of labels. merge: the sample's folder, filled-in sheets")]
     out: Annotated[str | None, cli.option("sample: the folder, default gold. merge: the gold standard's .csv")] = None
-    studies: Annotated[int, cli.option("sample: how many studies to label by hand")] = 200
-    readers: Annotated[int, cli.option("sample: for how many readers")] = 2
-    reports: Annotated[str | None, cli.option("sample: the reports, whose texts the sheets then hold")] = None
-    text_column: Annotated[list[str] | None, cli.option("sample: the reports' columns of text, as for label")] = None
-    findings: Annotated[list[str] | None, cli.option("sample: these findings; all the tables share without it")] = None
-    id_column: Annotated[str | None, cli.option("sample: the column of studies' ids")] = None
+    studies: Annotated[int, cli.option("sample: number of studies to label by hand")] = 200
+    readers: Annotated[int, cli.option("sample: number of readers")] = 2
+    reports: Annotated[str | None, cli.option("sample: the reports; the sheets then contain their texts")] = None
+    text_column: Annotated[list[str] | None, cli.option("sample: the reports' text columns, as for label")] = None
+    findings: Annotated[list[str] | None, cli.option("sample: these findings; default: all that the tables share")] = (
+        None
+    )
+    id_column: Annotated[str | None, cli.option("sample: the column of study ids")] = None
     shares: Annotated[list[float] | None, cli.option("sample: shares of chance, findings, disagreements: 30 40 30")] = (
         None
     )
     seed: Annotated[int, cli.option("sample: seed of the draw")] = 0
-    labels: Annotated[list[str] | None, cli.option("merge: tables of labels to weigh up with the gold")] = None
+    labels: Annotated[list[str] | None, cli.option("merge: tables of labels to evaluate with the gold standard")] = None
     adjudicated: Annotated[str | None, cli.option("merge: the adjudication list, filled in")] = None
     uncertain: Annotated[str, cli.option("merge: a labeller's -1 counts as: zero, one, null")] = "zero"
     rounds: Annotated[int, cli.option("merge: bootstrap rounds of the intervals")] = 1000

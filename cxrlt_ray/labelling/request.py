@@ -24,21 +24,21 @@ GROUPS = ("cardiopulmonary", "bones", "devices")
 class LabelOptions(Config):
     """Options of `label`, whatever reads the reports. Raises UsageError for a wrong one."""
 
-    reports: Annotated[str | None, cli.argument("MIMIC's tree of reports, or a table with a column of text")] = None
-    out: Annotated[str, cli.option("leave the labels in this .csv, and evidence.parquet beside it")] = "labels.csv"
+    reports: Annotated[str | None, cli.argument("MIMIC's tree of reports, or a table with a text column")] = None
+    out: Annotated[str, cli.option("write the labels to this .csv, and evidence.parquet beside it")] = "labels.csv"
     by: Annotated[str, cli.option("what reads the reports: rules or llm")] = "rules"
-    findings: Annotated[list[str] | None, cli.option("label these findings; all 45 without it")] = None
-    rules: Annotated[str | None, cli.option("a folder with rule files of your own, which come first")] = None
+    findings: Annotated[list[str] | None, cli.option("findings to label; default: all 45")] = None
+    rules: Annotated[str | None, cli.option("a folder with your own rule files, which take precedence")] = None
     uncertain: Annotated[str, cli.option("-1 becomes: keep, one, zero, null, or policy (each finding's own)")] = "keep"
-    id_column: Annotated[str | None, cli.option("a table's column of studies' ids; study_id without it")] = None
-    text_column: Annotated[list[str] | None, cli.option("a table's columns of text; found by name without it")] = None
+    id_column: Annotated[str | None, cli.option("a table's column of study ids; default: study_id")] = None
+    text_column: Annotated[list[str] | None, cli.option("a table's text columns; detected by name by default")] = None
     normal_blocked_by: Annotated[
         list[str], cli.option("what keeps a report from being Normal: cardiopulmonary, bones, devices")
     ] = ["cardiopulmonary"]  # noqa: RUF012
     hierarchy: Annotated[bool, cli.option("CheXpert's hierarchy: edema is an opacity, and so on", "--hierarchy")] = (
         False
     )
-    explain: Annotated[str | None, cli.option("print this study's report with its marks, and label nothing")] = None
+    explain: Annotated[str | None, cli.option("print this study's report with annotations, and label nothing")] = None
     check: Annotated[bool, cli.option("run the examples of all rule files, and label nothing", "--check")] = False
     address: Annotated[str | None, cli.option("a Ray cluster to join, for many reports")] = None
 

@@ -17,13 +17,13 @@ LEAST_SECONDS, MOST_SECONDS = 5.0, 86400.0  # between two pages of --watch
 class ReportRequest(Config):
     """What is asked of `report`. Raises UsageError for options that do not go together."""
 
-    run: Annotated[str | None, cli.option("the run; the latest without it")] = None
+    run: Annotated[str | None, cli.option("the run; default: the latest")] = None
     storage: Annotated[str, cli.option("where the runs are: a directory or URI")] = DEFAULT_STORAGE
-    out: Annotated[str | None, cli.option("the page, a .html: path or URI; in the run without it")] = None
-    images: Annotated[bool, cli.option("show patients' images in the page", "--images")] = False
-    watch: Annotated[bool, cli.option("write the page anew each minute until the run has ended", "--watch")] = False
+    out: Annotated[str | None, cli.option("the page, a .html: path or URI; default: in the run")] = None
+    images: Annotated[bool, cli.option("include patients' images in the page", "--images")] = False
+    watch: Annotated[bool, cli.option("rewrite the page each minute until the run has ended", "--watch")] = False
     every: Annotated[str, cli.option("how often --watch writes it: 30s, 5m")] = "60s"
-    compare: Annotated[list[str] | None, cli.option("two runs, to set side by side")] = None
+    compare: Annotated[list[str] | None, cli.option("two runs, to show side by side")] = None
 
     @model_validator(mode="after")
     def _check(self) -> ReportRequest:

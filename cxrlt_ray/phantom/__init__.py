@@ -123,8 +123,8 @@ def main(
     images: Annotated[int, cli.option("number of images")] = 2400,
     size: Annotated[int, cli.option("edge of an image, pixels")] = 128,
     seed: Annotated[int, cli.option("another seed is another cohort")] = 0,
-    pictures: Annotated[bool, cli.option("draw pictures and write reports, or only tables")] = True,
-    processes: Annotated[int | None, cli.option("how many draw at a time; all cores without it")] = None,
+    pictures: Annotated[bool, cli.option("draw images and write reports, or write only tables")] = True,
+    processes: Annotated[int | None, cli.option("number of processes that draw; default: all cores")] = None,
     for_text: Annotated[
         bool,
         cli.option("harder for text: the options below at .25, .5, wordings for prompts, 60, on, on", "--for-text"),
@@ -132,10 +132,10 @@ def main(
     unmentioned: Annotated[float | None, cli.option("share of true findings that reports leave out")] = None,
     indirect: Annotated[float | None, cli.option("share of mentions without the finding's name")] = None,
     held_out: Annotated[
-        Path | None, cli.option("file of texts, one a line, that no report of a training study contains")
+        Path | None, cli.option("file of texts, one per line, that no training report contains")
     ] = None,
     apart: Annotated[
-        int | None, cli.option("test studies of each of task 3's findings at least, drawn without their company")
+        int | None, cli.option("fewest test studies of each of task 3's findings, drawn independently of others")
     ] = None,
     true_counts: Annotated[bool | None, cli.option("task 3's findings as frequent as in the challenge")] = None,
     boxes: Annotated[bool | None, cli.option(f"write {BOXES}: where each sign is drawn")] = None,

@@ -31,33 +31,37 @@ OF_MODEL = ("backbone", "checkpoint", "pretrained", "resolution", "epochs", "ste
 class PretrainRequest(Config):
     """What is asked of a pretraining: the options of the command. Raises UsageError for one that is wrong by itself."""
 
-    method: Annotated[str | None, cli.option("how to learn: dinov2, mae, simclr, barlow, moco; else the file's")] = None
-    cohort: Annotated[list[str] | None, cli.option("NAME=DIR: images to learn from, labelled or not; several")] = None
-    config: Annotated[str | None, cli.option("a file of pretraining/, by name or path; else the method's")] = None
+    method: Annotated[str | None, cli.option("dinov2, mae, simclr, barlow or moco; default: the file's")] = None
+    cohort: Annotated[list[str] | None, cli.option("NAME=DIR: images to learn from, labelled or not; repeatable")] = (
+        None
+    )
+    config: Annotated[str | None, cli.option("a file of pretraining/, by name or path; default: the method's")] = None
     assignments: Annotated[list[str] | None, cli.option("KEY=VALUE of that file, such as lr=1e-4", "--set")] = None
-    backbone: Annotated[str | None, cli.option("a timm name; else the file's")] = None
+    backbone: Annotated[str | None, cli.option("a timm name; default: the file's")] = None
     checkpoint: Annotated[str | None, cli.option("begin with the weights in this file")] = None
     pretrained: Annotated[bool, cli.option("begin with the backbone's public weights", "--pretrained")] = False
-    resolution: Annotated[int | None, cli.option("edge of the images in pixels; else the file's")] = None
-    epochs: Annotated[int | None, cli.option("times that each image is seen; else the file's")] = None
-    steps: Annotated[int | None, cli.option("of the optimizer, in the place of epochs")] = None
-    batch_size: Annotated[int | None, cli.option("images a worker and step; else the file's")] = None
-    lr: Annotated[float | None, cli.option("the highest learning rate; else the file's")] = None
-    splits: Annotated[str, cli.option("of each cohort: train, train+val or all; all but train is flagged")] = TRAIN
+    resolution: Annotated[int | None, cli.option("edge of the images in pixels; default: the file's")] = None
+    epochs: Annotated[int | None, cli.option("number of epochs; default: the file's")] = None
+    steps: Annotated[int | None, cli.option("optimizer steps, instead of epochs")] = None
+    batch_size: Annotated[int | None, cli.option("images per worker and step; default: the file's")] = None
+    lr: Annotated[float | None, cli.option("the highest learning rate; default: the file's")] = None
+    splits: Annotated[str, cli.option("of each cohort: train, train+val or all; anything but train is flagged")] = TRAIN
     time_budget: Annotated[str | None, cli.option("fit the steps to this time and end by then: 90s, 30m, 2h")] = None
     workers: Annotated[int, cli.option("Ray Train workers, a GPU each where there are any")] = 1
-    threads: Annotated[int | None, cli.option("of a worker on a CPU; all, or its share")] = None
-    out: Annotated[str | None, cli.option("directory for backbone and record; else in --storage")] = None
-    resume: Annotated[bool, cli.option("go on with what is in --out", "--resume")] = False
-    smoke: Annotated[bool, cli.option("in small, on a phantom without --cohort: a minute", "--smoke")] = False
-    plan: Annotated[bool, cli.option("say what it will take, start nothing", "--plan")] = False
+    threads: Annotated[int | None, cli.option("threads of a worker on a CPU; default: all, or its share")] = None
+    out: Annotated[str | None, cli.option("directory for backbone and record; default: in --storage")] = None
+    resume: Annotated[bool, cli.option("continue the pretraining in --out", "--resume")] = False
+    smoke: Annotated[bool, cli.option("on a small scale, about a minute; on a phantom without --cohort", "--smoke")] = (
+        False
+    )
+    plan: Annotated[bool, cli.option("print the expected cost, start nothing", "--plan")] = False
     gpu: Annotated[str | None, cli.option(f"plan for this GPU: {', '.join(GPUS)}")] = None
-    quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
+    quality: Annotated[str, cli.option("quality of prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
     max_bad: Annotated[float, cli.option("share of undecodable images allowed")] = MAX_BAD
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
-    seed: Annotated[int, cli.option("of weights, order and splits; a sweep's is to be the same")] = 0
+    seed: Annotated[int, cli.option("seed of weights, order and splits; use the same in a sweep")] = 0
     storage: Annotated[str, cli.option("where prepared images go: a directory or URI, as a sweep's")] = DEFAULT_STORAGE
-    address: Annotated[str | None, cli.option("join a Ray cluster: auto")] = None
+    address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None
 
     @model_validator(mode="after")
     def _check(self) -> PretrainRequest:

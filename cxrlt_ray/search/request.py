@@ -34,7 +34,7 @@ class SweepRequest(Config):
     """
 
     task: Annotated[str, cli.argument(TASK_HELP)]
-    data: Annotated[str | None, cli.option("the data's directory or URI; without it a phantom cohort is made")] = None
+    data: Annotated[str | None, cli.option("the data's directory or URI; default: a phantom cohort is drawn")] = None
     format: Annotated[str | None, cli.option("the data's format; found by looking")] = None
     space: Annotated[str | None, cli.option("search space: a name or a path; laptop without a GPU")] = None
     trials: Annotated[int | None, cli.option("how many trials; else the space's")] = None
@@ -46,14 +46,14 @@ class SweepRequest(Config):
     workers_per_trial: Annotated[int, cli.option("Train workers a trial")] = 1
     min_workers: Annotated[int | None, cli.option("fewest when machines are lost; all")] = None
     folds: Annotated[int | None, cli.option("K: each trial trains K models, out-of-fold; 0 without it")] = None
-    ask: Annotated[str | None, cli.option("A,B: findings to answer for by their text, without their labels")] = None
+    ask: Annotated[str | None, cli.option("A,B: findings to predict from text, without their labels")] = None
     finding_folds: Annotated[int | None, cli.option("K folds of seen findings that choose what is asked for; 3")] = None
     track: Annotated[str | None, cli.option("what training sees of them: scrubbed, reports, mined, outside")] = None
-    scrub: Annotated[str | None, cli.option("track scrubbed: FILE of findings' other wordings, scrubbed too")] = None
+    scrub: Annotated[str | None, cli.option("track scrubbed: FILE with other wordings of findings to scrub")] = None
     descriptions: Annotated[str | None, cli.option("your own descriptions of findings: a YAML file or folder")] = None
     choose_by: Annotated[str, cli.option("folds of seen findings, or mined: labels by validation reports")] = "folds"
     cohort: Annotated[list[str] | None, cli.option("NAME=DIR: another cohort to train on, as stages name it")] = None
-    holdout: Annotated[float, cli.option("share of validation subjects kept from all but the last score")] = 0.0
+    holdout: Annotated[float, cli.option("share of validation subjects held out for the final score")] = 0.0
     views: Annotated[str, cli.option("views to train on: all or frontal")] = "all"
     val_like: Annotated[str | None, cli.option("validate on images like the test's: frontal, any (a finding)")] = None
     uncertain: Annotated[str, cli.option("CheXpert's -1: null, zero or one")] = "null"
@@ -61,7 +61,7 @@ class SweepRequest(Config):
     labels_mode: Annotated[str, cli.option("replace or join")] = "replace"
     labels_blank: Annotated[str, cli.option("an empty label: zero or null")] = "zero"
     max_bad: Annotated[float, cli.option("share of undecodable images allowed")] = MAX_BAD
-    sizes: Annotated[str | None, cli.option("edges of the prepared images; the space's resolutions without it")] = None
+    sizes: Annotated[str | None, cli.option("edges of the prepared images; default: the space's resolutions")] = None
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
     checksum: Annotated[bool, cli.option("compare images by their contents", "--checksum")] = False
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
@@ -70,17 +70,17 @@ class SweepRequest(Config):
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None
     features_gb: Annotated[float | None, cli.option("frozen backbones' features on disk; a quarter of the free")] = None
-    warm_from: Annotated[list[str] | None, cli.option("RUN: begin with the best settings of an earlier run")] = None
+    warm_from: Annotated[list[str] | None, cli.option("RUN: start with the best settings of an earlier run")] = None
     objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map"
     seed: Annotated[int, cli.option("of search, splits and trials")] = 0
     name: Annotated[str | None, cli.option("the run's name; else task and time")] = None
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE
     address: Annotated[str | None, cli.option("join a Ray cluster: auto")] = None
     resume: Annotated[bool, cli.option("continue run --name, or the latest", "--resume")] = False
-    retries: Annotated[int, cli.option("how often a trial that ended by a fault is begun anew")] = 2
+    retries: Annotated[int, cli.option("how often a trial is restarted after a fault")] = 2
     hung_after: Annotated[str, cli.option("end a trial that has done no batch for so long: 90s, 10m")] = "10m"
     keep_checkpoints: Annotated[int | None, cli.option("of the N best trials only; else all")] = None
-    search_db: Annotated[str | None, cli.option("the search's database by URL; SQLite in the run without it")] = None
+    search_db: Annotated[str | None, cli.option("URL of the search's database; default: SQLite in the run")] = None
     log_with: Annotated[str | None, cli.option("curves to tensorboard, wandb or both; of --resume: the run's")] = None
     dry_run: Annotated[bool, cli.option("build all models without memory, plan, start nothing", "--dry-run")] = False
     smoke: Annotated[bool, cli.option("the space in small: tiny models, few images, minutes", "--smoke")] = False
