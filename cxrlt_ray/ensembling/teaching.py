@@ -44,7 +44,7 @@ def record_of(request: PseudoRequest, teacher: EnsembleTeacher, images: Unlabell
             "transductive": request.on == TEST or teacher.run.record.transductive,
         }
     )
-    content = json.dumps([record.model_dump(mode="json"), images.manifest.fingerprint], sort_keys=True)
+    content = json.dumps([record.model_dump(mode="json"), images.manifest.fingerprint, teacher.way], sort_keys=True)
     key = f"{teacher.run.name}-{name}-{request.values}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     return record.model_copy(update={"key": key})
 
@@ -60,7 +60,7 @@ def scores_of(
     from cxrlt_ray.data.prepare import prepare
 
     record, members = teacher.ensemble.record, [member.model_dump() for member in teacher.members]
-    kind = [record.fingerprint, teacher.weights, members, images.manifest.fingerprint]
+    kind = [record.fingerprint, teacher.way, members, images.manifest.fingerprint]
     key = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:12]
     shape, name = (teacher.teachers, len(images.targets), len(teacher.findings)), f"scores-{key}.npy"
     if store.exists(name):
