@@ -151,13 +151,14 @@ def test_a_run_that_is_cut_by_a_full_disk_and_by_ctrl_c_ends_with_the_same_weigh
         pretrain.run(pretrain.PretrainRequest(resume=True, out=f"{storage}/cut"))
 
 
-def test_continuing_keeps_the_backbone_while_heads_warm_up_and_inherits_what_was_seen(storage, whole):
+def test_continuing_keeps_the_backbone_while_heads_warm_up_and_inherits_what_was_seen(storage, whole, capsys):
     begun = f"{storage}/whole/backbone.safetensors"
     options = {"checkpoint": begun, "epochs": None, "steps": 2, "splits": "all", "cohort": [f"own={storage}/labelled"]}
     record = pretrain.run(request(storage, "more", **options))
     assert record.config.frozen_steps == 500  # of the file's `continued`
     assert record.config.lr < whole.config.lr
     assert record.steps == 2
+    assert "frozen_steps is 500, and there are 2 steps" in capsys.readouterr().out
     one, two = (load_file(storage / name / "backbone.safetensors") for name in ("whole", "more"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert record.weights == f"{begun}"
