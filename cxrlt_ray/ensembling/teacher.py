@@ -143,8 +143,8 @@ class EnsembleTeacher:
         rows &= (table["split"] == "train").to_numpy()
         left_out = np.where(self.manifest.cohorts == MAIN, self._fold_of, EVERY)
         keys = keys_of_subjects(self.manifest, self.run.record.data or "", self.run.record.cohorts)
-        names = np.concatenate([table["subject_id"].astype(str).to_numpy(object)[rows], keys[rows]])
-        by_subject = pd.Series(np.tile(left_out[rows], 2), names).groupby(level=0).first()
+        both = np.concatenate([table["subject_id"].astype(str).to_numpy(object)[rows], keys[rows]])
+        by_subject = pd.Series(np.tile(left_out[rows], 2), both).groupby(level=0).first()
         names = by_subject.index.astype(str)
         return {int(fold): list(names[by_subject == fold]) for fold in sorted(by_subject.unique())}
 

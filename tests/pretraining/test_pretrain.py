@@ -238,6 +238,7 @@ def test_files_are_valid_in_full_size_in_small_and_continued(name):
         ({"assignments": ["lr"]}, "--set is KEY=VALUE"),
         ({"assignments": ["monitor.evry=1"]}, r"unknown key 'monitor\.evry'"),
         ({"assignments": ["simclr_temperature=-1"]}, "must be above 0"),
+        ({"assignments": ["patience=3"]}, "patience and tta mean nothing"),
         ({"steps": 3}, "--epochs and --steps"),
         ({"splits": "test"}, "--splits is train"),
         ({"backbone": "test_convnet"}, "no backbone 'test_convnet'"),
