@@ -72,13 +72,14 @@ def scores_of(
     start_ray(address)
     scores = np.full(shape, np.nan, np.float32)
     storage = teacher.run.store.absolute().uri.rpartition("/")[0]
-    for rows in (images.prepared, ~images.prepared):
+    readable = images.manifest.table["image_id"].isin(teacher.run.shards()[0].index().index).to_numpy()
+    for rows, new in ((images.prepared & readable, False), (~images.prepared, True)):
         if not rows.any():
             continue
         part, shards = images.at(rows).manifest, teacher.run.shards()
-        if not images.prepared[rows].all():
+        if new:
             shards = prepare(part, storage, record.sizes, max_bad, record.quality)
-        work = store / f"scoring-{key}-{len(part.table)}"
+        work = store / f"scoring-{key}-{'new' if new else 'own'}"
         say(f"Scoring {len(part.table):,} images with {len(teacher.members)} members x {teacher.teachers} fold(s)")
         scores[:, rows] = teacher.score(work, shards, part.table)
         work.remove()

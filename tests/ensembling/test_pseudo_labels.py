@@ -23,7 +23,7 @@ from cxrlt_ray.ensembling.pseudo_labels import (
 from cxrlt_ray.ensembling.pseudo_request import PseudoRequest
 from cxrlt_ray.ensembling.teacher import EnsembleTeacher, Validation
 from cxrlt_ray.ensembling.teaching import record_of, scores_of
-from cxrlt_ray.ensembling.unlabelled import Unlabelled
+from cxrlt_ray.ensembling.unlabelled import Unlabelled, unlabelled_images
 from cxrlt_ray.evaluation.soft_labels import class_aware
 from cxrlt_ray.objectives.noisy_student import NoisyStudent
 from cxrlt_ray.objectives.registry import ObjectiveSpec
@@ -161,19 +161,34 @@ def test_findings_with_one_positive_subject_are_named_and_break_nothing():
     assert lines[2].high is None or lines[2].high >= lines[2].ratio
 
 
-def test_an_ensemble_that_was_weighed_anew_is_another_teacher(tmp_path, monkeypatch):
-    """Of chosen weights, neither kept scores nor names are those of the same members under other weights."""
+def unlabelled_run(tmp_path):
+    """A run of 4 training images without a label, the last of them in quarantine; and its manifest."""
     table = pd.DataFrame([dict.fromkeys(META, "x") | {"image_id": f"i{k}", "split": "train"} for k in range(4)])
     manifest = Manifest(table.assign(cohort="main", Mass=pd.array([pd.NA] * 4, "Int8")), ("Mass",), "table", "/data")
     about = SimpleNamespace(folds=0, fingerprint="f", seed=0, predicted=("Mass",), transductive=False)
     about.data, about.cohorts = "/data", {}
-    run = SimpleNamespace(
-        record=about, name="r", store=Store(str(tmp_path / "r")), manifest=lambda: manifest, shards=lambda: ()
-    )
+    store, index = Store(str(tmp_path / "r")), pd.DataFrame(index=["i0", "i1", "i2"])
+    shards = (SimpleNamespace(index=lambda: index),)
+    return SimpleNamespace(record=about, name="r", store=store, manifest=lambda: manifest, shards=lambda: shards)
+
+
+def test_images_in_the_runs_quarantine_are_not_prepared_in_vain(tmp_path):
+    """Alone they are all bad: more than --max-bad allows."""
+    record = EnsembleRecord.model_validate({"task": Task("t", ("Mass",)), "members": []})
+    teacher = EnsembleTeacher(unlabelled_run(tmp_path), Ensemble(record, []), "mean")
+    images = unlabelled_images(teacher, PseudoRequest(ensemble="e"))
+    assert images.prepared.tolist() == [True] * 4
+
+
+def test_an_ensemble_that_was_weighed_anew_is_another_teacher(tmp_path, monkeypatch):
+    """Of chosen weights, neither kept scores nor names are those of the same members under other weights."""
+    run = unlabelled_run(tmp_path)
+    manifest = run.manifest()
     images = Unlabelled(manifest, manifest.targets(), np.ones(4, bool))
     monkeypatch.setattr("cxrlt_ray.cluster.start.start_ray", lambda address: None)
 
     def score(self, work, shards, images):
+        assert list(images["image_id"]) == ["i0", "i1", "i2"]
         work.write("part", b"")
         return np.full((1, len(images), 1), self.ensemble.weights[0, 0])
 
@@ -187,6 +202,7 @@ def test_an_ensemble_that_was_weighed_anew_is_another_teacher(tmp_path, monkeypa
         teacher = EnsembleTeacher(run, Ensemble(record, []), weights)
         request, judges = PseudoRequest(ensemble="e", weights=weights), validation(4)
         scores = scores_of(teacher, images, Store(str(tmp_path / "out")), 0.0, None, lambda line: None)
+        assert np.isnan(scores[0, 3]).all()  # in quarantine
         return record_of(request, teacher, images, judges).key, scores[0, 0, 0]
 
     one, other = taught(0.25, "chosen"), taught(0.75, "chosen")
