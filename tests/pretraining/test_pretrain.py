@@ -266,7 +266,7 @@ def test_cohorts_without_anything_to_train_on_are_refused_by_name(storage, tmp_p
     )
     few = labelled_folder(tmp_path / "few", 6, split="train")
     for folder, words in (
-        (tmp_path / "nothing", "cohort x: .* holds no format that is known"),
+        (tmp_path / "nothing", r"cohort x: .* holds no format that is known.* Call it by its mapping"),
         (tmp_path / "empty", "cohort x: .*no images"),
         (tests, "cohort x: .*no images of split train"),
         (unlabelled, r"cohort x has no image of split train \(12 of test\): say in a column `split`"),
