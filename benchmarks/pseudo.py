@@ -257,7 +257,8 @@ def bars(bench: Bench, seeds: int) -> Iterator[str]:
                 f"{line.brier:.4f} ({line.brier_raw:.4f}) | {precision} |"
             )
         own = calibrated_validation(validation, maps_of(validation, 0))
-        errors = [float(np.mean((scores - (validation.targets == 1)) ** 2)) for scores in (own, validation.scores)]
+        known = validation.targets >= 0
+        errors = [float(np.mean((s - validation.targets)[known] ** 2)) for s in (own, validation.scores)]
         yield ""
         yield f"Validation, cross-fitted by subject: Brier {errors[0]:.4f} calibrated, {errors[1]:.4f} raw."
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cxrlt_ray import cli, config
+from cxrlt_ray.data.fingerprints import HashedSet, release_of, subject_keys
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.generation import cohort_folder, filtering
@@ -54,14 +55,17 @@ def _train(request: GenerateRequest) -> GeneratorRecord:
     (shards,) = prepare(part, request.storage, [chosen.resolution])
     rows = rows_of(part, findings, shards.index().index.to_numpy())
     views = part.table["view"].value_counts()
+    subjects, release = np.unique(rows.subject.astype(str)), release_of(manifest.source, data)
     learnt = Learnt(
         data=data,
         task=request.task,
         findings=findings,
         images=len(rows),
-        subjects_count=len(np.unique(rows.subject)),
+        subjects_count=len(subjects),
         cohort=manifest.fingerprint,
         subjects=subjects_fingerprint(rows.subject),
+        release=release,
+        seen=HashedSet.of(subject_keys(release, subjects), manifest.fingerprint),  # no random salt: it goes on by this
         shards=shards.store.uri,
         size=shards.size,
         views=request.views,
@@ -141,6 +145,11 @@ def _filter(request: GenerateRequest) -> GeneratedRecord:
     out = Store(str(request.out)).absolute()
     if out.uri == generated.store.uri or cohort_folder.is_whole(out):
         raise UsageError(f"--out {request.out} holds generated images: give another folder.")
+    if generated.source is None:
+        raise UsageError(
+            f"{request.source} does not say what its images descend from ({cohort_folder.DRAWS} is not there), as one "
+            "that was filtered does not: filter the folder that `generate sample` made."
+        )
     teacher = None if request.teacher is None else find_teacher(request.teacher, request.storage)
     start_ray(request.address)
     manifest, of = judging.manifest_of(generated), generated.table["set"].to_numpy(object)
@@ -165,7 +174,6 @@ def _filter(request: GenerateRequest) -> GeneratedRecord:
     copies = near.neighbours.distance < near.distance
     why = filtering.reasons(filtering.Judged(of, judging.readable(manifest, shards), copies, agrees), request.quota)
     by = (seen.scores, seen.real, teacher.findings) if teacher is not None and seen is not None else None
-    source = generated.source if generated.source is not None else generated.table["image_id"].to_numpy(str)
     filtered = Filtered(
         teacher=request.teacher,
         agreement=request.agreement,
@@ -175,7 +183,9 @@ def _filter(request: GenerateRequest) -> GeneratedRecord:
         distance=round(near.distance, 6),
         quota=request.quota,
     )
-    tallies = filtering.counted(generated.record.tallies, of, why, generated.targets, generated.findings, by, source)
+    tallies = filtering.counted(
+        generated.record.tallies, of, why, generated.targets, generated.findings, by, generated.source
+    )
     record = generated.record.model_copy(update={"filtered": filtered, "tallies": tallies})
     return _keep(generated, record, np.flatnonzero(why == ""), out)
 

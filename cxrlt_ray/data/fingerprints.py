@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
 from cxrlt_ray.config import Config
 from cxrlt_ray.data.file_states import ABSENT, CHECKSUM
+from cxrlt_ray.data.joining import PHANTOM
+from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.mapping import load_mapping
 from cxrlt_ray.data.shards import Shards
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.storage import Store
 
@@ -74,6 +78,27 @@ def release_of(reader: str, data: str) -> str:
 def subject_keys(release: str, subjects: Iterable[str]) -> list[str]:
     """A key for each subject id."""
     return [f"{release}/{subject}" for subject in subjects]
+
+
+def keys_of_subjects(manifest: Manifest, data: str, cohorts: Mapping[str, str]) -> np.ndarray:
+    """The key of the subject of each image of a joined manifest, str [N]: the same in whichever cohort a person is.
+
+    data, cohorts: the directories of the main data and, by mapping, of the others. A cohort whose mapping is gone keeps
+    its ids.
+    """
+    ids, names = manifest.table["subject_id"].astype(str), manifest.cohorts
+    keys = ids.to_numpy(object).copy()
+    known = {MAIN: ("", release_of(manifest.source, data))}
+    for key, path in cohorts.items():
+        try:
+            mapping = load_mapping(key)
+        except CxrltError:
+            continue
+        known[mapping.name] = (f"{mapping.name}/", release_of(mapping.reader, path.removeprefix(PHANTOM)))
+    for name, (prefix, release) in known.items():
+        rows = (names == name).to_numpy()
+        keys[rows] = subject_keys(release, ids[rows].str.removeprefix(prefix))
+    return keys
 
 
 def image_keys(shards: Shards, image_id: Iterable[str]) -> list[str]:

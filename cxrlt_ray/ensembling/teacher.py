@@ -12,7 +12,9 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from pydantic import JsonValue
 
+from cxrlt_ray.data.fingerprints import keys_of_subjects
 from cxrlt_ray.data.manifest import MAIN, Manifest, studies
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.teacher import EVERY, TeacherMember, Weights
@@ -82,6 +84,14 @@ class EnsembleTeacher:
             for trial, names in zip(self.ensemble.trials, self.checkpoints, strict=True)
         )
 
+    @property
+    def way(self) -> dict[str, JsonValue] | None:
+        """How the ensemble joins its members, as its record says it; None for the plain mean."""
+        if self.weights == "mean":
+            return None
+        keys = {"space", "aggregation", "views", "gating", "members"}
+        return self.ensemble.record.model_dump(mode="json", include=keys)
+
     def score(self, work: Store, shards: tuple[Shards, ...], images: pd.DataFrame) -> np.ndarray:
         """Scores float64 [K, N, C] of `images`, rows of a manifest, by each fold's teacher; nan in quarantine.
 
@@ -122,14 +132,19 @@ class EnsembleTeacher:
         return Validation(self._joined(predictions, images), targets, images["subject_id"].to_numpy(), fold)
 
     def seen(self) -> dict[int, list[str]]:
-        """The subjects that trained a member, by the fold whose teacher they did not train, or EVERY."""
+        """The subjects that trained a member, by the fold whose teacher they did not train, or EVERY.
+
+        Each by its id in the run's manifest and by its key, which it has in any cohort (data/fingerprints.py).
+        """
         table, rows = self.manifest.table, np.zeros(len(self.manifest.table), bool)
         for trial in self.ensemble.trials:
             for stage in trial.record.config.staged() if trial.record.config else ():
                 rows |= rows_of_cohorts(self.manifest, stage.cohorts)
         rows &= (table["split"] == "train").to_numpy()
         left_out = np.where(self.manifest.cohorts == MAIN, self._fold_of, EVERY)
-        by_subject = pd.Series(left_out[rows], table["subject_id"].to_numpy()[rows]).groupby(level=0).first()
+        keys = keys_of_subjects(self.manifest, self.run.record.data or "", self.run.record.cohorts)
+        both = np.concatenate([table["subject_id"].astype(str).to_numpy(object)[rows], keys[rows]])
+        by_subject = pd.Series(np.tile(left_out[rows], 2), both).groupby(level=0).first()
         names = by_subject.index.astype(str)
         return {int(fold): list(names[by_subject == fold]) for fold in sorted(by_subject.unique())}
 

@@ -44,7 +44,7 @@ def record_of(request: PseudoRequest, teacher: EnsembleTeacher, images: Unlabell
             "transductive": request.on == TEST or teacher.run.record.transductive,
         }
     )
-    content = json.dumps([record.model_dump(mode="json"), images.manifest.fingerprint], sort_keys=True)
+    content = json.dumps([record.model_dump(mode="json"), images.manifest.fingerprint, teacher.way], sort_keys=True)
     key = f"{teacher.run.name}-{name}-{request.values}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     return record.model_copy(update={"key": key})
 
@@ -60,7 +60,7 @@ def scores_of(
     from cxrlt_ray.data.prepare import prepare
 
     record, members = teacher.ensemble.record, [member.model_dump() for member in teacher.members]
-    kind = [record.fingerprint, teacher.weights, members, images.manifest.fingerprint]
+    kind = [record.fingerprint, teacher.way, members, images.manifest.fingerprint]
     key = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:12]
     shape, name = (teacher.teachers, len(images.targets), len(teacher.findings)), f"scores-{key}.npy"
     if store.exists(name):
@@ -72,13 +72,14 @@ def scores_of(
     start_ray(address)
     scores = np.full(shape, np.nan, np.float32)
     storage = teacher.run.store.absolute().uri.rpartition("/")[0]
-    for rows in (images.prepared, ~images.prepared):
+    readable = images.manifest.table["image_id"].isin(teacher.run.shards()[0].index().index).to_numpy()
+    for rows, new in ((images.prepared & readable, False), (~images.prepared, True)):
         if not rows.any():
             continue
         part, shards = images.at(rows).manifest, teacher.run.shards()
-        if not images.prepared[rows].all():
+        if new:
             shards = prepare(part, storage, record.sizes, max_bad, record.quality)
-        work = store / f"scoring-{key}-{len(part.table)}"
+        work = store / f"scoring-{key}-{'new' if new else 'own'}"
         say(f"Scoring {len(part.table):,} images with {len(teacher.members)} members x {teacher.teachers} fold(s)")
         scores[:, rows] = teacher.score(work, shards, part.table)
         work.remove()

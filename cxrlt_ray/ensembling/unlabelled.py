@@ -24,7 +24,7 @@ class Unlabelled:
     """Images with cells without a label.
 
     manifest: their rows; targets: int8 [N, C] of the teacher's findings, -1 where a pseudo-label is wanted. prepared:
-    bool [N], which of them the run's shards hold.
+    bool [N], which of them are the run's own, whose shards or quarantine hold them.
     """
 
     manifest: Manifest
@@ -56,7 +56,8 @@ def unlabelled_images(teacher: EnsembleTeacher, request: PseudoRequest) -> Unlab
     manifest = replace(joined, table=pd.concat([part.table for part in parts], ignore_index=True))
     targets = manifest.targets(teacher.findings)
     targets[(manifest.table["split"] == "test").to_numpy()] = -1  # test labels are nobody's to learn
-    prepared = manifest.table["image_id"].isin(run.shards()[0].index().index).to_numpy()
+    # also those in the run's quarantine: alone they would be all bad, and prepared in vain
+    prepared = manifest.table["image_id"].isin(teacher.manifest.table["image_id"]).to_numpy()
     images = Unlabelled(manifest, targets, prepared).at(np.any(targets < 0, axis=1))
     if not len(images.targets):
         raise UsageError(

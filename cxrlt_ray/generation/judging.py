@@ -74,8 +74,9 @@ def by_teacher(
             f"{generated.store.uri} does not say which subjects its images descend from (draws.parquet is not there): "
             "filter the folder that `generate sample` made."
         )
-    models = check_teacher(teacher, generated.source, allowed)
-    saw = int((~teacher.unseen(generated.source)).all(axis=1).sum())
+    release = generated.record.learnt.release
+    models = check_teacher(teacher, generated.source, allowed, release)
+    saw = int((~teacher.unseen(generated.source, release)).all(axis=1).sum())
     record = teacher.run.record
     shards = prepared(manifest, storage, record.sizes_of_shards, record.quality, say)
     key = hashlib.sha256(repr([shards, teacher.members]).encode()).hexdigest()[:8]

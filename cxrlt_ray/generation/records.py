@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cxrlt_ray.data.fingerprints import HashedSet
 from cxrlt_ray.generation.config import GeneratorConfig
 from cxrlt_ray.privacy import GENERATED_MARKER
 from cxrlt_ray.runs.records import Record
@@ -16,9 +17,10 @@ GENERATOR, GENERATED = "generator.json", GENERATED_MARKER
 class Learnt(BaseModel):
     """The images that a generator has learnt.
 
-    data, task: as `train` was given them. cohort: the manifest's fingerprint; subjects: one of the subjects' ids, by
-    which it is computed whether a model has seen test images. shards: the directory of the prepared images. view: the
-    view that most of them have.
+    data, task: as `train` was given them. cohort: the manifest's fingerprint; subjects: one of the subjects' ids.
+    release: within which these ids are unique; seen: the subjects as hashes, by which a sweep computes whether it is
+    judged on some of them; None in a record of version 1. shards: the directory of the prepared images. view: the view
+    that most of them have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +32,8 @@ class Learnt(BaseModel):
     subjects_count: int
     cohort: str
     subjects: str
+    release: str = ""
+    seen: HashedSet | None = None
     shards: str
     size: int
     views: str = "frontal"
@@ -39,8 +43,9 @@ class Learnt(BaseModel):
 class GeneratorRecord(Record):
     """`generator.json`. steps: taken, of config.steps. stopped: why not all. losses: the mean of each tenth of them."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
+    version: int = 2
     config: GeneratorConfig
     learnt: Learnt
     seed: int = 0
@@ -101,8 +106,9 @@ class Filtered(BaseModel):
 class GeneratedRecord(Record):
     """`generate.json`: marks a folder of generated images, which only train. generator: where its weights were."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
+    version: int = 2
     generator: str
     learnt: Learnt
     sampled: Sampled

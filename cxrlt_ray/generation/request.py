@@ -25,6 +25,7 @@ OWN = {
     SAMPLE: ("findings", "each", "company", "guidance", "solver", "solver_steps"),
     FILTER: ("teacher", "agreement", "seen_teacher", "false_alarms", "features", "quota"),
 }  # fmt: skip
+SHARED = {"seed": (TRAIN, SAMPLE), "smoke": (TRAIN, SAMPLE), "storage": (TRAIN, FILTER)}  # those that two actions have
 
 
 class GenerateRequest(Config):
@@ -35,7 +36,7 @@ class GenerateRequest(Config):
         str | None, cli.argument("train: the data, default a phantom; sample: the generator; filter: drawn images")
     ] = None
     out: Annotated[str | None, cli.option("the new folder for the generator or the images")] = None
-    storage: Annotated[str, cli.option("where prepared images are kept and the teacher's run is")] = "runs"
+    storage: Annotated[str, cli.option("train, filter: where prepared images are kept, and the teacher's run")] = "runs"
     seed: Annotated[int, cli.option("train, sample: seed of all random draws")] = 0
     smoke: Annotated[bool, cli.option("train, sample: on the smallest scale, as a test", "--smoke")] = False
     address: Annotated[str | None, cli.option("a Ray cluster to join; auto on its head node")] = None
@@ -84,8 +85,11 @@ class GenerateRequest(Config):
             if action != self.action and foreign:
                 option = foreign[0].replace("_", "-")
                 raise UsageError(f"--{option} is of generate {action}, not of generate {self.action}: leave it out.")
-        if self.smoke and self.action == FILTER:
-            raise UsageError("--smoke is of generate train and sample, not of generate filter: leave it out.")
+        for name, actions in SHARED.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.action not in actions:
+                raise UsageError(
+                    f"--{name} is of generate {' and '.join(actions)}, not of generate {self.action}: leave it out."
+                )
         if self.out is None:
             raise UsageError("--out FOLDER says where what is made goes.")
         if self.source is None and self.action != TRAIN:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.fingerprints import keys_of_subjects, subject_keys
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.ensembling.score import StoredMember, member, score
@@ -29,7 +30,10 @@ Interval = tuple[float, float, float]  # a value, and the ends of its 95 % inter
 
 @dataclass(frozen=True)
 class Teacher:
-    """Trials [M] of a run with their weights float [M, C]; findings: [C]. seen: of each fold the subjects learnt."""
+    """Trials [M] of a run with their weights float [M, C]; findings: [C].
+
+    seen: of each fold the subjects learnt, by their ids in the run's manifest and by their keys (data/fingerprints.py).
+    """
 
     name: str
     run: Run
@@ -48,11 +52,14 @@ class Teacher:
             for uri in checkpoints_of(trial, len(self.seen))
         ]
 
-    def unseen(self, subjects: np.ndarray) -> np.ndarray:
-        """Which fold's models have not seen each of N subjects: bool [N, K]."""
-        return np.array([[subject not in seen for seen in self.seen] for subject in subjects], bool).reshape(
-            len(subjects), len(self.seen)
-        )
+    def unseen(self, subjects: np.ndarray, release: str = "") -> np.ndarray:
+        """Which fold's models have not seen each of N subjects: bool [N, K].
+
+        release: what the ids are unique within; a subject is then known in any cohort of the teacher's run.
+        """
+        known = zip(subjects, subject_keys(release, subjects), strict=True)
+        unseen = [[seen.isdisjoint(names) for seen in self.seen] for names in known]
+        return np.array(unseen, bool).reshape(len(subjects), len(self.seen))
 
     def combined(self, scores: np.ndarray, models: np.ndarray) -> np.ndarray:
         """Float [N, C] of scores [N, M * K, C], the mean over the folds that `models`, bool [N, K], allow.
@@ -91,6 +98,8 @@ def find_teacher(name: str, storage: str) -> Teacher:
         if not Store(record.run).exists("run.json"):
             raise UsageError(f"--teacher {name}: its run {record.run} is gone.")
         run = read_run(Store(record.run))
+        if run.record.fingerprint != record.fingerprint:
+            raise UsageError(f"--teacher {name} was made of another run than {run.name}, which is in its place.")
         trials = [run.trial(of.trial) for of in record.members]
         weights = np.array([[of.weights[finding] for finding in record.findings] for of in record.members])
         return _teacher(name, run, trials, weights, record.findings)
@@ -127,22 +136,24 @@ def _seen(run: Run, trials: Sequence[Trial], folds: int) -> tuple[frozenset[str]
     """The subjects that the trials' models of each fold have learnt, in any stage."""
     record, manifest = run.record, run.manifest()
     job = Job(run.store, run.shards(), record.predicted, record.fingerprint, folds=record.folds, seed=record.seed)
-    subject = manifest.table.set_index("image_id")["subject_id"]
+    keys = keys_of_subjects(manifest, record.data or "", record.cohorts)
+    subject = manifest.table.assign(key=keys).set_index("image_id")[["subject_id", "key"]]
     cohorts = {stage.cohorts for trial in trials if trial.record.config for stage in trial.record.config.staged()}
     ids = [
         np.concatenate([training_images(manifest, job, fold, name).image_id for name in sorted(cohorts)])
         for fold in range(folds)
     ]
-    return tuple(frozenset(map(str, subject.loc[of_fold].unique())) for of_fold in ids)
+    return tuple(frozenset(map(str, np.unique(subject.loc[of_fold].to_numpy(str)))) for of_fold in ids)
 
 
-def check_teacher(teacher: Teacher, source: np.ndarray, allowed: bool) -> np.ndarray:
+def check_teacher(teacher: Teacher, source: np.ndarray, allowed: bool, release: str = "") -> np.ndarray:
     """Which fold's models judge each of N images, bool [N, K]: those that have not seen its source subject.
 
-    source: [N] subjects. allowed: with --seen-teacher, all models judge an image of which all have seen the source.
+    source: [N] subjects; release: as of `Teacher.unseen`. allowed: with --seen-teacher, all models judge an image of
+    which all have seen the source.
     Raises UsageError where there is such an image and that is not allowed.
     """
-    models = teacher.unseen(source)
+    models = teacher.unseen(source, release)
     none = ~models.any(axis=1)
     if none.any() and not allowed:
         raise UsageError(

@@ -100,7 +100,8 @@ def _read(name: str, path: str, splits: str, seed: int) -> tuple[Manifest, Cohor
         labelled = not bare and bool(reader.read(Request(store, labelled=False)).findings)
         manifest = read_cohort(path, format=reader.name, task="auto", seed=seed, labelled=labelled).manifest
     except CxrltError as error:
-        raise type(error)(f"cohort {name}: {error}") from None
+        reason = str(error).replace("Name one with --format.", "Call it by its mapping: nih, chexpert, padchest ...")
+        raise type(error)(f"cohort {name}: {reason}") from None
     if bare:
         manifest = dataclasses.replace(manifest, table=manifest.table.assign(split="train"))
     of_splits = manifest.table["split"].fillna("none").value_counts()

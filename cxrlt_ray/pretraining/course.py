@@ -100,6 +100,11 @@ class Pretraining(Course):
         self.deadline, self.stages = deadline, trial.config.staged()
         self.lengths = [self._length(stage) for stage in self.stages]
         self.progress = Progress(sum(self.lengths), say)
+        if all(stage.frozen_steps >= length for stage, length in zip(self.stages, self.lengths, strict=True)):
+            say(
+                f"Warning: frozen_steps is {self.stages[0].frozen_steps:,}, and there are {self.lengths[0]:,} steps: "
+                "the backbone stays as it was, the heads alone are trained. Take more steps, or --set frozen_steps=..."
+            )
         self.loss = float("nan")
         self.network: tuple[torch.nn.Module, Objective] | None = None
         at = (-1, 0)

@@ -198,8 +198,10 @@ def _check(config: TrialConfig, where: str) -> None:
                 f"{where}: key 'batch_size': given {stage.batch_size}: images are compared with others of their batch "
                 "(or normalised by them): take 2 at least, and hundreds where they fit."
             )
-        if stage.frozen_backbone or stage.refit or stage.tta != "none":
-            raise UsageError(f"{where}: frozen_backbone, refit and tta mean nothing to a backbone that is pretrained.")
+        if stage.frozen_backbone or stage.refit or stage.patience or stage.tta != "none":
+            raise UsageError(
+                f"{where}: frozen_backbone, refit, patience and tta mean nothing to a backbone that is pretrained."
+            )
 
 
 def check_backbone(config: TrialConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cxrlt_ray.data.fingerprints import release_of, subject_keys
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets
 from cxrlt_ray.data.teacher import Teacher
@@ -16,17 +17,24 @@ OPTION = "--soft-targets"
 
 
 def check_teacher(
-    soft: SoftTargets, manifest: Manifest, findings: tuple[str, ...], folds: int, seed: int, space: Space
+    soft: SoftTargets,
+    manifest: Manifest,
+    data: str,
+    findings: tuple[str, ...],
+    folds: int,
+    seed: int,
+    space: Space,
 ) -> list[str]:
     """What to tell of pseudo-labels beside a run's manifest; nothing of soft targets without a teacher.
 
+    data: the main cohort's directory, within whose release subjects are known in other cohorts of the teacher's, too.
     Raises UsageError for pseudo-labels of images that judge the student, a teacher that trained on subjects by whom it
     is judged or whose weights their labels chose, and images that the space does not train on.
     """
     if (teacher := soft.teacher) is None:
         return []
     _check_images(soft, manifest)
-    _check_subjects(teacher, manifest, findings, folds, seed)
+    _check_subjects(teacher, manifest, release_of(manifest.source, data), findings, folds, seed)
     notes = [f"Pseudo-labels: {_count(soft, manifest, findings, space)}"]
     if soft.transductive:
         count = int(transductive_rows(manifest, soft).sum())
@@ -48,7 +56,9 @@ def _check_images(soft: SoftTargets, manifest: Manifest) -> None:
         )
 
 
-def _check_subjects(teacher: Teacher, manifest: Manifest, findings: tuple[str, ...], folds: int, seed: int) -> None:
+def _check_subjects(
+    teacher: Teacher, manifest: Manifest, release: str, findings: tuple[str, ...], folds: int, seed: int
+) -> None:
     """Raise UsageError where the teacher saw subjects by whom the student is judged, in any fold."""
     table = manifest.table
     main = (manifest.cohorts == MAIN).to_numpy()
@@ -62,7 +72,8 @@ def _check_subjects(teacher: Teacher, manifest: Manifest, findings: tuple[str, .
         judged = np.unique(subjects[rows])
         own = fold if fold is not None and fold < teacher.folds else None
         where = f"of fold {fold}" if fold is not None else "of validation, holdout or test"
-        if count := int(teacher.saw(judged, own).sum()):
+        saw = teacher.saw(judged, own) | teacher.saw(subject_keys(release, judged), own)
+        if count := int(saw.sum()):
             raise UsageError(
                 f"{OPTION}: the teacher trained on {count:,} of the {len(judged):,} subjects {where}, by whom the "
                 f"student would be judged. {_mend(teacher, folds)}"

@@ -19,6 +19,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
 from cxrlt_ray.search.asking import asking_of, corpora_of, lines, out_of_reach, task_of, with_mined
+from cxrlt_ray.search.generated import check_generators
 from cxrlt_ray.search.given_labels import labels_of
 from cxrlt_ray.search.pseudo_labels import check_teacher
 from cxrlt_ray.search.request import SweepRequest
@@ -158,10 +159,12 @@ def run_data(
     manifest, task, asking = _read(request, data, cohorts, folds, labels, soft)
     if request.smoke and request.data is not None:
         manifest = few(manifest, drawn, request.seed)
+    for note in check_generators(manifest, data, cohorts):
+        print(note)
     if soft is not None:
         findings = asking.seen if asking else task.findings
         print(*soft.check(manifest, findings), sep="\n")
-        print(*check_teacher(soft, manifest, findings, folds, request.seed, space), sep="\n")
+        print(*check_teacher(soft, manifest, data, findings, folds, request.seed, space), sep="\n")
     reports = request.reports or data
     corpora = corpora_of(read_corpus(reports, manifest, request.address), asking, request) if reading else {}
     boxes = None

@@ -148,6 +148,8 @@ def test_stages_train_on_generated_images_first(ray, drawn, phantom):
         ({"action": "train", "out": "g", "each": 3}, "--each is of generate sample, not of generate train"),
         ({"action": "sample", "out": "d", "source": "g", "steps": 3}, "--steps is of generate train"),
         ({"action": "filter", "out": "d", "source": "g", "smoke": True}, "--smoke is of generate train and sample"),
+        ({"action": "filter", "out": "d", "source": "g", "seed": 1}, "--seed is of generate train and sample"),
+        ({"action": "sample", "out": "d", "source": "g", "storage": "s"}, "--storage is of generate train and filter"),
         ({"action": "train"}, "--out FOLDER"),
         ({"action": "sample", "out": "d"}, "needs the generator's folder"),
         ({"action": "sample", "out": "d", "source": "g", "company": "usual"}, "--company is alone or real, not usual"),

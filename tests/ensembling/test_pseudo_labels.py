@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cxrlt_ray.data.manifest import META, Manifest
+from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.ensembling.apply import Ensemble
 from cxrlt_ray.ensembling.pseudo_labels import (
     calibrated_validation,
     few_positives,
@@ -14,11 +20,16 @@ from cxrlt_ray.ensembling.pseudo_labels import (
     maps_of,
     pseudo_labels,
 )
-from cxrlt_ray.ensembling.teacher import Validation
+from cxrlt_ray.ensembling.pseudo_request import PseudoRequest
+from cxrlt_ray.ensembling.teacher import EnsembleTeacher, Validation
+from cxrlt_ray.ensembling.teaching import record_of, scores_of
+from cxrlt_ray.ensembling.unlabelled import Unlabelled, unlabelled_images
 from cxrlt_ray.evaluation.soft_labels import class_aware
 from cxrlt_ray.objectives.noisy_student import NoisyStudent
 from cxrlt_ray.objectives.registry import ObjectiveSpec
 from cxrlt_ray.reporting.pseudo_labels import meets
+from cxrlt_ray.runs.ensemble_record import EnsembleRecord
+from cxrlt_ray.storage import Store
 
 FINDINGS = ("Mass", "Nodule", "Edema")
 
@@ -148,3 +159,53 @@ def test_findings_with_one_positive_subject_are_named_and_break_nothing():
     lines = lines_of(FINDINGS, targets, part.scores, maps(part.scores), targets, part.subjects, 50, 0)
     assert lines[2].positives == 1
     assert lines[2].high is None or lines[2].high >= lines[2].ratio
+
+
+def unlabelled_run(tmp_path):
+    """A run of 4 training images without a label, the last of them in quarantine; and its manifest."""
+    table = pd.DataFrame([dict.fromkeys(META, "x") | {"image_id": f"i{k}", "split": "train"} for k in range(4)])
+    manifest = Manifest(table.assign(cohort="main", Mass=pd.array([pd.NA] * 4, "Int8")), ("Mass",), "table", "/data")
+    about = SimpleNamespace(folds=0, fingerprint="f", seed=0, predicted=("Mass",), transductive=False)
+    about.data, about.cohorts = "/data", {}
+    store, index = Store(str(tmp_path / "r")), pd.DataFrame(index=["i0", "i1", "i2"])
+    shards = (SimpleNamespace(index=lambda: index),)
+    return SimpleNamespace(record=about, name="r", store=store, manifest=lambda: manifest, shards=lambda: shards)
+
+
+def test_images_in_the_runs_quarantine_are_not_prepared_in_vain(tmp_path):
+    """Alone they are all bad: more than --max-bad allows."""
+    record = EnsembleRecord.model_validate({"task": Task("t", ("Mass",)), "members": []})
+    teacher = EnsembleTeacher(unlabelled_run(tmp_path), Ensemble(record, []), "mean")
+    images = unlabelled_images(teacher, PseudoRequest(ensemble="e"))
+    assert images.prepared.tolist() == [True] * 4
+
+
+def test_an_ensemble_that_was_weighed_anew_is_another_teacher(tmp_path, monkeypatch):
+    """Of chosen weights, neither kept scores nor names are those of the same members under other weights."""
+    run = unlabelled_run(tmp_path)
+    manifest = run.manifest()
+    images = Unlabelled(manifest, manifest.targets(), np.ones(4, bool))
+    monkeypatch.setattr("cxrlt_ray.cluster.start.start_ray", lambda address: None)
+
+    def score(self, work, shards, images):
+        assert list(images["image_id"]) == ["i0", "i1", "i2"]
+        work.write("part", b"")
+        return np.full((1, len(images), 1), self.ensemble.weights[0, 0])
+
+    monkeypatch.setattr(EnsembleTeacher, "score", score)
+
+    def taught(weight, weights):
+        members = [{"trial": f"T{k}", "weights": {"Mass": share}} for k, share in enumerate((weight, 1 - weight))]
+        record = EnsembleRecord.model_validate(
+            {"name": "e", "task": Task("t", ("Mass",)), "fingerprint": "f", "members": members}
+        )
+        teacher = EnsembleTeacher(run, Ensemble(record, []), weights)
+        request, judges = PseudoRequest(ensemble="e", weights=weights), validation(4)
+        scores = scores_of(teacher, images, Store(str(tmp_path / "out")), 0.0, None, lambda line: None)
+        assert np.isnan(scores[0, 3]).all()  # in quarantine
+        return record_of(request, teacher, images, judges).key, scores[0, 0, 0]
+
+    one, other = taught(0.25, "chosen"), taught(0.75, "chosen")
+    assert one[0] != other[0]
+    assert (one[1], other[1]) == (0.25, 0.75)
+    assert taught(0.25, "mean")[0] == taught(0.75, "mean")[0]

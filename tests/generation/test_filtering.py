@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cxrlt_ray import generate
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.generation.cohort_folder import write_labels
 from cxrlt_ray.generation.filtering import COPY, DISAGREES, QUOTA, UNREADABLE, Judged, agreement, counted, reasons
-from cxrlt_ray.generation.records import FindingTally
+from cxrlt_ray.generation.records import FindingTally, GeneratedRecord, Learnt, Sampled
 from cxrlt_ray.generation.teacher import RealScores, Teacher, auroc_interval, check_teacher
+from cxrlt_ray.storage import Store
 
 FINDINGS = ("Mass", "Nodule")
 OF = np.array(["Mass"] * 4 + ["Nodule"] * 3, object)
@@ -74,6 +77,26 @@ def test_a_teacher_that_has_seen_a_source_is_refused_unless_told():
     with pytest.raises(UsageError, match=r"has seen the source subjects of 1 of 2 images.*--seen-teacher"):
         check_teacher(folds, np.array(["b", "c"]), False)
     assert check_teacher(folds, np.array(["b", "c"]), True).tolist() == [[True, True], [True, False]]
+
+
+def test_a_source_is_known_in_whichever_cohort_the_teacher_learnt_it():
+    folds = teacher({"nih/b"}, {"b"})  # of another cohort of its run, and of its main data
+    assert folds.unseen(np.array(["b", "x"]), "nih").tolist() == [[False, False], [True, True]]
+    assert folds.unseen(np.array(["b"])).tolist() == [[True, False]]
+
+
+def test_a_folder_that_was_filtered_is_not_filtered_again(tmp_path):
+    """It does not say which image was drawn for which set: its counts would be wrong."""
+    learnt = Learnt(
+        data="d", task="t", findings=FINDINGS, images=1, subjects_count=1, cohort="", subjects="", shards="", size=8
+    )
+    sampled = Sampled(
+        sets=("Mass",), each=1, company="real", guidance=1, solver="ddim", solver_steps=1, seed=0, resolution=8
+    )
+    record = GeneratedRecord(generator="g", learnt=learnt, sampled=sampled, images=1)
+    write_labels(Store(str(tmp_path / "kept")), record, ["g000000"], np.array([[1, 0]], np.int8))
+    with pytest.raises(UsageError, match=r"draws.parquet is not there.*that `generate sample` made"):
+        generate.run(generate.GenerateRequest(action="filter", source=str(tmp_path / "kept"), out=str(tmp_path / "k")))
 
 
 def test_the_tally_says_what_became_of_the_images_and_what_the_teacher_is_worth():

@@ -151,13 +151,14 @@ def test_a_run_that_is_cut_by_a_full_disk_and_by_ctrl_c_ends_with_the_same_weigh
         pretrain.run(pretrain.PretrainRequest(resume=True, out=f"{storage}/cut"))
 
 
-def test_continuing_keeps_the_backbone_while_heads_warm_up_and_inherits_what_was_seen(storage, whole):
+def test_continuing_keeps_the_backbone_while_heads_warm_up_and_inherits_what_was_seen(storage, whole, capsys):
     begun = f"{storage}/whole/backbone.safetensors"
     options = {"checkpoint": begun, "epochs": None, "steps": 2, "splits": "all", "cohort": [f"own={storage}/labelled"]}
     record = pretrain.run(request(storage, "more", **options))
     assert record.config.frozen_steps == 500  # of the file's `continued`
     assert record.config.lr < whole.config.lr
     assert record.steps == 2
+    assert "frozen_steps is 500, and there are 2 steps" in capsys.readouterr().out
     one, two = (load_file(storage / name / "backbone.safetensors") for name in ("whole", "more"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert record.weights == f"{begun}"
@@ -237,6 +238,7 @@ def test_files_are_valid_in_full_size_in_small_and_continued(name):
         ({"assignments": ["lr"]}, "--set is KEY=VALUE"),
         ({"assignments": ["monitor.evry=1"]}, r"unknown key 'monitor\.evry'"),
         ({"assignments": ["simclr_temperature=-1"]}, "must be above 0"),
+        ({"assignments": ["patience=3"]}, "patience and tta mean nothing"),
         ({"steps": 3}, "--epochs and --steps"),
         ({"splits": "test"}, "--splits is train"),
         ({"backbone": "test_convnet"}, "no backbone 'test_convnet'"),
@@ -264,7 +266,7 @@ def test_cohorts_without_anything_to_train_on_are_refused_by_name(storage, tmp_p
     )
     few = labelled_folder(tmp_path / "few", 6, split="train")
     for folder, words in (
-        (tmp_path / "nothing", "cohort x: .* holds no format that is known"),
+        (tmp_path / "nothing", r"cohort x: .* holds no format that is known.* Call it by its mapping"),
         (tmp_path / "empty", "cohort x: .*no images"),
         (tests, "cohort x: .*no images of split train"),
         (unlabelled, r"cohort x has no image of split train \(12 of test\): say in a column `split`"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,21 +72,21 @@ def taught(manifest, folds=0, seed=0, **changes):
 
 def test_a_student_split_as_its_teachers_run_was_may_learn(space):
     manifest = cohort()
-    (note,) = check_teacher(taught(manifest), manifest, FINDINGS, 0, 0, space)
+    (note,) = check_teacher(taught(manifest), manifest, "/data", FINDINGS, 0, 0, space)
     assert note.startswith("Pseudo-labels: 10 cells without a label in 10 images, by soft pseudo-labels k")
     folded = cohort(validation=False)
-    assert len(check_teacher(taught(folded, 3), folded, FINDINGS, 3, 0, space)) == 1
+    assert len(check_teacher(taught(folded, 3), folded, "/data", FINDINGS, 3, 0, space)) == 1
 
 
 def test_a_fold_is_never_taught_by_what_saw_its_subjects(space):
     folded = cohort(validation=False)
     for folds, seed in ((3, 1), (2, 0)):
         with pytest.raises(UsageError, match=r"trained on .* of the .* subjects of fold"):
-            check_teacher(taught(folded, 3), folded, FINDINGS, folds, seed, space)
+            check_teacher(taught(folded, 3), folded, "/data", FINDINGS, folds, seed, space)
     with pytest.raises(UsageError, match=r"of validation, holdout or test, .* Its run has --folds 3"):
-        check_teacher(taught(folded, 3), cohort(), FINDINGS, 0, 0, space)
+        check_teacher(taught(folded, 3), cohort(), "/data", FINDINGS, 0, 0, space)
     with pytest.raises(UsageError, match="subjects of fold 0"):
-        check_teacher(taught(cohort()), folded, FINDINGS, 3, 0, space)
+        check_teacher(taught(cohort()), folded, "/data", FINDINGS, 3, 0, space)
 
 
 def test_each_fold_learns_from_its_own_teacher_and_a_refit_from_the_mean(tmp_path):
@@ -107,16 +109,26 @@ def test_a_teacher_that_trained_on_validation_images_is_refused(space):
     manifest = cohort()
     refit = taught(manifest, trained_on={EVERY: hashed(manifest.table["subject_id"])})
     with pytest.raises(UsageError, match="trained on 30 of the 30 subjects of validation, holdout or test"):
-        check_teacher(refit, manifest, FINDINGS, 0, 0, space)
+        check_teacher(refit, manifest, "/data", FINDINGS, 0, 0, space)
+
+
+def test_a_teacher_that_learnt_the_judges_as_another_cohort_is_refused(space):
+    manifest = dataclasses.replace(cohort(), source="nih")
+    table = manifest.table
+    judge = table.loc[table["split"] == "test", "subject_id"].iloc[0]
+    soft = taught(manifest, trained_on={EVERY: hashed([f"nih/{judge}"])})
+    with pytest.raises(UsageError, match="trained on 1 of the 30 subjects of validation, holdout or test"):
+        check_teacher(soft, manifest, "/data", FINDINGS, 0, 0, space)
 
 
 def test_weights_that_labels_of_judges_chose_are_refused_and_those_of_others_are_not(space):
     manifest = cohort()
     judges = manifest.table.loc[manifest.table["split"] == "val", "subject_id"]
+    soft = taught(manifest, weights="chosen", chosen_on=hashed(judges))
     with pytest.raises(UsageError, match=r"the labels of 15 of the 30 subjects .* chose the teacher's weights"):
-        check_teacher(taught(manifest, weights="chosen", chosen_on=hashed(judges)), manifest, FINDINGS, 0, 0, space)
+        check_teacher(soft, manifest, "/data", FINDINGS, 0, 0, space)
     others = taught(manifest, weights="chosen", chosen_on=hashed(["someone", "else"]))
-    assert len(check_teacher(others, manifest, FINDINGS, 0, 0, space)) == 1
+    assert len(check_teacher(others, manifest, "/data", FINDINGS, 0, 0, space)) == 1
 
 
 def test_a_record_of_a_later_version_or_a_damaged_one_is_refused(tmp_path):
