@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 NAMES = {"ap": "AP", "ap_even": "AP, one prev.", "auroc": "AUROC", "fnr": "FNR", "bias": "bias"}
 MOST_FLAGS = 12  # lines
+CHOSEN_HERE = ", that of the best F1 on these images"
 NOTE = (
     "Means over findings. AP rises with prevalence: 'one prev.' is AP at the prevalence of all these images. FNR: at "
-    "one threshold a finding. bias: mean probability less rate of positives. 'by chance': the gap to expect of such "
-    "groups if all were alike."
+    "one threshold a finding{thresholds}. bias: mean probability less rate of positives. 'by chance': the gap to "
+    "expect of such groups if all were alike."
 )
 
 
@@ -34,7 +35,7 @@ def render(report: GroupReport) -> list[Table | str]:
         if groups:
             parts += [_title(report, by), _table(report, by, groups)]
         parts += _remarks(report, by, groups)
-    parts.append(NOTE)
+    parts.append(NOTE.format(thresholds=CHOSEN_HERE if report.chosen_here else ", as given by --thresholds"))
     parts += _flags(report)
     return parts
 
@@ -51,6 +52,7 @@ def as_json(report: GroupReport) -> dict[str, JsonValue]:
         {
             "tests": report.tests,
             "min_group": report.min_group,
+            "thresholds_chosen_here": report.chosen_here,
             "thresholds": dict(zip(report.findings, report.thresholds, strict=True)),
             "findings_in_means": report.common,
             "not_shown": report.suppressed,
