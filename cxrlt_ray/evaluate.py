@@ -29,6 +29,7 @@ from cxrlt_ray.evaluation.sites import ScoredImages, compare_site
 from cxrlt_ray.evaluation.thresholds import AIMS, Aim
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.reporting import scores as report
+from cxrlt_ray.reporting.groups import flags_of
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def run(request: EvaluateRequest) -> Scores:
     line = f"Left in {', '.join(paths)}." if paths else ""
     score = scores.scores["map"]
     brief = f"mAP {cli.ranged(score, *scores.intervals['map'])} {line}".rstrip()
-    output.result(line, paths, brief=brief, map=score, images=scores.images)
+    flags = {"flags": flags_of(scores.by_group)} if scores.by_group else {}
+    output.result(line, paths, brief=brief, map=score, images=scores.images, **flags)
     return scores
 
 
