@@ -114,11 +114,10 @@ def _means(scores: Scores) -> tuple[MeanRow, ...]:
     for key, label in {**SUMMARY, **{group: f"mAP, {group}" for group in GROUPS}}.items():
         if key not in scores.scores:
             continue
-        of_group = _counted(scores, key)
         low, high = scores.intervals.get(key, (np.nan, np.nan))
-        if of_group:
+        if key not in GROUPS or key in scores.groups:
             value = _interval(float(scores.scores[key]), float(low), float(high))
-            rows.append(MeanRow(score=label, value=value, findings=of_group))
+            rows.append(MeanRow(score=label, value=value, findings=_counted(scores, key)))
     return tuple(rows)
 
 
