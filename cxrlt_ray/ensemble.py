@@ -113,15 +113,21 @@ def _of_run(request: EnsembleRequest) -> Stacked:
 
 
 def _track(swept: Run, record: EnsembleRecord) -> None:
-    """Send the ensemble's scores to the run's trackers, with the run's report page if there is one."""
-    if names := trackers_of(swept):
-        session = Session(swept, names)
-        if swept.store.exists(REPORT):
-            with swept.store.fetched(REPORT) as path:
-                session.ensemble(record, path)
-        else:
-            session.ensemble(record)
-        session.close()
+    """Tell the run's trackers of the ensemble, and give them the run's report page, where there is one.
+
+    The ensemble stands whatever becomes of them.
+    """
+    try:
+        if names := trackers_of(swept):
+            session = Session(swept, names)
+            if swept.store.exists(REPORT):
+                with swept.store.fetched(REPORT) as path:
+                    session.ensemble(record, path)
+            else:
+                session.ensemble(record)
+            session.close()
+    except CxrltError as error:
+        print(f"The run's trackers are not told of the ensemble: {error}")
 
 
 def kinds_of(findings: tuple[str, ...], manifest: Manifest, pool: Pool) -> list[str]:

@@ -20,14 +20,16 @@ from cxrlt_ray.data.manifest import COHORT, Manifest
 from cxrlt_ray.data.tasks import Task, load_task, rarity
 from cxrlt_ray.ensembling import submission
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.evaluation.given_thresholds import read_thresholds
+from cxrlt_ray.evaluation.given_thresholds import read_thresholds, thresholds_of
 from cxrlt_ray.evaluation.groups import compare_groups
 from cxrlt_ray.evaluation.published import not_comparable, published
 from cxrlt_ray.evaluation.request import EvaluateRequest
 from cxrlt_ray.evaluation.scores import UNSEEN, Scores, evaluate
 from cxrlt_ray.evaluation.sites import ScoredImages, compare_site
+from cxrlt_ray.evaluation.thresholds import AIMS, Aim
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.reporting import scores as report
+from cxrlt_ray.reporting.groups import flags_of
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def run(request: EvaluateRequest) -> Scores:
     _print(console, (f"Note: {note}" for note in scaled.notes))
     scored, findings = _scored(images, scaled.probabilities, given.task), given.task.findings
     columns = _columns(request, images)  # a wrong one is told before another site is scored
-    thresholds = read_thresholds(request.thresholds, findings) if request.thresholds else None
+    thresholds = _thresholds(request.thresholds, given, findings) if request.thresholds else None
     sites = _score_sites(request, given, console)
     with console.status("Resampling subjects"):
         arrays, resampling = (scored.targets, scored.scores, findings), (request.rounds, request.seed)
@@ -101,7 +103,8 @@ def run(request: EvaluateRequest) -> Scores:
     line = f"Left in {', '.join(paths)}." if paths else ""
     score = scores.scores["map"]
     brief = f"mAP {cli.ranged(score, *scores.intervals['map'])} {line}".rstrip()
-    output.result(line, paths, brief=brief, map=score, images=scores.images)
+    flags = {"flags": flags_of(scores.by_group)} if scores.by_group else {}
+    output.result(line, paths, brief=brief, map=score, images=scores.images, **flags)
     return scores
 
 
@@ -150,6 +153,15 @@ def _columns(request: EvaluateRequest, images: Manifest) -> dict[str, np.ndarray
     return group_columns(images, names, request.groups)
 
 
+def _thresholds(asked: str, given: Given, findings: tuple[str, ...]) -> np.ndarray:
+    """The thresholds [C] that are asked for: a table's, or by an aim those that the ensemble keeps."""
+    if asked.partition("=")[0] not in AIMS:
+        return read_thresholds(asked, findings)
+    if given.folder is None:
+        raise UsageError(f"--thresholds {asked}: an ensemble keeps thresholds by aim: give its directory, or a table.")
+    return thresholds_of(given.folder, Aim.parse(asked), findings)
+
+
 def _score_sites(request: EvaluateRequest, given: Given, console: Console) -> dict[str, ScoredImages]:
     """Each other site's images, scored by the ensemble."""
     if not request.sites:
@@ -170,7 +182,10 @@ def _score_sites(request: EvaluateRequest, given: Given, console: Console) -> di
         _print(console, notes)
         name = str(images.cohorts.iloc[0])
         options = (name, images, storage, request.address, request.max_bad)
-        sites[name] = _scored(images, score_site(ensemble, given.folder, *options), given.task)
+        scores = score_site(ensemble, given.folder, *options)
+        if (calibration := ensemble.record.calibration) is not None:  # the submission's are calibrated
+            scores = calibration.apply(scores, ensemble.findings)
+        sites[name] = _scored(images, scores, given.task)
     return sites
 
 

@@ -20,6 +20,7 @@ from cxrlt_ray.data.splits import assign_folds
 from cxrlt_ray.ensembling.compare import CROSS_FITTED, ScoredSplit, System
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.request import EnsembleRequest
+from cxrlt_ray.evaluation import given_thresholds
 from cxrlt_ray.evaluation.calibration import Calibration, calibrate
 from cxrlt_ray.evaluation.calibration_change import CalibrationChange, CurveChange, calibration_change, curve_changes
 from cxrlt_ray.evaluation.decisions import DecisionCurve, decision_curve
@@ -31,7 +32,7 @@ from cxrlt_ray.storage.finite import finite
 VERSION = 1  # of calibration.json
 FOLDS = 5
 RATES = ("sensitivity", "fpr", "precision", "f1", "false_alarms")
-CALIBRATION_FILE, THRESHOLDS_FILE = "calibration.json", "thresholds.csv"
+CALIBRATION_FILE, THRESHOLDS_FILE = "calibration.json", given_thresholds.FILE
 
 
 @dataclass(frozen=True)

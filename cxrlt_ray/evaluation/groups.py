@@ -111,8 +111,9 @@ class Gap:
 class GroupReport:
     """Scores by group.
 
-    findings, thresholds: [C]. common: column -> the number of findings that its means are of. suppressed: column ->
-    how many groups are not shown for their size. contrasts: in the order of columns, groups, findings (MEAN first).
+    findings, thresholds: [C]; chosen_here: whether thresholds have the best F1 on these very images. common: column ->
+    the number of findings that its means are of. suppressed: column -> how many groups are not shown for their size.
+    contrasts: in the order of columns, groups, findings (MEAN first).
     """
 
     findings: tuple[str, ...]
@@ -125,6 +126,7 @@ class GroupReport:
     groups: tuple[GroupScores, ...]
     contrasts: tuple[Contrast, ...]
     gaps: tuple[Gap, ...]
+    chosen_here: bool = False
 
     @property
     def tests(self) -> int:
@@ -182,6 +184,7 @@ def compare_groups(
     str [N], UNKNOWN where it is not known. subjects: [N], drawn whole in each of `rounds` of bootstrap. thresholds:
     [C], for FNR; those with the best F1 over all images unless given.
     """
+    chosen_here = thresholds is None
     thresholds = best_f1_thresholds(targets, scores) if thresholds is None else np.asarray(thresholds, float)
     images = Images.of(targets, scores, subjects, thresholds, None, rounds, seed)
     parts = {name: _Column.of(images, name, np.asarray(groups), min_group) for name, groups in columns.items()}
@@ -198,6 +201,7 @@ def compare_groups(
         groups=tuple(scored for column in parts.values() for scored in column.scores()),
         contrasts=tuple(replace(c, corrected=float(p)) for c, p in zip(contrasts, corrected, strict=True)),
         gaps=tuple(gap for column in parts.values() for gap in column.gaps(findings)),
+        chosen_here=chosen_here,
     )
 
 
@@ -268,7 +272,8 @@ class _Column:
         for finding, mask in _each(findings, anywhere, self.common):
             groups = [group for group in self.known if self.shown[group][mask].all()]
             for metric in GAPS:
-                if len(groups) > 1 and mask.any():
+                known = ~np.isnan([self.parts[group].mean(metric, mask) for group in groups])
+                if len(groups) > 1 and mask.any() and known.all():
                     yield self._gap(finding, metric, mask, groups)
 
     def _gap(self, finding: str, metric: str, mask: np.ndarray, groups: list[str]) -> Gap:

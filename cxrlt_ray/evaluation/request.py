@@ -45,7 +45,7 @@ class EvaluateRequest(Config):
     ] = None
     min_group: Annotated[int, cli.option("with --by: fewest subjects of a group that is shown")] = MIN_GROUP
     thresholds: Annotated[
-        str | None, cli.option("for FNR of groups and sites: a table of finding and threshold; default: best F1")
+        str | None, cli.option("for FNR of groups and sites: a table, or an aim of the ensemble (f1); best F1 without")
     ] = None
     external: Annotated[
         list[str] | None, cli.option("NAME=DIR: another site, scored by the ensemble, whose findings cohorts/ maps")

@@ -183,7 +183,8 @@ def choose_thresholds(
             value = threshold(column, own, groups, aim)
             called = _crossed_calls(column, own, groups, aim, fold, value)
             crossed = operation(np.where(np.isnan(own), -1, column), called, groups, rounds, seed)
-            result.append(Threshold(findings[c], aim, value, crossed, _note(value, fold)))
+            people = metrics.positive_subjects(np.where(np.isnan(own), -1, column)[:, None], groups)[0]
+            result.append(Threshold(findings[c], aim, value, crossed, _note(aim, value, int(people), fold)))
     return tuple(result)
 
 
@@ -233,8 +234,14 @@ def _crossed_calls(
     return called
 
 
-def _note(value: float, fold: np.ndarray) -> str:
-    notes = ["too few positive subjects for this aim: every image is called"] if value == 0 else []
+def _note(aim: Aim, value: float, positive_subjects: int, fold: np.ndarray) -> str:
+    notes = []
+    if value == 0:
+        # what the aim would call were all positives ahead of a negative of another subject
+        labels = np.arange(positive_subjects + 1) < positive_subjects
+        few = aim.kind.rule(labels, np.arange(len(labels)), -np.arange(len(labels), dtype=float), aim.bound)
+        why = "too few positive subjects for" if few == len(labels) else "no higher threshold fits"
+        notes.append(f"{why} this aim: every image is called")
     return "; ".join(notes + (["one subject: not cross-fitted"] if len(np.unique(fold)) < 2 else []))
 
 

@@ -16,11 +16,11 @@ from cxrlt_ray.page.parts import Column, Figure, Heading, Part, Table, Texts, Ti
 from cxrlt_ray.page.records import Interval, Report, SectionFacts
 from cxrlt_ray.page.sections.registry import Section
 from cxrlt_ray.runs.records import RunRecord, now
+from cxrlt_ray.runs.store import best_first
 from cxrlt_ray.storage.finite import finite
 
 SEED = 0
 ASIDE = {"version", "name", "created", "shards", "task", "search_db", "start", "asking", "data"}  # of a run's record
-WHERES = ("test", "holdout", "cross_fitted")
 
 
 class Asked(SectionFacts):
@@ -107,8 +107,8 @@ def _scores(one: Facts, other: Facts) -> tuple[Score, ...]:
 
 
 def _best(facts: Facts) -> Interval:
-    scores = [trial.score for trial in facts.trials if trial.score == trial.score]
-    return Interval(value=max(scores)) if scores else Interval()
+    best = next((trial.score for trial in best_first(list(facts.trials)) if trial.score == trial.score), None)
+    return Interval(value=best)
 
 
 def _stored(facts: Facts, where: str) -> Interval:
@@ -127,7 +127,7 @@ def _same_images(one: Facts, other: Facts) -> tuple[str, tuple[ScoredImages, np.
     if set(one.findings) != set(other.findings):
         return "", None, "The runs are of different findings: nothing is paired."
     columns = [other.findings.index(finding) for finding in one.findings]
-    for where in WHERES:
+    for where in one.unseen:
         a, b = one.images(where), other.images(where)
         if a is None or b is None:
             continue

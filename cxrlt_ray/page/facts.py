@@ -25,14 +25,22 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.evaluation.scores import UNSEEN, Scores, evaluate
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.runs.ensemble_record import FILE, EnsembleRecord
-from cxrlt_ray.runs.predictions import read_predictions
+from cxrlt_ray.runs.predictions import read_predictions, split_of
 from cxrlt_ray.runs.records import FINISHED, PRUNED
 from cxrlt_ray.runs.store import Run, Trial, best_first, read_trial
 from cxrlt_ray.storage import Store
 
+PREDICTIONS = "predictions.parquet"  # of an ensemble
+CHOSE = ("train", "val")  # splits on which weights are chosen
 ROUNDS = 300  # bootstrap rounds of a finding's intervals: of these the standard error alone is used
-PATH = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|~?/|[A-Za-z]:\\)[^\s'\",;:)]*")
-IDENTIFIER = re.compile(r"(?<![\d.])\d{5,}(?![\d.])|\b[0-9a-f]{8}(?:-[0-9a-f]{8}){4}\b")
+PATH = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:\\|[^\s'\",;:()]*/)[^\s'\",;:)]*")
+# DICOM's UIDs, MIMIC's ids of images, UUIDs, 32 hexadecimal digits (VinDr), 5 digits or more but of a decimal number
+IDENTIFIER = re.compile(
+    r"\b\d+(?:\.\d+){5,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{8}){4}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
+    r"|\b[0-9a-f]{32}\b|(?<!\d)(?<!\d\.)\d{5,}(?!\d|\.\d)",
+    re.IGNORECASE,
+)
+PUBLISHED = re.compile(r"(?:hf-hub|transformers):\w[\w.-]*/\w[\w.-]*")  # a hub's OWNER/NAME
 
 
 def public(text: object) -> str:
@@ -41,7 +49,25 @@ def public(text: object) -> str:
     >>> public("/data/p10/p10000032/s1.jpg cannot be read: 10000032")
     '(path) cannot be read: (number)'
     """
-    return IDENTIFIER.sub("(number)", PATH.sub("(path)", str(text)))
+    return numberless(PATH.sub("(path)", str(text)))
+
+
+def numberless(text: object) -> str:
+    """A text without long numbers; for a name that is no path, though it may have a slash.
+
+    >>> numberless("MULTIPLE RACE/ETHNICITY"), numberless("1.2.840.113619.2.55")
+    ('MULTIPLE RACE/ETHNICITY', '(number)')
+    """
+    return IDENTIFIER.sub("(number)", str(text))
+
+
+def origin(text: str) -> str:
+    """Where weights come from as a page may show it: a hub's name stays, of a file's path nothing does.
+
+    >>> origin("transformers:microsoft/rad-dino"), origin("/data/p10/kebert.pt")
+    ('transformers:microsoft/rad-dino', '(path)')
+    """
+    return text if PUBLISHED.fullmatch(text) else public(text)
 
 
 @dataclass(frozen=True)
@@ -200,10 +226,19 @@ class Facts:
             return self.ensembles.get(self.ensemble_name)
         return next(iter(self.ensembles.values()), None)
 
+    @cached_property
+    def submitted(self) -> str | None:
+        """The split whose images the ensemble's predictions are of; None where it has none that can be read."""
+        try:
+            return None if self.ensemble is None else split_of(self.ensemble.store, PREDICTIONS)
+        except CxrltError as error:
+            self.faults.append(public(error))
+            return None
+
     def images(self, where: str) -> ScoredImages | None:
         """The labelled images of `where` (ScoredImages) with the ensemble's scores; the best trial's if optimistic.
 
-        None where they are not stored, or carry no label.
+        None where they are not stored, or carry no label. Of trials whose predictions are damaged the next is taken.
         """
         if where not in self._images:
             try:
@@ -215,9 +250,15 @@ class Facts:
 
     @cached_property
     def honest(self) -> ScoredImages | None:
-        """The labelled images that tell most: test, else cross-fitted validation, else those that chose."""
-        wheres = (self.run.task.scored_split, "cross_fitted", "optimistic")
+        """The labelled images that tell most: those submitted, else cross-fitted validation, else those that chose."""
+        wheres = (*self.unseen, "optimistic")
         return next((images for where in wheres if (images := self.images(where)) is not None), None)
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The images on which the ensemble's weights were not chosen (`images`), those that tell most first."""
+        own = () if self.submitted in (None, *CHOSE) else (str(self.submitted),)
+        return (*own, "cross_fitted")
 
     @cached_property
     def scores(self) -> Scores | None:
@@ -244,21 +285,28 @@ class Facts:
 
     def _read_images(self, where: str) -> ScoredImages | None:
         if where == "optimistic":
-            trial = next((trial for trial in best_first(list(self.trials)) if trial.has_predictions()), None)
-            if trial is None:
-                return None
-            stored = trial.stored_predictions()
-            columns = [trial.record.findings.index(finding) for finding in self.findings]
-            return self._labelled(where, trial.name, stored.image_id, stored.probabilities[:, columns])
+            return self._of_best_trial(where)
         if self.ensemble is None:
             return None
-        crossed = where == "cross_fitted"
-        name, split = (CROSS_FITTED, "val") if crossed else ("predictions.parquet", where)
-        store = self.ensemble.store
-        if not store.exists(name):
+        crossed, store = where == "cross_fitted", self.ensemble.store
+        name, split = (CROSS_FITTED, "val") if crossed else (PREDICTIONS, where)
+        if not store.exists(name) or (not crossed and self.submitted != where):
             return None
         stored = read_predictions(store, name, self.findings, split, self.run.record.fingerprint)
         return self._labelled(where, self.ensemble.title, stored.image_id, stored.probabilities)
+
+    def _of_best_trial(self, where: str) -> ScoredImages | None:
+        """The validation images with the scores of the best trial whose predictions can be read."""
+        for trial in best_first(list(self.trials)):
+            if trial.has_predictions():
+                try:
+                    stored = trial.stored_predictions()
+                except CxrltError as error:
+                    self.faults.append(public(error))
+                    continue
+                columns = [trial.record.findings.index(finding) for finding in self.findings]
+                return self._labelled(where, trial.name, stored.image_id, stored.probabilities[:, columns])
+        return None
 
     def _labelled(self, where: str, system: str, ids: np.ndarray, scores: np.ndarray) -> ScoredImages | None:
         if self.manifest is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_ray import cli
-from cxrlt_ray.page.facts import Facts, public
+from cxrlt_ray.page.facts import Facts, origin
 from cxrlt_ray.page.records import Interval, Report, SectionFacts
 from cxrlt_ray.page.sections import environment as cost
 from cxrlt_ray.page.sections.data import Data
@@ -124,7 +124,7 @@ def weights_of(trials: list[Trial]) -> tuple[WeightsRow, ...]:
     for trial in trials:
         members[trial.record.weights or "not recorded"].append(trial.name)
     return tuple(
-        WeightsRow(source=public(s), licence=licence_of(s), members=tuple(m)) for s, m in sorted(members.items())
+        WeightsRow(source=origin(s), licence=licence_of(s), members=tuple(m)) for s, m in sorted(members.items())
     )
 
 

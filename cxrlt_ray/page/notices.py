@@ -29,7 +29,7 @@ class Notice(SectionFacts):
 
 def notices_of(facts: Facts) -> tuple[Notice, ...]:
     """All there is to know of the run, the gravest first."""
-    kinds = (_leaks, _contamination, _damage, _trials, _quarantine, _optimism, _faults)
+    kinds = (_leaks, _contamination, _seen, _damage, _trials, _quarantine, _optimism, _faults)
     notices = [notice for kind in kinds for notice in kind(facts)]
     return tuple(sorted(notices, key=lambda notice: ORDER.index(notice.level)))
 
@@ -75,6 +75,14 @@ def _contamination(facts: Facts) -> Iterator[Notice]:
             + ": their scores promise too much."
         )
         yield Notice(level="bad" if within else "warn", title="Contaminated weights", text=text)
+
+
+def _seen(facts: Facts) -> Iterator[Notice]:
+    """What pretraining is recorded to have seen of the images that judge: the ensemble's members', else any trial's."""
+    seen = facts.ensemble.record.seen if facts.ensemble else facts.run.record.seen
+    for of in seen:
+        sentence = public(of.sentence.removeprefix("Warning: "))
+        yield Notice(level="bad" if facts.ensemble else "warn", title="Pretraining saw scored images", text=sentence)
 
 
 def _damage(facts: Facts) -> Iterator[Notice]:

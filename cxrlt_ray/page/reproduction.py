@@ -41,14 +41,14 @@ def next_commands(run: Run, ensemble: StoredEnsemble | None, left: int) -> tuple
     at, storage = ["--run", run.name], _storage(run)
     commands = []
     if left > 0:
-        words = [run.record.task_argument, "--resume", "--name", run.name, *storage]
+        words = [_task(run.record), "--resume", "--name", run.name, *storage]
         commands.append(Command(what=f"Go on with the {left:,} trials that are left", command=_line("sweep", words)))
     if ensemble is None:
         words = ["--select", "greedy", *at, *storage]
         return (*commands, Command(what="Choose and weigh the best trials", command=_line("ensemble", words)))
     folder = f"STORAGE/{run.name}/ensembles/{ensemble.record.name}"
     if ensemble.store.exists("submission.csv"):
-        words = [f"{folder}/submission.csv", "--task", run.record.task_argument, "--data", "DATA"]
+        words = [f"{folder}/submission.csv", "--task", _task(run.record), "--data", "DATA"]
         commands.append(Command(what="Score the submission by finding", command=_line("evaluate", words)))
     if not ensemble.store.exists("explain.json"):
         words = ["--select", ensemble.record.name, *at, *storage, "--explain"]
@@ -61,7 +61,7 @@ def next_commands(run: Run, ensemble: StoredEnsemble | None, left: int) -> tuple
 def making_commands(run: Run, ensemble: StoredEnsemble | None) -> tuple[Command, ...]:
     """The commands that made the run and its ensemble."""
     record = run.record
-    words = [record.task_argument, *(["--data", "DATA"] if record.data else [])]
+    words = [_task(record), *(["--data", "DATA"] if record.data else [])]
     space = record.space.rpartition("/")[2]
     words += ["--space", space] if space else []
     words += ["--trials", str(record.trials)]
@@ -79,6 +79,16 @@ def making_commands(run: Run, ensemble: StoredEnsemble | None) -> tuple[Command,
         words = ["--select", ensemble.record.name, "--run", run.name, *_storage(run)]
         commands.append(Command(what="The ensemble", command=_line("ensemble", words)))
     return tuple([*commands, Command(what="This page", command=_line("report", ["--run", run.name, *_storage(run)]))])
+
+
+def ensemble_command(run: Run, ensemble: StoredEnsemble, *options: str) -> str:
+    """The command that makes this run's ensemble anew with more options."""
+    return _line("ensemble", ["--select", ensemble.record.name, "--run", run.name, *_storage(run), *options])
+
+
+def _task(record: RunRecord) -> str:
+    """The task as it was asked for; of a file its name alone."""
+    return record.task_argument.rpartition("/")[2]
 
 
 def _option(record: RunRecord, name: str) -> list[str]:

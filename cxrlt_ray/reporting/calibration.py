@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
 from cxrlt_ray.ensembling.compare import CROSS_FITTED
-from cxrlt_ray.ensembling.probabilities import Probabilities
+from cxrlt_ray.ensembling.probabilities import Probabilities, thresholds_table
 from cxrlt_ray.evaluation.calibration import Calibration
 from cxrlt_ray.evaluation.calibration_change import BRIER, ECE, LOG_LOSS, Change
 from cxrlt_ray.evaluation.estimate import Estimate
@@ -40,20 +40,25 @@ def show(made: Probabilities) -> None:
 
 def _changes_table(made: Probabilities) -> Table:
     """The mean over findings of log loss, Brier score and ECE before and after, by set of images."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("mean over findings", "before", "after", "after less before", box=box.SIMPLE_HEAD)
+    from cxrlt_ray.output.tables import RecordTable
+
+    table = RecordTable("calibration", "mean over findings", "before", "after", "after less before")
     for name, calibrated in made.calibrated.items():
         change = calibrated.change
         table.add_row(Text(f"{_set(name)}, {change.images:,} images", style="bold"))
         for key, title in NAMES.items():
-            table.add_row(title, *_row(change.mean, key))
+            table.add_record(_record(name, change.mean, key), title, *_row(change.mean, key))
         before, after = change.mean.before, change.mean.after
         table.add_row("  of calibrated scores, by chance", *(cli.short(q.ece_by_chance) for q in (before, after)))
         table.add_row("  debiased", *(cli.short(q.ece_debiased) for q in (before, after)))
     return table
+
+
+def _record(where: str, change: Change, key: str) -> dict[str, object]:
+    before, after = (getattr(quality, key) for quality in (change.before, change.after))
+    return {"set": where, "measure": key, "before": before, "after": after, "change": change.differences[key]}
 
 
 def _row(change: Change, key: str) -> tuple[str, str, str]:
@@ -84,23 +89,26 @@ def _about() -> tuple[str, ...]:
 
 
 def _thresholds_table(made: Probabilities) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
     from rich.text import Text
 
+    from cxrlt_ray.output.tables import RecordTable
+
     heads = ("threshold", "images", "sensitivity", "FPR", "precision", "alarms")
-    table = Table(
-        *(Column(head, no_wrap=True) for head in ("finding", *heads)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    table = RecordTable(
+        "thresholds", *(Column(head, no_wrap=True) for head in ("finding", *heads)), padding=(0, 1, 0, 0)
     )
+    rows = iter(thresholds_table(made).to_dict("records"))  # in the order of those below
     aim = None
     for k, one in enumerate(made.thresholds):
         if one.aim != aim:
             aim = one.aim
             table.add_row(Text(str(aim), style="bold"))
         value = f"{one.value:.3g}{MARK if one.note else ''}"
-        table.add_row(one.finding, value, "cross-fitted", *_operation(one.crossed))
-        for name, done in made.operations.items():
-            table.add_row("", "", name, *_operation(done[k]))
+        cells = [(one.finding, value, "cross-fitted", *_operation(one.crossed))]
+        cells += [("", "", name, *_operation(done[k])) for name, done in made.operations.items()]
+        for line in cells:
+            table.add_record({str(key): v for key, v in next(rows).items()}, *line)
     return table
 
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 NAMES = {"ap": "AP", "ap_even": "AP, one prev.", "auroc": "AUROC", "fnr": "FNR", "bias": "bias"}
 MOST_FLAGS = 12  # lines
+CHOSEN_HERE = ", that of the best F1 on these images"
 NOTE = (
     "Means over findings. AP rises with prevalence: 'one prev.' is AP at the prevalence of all these images. FNR: at "
-    "one threshold a finding. bias: mean probability less rate of positives. 'by chance': the gap to expect of such "
-    "groups if all were alike."
+    "one threshold a finding{thresholds}. bias: mean probability less rate of positives. 'by chance': the gap to "
+    "expect of such groups if all were alike."
 )
 
 
@@ -34,7 +35,7 @@ def render(report: GroupReport) -> list[Table | str]:
         if groups:
             parts += [_title(report, by), _table(report, by, groups)]
         parts += _remarks(report, by, groups)
-    parts.append(NOTE)
+    parts.append(NOTE.format(thresholds=CHOSEN_HERE if report.chosen_here else ", as given by --thresholds"))
     parts += _flags(report)
     return parts
 
@@ -45,18 +46,24 @@ def show(console: Console, report: GroupReport) -> None:
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
+def flags_of(report: GroupReport) -> list[dict[str, str | float | None]]:
+    """The differences that stand, as records."""
+    return [_flag_row(flag) for flag in report.flags]
+
+
 def as_json(report: GroupReport) -> dict[str, JsonValue]:
     """The report as JSON can hold it; nan is null."""
     content: dict[str, JsonValue] = finite(
         {
             "tests": report.tests,
             "min_group": report.min_group,
+            "thresholds_chosen_here": report.chosen_here,
             "thresholds": dict(zip(report.findings, report.thresholds, strict=True)),
             "findings_in_means": report.common,
             "not_shown": report.suppressed,
             "groups": report.frame().to_dict("records"),
             "gaps": [_gap_row(gap) for gap in report.gaps],
-            "flags": [_flag_row(flag) for flag in report.flags],
+            "flags": flags_of(report),
         }
     )
     return content
@@ -75,14 +82,17 @@ def _title(report: GroupReport, by: str) -> str:
 
 
 def _table(report: GroupReport, by: str, groups: list[GroupScores]) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     heads = ("images", "subjects", *NAMES.values(), "ECE")
     numbers = [Column(head, justify="right", no_wrap=True) for head in heads]
-    table = Table(Column(cli.shortened(by), no_wrap=True), *numbers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for group in groups:
-        table.add_row(cli.shortened(group.group), f"{group.images:,}", f"{group.subjects:,}", *_cells(group))
+    table = RecordTable("by_group", Column(cli.shortened(by), no_wrap=True), *numbers, padding=(0, 1, 0, 0))
+    rows = [row for row in report.frame().to_dict("records") if row["by"] == by and row["finding"] == MEAN]
+    for group, row in zip(groups, rows, strict=True):
+        cells = (cli.shortened(group.group), f"{group.images:,}", f"{group.subjects:,}", *_cells(group))
+        table.add_record({str(key): value for key, value in row.items()}, *cells)
     gaps = {gap.metric: gap for gap in report.gaps if gap.by == by and gap.finding == MEAN}
     if gaps:
         rows = {"largest gap": _gap, "  95 % interval": _interval, "  by chance": lambda gap: _number(gap.chance)}

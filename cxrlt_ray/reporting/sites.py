@@ -73,20 +73,21 @@ def write(reports: Sequence[SiteReport], out: str) -> str:
 
 
 def _drops_table(report: SiteReport) -> Table:
-    from rich import box
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from cxrlt_ray.output.tables import RecordTable
 
     heads = ("home", report.name, "AP: home", report.name, "difference", "AUROC: home", report.name, "difference")
     numbers = [Column(cli.shortened(head), justify="right", no_wrap=True) for head in heads]
-    table = Table(Column("positives", no_wrap=True), *numbers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for drop in report.drops:
+    table = RecordTable("sites", Column("positives", no_wrap=True), *numbers, padding=(0, 1, 0, 0))
+    for drop, row in zip(report.drops, report.frame().to_dict("records"), strict=True):
         cells = [f"{count:,}" for count in drop.positives]
         for metric in ("ap", "auroc"):
             cells += [_number(drop.home[metric].value), _number(drop.site[metric].value)]
             difference = drop.differences[metric]
             mark = "*" if metric == "auroc" and drop.flagged else ""
             cells.append(cli.gained(difference.value, difference.low, difference.high) + mark)
-        table.add_row(_name(drop), *cells)
+        table.add_record({str(key): value for key, value in row.items()}, _name(drop), *cells)
     return table
 
 

@@ -95,6 +95,20 @@ def read_predictions(
     return Predictions(ids, scores.T, tuple(findings), split, fingerprint, *known)
 
 
+def split_of(store: Store, name: str) -> str | None:
+    """The split that predictions are of; None without the file. Raises CxrltError where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not store.exists(name):
+        return None
+    try:
+        split = json.loads((pq.read_schema(io.BytesIO(store.read(name))).metadata or {})[KEY])["split"]
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+        raise CxrltError(f"{store.uri}/{name} is not a file of predictions ({error}).") from None
+    return str(split)
+
+
 def _read(store: Store, name: str) -> tuple[pa.Table, dict[str, str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq

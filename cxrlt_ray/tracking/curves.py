@@ -9,6 +9,8 @@ from cxrlt_ray.runs.ensemble_record import EnsembleRecord
 from cxrlt_ray.runs.records import TrialRecord
 
 Setting = bool | int | float | str
+ROOTS = ("/", "~", "./", "../")
+FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npy", ".npz", ".yaml", ".yml", ".csv", ".parquet")
 BOUNDS = {"map": "", "low": " low", "high": " high"}  # of a score in ensemble.json
 
 
@@ -57,10 +59,14 @@ def nameless(value: Setting) -> Setting:
 
     >>> nameless("/home/ann/kebert"), nameless("timm/convnext_small.fb_in22k")
     ('kebert', 'timm/convnext_small.fb_in22k')
+    >>> nameless("transformers:/home/ann/rad"), nameless("transformers:microsoft/rad-dino"), nameless("ann/mae.pth")
+    ('transformers:rad', 'transformers:microsoft/rad-dino', 'mae.pth')
     """
-    if isinstance(value, str) and ("://" in value or value.startswith(("/", "~", "./", "../"))):
-        return value.rstrip("/").rpartition("/")[2]
-    return value
+    if not isinstance(value, str):
+        return value
+    kind, colon, place = ("", "", value) if "://" in value else value.rpartition(":")
+    known = "://" not in value and place.count("/") < 2 and not place.startswith(ROOTS) and not place.endswith(FILES)
+    return value if known else f"{kind}{colon}{place.rstrip('/').rpartition('/')[2]}"
 
 
 def scores(record: EnsembleRecord) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 from drawn_run import FINDINGS, make_tested_run, predictable, write_predictions
 from sklearn.metrics import average_precision_score
 
-from cxrlt_ray import cli, ensemble, predict
+from cxrlt_ray import cli, ensemble, evaluate, predict
 from cxrlt_ray.ensembling import stored
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation.calibration import Calibration
@@ -210,3 +210,25 @@ def test_wrong_aims_and_lists_are_refused_before_any_work(tmp_path, monkeypatch,
         assert message in captured.err
         assert "mAP" not in captured.out
     assert not (tmp_path / "ensemble").exists()
+
+
+def test_another_sites_scores_are_calibrated_and_called_as_homes_are(made, monkeypatch):
+    run, kept, stacked, folder = made
+    (folder / "plain.parquet").write_bytes(kept["predictions.parquet"])
+    raw = pd.read_parquet(folder / "plain.parquet").set_index("image_id")
+    images = run.manifest().of_split("test")  # home poses as the site
+    monkeypatch.setattr("cxrlt_ray.data.joining.read_site", lambda *_: (images, ()))
+    scored = raw.loc[images.table["image_id"], list(FINDINGS)].to_numpy(float)
+    monkeypatch.setattr("cxrlt_ray.ensembling.new_images.score_site", lambda *_: scored)
+    request = {"submission": stacked.store.uri, "external": ["nih=."], "rounds": 20}
+    found = pd.read_csv(f"{stacked.store.uri}/thresholds.csv").set_index(["aim", "set", "finding"])["sensitivity"]
+    for drop in evaluate.run(evaluate.EvaluateRequest(**request, thresholds="f1")).sites[0].drops[1:]:
+        for metric in ("ap", "bias", "fnr"):
+            assert drop.site[metric].value == pytest.approx(drop.home[metric].value, abs=1e-4), metric
+        assert drop.home["fnr"].value == pytest.approx(1 - found["f1", "test", drop.finding])
+    drops = evaluate.run(evaluate.EvaluateRequest(**request, thresholds="critical=0.1")).sites[0].drops
+    missed = {drop.finding: drop.home["fnr"].value for drop in drops}
+    assert missed["Nodule"] == pytest.approx(1 - found["critical=0.1", "test", "Nodule"])
+    assert np.isnan(missed["Mass"])  # an aim for critical findings alone
+    with pytest.raises(UsageError, match=r"without thresholds of this aim \(it has those of f1, sensitivity=0.9, crit"):
+        evaluate.run(evaluate.EvaluateRequest(**request, thresholds="sensitivity=0.8"))

@@ -78,6 +78,11 @@ def test_thresholds_are_taken_from_a_table(scored, tmp_path):
     (tmp_path / "t.csv").write_text("finding,threshold\nMass,high\n")
     with pytest.raises(UsageError, match="lacks 2 finding"):
         run(scored, by="sex", thresholds=str(tmp_path / "t.csv"))
+    (tmp_path / "t.csv").write_text("finding,threshold\nMass,.2\nNodule,.1\nHernia,.1\nMass,.3\n")
+    with pytest.raises(UsageError, match=r"row 4 \(line 5\): 'Mass' has another threshold in an earlier row"):
+        run(scored, by="sex", thresholds=str(tmp_path / "t.csv"))
+    with pytest.raises(UsageError, match="an ensemble keeps thresholds by aim: give its directory"):
+        run(scored, by="sex", thresholds="f1")
     (tmp_path / "t.csv").write_text("finding,threshold\nMass,2\nNodule,.1\nHernia,.1\n")
     with pytest.raises(UsageError, match=r"row 1 \(line 2\): a threshold is a number from 0 to 1"):
         run(scored, by="sex", thresholds=str(tmp_path / "t.csv"))

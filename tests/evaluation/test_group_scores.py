@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cxrlt_ray.evaluation.corrected import holm
 from cxrlt_ray.evaluation.groups import FEWEST, MEAN, compare_groups
-from cxrlt_ray.evaluation.parts import Images, best_f1_thresholds, difference
+from cxrlt_ray.evaluation.parts import Images, Part, best_f1_thresholds, difference
 from cxrlt_ray.evaluation.prevalence import ap_at, to_prevalence, weighted_ap, weighted_auroc
 
 FINDINGS = ("Mass", "Edema", "Hernia")
@@ -272,3 +272,18 @@ def test_best_f1_threshold_is_the_best_of_all():
     for c in range(3):
         best = max(f1_score(targets[:, c], scores[:, c] >= t) for t in scores[:, c])
         assert f1_score(targets[:, c], scores[:, c] >= thresholds[c]) == pytest.approx(best)
+
+
+def test_few_draws_flag_no_more_often_than_they_should():
+    rng, fewest, level = np.random.default_rng(0), 10, 0.01
+    counts = {name: np.array([500]) for name in ("positives", "positive_subjects", "negative_subjects")}
+
+    def part(value):  # of one finding; true standard error .05
+        draws = {"bias": value + 0.05 * rng.normal(size=(1, fewest))}
+        values = {"bias": np.array([value])}
+        rest = {"labelled": np.array([1000]), "prevalence": np.array([0.5]), "ece": np.array([0.0])}
+        return Part(images=1000, subjects=1000, **counts, **rest, values=values, draws=draws)
+
+    pairs = [(part(0.05 * rng.normal()), part(0.05 * rng.normal())) for _ in range(3000)]
+    p = np.array([difference(*pair, "bias", np.array([True])).p for pair in pairs])
+    assert (p < level).mean() < 1.6 * level  # taken as normal, it would be 2.5 times

@@ -54,6 +54,15 @@ def test_too_few_positive_subjects_call_every_image_and_say_so():
     assert one.crossed.fpr.value == 1
 
 
+def test_equal_scores_call_every_image_and_not_for_want_of_positives():
+    targets, scores, groups = sample()
+    for aim in (Aim("f1"), Aim("sensitivity", 0.5)):
+        chosen = choose_thresholds(
+            targets[:, None], np.full_like(scores, 0.5)[:, None], groups, ["Mass"], [aim], groups % 2, rounds=5
+        )
+        assert chosen[0].note == "no higher threshold fits this aim: every image is called"
+
+
 def test_missed_at_most_is_sensitivity_by_another_name_and_for_critical_findings_alone():
     targets, scores, groups = sample()
     assert threshold(targets, scores, groups, Aim("critical", 0.1)) == threshold(

@@ -90,7 +90,8 @@ def test_phantom_cohort_and_evaluate(home, machine):
     submission = pd.DataFrame(values, columns=manifest.findings)
     submission.insert(0, "dicom_id", ids.to_numpy())
     submission.to_csv("s.csv", index=False)
-    code, events = machine("evaluate", "s.csv", "--task", "task1", "--data", "tree", "--rounds", 20, "--out", "s.json")
+    words = ["--task", "task1", "--data", "tree", "--rounds", 20, "--out", "s.json", "--by", "sex", "--min-group", 5]
+    code, events = machine("evaluate", "s.csv", *words)
     assert code == 0, events[-1]
     written = json.loads((home / "s.json").read_text())
     assert (code, events[-1]["paths"], events[-1]["map"]) == (0, ["s.json"], written["scores"]["map"])
@@ -98,6 +99,9 @@ def test_phantom_cohort_and_evaluate(home, machine):
     assert {row["finding"]: row["ap"] for row in rows(events, "findings")} == {
         name: finding["ap"] for name, finding in written["findings"].items()
     }
+    by_group = written["by_group"]
+    assert rows(events, "by_group") == [row for row in by_group["groups"] if row["finding"] == "mean"]
+    assert events[-1]["flags"] == by_group["flags"]
 
 
 def test_prepare_estimates_and_a_refused_cohort_give_their_reasons(home, machine):
@@ -147,7 +151,7 @@ def test_ensemble_of_tables_gives_the_scores_that_it_leaves(home, machine):
     for name in "ab":
         scores(ord(name)).to_csv(f"{name}.csv", index=False)
     words = ["--from", "a.csv", "b.csv", "--targets", "labels.csv", "--select", "mean", "--out", "e", "--rounds", 20]
-    code, events = machine("ensemble", *words)
+    code, events = machine("ensemble", *words, "--calibrate", "--thresholds", "f1", "sensitivity=0.5")
     assert code == 0
     left = json.loads((home / "e" / "report.json").read_text())
     (systems,) = [value for value in find(left, "systems") if isinstance(value, dict)]
@@ -155,6 +159,12 @@ def test_ensemble_of_tables_gives_the_scores_that_it_leaves(home, machine):
     for title, of_set in systems.items():
         for where, score in of_set.items():
             assert shown[title][where]["value"] == pytest.approx(score["map"], abs=1e-12)
+    called = pd.read_csv(home / "e" / "thresholds.csv")
+    assert [row["threshold"] for row in rows(events, "thresholds")] == pytest.approx(called["threshold"].tolist())
+    assert {row["aim"] for row in rows(events, "thresholds")} == {"f1", "sensitivity=0.5"}
+    (crossed,) = json.loads((home / "e" / "calibration.json").read_text())["sets"].values()
+    changes = {row["measure"]: row["change"] for row in rows(events, "calibration")}
+    assert changes == crossed["change"]["mean"]["differences"]
 
 
 def find(content, key):

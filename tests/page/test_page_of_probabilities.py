@@ -13,7 +13,10 @@ import pandas as pd
 import pytest
 
 from cxrlt_ray.page.facts import Facts
+from cxrlt_ray.page.probability_files import StoredDecisions
+from cxrlt_ray.page.records import Interval
 from cxrlt_ray.page.render import gathered, render
+from cxrlt_ray.page.sections.thresholds import Benefit, _decision
 from cxrlt_ray.runs.store import load_run
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -127,7 +130,18 @@ def test_thresholds_are_those_of_their_table(calibrated):
 
 
 def test_without_thresholds_the_page_says_how_to_get_them(plain):
-    assert "--thresholds f1" in report_of(plain).absent["thresholds"]
+    report = report_of(plain)
+    command = "cxrlt_ray.ensemble --select best --run drawn --storage STORAGE --calibrate"
+    assert f"{command} --thresholds f1 sensitivity=0.9" in report.absent["thresholds"]  # no finding here is critical
+    assert command in report.sections["calibration"]["how"]
+
+
+def test_a_calibrated_ensemble_without_its_file_is_not_said_to_be_as_it_was(calibrated, tmp_path):
+    shutil.copytree(calibrated, tmp_path / "s")
+    (tmp_path / "s/drawn/ensembles/best/calibration.json").unlink()
+    about = section(tmp_path / "s", "calibration")["about"]
+    assert "not calibrated" not in about
+    assert "calibration.json" in about
 
 
 def test_an_ensemble_made_anew_without_them_has_no_former_thresholds(calibrated, tmp_path):
@@ -204,3 +218,38 @@ def test_of_many_images_whole_subjects_are_drawn(plain):
     assert (part.table.groupby("subject_id").size() == 2).all()
     assert (part.targets == images.targets[images.table["image_id"].isin(part.table["image_id"])]).all()
     assert images.some(10_000) is images
+
+
+def test_a_mean_says_how_many_findings_it_is_of(plain, tmp_path):
+    folder = with_column(plain, tmp_path / "s", Nodule=lambda _: 0)
+    means = {row["score"]: row["findings"] for row in section(folder, "findings")["means"]}
+    assert {means[name] for name in ("mAP", "mAUROC", "macro F1 at 0.5", "FNR at 0.5")} == {2}
+    assert {means[name] for name in ("ECE", "micro F1 at 0.5")} == {3}
+
+
+def test_cross_fitted_scores_of_a_calibrated_ensemble_are_said_to_be_as_they_were_before(calibrated, tmp_path):
+    shutil.copytree(calibrated, tmp_path / "s")
+    assert "calibration" not in section(tmp_path / "s", "findings")["about"]
+    (tmp_path / "s/drawn/ensembles/best/predictions.parquet").unlink()
+    report = report_of(tmp_path / "s")
+    for name in ("findings", "groups", "errors"):
+        assert "before calibration" in report.sections[name]["about"]
+
+
+def test_probabilities_worth_acting_on_are_named_by_their_stretches():
+    def benefit(probability, low):
+        gain = Interval(value=0.1, low=low, high=0.2)
+        return Benefit(probability=probability, net_benefit=gain, act_on_all=0.0, gain=gain)
+
+    curve = StoredDecisions(
+        finding="Mass",
+        prevalence=0.1,
+        points=[benefit(p, low).model_dump() for p, low in ((0.01, 0.1), (0.02, 0.1), (0.05, -0.1), (0.1, 0.1))],
+    )
+    assert _decision(curve).useful == "0.01 to 0.02, 0.1"
+
+
+def test_a_groups_name_with_a_slash_is_no_path(plain, tmp_path):
+    folder = with_column(plain, tmp_path / "s", race=lambda n: ("WHITE", "MULTIPLE RACE/ETHNICITY")[n // 2 % 2])
+    names = {row["group"] for row in section(folder, "groups")["rows"] if row["by"] == "race"}
+    assert names == {"WHITE", "MULTIPLE RACE/ETHNICITY"}

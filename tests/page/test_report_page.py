@@ -21,15 +21,16 @@ from cxrlt_ray import ensemble, models, report
 from cxrlt_ray.data.shards import encode, pack
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.page.costs import gflops_of
-from cxrlt_ray.page.facts import Facts
+from cxrlt_ray.page.facts import Facts, public
 from cxrlt_ray.page.records import Report
 from cxrlt_ray.page.render import gathered, render
 from cxrlt_ray.page.sections.registry import sections
 from cxrlt_ray.page.written import write_report
+from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.cost import flops_of
 from cxrlt_ray.runs.predictions import read_predictions
 from cxrlt_ray.runs.records import ShardsRecord
-from cxrlt_ray.runs.store import Run, load_run
+from cxrlt_ray.runs.store import Run, best_first, load_run
 from cxrlt_ray.storage import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -75,6 +76,15 @@ def test_no_report_leaves_it_out_and_a_fault_in_it_does_not_fail_the_ensemble(tm
     ensemble.main(select="mean", storage=str(tmp_path), rounds=10)
     assert "The report could not be written (RuntimeError)" in capsys.readouterr().out.splitlines()[-1]
     assert (tmp_path / "drawn" / "ensembles" / "mean" / "ensemble.json").exists()
+
+
+def test_damaged_tracking_does_not_fail_the_ensemble(tmp_path, capsys):
+    run = drawn_run(tmp_path, trials=2, findings=FINDINGS)
+    run.store.write("tracking.json", b"{")
+    ensemble.main(select="mean", storage=str(tmp_path), rounds=20, report=False)
+    printed = capsys.readouterr().out
+    assert "trackers are not told of the ensemble" in printed
+    assert "Left in" in printed
 
 
 def test_the_scores_are_the_ensembles_own(storage):
@@ -146,6 +156,31 @@ def test_damaged_predictions_of_a_member_are_named_and_the_page_comes(storage, t
     assert str(tmp_path) not in render(report)
 
 
+def test_of_trials_whose_predictions_are_damaged_the_next_best_is_scored(tmp_path):
+    run = drawn_run(tmp_path, trials=3, findings=FINDINGS)
+    best, second, _ = best_first(run.trials())
+    best.store.write("predictions/val.parquet", b"damaged")
+    report = gathered_of(run)
+    assert report.sections["findings"]["about"].startswith(second.name)
+    assert any(notice["title"] == "Not readable" for notice in report.sections["summary"]["notices"])
+
+
+def test_an_ensemble_of_another_split_is_shown_on_its_images(storage, tmp_path):
+    shutil.copytree(storage, tmp_path / "s")
+    run = load_run(str(tmp_path / "s"))
+    manifest, ensembled = run.manifest(), run.store / "ensembles" / "mean"
+    manifest.table.loc[manifest.table["split"] == "test", "split"] = "holdout"
+    with run.store.place("manifest.parquet") as path:
+        manifest.write(path)
+    stored = read_predictions(ensembled, "predictions.parquet", FINDINGS, "test", run.record.fingerprint)
+    dataclasses.replace(stored, split="holdout").write(ensembled, "predictions.parquet")
+    report = gathered_of(run)
+    assert "holdout images" in report.sections["findings"]["about"]
+    assert not any(notice["title"] == "Not readable" for notice in report.sections["summary"]["notices"])
+    dataclasses.replace(stored, split="val").write(ensembled, "predictions.parquet")  # these chose the weights
+    assert "cross-fitted" in gathered_of(run).sections["findings"]["about"]
+
+
 def test_a_run_without_test_labels_shows_cross_fitted_scores(tmp_path):
     from page import write_run
 
@@ -199,6 +234,35 @@ def test_a_failures_reason_is_shown_without_its_paths_and_numbers(tmp_path):
     page = render(gathered_of(load_run(str(tmp_path))))
     assert "cannot be read (subject (number))" in page
     assert not re.search("10000032|50414267|bucket", page)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("there is no image of 10000032.", "there is no image of (number)."),
+        ("patient00007/study1/view1.jpg is damaged", "(path) is damaged"),
+        ("1.2.276.0.7230010.3.1.4.8323329 is damaged", "(number) is damaged"),
+        ("50a418190bc3fb1ef1633bf9678929b3.png", "(number).png"),
+        ("123e4567-e89b-12d3-a456-426614174000", "(number)"),
+        ("loss 0.1234567 of torch 2.10.0", "loss 0.1234567 of torch 2.10.0"),
+    ],
+)
+def test_texts_of_faults_are_shown_without_what_may_name_a_patient(text, shown):
+    assert public(text) == shown
+
+
+def test_what_a_run_was_asked_is_shown_without_paths_and_with_its_seed(tmp_path):
+    run = drawn_run(tmp_path, trials=2, findings=FINDINGS)
+    seen = Contamination(weights="/home/ann/mae", split="test", images=3, of_images=240, subjects=2, of_subjects=120)
+    changes = {"task_argument": "/home/ann/mine.yaml", "seed": 1234567, "seen": (seen,)}
+    run.write(run.record.model_copy(update=changes))
+    report = gathered_of(load_run(str(tmp_path)))
+    details = {row["what"]: row["value"] for row in report.sections["environment"]["details"]}
+    assert details["seed of the run"] == "1234567"
+    assert "sweep mine.yaml" in report.sections["environment"]["commands"][0]["command"]
+    page = render(report)
+    assert "/home/ann" not in page
+    assert "(path) was pretrained on 2 of the 120 test subjects" in page
 
 
 def test_images_are_shown_only_on_request(tmp_path):

@@ -11,10 +11,11 @@ from cxrlt_ray.evaluation.calibration_change import MEASURES, Change, Quality, c
 from cxrlt_ray.evaluation.reliability import reliability_curve
 from cxrlt_ray.page import probability_charts
 from cxrlt_ray.page.charts import Mark
-from cxrlt_ray.page.facts import Facts, ScoredImages
+from cxrlt_ray.page.facts import Facts, ScoredImages, StoredEnsemble
 from cxrlt_ray.page.parts import Column, Figure, Part, Table, Texts
 from cxrlt_ray.page.probability_files import StoredBin, StoredChange, StoredQuality, StoredSet, read_calibration
 from cxrlt_ray.page.records import Interval, SectionFacts
+from cxrlt_ray.page.reproduction import ensemble_command
 from cxrlt_ray.page.sections.findings import SCORED_ON
 from cxrlt_ray.page.sections.registry import register_section
 from cxrlt_ray.page.sections.summary import SETS
@@ -22,7 +23,9 @@ from cxrlt_ray.page.sections.summary import SETS
 MOST = 20_000  # images that are judged where nothing was computed before: 40 findings of them take seconds
 NAMES = {"log_loss": "log loss", "brier": "Brier", "ece": "ECE"}
 BEFORE, AFTER = "before", "after"
-LEFT_AS_IT_IS = "--calibrate makes the scores probabilities: python -m cxrlt_ray.ensemble --select {} --calibrate"
+LEFT_AS_IT_IS = "--calibrate makes the scores probabilities: {} also shows what changes."
+RAW = "Its scores are not calibrated."
+WITHOUT_FILE = "The ensemble is calibrated, but calibration.json, which says what that changed, is not there."
 
 
 class Goodness(SectionFacts):
@@ -81,7 +84,7 @@ def gather(facts: Facts) -> CalibrationFacts | str:
     images = facts.images(facts.run.task.scored_split) or facts.images("cross_fitted")
     if images is None:
         return "The ensemble has scored no labelled image that it was not chosen on."
-    return _as_it_is(facts, images, facts.ensemble.record.name)
+    return _as_it_is(facts, images, facts.ensemble)
 
 
 def _calibrated(facts: Facts, kept: Calibration, sets: dict[str, StoredSet]) -> CalibrationFacts:
@@ -100,7 +103,7 @@ def _calibrated(facts: Facts, kept: Calibration, sets: dict[str, StoredSet]) -> 
             }
         )
         rows.append(row)
-    left = [row.name for row in rows if row.note]
+    left = [f"{row.name} ({row.note})" for row in rows if row.note]
     means = [
         _changed(f"{SETS.get(name, name)}, {of.change.images:,} images", of.change.mean) for name, of in sets.items()
     ]
@@ -110,11 +113,11 @@ def _calibrated(facts: Facts, kept: Calibration, sets: dict[str, StoredSet]) -> 
         calibrated=True,
         means=tuple(means),
         rows=_ordered(rows),
-        left=f"Left as they are, for too few positives: {', '.join(left)}." if left else "",
+        left=f"Left as they are: {', '.join(left)}." if left else "",
     )
 
 
-def _as_it_is(facts: Facts, images: ScoredImages, name: str) -> CalibrationFacts:
+def _as_it_is(facts: Facts, images: ScoredImages, ensemble: StoredEnsemble) -> CalibrationFacts:
     part = images.some(MOST)
     inputs = (part.subjects, facts.findings, facts.rounds)
     change = calibration_change(part.targets, part.probabilities, part.probabilities, *inputs)
@@ -125,11 +128,12 @@ def _as_it_is(facts: Facts, images: ScoredImages, name: str) -> CalibrationFacts
         rows.append(_plain(finding, change.findings[finding]).model_copy(update={"curve_before": points}))
     which = f", of {len(images.targets):,}, drawn by subject" if len(part.targets) < len(images.targets) else ""
     return CalibrationFacts(
-        about=f"{images.system} on {len(part.targets):,} {_where(images.where)}{which}. Its scores are not calibrated.",
+        about=f"{images.system} on {len(part.targets):,} {_where(images.where)}{which}. "
+        + (WITHOUT_FILE if ensemble.record.calibration else RAW),
         calibrated=False,
         means=(_plain("mean over findings with positives", change.mean),),
         rows=_ordered(rows),
-        how=LEFT_AS_IT_IS.format(name) + " also shows what changes.",
+        how=LEFT_AS_IT_IS.format(ensemble_command(facts.run, ensemble, "--calibrate")),
     )
 
 

@@ -189,7 +189,7 @@ def _shared(facts: Facts, manifest: Manifest) -> tuple[Shared, ...]:
     files = identical_files(manifest, shards[0]) if shards else None
     pairs = sorted({*subjects, *(files or {})})
     return tuple(
-        Shared(splits=p, subjects=subjects.get(p, 0), files=None if files is None else files[p]) for p in pairs
+        Shared(splits=p, subjects=subjects.get(p, 0), files=None if files is None else files.get(p)) for p in pairs
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.page import charts
 from cxrlt_ray.page.costs import gflops_of
-from cxrlt_ray.page.facts import Facts, public
+from cxrlt_ray.page.facts import Facts, origin, public
 from cxrlt_ray.page.parts import Column, Figure, Part, Table, Texts
 from cxrlt_ray.page.records import Interval, SectionFacts
 from cxrlt_ray.page.sections.registry import register_section
@@ -158,7 +158,7 @@ def _member(
     }
     return Member(
         trial=name,
-        backbone=public(config.backbone) if config else "",
+        backbone=origin(config.backbone) if config else "",
         resolution=config.resolution if config else None,
         loss=config.loss if config else "",
         weight=weight,

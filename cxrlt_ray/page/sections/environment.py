@@ -119,8 +119,9 @@ def _details(facts: Facts) -> list[Detail]:
         ("this page's cxrlt_ray", __version__),
         *((f"{name}, of this page", _version(name)) for name in PACKAGES),
     ]
+    whole = ("fingerprint", "seed")  # long numbers that name nobody
     return [
-        Detail(what=what, value=public(value) if "fingerprint" not in what else value) for what, value in pairs if value
+        Detail(what=what, value=value if what.startswith(whole) else public(value)) for what, value in pairs if value
     ]
 
 

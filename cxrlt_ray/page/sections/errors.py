@@ -12,7 +12,7 @@ from cxrlt_ray.page import charts
 from cxrlt_ray.page.facts import Facts, ScoredImages, public
 from cxrlt_ray.page.parts import Column, Figure, Images, Part, Table, Texts, Tile, Tiles
 from cxrlt_ray.page.records import Interval, SectionFacts
-from cxrlt_ray.page.sections.findings import SCORED_ON
+from cxrlt_ray.page.sections.findings import scored_on
 from cxrlt_ray.page.sections.registry import register_section
 from cxrlt_ray.storage.finite import finite
 
@@ -105,7 +105,7 @@ def gather(facts: Facts) -> Errors | str:
 
 
 def _about(facts: Facts, images: ScoredImages) -> str:
-    about = f"{images.system} on {len(images.targets):,} {SCORED_ON.get(images.where, f'{images.where} images')}."
+    about = f"{images.system} on {len(images.targets):,} {scored_on(facts, images)}."
     split = facts.run.task.scored_split
     lacks = f" There are no scored {split} images with labels: errors there are not known."
     return about + ("" if images.where == split else lacks)
@@ -291,7 +291,7 @@ def _pairs() -> Table:
 def _mistake_table() -> Table:
     columns = [
         Column("finding", "finding"),
-        Column("mistake", "kind", help="false alarm: not labelled, scored high; missed: labelled, scored low"),
+        Column("mistake", "kind", help="false alarm: labelled 0, scored high; missed: labelled 1, scored low"),
         Column("place", "place", "count", "by score among the images labelled for the finding, 1 the highest"),
         Column("of", "labelled", "count"),
         Column("score", "score", "score"),

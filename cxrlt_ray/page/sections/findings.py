@@ -13,11 +13,14 @@ from cxrlt_ray.page.records import Interval, SectionFacts
 from cxrlt_ray.page.sections.registry import register_section
 from cxrlt_ray.storage.finite import finite
 
+MEAN_OF = {"mauroc": "auroc", "macro_f1": "f1", "fnr": "fnr", "ece": "ece", "ece_challenge": "ece_challenge"}
 POINTS = 48  # of a precision-recall curve as it is drawn
 SCORED_ON = {
     "cross_fitted": "validation images, by weights that were chosen without their subjects (cross-fitted)",
     "optimistic": "the validation images by which it was chosen: these scores are optimistic",
 }
+
+BEFORE_CALIBRATION = ", before calibration: at 0.5, and as probabilities, the calibrated scores differ"
 
 
 class FindingRow(SectionFacts):
@@ -61,19 +64,24 @@ def gather(facts: Facts) -> Findings | str:
         return (
             "No labelled image has been scored yet: a trial must finish, or the data has no validation or test labels."
         )
-    where = SCORED_ON.get(images.where, f"{images.where} images")
     order = np.argsort(-scores.per_finding["positives"], kind="stable")
     rows = tuple(_row(scores, images, int(c)) for c in order)
     lacking = scores.without_positives
     without = f"Without a positive here, and so in no mean: {', '.join(lacking)}." if lacking else ""
     return Findings(
-        about=f"{images.system} on {scores.images:,} {where}.",
+        about=f"{images.system} on {scores.images:,} {scored_on(facts, images)}.",
         images=scores.images,
         subjects=scores.subjects,
         rows=rows,
         means=_means(scores),
         without_positives=without,
     )
+
+
+def scored_on(facts: Facts, images: ScoredImages) -> str:
+    """What images these are, in words; of an ensemble that is calibrated, whether these scores are."""
+    raw = images.where == "cross_fitted" and facts.ensemble is not None and facts.ensemble.record.calibration
+    return SCORED_ON.get(images.where, f"{images.where} images") + (BEFORE_CALIBRATION if raw else "")
 
 
 def _row(scores: Scores, images: ScoredImages, c: int) -> FindingRow:
@@ -90,6 +98,13 @@ def _row(scores: Scores, images: ScoredImages, c: int) -> FindingRow:
     )
 
 
+def _counted(scores: Scores, key: str) -> int:
+    """How many findings a score is of: those of a mean that have a value; of a micro score those with a label."""
+    values = scores.per_finding[MEAN_OF.get(key, "ap")]
+    known = scores.per_finding["labelled"] > 0 if key.startswith("micro") else ~np.isnan(values)
+    return int(known[np.array(scores.groups) == key].sum() if key in GROUPS else known.sum())
+
+
 def _interval(value: float, low: float, high: float) -> Interval:
     return Interval.model_validate(finite({"value": value, "low": low, "high": high}))
 
@@ -99,11 +114,10 @@ def _means(scores: Scores) -> tuple[MeanRow, ...]:
     for key, label in {**SUMMARY, **{group: f"mAP, {group}" for group in GROUPS}}.items():
         if key not in scores.scores:
             continue
-        of_group = scores.groups.count(key) if key in GROUPS else len(scores.findings)
         low, high = scores.intervals.get(key, (np.nan, np.nan))
-        if of_group:
+        if key not in GROUPS or key in scores.groups:
             value = _interval(float(scores.scores[key]), float(low), float(high))
-            rows.append(MeanRow(score=label, value=value, findings=of_group))
+            rows.append(MeanRow(score=label, value=value, findings=_counted(scores, key)))
     return tuple(rows)
 
 

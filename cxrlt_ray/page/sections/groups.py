@@ -14,10 +14,10 @@ from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation.groups import MEAN, MIN_GROUP, Contrast, Gap, GroupReport, GroupScores, compare_groups
 from cxrlt_ray.page import charts
-from cxrlt_ray.page.facts import Facts, ScoredImages, public
+from cxrlt_ray.page.facts import Facts, ScoredImages, numberless
 from cxrlt_ray.page.parts import Column, Figure, Part, Table, Texts
 from cxrlt_ray.page.records import Interval, SectionFacts
-from cxrlt_ray.page.sections.findings import SCORED_ON
+from cxrlt_ray.page.sections.findings import scored_on
 from cxrlt_ray.page.sections.registry import register_section
 
 ROUNDS = 100  # of bootstrap: of these the standard error alone is used
@@ -120,8 +120,7 @@ def _columns(manifest: Manifest, images: ScoredImages) -> dict[str, np.ndarray]:
 
 
 def _about(facts: Facts, images: ScoredImages, part: ScoredImages, rounds: int) -> str:
-    where = SCORED_ON.get(images.where, f"{images.where} images")
-    text = f"{images.system} on {len(part.targets):,} {where}"
+    text = f"{images.system} on {len(part.targets):,} {scored_on(facts, images)}"
     drawn = len(part.targets) < len(images.targets)
     if drawn:
         text += f", drawn by subject from {len(images.targets):,} so that this page does not keep you waiting"
@@ -155,7 +154,7 @@ def _small(report: GroupReport) -> str:
 
 
 def _row(scores: GroupScores) -> GroupRow:
-    row = GroupRow(by=scores.by, group=public(scores.group), images=scores.images, subjects=scores.subjects)
+    row = GroupRow(by=scores.by, group=numberless(scores.group), images=scores.images, subjects=scores.subjects)
     if (mean := scores.mean) is None:
         return row
     values = {metric: Interval.of(mean.scores[metric]) for metric in TITLES}
@@ -167,8 +166,8 @@ def _gap(gap: Gap, report: GroupReport) -> GapRow:
         by=gap.by,
         finding=_finding(gap.finding, gap.by, report),
         score=TITLES[gap.metric],
-        largest=public(gap.largest),
-        smallest=public(gap.smallest),
+        largest=numberless(gap.largest),
+        smallest=numberless(gap.smallest),
         gap=Interval.of(gap.difference),
         chance=_known(gap.chance),
     )
@@ -177,13 +176,13 @@ def _gap(gap: Gap, report: GroupReport) -> GapRow:
 def _flag(contrast: Contrast, report: GroupReport) -> FlagRow:
     return FlagRow(
         by=contrast.by,
-        group=public(contrast.group),
-        other=public(contrast.other or "the others"),
+        group=numberless(contrast.group),
+        other=numberless(contrast.other or "the others"),
         finding=_finding(contrast.finding, contrast.by, report),
         score=TITLES[contrast.metric],
         difference=Interval.of(contrast.difference),
         p=contrast.corrected,
-        worse=public(contrast.worse or ""),
+        worse=numberless(contrast.worse or ""),
     )
 
 
@@ -211,7 +210,8 @@ def groups(facts: Groups) -> list[Part]:
     note = (
         "Means over the findings that every group of the column has. AP rises with prevalence; AP, one prev. is as if "
     )
-    note += "all groups had the same. FNR: at one threshold for all. Bias: mean probability less rate of positives."
+    note += "all groups had the same. FNR: at one threshold for all, that of the best F1 on these images. Bias: mean "
+    note += "probability less rate of positives."
     columns.append(Column("ECE", "ece", "score", "rises as a group gets smaller"))
     table = Table("Scores by group", "rows", columns, facet="column", note=note)
     known = [row for row in facts.rows if row.auroc.value is not None]

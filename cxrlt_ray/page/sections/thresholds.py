@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.evaluation.critical import critical_findings
 from cxrlt_ray.page import charts, probability_charts
 from cxrlt_ray.page.charts import Mark
-from cxrlt_ray.page.facts import Facts, public
+from cxrlt_ray.page.facts import Facts, StoredEnsemble, public
 from cxrlt_ray.page.parts import Column, Figure, Part, Table, Texts
 from cxrlt_ray.page.probability_files import (
     StoredDecisions,
@@ -15,10 +17,10 @@ from cxrlt_ray.page.probability_files import (
     read_operations,
 )
 from cxrlt_ray.page.records import Interval, SectionFacts
+from cxrlt_ray.page.reproduction import ensemble_command
 from cxrlt_ray.page.sections.registry import register_section
 
 CROSSED = "cross_fitted"
-COMMAND = "python -m cxrlt_ray.ensemble --select {} --calibrate --thresholds f1 critical=0.05"
 
 
 class ThresholdRow(SectionFacts):
@@ -69,12 +71,12 @@ def gather(facts: Facts) -> Thresholds | str:
     """What thresholds.csv and calibration.json say of the scored split; else of cross-fitted validation images."""
     if facts.ensemble is None:
         return "No ensemble has been made yet: thresholds are chosen for its scores."
-    store, name = facts.ensemble.store, facts.ensemble.record.name
+    store, command = facts.ensemble.store, _command(facts, facts.ensemble)
     operations = read_operations(store)
     calibration = read_calibration(store) if facts.ensemble.record.calibration else None
     sets = calibration.sets if calibration else {}
     if not operations and not sets:
-        return f"No threshold has been chosen yet: {COMMAND.format(name)}"
+        return f"No threshold has been chosen yet: {command}"
     names = [facts.run.task.scored_split, CROSSED]
     shown = next((one for one in names if one in sets or any(row.set == one for row in operations)), CROSSED)
     rows = [_row(row) for row in operations if row.set == shown]
@@ -85,8 +87,18 @@ def gather(facts: Facts) -> Thresholds | str:
         about=_about(shown, bool(facts.ensemble.record.calibration)),
         rows=tuple(sorted(rows, key=lambda row: -row.positives)),
         decisions=tuple(sorted(decisions, key=lambda row: -(row.prevalence or 0.0))),
-        how="" if rows and decisions else f"{lacking} come of: {COMMAND.format(name)}",
+        how="" if rows and decisions else f"{lacking} come of: {command}",
     )
+
+
+def _command(facts: Facts, ensemble: StoredEnsemble) -> str:
+    """What chooses thresholds for this ensemble: of critical findings, where the task has any."""
+    try:
+        critical_findings(facts.findings)
+        aim = "critical=0.05"
+    except UsageError:
+        aim = "sensitivity=0.9"
+    return ensemble_command(facts.run, ensemble, "--calibrate", "--thresholds", "f1", aim)
 
 
 def _about(shown: str, calibrated: bool) -> str:
@@ -102,9 +114,19 @@ def _row(row: StoredOperation) -> ThresholdRow:
 
 def _decision(curve: StoredDecisions) -> DecisionRow:
     points = tuple(Benefit(**dict(point)) for point in curve.points)
-    useful = [p.probability for p in points if p.gain.low is not None and p.gain.low > 0]
-    words = f"{min(useful):g} to {max(useful):g}" if useful else "none shown"
-    return DecisionRow(finding=curve.finding, prevalence=curve.prevalence, useful=words, points=points)
+    return DecisionRow(finding=curve.finding, prevalence=curve.prevalence, useful=_useful(points), points=points)
+
+
+def _useful(points: Sequence[Benefit]) -> str:
+    """The stretches of probabilities, as shown, at which the gain is surely above 0: "0.01 to 0.05, 0.2"."""
+    stretches: list[list[float]] = [[]]
+    for point in points:
+        if point.gain.low is not None and point.gain.low > 0:
+            stretches[-1].append(point.probability)
+        else:
+            stretches.append([])
+    ends = [(stretch[0], stretch[-1]) for stretch in stretches if stretch]
+    return ", ".join(f"{a:g} to {b:g}" if b > a else f"{a:g}" for a, b in ends) or "none shown"
 
 
 @register_section("thresholds", "Thresholds", order=55, facts=Thresholds, gather=gather)

@@ -7,7 +7,7 @@ from pydantic import Field
 from cxrlt_ray import cli
 from cxrlt_ray.page import charts
 from cxrlt_ray.page.costs import gflops_of, seconds_of
-from cxrlt_ray.page.facts import Facts, public
+from cxrlt_ray.page.facts import Facts, origin, public
 from cxrlt_ray.page.parts import Column, Figure, Part, Table, Texts
 from cxrlt_ray.page.records import SectionFacts
 from cxrlt_ray.page.search_history import importances, settings
@@ -115,7 +115,7 @@ def _row(facts: Facts, trial: Trial, cost: float | None) -> TrialRow:
         seconds=seconds_of(trial),
         gflops=cost,
         images_per_second=record.images_per_second,
-        backbone=public(config.backbone) if config else "",
+        backbone=origin(config.backbone) if config else "",
         resolution=config.resolution if config else None,
         loss=config.loss if config else "",
         note=cli.shortened(public("; ".join(note for note in notes if note))),
@@ -127,7 +127,7 @@ def _shown(value: Value) -> float | int | str | None:
     """A setting as a page may show it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return public(value) if isinstance(value, str) else value
+    return origin(value) if isinstance(value, str) else value
 
 
 def _curve(name: str, curve: list[tuple[int, float]], shown: tuple[int, ...]) -> Curve:
