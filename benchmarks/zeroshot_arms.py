@@ -18,6 +18,7 @@ import pandas as pd
 
 TEXT, WIDTH = "minilm", 384
 TOKENS = 128  # of a report; most are shorter
+TRAINED = 0.7  # about the share of a cohort's images that train
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
     if arm.stage:
         first = {"objective": arm.stage, "head": "linear", "pool": "avg", "text": TEXT, "text_draw": "report"}
         first |= {"max_tokens": TOKENS}
+        if arm.stage == "mama":  # C: 8,000 of 40,000 steps of image and report alone; the default would be all of ours
+            first["mama_start"] = int(size.images * TRAINED / parameters["batch_size"]) * before // 5
         reset = {"pool": "own", "text": None} if arm.random else {"pool": "own"}
         content["stages"] = [{"epochs": before, **first}, {"epochs": after, "fresh_head": True, **reset, **own}]
     else:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli, output
-from cxrlt_ray.data.asking import names_in, own_names
+from cxrlt_ray.data.asking import names_in
 from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.tasks import CHALLENGE
@@ -25,6 +25,7 @@ from cxrlt_ray.evaluation.calibration import Calibration
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.records import TRANSDUCTIVE
 from cxrlt_ray.storage import Store
+from cxrlt_ray.text.descriptions import own_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,13 +68,16 @@ def run(request: PredictRequest) -> Predictions:
     predictions = Predictions(ids, scores[:, :count], ensemble.findings, split, fingerprint, track=record.track)
     _write(request, ensemble, store, predictions)
     if names:
-        own = own_names(ensemble.findings, names)
+        own = own_labels(ensemble.findings, names)
         columns = tuple(own.get(name, name) for name in names)
         table = Predictions(ids, answers(scores, ensemble.findings, asked, names), columns, split, fingerprint)
         with store.place("asked.csv") as path:
             table.frame().to_csv(path)
     if mapping is not None:
-        rows = asked.embeddings[mapping] if asked else None
+        embeddings = asked.embeddings[mapping] if asked else None
+        rows: dict[str, np.ndarray] = {}
+        if asked is not None and embeddings is not None:
+            rows = dict(zip(asked.findings, embeddings, strict=True))
         _draw_maps(request, attention_maps(ensemble.trials[mapping], rows, names, shards, images.table), names)
     left = ["predictions.parquet", "submission.csv", *(["asked.csv"] if names else [])]
     line = f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{', '.join(left)}"

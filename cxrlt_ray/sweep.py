@@ -25,6 +25,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
 from cxrlt_ray.runs.store import Run, best_first
 from cxrlt_ray.search.asking import check_asking
+from cxrlt_ray.search.begun_from import check_begun_from
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
 from cxrlt_ray.search.resume import ensemble_command, resume_command, resumed, run_to_resume
@@ -92,6 +93,8 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
         _print_plan(request, existing, record, space, planner)
         return None
     data = data_of(existing) if existing else run_data(request, space, record.folds, soft, reading)
+    if data.asking is not None and not existing:
+        check_begun_from(space.specs(), data.asking)
     texts = run_texts(space, data.learnt, request.storage, own, existing)
     check_encoders(space, texts)
     shards = _prepare(request, existing, record, space, data)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.asking import own_names
 from cxrlt_ray.ensembling.pool import Say
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.storage import Store
-from cxrlt_ray.text.descriptions import check_finding, kept_descriptions, read_descriptions
+from cxrlt_ray.text.descriptions import check_finding, kept_descriptions, own_labels, read_descriptions
 
 if TYPE_CHECKING:
     from cxrlt_ray.models import ModelSpec
@@ -57,7 +57,9 @@ def ask(
     runs have kept. track: of an ensemble whose own findings are asked for by text. Lines say which findings are
     answered how and by whom. Raises UsageError where no member can be asked, and for a finding that has no description.
     """
-    own = own_names(findings, names)
+    own = own_labels(findings, names)
+    if twice := next((both for both in combinations(own, 2) if own[both[0]] == own[both[1]]), None):
+        raise UsageError(f"--ask names {' and '.join(twice)}, which is one finding: findings are named each once.")
     for name, finding in own.items():
         how = f"were trained on {finding}, so that its own output answers, not its text"
         if track is not None:
@@ -81,7 +83,7 @@ def ask(
         say(f"Not asked: {line}")
     shares = np.where(able, weights.mean(axis=1), 0.0)
     shares = shares / shares.sum() if shares.sum() else able / able.sum()
-    seen = own_names(spec_of(trials[0])[1], others)
+    seen = own_labels(spec_of(trials[0])[1], others)
     for group, known in ((tuple(seen), True), (tuple(name for name in others if name not in seen), False)):
         if group:
             trained = "They learned labels of that" if known else "They were not trained on that"
@@ -153,6 +155,6 @@ def _check_same(trial: Trial, spec: ModelSpec, again: np.ndarray, say: Say) -> N
 
 def answers(scores: np.ndarray, findings: Sequence[str], asked: Asked | None, names: Sequence[str]) -> np.ndarray:
     """The columns [N, len(names)] of scores [N, C + A] that answer for `names`, in their order."""
-    own = own_names(findings, names)
+    own = own_labels(findings, names)
     columns = [*findings, *(asked.findings if asked else ())]
     return scores[:, [columns.index(own.get(name, name)) for name in names]]

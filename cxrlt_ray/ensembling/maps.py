@@ -6,17 +6,17 @@ in this process: some images a second on a core, for pictures to look at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from cxrlt_ray.data.asking import own_names
 from cxrlt_ray.data.manifest import codes
 from cxrlt_ray.data.shards import Shards, nearest
 from cxrlt_ray.ensembling.asked import spec_of
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import Trial
+from cxrlt_ray.text.descriptions import own_labels
 from cxrlt_ray.training.inference import augmented_views, plain_batches
 from cxrlt_ray.training.job import Images
 
@@ -40,12 +40,12 @@ def mapping_member(trials: Sequence[Trial], weights: np.ndarray) -> int:
 
 
 def attention_maps(
-    trial: Trial, rows: np.ndarray | None, names: Sequence[str], shards: tuple[Shards, ...], images: pd.DataFrame
+    trial: Trial, rows: Mapping[str, np.ndarray], names: Sequence[str], shards: tuple[Shards, ...], images: pd.DataFrame
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For each of `images` that could be decoded: its row, pixels uint8 [H, W] and maps float32 [A, side, side].
 
-    rows: label embeddings of those of `names` [A] that the trial was not trained on, in their order. A trial of several
-    checkpoints gives the mean of their maps.
+    rows: label embeddings [E] of those of `names` [A] that are asked for by text; the others are the trial's own. A
+    trial of several checkpoints gives the mean of their maps.
     """
     import torch
 
@@ -58,8 +58,8 @@ def attention_maps(
             model, _, findings = load(folder)
         stored = model.head.embeddings
         assert isinstance(stored, torch.Tensor)
-        own, others = own_names(findings, names), iter(() if rows is None else torch.from_numpy(rows))
-        texts = [stored[findings.index(own[n])] if n in own else next(others) for n in names]
+        own = own_labels(findings, names)
+        texts = [torch.from_numpy(rows[n]) if n in rows else stored[findings.index(own[n])] for n in names]
         models.append(asked(model, torch.stack(texts)).to(device).eval())
     config = trial.config
     (view,) = augmented_views(config.resolution, config.crop)

@@ -204,6 +204,15 @@ class Mama(Contrastive):
         "mama_momentum": Setting(0.999, *MOMENTUM),
     }
 
+    def before_training(self, network: torch.nn.Module, steps: int) -> None:
+        """Say it where the stage ends before mama_start: then it is `clip`, whatever the other settings are."""
+        if (start := int(self.setting("mama_start"))) >= steps:
+            print(
+                f"  objective mama: mama_start is {start:,}, but the stage has {steps:,} steps: images and reports "
+                f"alone are contrasted, neither views nor words. C began after a fifth: `mama_start: {steps // 5}`",
+                flush=True,
+            )
+
     @property
     def weights(self) -> Sequence[float]:
         """Of the four terms."""

@@ -22,4 +22,5 @@ class EntityNetwork(nn.Module):
     def forward(self, left: Sequence[str], right: Sequence[str], concept: torch.Tensor) -> torch.Tensor:
         """The contrast of B pairs of texts of concepts int64 [B]; pairs of one concept are positives of each other."""
         first, second = (self.encoder(self.encoder.tokenize(texts)) for texts in (left, right))
-        return entity_contrast(first, second, concept.to(first.device), self.scale())
+        with torch.autocast(first.device.type, enabled=False):  # bfloat16 has three digits of a cosine times 100
+            return entity_contrast(first, second, concept.to(first.device), self.scale())

@@ -12,7 +12,7 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.rules import POSITIVE
 from cxrlt_ray.objectives.registry import Evidence
 from cxrlt_ray.objectives.terms.location import ELSEWHERE, HERE
-from cxrlt_ray.text.descriptions import Description, look_up, other_places, place_names
+from cxrlt_ray.text.descriptions import Description, look_up, other_places, own_labels, place_names
 
 UNKNOWN = -1  # in a set: neither here nor elsewhere; as a set's number: no place is known
 
@@ -33,11 +33,12 @@ class Places:
     def __init__(self, evidence: Evidence, targets: np.ndarray) -> None:
         self._rows: dict[tuple[str, ...], int] = {}
         self._sets: list[np.ndarray] = []
-        descriptions = [d if d and d.reviewed else None for d in look_up(evidence.findings).values()]
+        described = look_up(evidence.findings, evidence.descriptions).values()
+        descriptions = [d if d and d.reviewed else None for d in described]
         if not any(description and description.place for description in descriptions):
             raise UsageError(
-                f"objective location: no description of {', '.join(evidence.findings[:5])} names a place: add `place` "
-                "to descriptions/."
+                f"objective location: no description of {', '.join(evidence.findings[:5])} names a place: give "
+                "your own, with `place`, by --descriptions."
             )
         plain = [self._number(d.place, d) if d and d.place else UNKNOWN for d in descriptions]
         self.numbers = np.tile(np.array(plain, np.int32), (len(targets), 1))
@@ -53,7 +54,9 @@ class Places:
         """Put what reports state in the place of descriptions: places in sentences that affirm a positive finding."""
         assert evidence.corpus is not None
         assert evidence.report is not None
-        column = {name: c for c, name in enumerate(evidence.findings) if descriptions[c]}
+        told = own_labels(evidence.findings, evidence.corpus.about.findings, evidence.descriptions)
+        columns = {name: c for c, name in enumerate(evidence.findings) if descriptions[c]}
+        column = {name: columns[finding] for name, finding in told.items() if finding in columns}
         reported = np.flatnonzero((evidence.report >= 0) & (targets == 1).any(axis=1))
         order = reported[np.argsort(evidence.report[reported], kind="stable")]
         studies, first = np.unique(evidence.report[order], return_index=True)

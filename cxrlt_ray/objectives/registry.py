@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cxrlt_ray.data.image_boxes import BoxesOfImages
     from cxrlt_ray.models import Classifier
     from cxrlt_ray.text.corpus import Corpus
+    from cxrlt_ray.text.descriptions import Description
     from cxrlt_ray.text.encoder_spec import TextSpec
 
     Targets = Sequence[tuple[float, torch.Tensor]]  # (share, float [B, K]): several where images are mixed
@@ -139,7 +140,8 @@ class Evidence:
 
     findings: names of the targets' columns [C]. corpus, report: texts of studies, and the study of each image in them,
     int64 [N], -1 for none. boxes: where findings are in the images. counted: labels int8 [M, C] of the real images by
-    which findings are weighed, where some or all of the training images are generated.
+    which findings are weighed, where some or all of the training images are generated. descriptions: the user's own,
+    which come before the package's.
     """
 
     findings: tuple[str, ...] = ()
@@ -147,6 +149,7 @@ class Evidence:
     report: np.ndarray | None = None
     boxes: BoxesOfImages | None = None
     counted: np.ndarray | None = None
+    descriptions: tuple[Description, ...] = ()
 
 
 class Objective(ABC):

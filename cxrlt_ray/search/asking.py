@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,13 +27,14 @@ from cxrlt_ray.data.asking import (
 )
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.readers.columns import counted
-from cxrlt_ray.data.tasks import Task
+from cxrlt_ray.data.tasks import ALL_FINDINGS, Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.space import Space
 
 if TYPE_CHECKING:
     from cxrlt_ray.text.corpus import Corpus
+    from cxrlt_ray.text.descriptions import Own
 
 FOLD_SIZE = 5  # findings of a fold, where there are enough: one head, two medium, two tail
 
@@ -40,18 +42,20 @@ FOLD_SIZE = 5  # findings of a fold, where there are enough: one head, two mediu
 def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
     """The seen findings of the data and their folds. Raises UsageError where they are too few for the folds."""
     from cxrlt_ray.search.run_texts import own_descriptions
+    from cxrlt_ray.text.descriptions import own_labels
     from cxrlt_ray.text.groups import families, finding_folds, parents
 
     targets = manifest.of_cohort(MAIN).of_split("train").targets(manifest.findings)
     labelled, positives = (targets >= 0).sum(axis=0), (targets == 1).sum(axis=0)
     known = (positives > 0) & (positives < labelled)
-    own = own_names(manifest.findings, request.asked)  # a finding that the data labels is asked for by the data's name
-    asked = tuple(own.get(name, name) for name in request.asked)
-    rows = [c for c, name in enumerate(manifest.findings) if known[c] and name not in asked]
+    described = own_descriptions(request)
+    asked = _asked_names(request, manifest.findings, described)
+    same = own_labels(asked, manifest.findings, described)  # another label of an asked finding would give it away
+    rows = [c for c, name in enumerate(manifest.findings) if known[c] and name not in same]
     seen = tuple(manifest.findings[c] for c in rows)
     if request.choose_by == MINED:
         return Asking(asked, seen, (ALWAYS,) * len(seen), MINED, by_mined=True)
-    folds, related = request.models, parents(own_descriptions(request))
+    folds, related = request.models, parents(described)
     groups = families(seen, related)
     if groups < max(folds, 2):
         raise UsageError(
@@ -65,10 +69,27 @@ def asking_of(request: SweepRequest, manifest: Manifest) -> Asking:
     return Asking(asked, seen, fold, request.track or SCRUBBED)
 
 
+def _asked_names(request: SweepRequest, findings: Sequence[str], described: Own) -> tuple[str, ...]:
+    """What is asked for, by the data's names of what the data labels, by an alias too with --ask; a task has its own.
+
+    Raises UsageError for one finding that is asked for by two names.
+    """
+    from cxrlt_ray.text.descriptions import meanings, own_labels
+
+    names = request.asked
+    own = own_names(findings, names) if request.ask is None else own_labels(findings, names, described)
+    by_meaning: dict[str, str] = {}
+    for name, meaning in meanings(names, described).items():
+        if (other := by_meaning.setdefault(meaning, name)) != name and request.ask is not None:
+            raise UsageError(f"--ask names {other} and {name}, which is one finding: findings are named each once.")
+    return tuple(own.get(name, name) for name in names)
+
+
 def with_mined(manifest: Manifest, asking: Asking, reports: str, address: str | None) -> Manifest:
     """The manifest with labels of the asked findings where models are trained and chosen, as reports say.
 
-    Raises UsageError where no study that trains or validates has a report.
+    Raises UsageError where no study that trains or validates has a report, and where mined labels are to choose and
+    there is no positive one of validation.
     """
     from cxrlt_ray.labelling.reports import read_reports
     from cxrlt_ray.text.mining import beside, mine, of_splits
@@ -78,23 +99,43 @@ def with_mined(manifest: Manifest, asking: Asking, reports: str, address: str | 
     for finding in asking.asked:
         targets = table.of_split(*CHOSEN_ON).targets((finding,))
         print(f"  {finding}: {(targets == 1).sum():,} positive and {(targets == 0).sum():,} negative images mined")
+    if asking.by_mined and not (table.of_cohort(MAIN).of_split("val").targets(asking.asked) == 1).any():
+        raise UsageError(
+            f"--choose-by {MINED}: no validation report affirms {', '.join(asking.asked[:5])}, so that nothing can be "
+            "chosen by them: leave --choose-by out, and folds of seen findings choose."
+        )
     return table
 
 
 def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> dict[str, Corpus]:
     """The texts of a run by file name: on track scrubbed each fold's without what is hidden from its model."""
+    from cxrlt_ray.search.run_texts import own_descriptions
     from cxrlt_ray.text.naming import read_phrases
 
     if asking is None or asking.track != SCRUBBED:
         return {CORPUS: corpus}
-    phrases = read_phrases(request.scrub) if request.scrub else None
-    base = corpus.scrubbed(asking.asked, request.address, phrases)
+    own = own_descriptions(request)
+    phrases = read_phrases(request.scrub) if request.scrub else {}
+    _check_named(phrases, asking, corpus, request.scrub)
+    base = corpus.scrubbed(asking.asked, request.address, phrases, own)
     print(f"Scrubbed of {', '.join(asking.asked[:5])}: {base.about.removed:,} sentences left out of the reports")
     folds = {
-        asking.corpus_of(k): base.scrubbed(sorted(asking.judged(k)), request.address, phrases)
+        asking.corpus_of(k): base.scrubbed(sorted(asking.judged(k)), request.address, phrases, own)
         for k in range(asking.folds)
     }
     return {CORPUS: base, **folds}
+
+
+def _check_named(phrases: Mapping[str, object], asking: Asking, corpus: Corpus, path: str | None) -> None:
+    """Raises UsageError for a list of wordings of what is no finding: it would be read, and nothing scrubbed by it."""
+    from cxrlt_ray.text.descriptions import nearest, own_labels
+
+    known = tuple(dict.fromkeys((*asking.trained, *corpus.about.findings, *ALL_FINDINGS)))
+    if unknown := [name for name in phrases if name not in own_labels(known, phrases)]:
+        raise UsageError(
+            f"{path}: key '{unknown[0]}' is no finding that is asked for, seen or known by rules; nearest: "
+            f"{nearest(unknown[0], known)}."
+        )
 
 
 def check_asking(space: Space, asks: bool) -> None:

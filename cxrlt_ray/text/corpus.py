@@ -23,8 +23,10 @@ from cxrlt_ray.labelling.labelled import RuleSet, over_pieces, packed
 from cxrlt_ray.labelling.rules import POSITIVE
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.corpus_table import FIRST, ROWS, SECOND, scrubbed_piece
+from cxrlt_ray.text.descriptions import Own
 from cxrlt_ray.text.meta_fields import MetaField, MetaSpan, masked
-from cxrlt_ray.text.naming import own_phrases
+from cxrlt_ray.text.naming import described_phrases, own_phrases
+from cxrlt_ray.text.scrub import check_words, ruled_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,8 +41,8 @@ DEFAULT_RULES = RuleSet(None, None, ("cardiopulmonary",), False, "keep")
 class About:
     """What a corpus is made with.
 
-    findings: whose statements it holds. hidden: those of which it says nothing. phrases: of a user's list, which do not
-    stand in it either.
+    findings: whose statements it holds. hidden: those of which it says nothing. phrases: of a user's list and
+    descriptions, which do not stand in it either.
     """
 
     rule_set: RuleSet
@@ -144,16 +146,22 @@ class Corpus:
         findings: Sequence[str],
         address: str | None = None,
         phrases: Mapping[str, Sequence[str]] | None = None,
+        descriptions: Own = None,
     ) -> Corpus:
         """The corpus without a sentence in which a phrase of `findings` matches (scrub.py).
 
-        phrases: of findings, in plain words or the rules' grammar; those of `findings` are searched too. Reports in
-        other languages become empty, as nothing can be searched in them. Raises UsageError for a finding without rules.
+        phrases: of findings, in plain words or the rules' grammar; those of `findings` are searched too. descriptions:
+        the user's own, whose words are searched beside the package's. Reports in other languages become empty, as
+        nothing can be searched in them. Raises UsageError for a finding of which no word is known.
         """
         import pyarrow as pa
 
-        hidden = tuple(dict.fromkeys([*self.about.hidden, *findings]))
-        own = tuple(dict.fromkeys([*self.about.phrases, *own_phrases(findings, phrases)]))
+        rules = self.about.rule_set.load()
+        names = ruled_names(findings, rules, descriptions)
+        check_words(names, rules, descriptions, phrases)
+        words = (*own_phrases(names, phrases), *(described_phrases(names, rules, descriptions) if descriptions else ()))
+        hidden = tuple(dict.fromkeys([*self.about.hidden, *names]))
+        own = tuple(dict.fromkeys([*self.about.phrases, *words]))
         pieces = (packed(self.table.slice(k, ROWS)) for k in range(0, self.table.num_rows, ROWS))
         about = self.about
         work = partial(scrubbed_piece, rule_set=about.rule_set, fields=about.fields, hidden=hidden, phrases=own)
@@ -299,7 +307,8 @@ def check_coverage(corpus: Corpus, manifest: Manifest, most_without: float = MOS
     if share > most_without:
         raise UsageError(
             f"{said}; at most {100 * most_without:.0f} % may. Are the reports those of this cohort? Their ids must be "
-            "its study ids. If so many do lack one, allow a larger share."
+            "its study ids. If so many do lack one, leave their images out of the cohort's tables, or build the corpus "
+            "with a larger `most_without`."
         )
     return [f"Reports: {said}."] if missing else []
 

@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cxrlt_ray.config import PACKAGE, Config, read_yaml, validate
+from cxrlt_ray.data.asking import own_names
 from cxrlt_ray.data.column_names import folded
 from cxrlt_ray.data.tasks import ALL_FINDINGS, TASK1_2026, TASK2_2026
 from cxrlt_ray.errors import UsageError
@@ -156,6 +157,22 @@ def look_up(findings: Sequence[str], own: Own = None) -> dict[str, Description |
     for finding in findings:
         check_finding(finding)
     return {finding: known.get(folded(finding)) for finding in findings}
+
+
+def meanings(names: Iterable[str], own: Own = None) -> dict[str, str]:
+    """Each of `names` -> the finding that it means, without case, blanks and signs: an alias is its finding."""
+    known = _known(own)
+    described = {name: known.get(folded(name)) for name in names}
+    return {name: folded(d.finding if d else name) for name, d in described.items()}
+
+
+def own_labels(findings: Sequence[str], names: Iterable[str], own: Own = None) -> dict[str, str]:
+    """Those of `names` that mean one of `findings` -> that finding: in another spelling, or by an alias of it."""
+    finding_of = {meaning: finding for finding, meaning in reversed(meanings(findings, own).items())}
+    names = tuple(names)
+    found = own_names(findings, names)  # the spelling goes before an alias
+    by_meaning = {name: finding_of.get(meaning) for name, meaning in meanings(names, own).items()}
+    return {name: finding for name in names if (finding := found.get(name) or by_meaning[name])}
 
 
 def read_descriptions(path: str | Path) -> tuple[Description, ...]:

@@ -77,13 +77,17 @@ def parents(descriptions: Sequence[Description] = ()) -> dict[str, tuple[str, ..
     """Finding -> the more general ones that it gives away.
 
     From CheXpert's hierarchy, from what label_rules/ say that a finding implies, and from the `parents` of
-    descriptions: the package's and `descriptions`, the user's own. An alias of the user's gives its finding away.
+    descriptions: the package's and `descriptions`, the user's own. A finding of the user's and its aliases are one:
+    each gives away the others, and what these give away.
     """
     related: dict[str, tuple[str, ...]] = {child: (parent,) for child, parent in HIERARCHY.items()}
     for finding, others in (*_implied(), *((each.finding, each.parents) for each in (*shipped(), *descriptions))):
         if others:
             related[finding] = tuple(dict.fromkeys((*related.get(finding, ()), *others)))
-    related.update({alias: (own.finding,) for own in descriptions for alias in own.aliases})
+    for own in descriptions:
+        for label in own.labels if own.aliases else ():
+            same = (other for other in own.labels if other != label)
+            related[label] = tuple(dict.fromkeys((*related.get(label, ()), *same)))
     return related
 
 

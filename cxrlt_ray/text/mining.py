@@ -20,18 +20,27 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.labelled import RuleSet, labelled
 from cxrlt_ray.labelling.labels import FOREIGN, NOTHING, SOURCE, STUDY, LabelTable
 from cxrlt_ray.labelling.reports import Reports
-from cxrlt_ray.labelling.rules import UNCERTAIN
+from cxrlt_ray.labelling.rules import UNCERTAIN, load_rules
+from cxrlt_ray.text.scrub import ruled_names
 
 
 def mine(reports: Reports, findings: Sequence[str], rules: str | None = None, address: str | None = None) -> LabelTable:
     """The mined labels of all reports: Int8 by study id, 1, 0 or null. rules: a folder of the user's own rule files.
 
-    Raises UsageError for a finding without rules, and where there are no reports.
+    The rules of a finding are found in any spelling of its name, or by an alias. Raises UsageError for a finding
+    without rules, and where there are no reports.
     """
     import pyarrow as pa
 
-    names = tuple(dict.fromkeys(findings))
-    rule_set = RuleSet(rules, names, ("cardiopulmonary",), False, "keep")
+    asked = tuple(dict.fromkeys(findings))
+    every = load_rules(rules)
+    names = tuple(ruled_names([name], every)[0] for name in asked)
+    if missing := set(names) - {rule.finding for rule in every.every}:
+        raise UsageError(
+            f"no rules for finding '{sorted(missing)[0]}', so that no report tells its label: leave it out of --ask, "
+            "or ask for it on another --track; `mine(..., rules=FOLDER)` takes rules of your own (docs/labels.md)."
+        )
+    rule_set = RuleSet(rules, tuple(dict.fromkeys(names)), ("cardiopulmonary",), False, "keep")
     tables = [labels for labels, _ in labelled(reports, rule_set, address)]
     if not tables:
         raise UsageError("there are no reports to mine: their table has no rows.")
@@ -39,7 +48,8 @@ def mine(reports: Reports, findings: Sequence[str], rules: str | None = None, ad
     said = table[list(names)].astype("Int8").set_index(pd.Index(table[reports.id_column].astype("str"), name=STUDY))
     unread = table[SOURCE].isin([FOREIGN, NOTHING]).to_numpy()
     mined = said.fillna(0).mask(said.eq(UNCERTAIN).fillna(False)).mask(unread[:, None] & np.ones(said.shape, bool))
-    notes = [_note(mined, name) for name in names]
+    mined = mined[[*names]].set_axis(list(asked), axis=1)
+    notes = [_note(mined, name) for name in asked]
     return LabelTable(mined.astype("Int8"), None, STUDY, (*reports.notes, *notes))
 
 

@@ -18,7 +18,7 @@ from cxrlt_ray.config import read_yaml, validate
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.phrases import LENGTH, Matcher, check_phrase, words_of
 from cxrlt_ray.labelling.rules import Rules
-from cxrlt_ray.text.descriptions import look_up, shipped
+from cxrlt_ray.text.descriptions import Own, look_up, meanings, shipped
 
 ARTICLES = ("the", "a", "an")
 BETWEEN = "[the|a|an] [right|left|both|bilateral]"  # may stand before a word of a name
@@ -30,9 +30,13 @@ class PhraseFile(RootModel[dict[str, tuple[str, ...]]]):
     """A user's list: finding -> phrases."""
 
 
-def described_phrases(findings: Sequence[str], rules: Rules) -> tuple[str, ...]:
-    """The phrases that the findings' descriptions name them by; () for a finding without description."""
-    described = [description for description in look_up(findings).values() if description is not None]
+def described_phrases(findings: Sequence[str], rules: Rules, own: Own = None) -> tuple[str, ...]:
+    """The phrases that the findings' descriptions name them by; () for a finding without description.
+
+    own: the user's descriptions, whose words count beside those of the package.
+    """
+    every = [*look_up(findings).values(), *(look_up(findings, own).values() if own else ())]
+    described = [description for description in every if description is not None]
     others = _others(rules, frozenset(findings))
     texts = [wording for description in described for wording in description.wordings]
     texts += [text for description in described for text in description.keywords if _names_one(text, others)]
@@ -55,8 +59,12 @@ def read_phrases(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def own_phrases(findings: Iterable[str], phrases: Mapping[str, Sequence[str]] | None) -> tuple[str, ...]:
-    """Those phrases of a user's list that are of `findings`, in the rules' grammar."""
-    return tuple(as_phrase(text) for finding in findings for text in (phrases or {}).get(finding, ()))
+    """Those phrases of a user's list that are of `findings`, in the rules' grammar; an alias is its finding."""
+    lists = phrases or {}
+    wanted = set(meanings(findings).values())
+    return tuple(
+        as_phrase(text) for name, meaning in meanings(lists).items() if meaning in wanted for text in lists[name]
+    )
 
 
 def as_phrase(text: str) -> str:

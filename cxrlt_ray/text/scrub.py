@@ -13,7 +13,7 @@ explains it, both sentences go. So no phrase matches in what is left, however it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,7 +22,8 @@ from cxrlt_ray.labelling.phrases import Matcher, words_of
 from cxrlt_ray.labelling.rules import Rules
 from cxrlt_ray.labelling.sections import parts
 from cxrlt_ray.labelling.sentences import sentences
-from cxrlt_ray.text.naming import described_phrases
+from cxrlt_ray.text.descriptions import Own, look_up, own_labels
+from cxrlt_ray.text.naming import described_phrases, own_phrases
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,17 @@ class _Unit:
 
 
 class Scrubber:
-    """The phrases of some findings made ready, and others given, in the rules' grammar.
+    """The phrases of some findings, by their rules' names, made ready, and others given, in the rules' grammar.
 
-    Raises UsageError for a finding without rules.
+    Raises UsageError where a finding has neither rules nor a description, and no other phrases are given.
     """
 
     def __init__(self, rules: Rules, findings: Sequence[str], phrases: Sequence[str] = ()) -> None:
         known = {rule.finding: rule for rule in rules.every}
-        if missing := [name for name in findings if name not in known]:
-            raise UsageError(
-                f"there are no rules for finding '{missing[0]}', by whose phrases a report is scrubbed: add a file for "
-                "it to a folder of rules (docs/labels.md)."
-            )
-        of_rules = (p for name in findings for p in (*known[name].phrases, *known[name].normal))
+        if not phrases:
+            check_words(findings, rules)
+        ruled = [known[name] for name in findings if name in known]
+        of_rules = (p for rule in ruled for p in (*rule.phrases, *rule.normal))
         self._matcher = Matcher([*of_rules, *described_phrases(findings, rules), *phrases])
 
     def __call__(self, text: str) -> Scrubbed:
@@ -74,6 +73,26 @@ class Scrubber:
         """Where a phrase matches, as places in the text."""
         words = words_of(text)
         return [(words.spans[m.begin][0], words.spans[m.end - 1][1]) for m in self._matcher.matches(words)]
+
+
+def ruled_names(findings: Sequence[str], rules: Rules, own: Own = None) -> tuple[str, ...]:
+    """The findings by the names that their rules have, in whatever spelling they are given; others as they are."""
+    own_of = own_labels([rule.finding for rule in rules.every], findings, own)
+    return tuple(dict.fromkeys(own_of.get(name, name) for name in findings))
+
+
+def check_words(
+    findings: Sequence[str], rules: Rules, own: Own = None, phrases: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Raise UsageError for a finding, by its rules' name, of which no word is known: no rules, description or list."""
+    known = {rule.finding for rule in rules.every}
+    described = look_up(findings, own)
+    for name in findings:
+        if name not in known and described[name] is None and not own_phrases([name], phrases):
+            raise UsageError(
+                f"there are no rules and no description for finding '{name}', by whose words reports are scrubbed: say "
+                f"how reports name it by `sweep --scrub FILE` with a line `{name}: [...]`, or by --descriptions."
+            )
 
 
 def scrub(text: str, findings: Sequence[str], rules: Rules, phrases: Sequence[str] = ()) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from cxrlt_ray.data.image_boxes import ImageBoxes
 from cxrlt_ray.objectives.registry import Evidence, Needs
 from cxrlt_ray.storage import Store
+from cxrlt_ray.text.descriptions import kept_descriptions
 from cxrlt_ray.training.job import Images, Job, corpus_of, manifest_of, training_images
 
 
@@ -16,7 +17,8 @@ def evidence_of(job: Job, images: Images, needs: Needs, fold: int) -> Evidence:
     """The evidence on the training images of `fold`, as far as `needs` ask for it and the run has it."""
     corpus = corpus_of(job, fold) if needs.statements else None
     boxes = boxes_of(job.run).at(images.image_id, job.trained) if needs.boxes and job.boxes else None
-    return Evidence(job.trained, corpus, images.report, boxes, counted_labels(job, images, fold))
+    own = kept_descriptions(job.run) if needs.places else ()
+    return Evidence(job.trained, corpus, images.report, boxes, counted_labels(job, images, fold), own)
 
 
 def counted_labels(job: Job, images: Images, fold: int) -> np.ndarray | None:

@@ -62,6 +62,10 @@ def test_own_findings_answer_themselves_and_others_are_asked_of_members_that_rea
     assert lines[1].startswith("Not asked: T0001: head 'linear' knows its findings by their place, not by text")
     assert "Bulla: asked by text of 2 of 3 members" in lines[2]
     assert ask(made[2], FINDINGS, WEIGHTS, ("EDEMA", "Mass"), say=lines.append) is None
+    assert ask(made[2], ("Pneumoperitoneum",), WEIGHTS[:, :1], ("pneumoperitoneo",), say=lines.append) is None
+    assert "trained on Pneumoperitoneum" in lines[-1]  # an alias of it
+    with pytest.raises(UsageError, match="names Pneumoperitoneum and pneumoperitoneo, which is one"):
+        ask(made[2], ("Pneumoperitoneum",), WEIGHTS[:, :1], ("Pneumoperitoneum", "pneumoperitoneo"))
     ask(made[2], FINDINGS, WEIGHTS, ("mass",), say=lines.append, track="scrubbed")  # of a run that asked for Mass
     assert lines[-1] == "mass: the members were chosen to answer for Mass by text (track scrubbed), as they do here"
 
@@ -160,7 +164,8 @@ def test_pictures_are_drawn_by_the_heaviest_member_that_has_maps(tmp_path, monke
     monkeypatch.setattr(maps, "plain_batches", streamed)
     monkeypatch.setattr(maps, "nearest", lambda shards, resolution: None)
     asked = ask(trials, FINDINGS, WEIGHTS, ("Bulla", "edema"), say=lambda line: None)
-    drawn = list(maps.attention_maps(trials[1], asked.embeddings[1], ("Bulla", "edema"), (), manifest.table.iloc[:2]))
+    rows, images = dict(zip(asked.findings, asked.embeddings[1], strict=True)), manifest.table.iloc[:2]
+    drawn = list(maps.attention_maps(trials[1], rows, ("Bulla", "edema"), (), images))
     assert [row for row, _, _ in drawn] == [1, 0]
     assert drawn[0][2].shape == (2, 2, 2)
     from cxrlt_ray.models import load
@@ -169,6 +174,13 @@ def test_pictures_are_drawn_by_the_heaviest_member_that_has_maps(tmp_path, monke
     with torch.inference_mode():
         edema = model.with_maps(pixels)[1][:, FINDINGS.index("Edema")]
     np.testing.assert_allclose(np.stack([of_image[1] for _, _, of_image in drawn]), edema, atol=1e-5)
+    # Mass was trained on, but is not among the ensemble's findings: it is asked by text, and so keeps its own row
+    of_task = tuple(name for name in FINDINGS if name != "Mass")
+    names = ("Mass", "Bulla")
+    asked = ask(trials, of_task, WEIGHTS[:, :2], names, say=lambda line: None)
+    rows = dict(zip(asked.findings, asked.embeddings[1], strict=True))
+    both = np.stack([maps_ for _, _, maps_ in maps.attention_maps(trials[1], rows, names, (), images)])
+    np.testing.assert_allclose(both[:, 1], np.stack([of_image[0] for _, _, of_image in drawn]), atol=1e-5)
 
 
 def test_the_scorer_answers_for_both_in_one_pass(made, monkeypatch):

@@ -43,6 +43,15 @@ def test_without_reports_a_finding_is_where_its_description_says_and_elsewhere_i
     assert (made.sets[-1] == UNKNOWN).all()
 
 
+def test_the_users_own_description_says_where_a_finding_is():
+    (description,) = load_descriptions(["Nodule"]).values()
+    own = description.model_copy(update={"place": ("left lung base",)})
+    made = Places(Evidence(FINDINGS, descriptions=(own,)), TARGETS)
+    names = np.array(place_names())
+    assert set(names[row(made, 1, 1) == 1]) == {"left lung base"}
+    assert set(names[row(made, 1, 0) == 1]) == set(load_descriptions(["Scoliosis"])["Scoliosis"].place)
+
+
 def test_a_sentence_names_its_places_the_longest_first():
     assert places_in("Nodule in the Left Lower Lobe, and the right lung base.") == [
         "left lower lobe",

@@ -197,3 +197,12 @@ def test_a_rank_does_not_depend_on_how_many_pairs_there_are():
         assert chance == pytest.approx(0.074, abs=0.03)
     assert scores[640] == pytest.approx(scores[5120], abs=0.05)
     assert scores[640] > 0.5
+
+
+def test_a_stage_that_ends_before_the_other_terms_begin_says_so(capsys):
+    spec = ObjectiveSpec(objective="mama", objective_settings={"mama_start": 100.0}, text="minilm")
+    objective = find_objective("mama")(spec, np.empty((0, 0), np.int8))
+    objective.before_training(torch.nn.Identity(), 101)
+    assert capsys.readouterr().out == ""
+    objective.before_training(torch.nn.Identity(), 100)
+    assert "mama_start is 100, but the stage has 100 steps" in capsys.readouterr().out

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from cxrlt_ray.data.asking import ALWAYS, MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, TRACKS, Asking
+from cxrlt_ray.data.asking import ALWAYS, CORPUS, MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, TRACKS, Asking
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.search.asking import asking_of, lines, out_of_reach, task_of, with_mined
+from cxrlt_ray.search.asking import asking_of, corpora_of, lines, out_of_reach, task_of, with_mined
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.run_data import check_reports
 from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.storage import Store
+from cxrlt_ray.text.build import build_corpus
 
 
 def manifest(other: str = "Bulla") -> Manifest:
@@ -93,10 +96,48 @@ def test_a_finding_asked_for_in_another_spelling_is_not_trained_on():
         SweepRequest(task="auto", ask="Bulla,bulla")
 
 
+def test_another_label_of_an_asked_finding_is_not_trained_on(tmp_path):
+    table = seen_cohort().table.assign(Pneumoperitoneum=pd.array([k // 2 % 2 for k in range(20)], "Int8"))
+    cohort = Manifest(table, ("Mass", "Hernia", "Pneumoperitoneum", "Bulla"), "table", "")
+    made = asking_of(SweepRequest(task="auto", ask="pneumoperitoneo", finding_folds=1), cohort)
+    assert made.asked == ("Pneumoperitoneum",)
+    assert made.seen == ("Mass", "Hernia", "Bulla")
+    own = tmp_path / "own.yaml"
+    own.write_text("finding: Tumour\naliases: [Mass]\nnames: [tumour]\nappearance: Round.\nkeywords: [a, b, c]\n")
+    request = SweepRequest(task="auto", ask="Tumour", finding_folds=1, descriptions=str(own))
+    assert "Mass" not in asking_of(request, cohort).trained[1:-1]
+    assert asking_of(request, cohort).asked == ("Mass",)
+    with pytest.raises(UsageError, match="names Pneumoperitoneum and pneumoperitoneo, which is one finding"):
+        asking_of(SweepRequest(task="auto", ask="Pneumoperitoneum,pneumoperitoneo", finding_folds=1), cohort)
+
+
+def test_a_list_to_scrub_of_what_is_no_finding_is_refused(tmp_path):
+    (tmp_path / "reports.csv").write_text("study_id,text\ns1,FINDINGS: An air cyst. Clear lungs.\n")
+    corpus, _ = build_corpus(str(tmp_path / "reports.csv"), seen_cohort(), Store(str(tmp_path)), most_without=1)
+    made = Asking(("Bulla",), ("Mass",), (ALWAYS,))
+    (tmp_path / "words.yaml").write_text("Bula: [air cyst]\n")
+    request = SweepRequest(task="auto", ask="Bulla", scrub=str(tmp_path / "words.yaml"))
+    with pytest.raises(UsageError, match=r"words.yaml: key 'Bula' is no finding .* nearest: Bulla"):
+        corpora_of(corpus, made, request)
+    (tmp_path / "words.yaml").write_text("bulla: [air cyst]\n")
+    scrubbed = corpora_of(corpus, made, request)[CORPUS]
+    assert scrubbed.draw(np.array([0]), "report", 0, 0) == ["FINDINGS: Clear lungs."]
+
+
 def test_reports_of_another_cohort_give_no_mined_labels(tmp_path):
     (tmp_path / "reports.csv").write_text("study_id,text\nother,There is scoliosis.\n")
     with pytest.raises(UsageError, match="no study of the splits train, val has a report"):
         with_mined(seen_cohort(), asking(MINED), str(tmp_path / "reports.csv"), None)
+
+
+def test_mined_labels_without_a_positive_of_validation_cannot_choose(tmp_path):
+    (tmp_path / "reports.csv").write_text("study_id,text\ns0,There is scoliosis.\ns1,No scoliosis. No bulla.\n")
+    reports, chosen = str(tmp_path / "reports.csv"), Asking(("Bulla", "Scoliosis"), ("Mass",), (-1,), MINED, True)
+    with pytest.raises(UsageError, match="--choose-by mined: no validation report affirms Bulla, Scoliosis"):
+        with_mined(seen_cohort(), chosen, reports, None)
+    with_mined(seen_cohort(), asking(MINED), reports, None)  # folds choose
+    (tmp_path / "reports.csv").write_text("study_id,text\ns0,No scoliosis.\ns1,There is scoliosis.\n")
+    with_mined(seen_cohort(), chosen, reports, None)
 
 
 def test_folds_are_as_many_as_unrelated_findings_allow():

@@ -19,6 +19,7 @@ from cxrlt_ray.labelling.rules import load_rules
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus, write_corpus
 from cxrlt_ray.text.corpus import KINDS, Corpus, check_coverage
+from cxrlt_ray.text.descriptions import CHALLENGE_FINDINGS, read_descriptions
 
 REPORTS = {
     "s1": "EXAMINATION: CHEST\n\nINDICATION: Cough.\n\nFINDINGS: The heart is enlarged. No pneumothorax. Seen by Dr. "
@@ -225,6 +226,35 @@ def test_a_list_of_the_users_is_scrubbed_too_and_kept_when_more_is_scrubbed(tmp_
     assert drawn(both, "s1", "sentence") == {"Clear lungs.", "No effusion."}
     both.write(Store(str(tmp_path)), "again.parquet")
     assert Corpus.read(Store(str(tmp_path)), "again.parquet").about == both.about
+
+
+OWN = """finding: {}
+names: [{}]
+appearance: Round.
+keywords: [thin wall, lucency, air]
+"""
+
+
+def test_the_words_of_the_users_descriptions_are_scrubbed_and_a_finding_needs_no_rules(tmp_path):
+    text = "FINDINGS: A pleural-based mass. Heart not enlarged; cardiomegaly. Two air cysts. Clear lungs."
+    corpus, _ = build_corpus(table_at(tmp_path / "r.csv", {"s1": text}), manifest_of(["s1"]), Store(str(tmp_path)))
+    own = []
+    for finding, name in (("Bulla", "air cyst"), ("Pleural Mass", "pleural-based mass")):
+        (tmp_path / "own.yaml").write_text(OWN.format(finding, name))
+        own += read_descriptions(tmp_path / "own.yaml")
+    left = corpus.scrubbed(["bulla", "Pleural Mass", "cardiomegaly"], descriptions=own)
+    assert drawn(left, "s1", "sentence") == {"Clear lungs."}
+    assert left.about.hidden == ("Bulla", "Pleural Mass", "Cardiomegaly")
+    assert not {said.finding for said in left.statements(0)} & set(left.about.hidden)
+    assert drawn(left.scrubbed(["Hilum"]), "s1", "report") == {"FINDINGS: Clear lungs."}
+    by_list = corpus.scrubbed(["Sail Sign"], phrases={"sail sign": ["air cyst"]})
+    assert "Two air cysts." not in drawn(by_list, "s1", "sentence")
+    with pytest.raises(UsageError, match=r"no rules and no description for finding 'Sail Sign'.*--scrub FILE"):
+        corpus.scrubbed(["Sail Sign"], phrases={"Bulla": ["air cyst"]})
+
+
+def test_every_finding_of_the_challenges_can_be_scrubbed(corpus):
+    assert corpus.scrubbed(CHALLENGE_FINDINGS).about.removed >= 4
 
 
 def test_an_implied_statement_is_hidden_where_its_own_words_are_not_there(tmp_path):

@@ -120,6 +120,18 @@ def test_parents_are_those_of_the_hierarchy_the_rules_and_the_descriptions(tmp_p
     assert parents(tuple(mine.values()))["Pleural Mass"] == ("Mass",)
 
 
+def test_an_alias_of_the_users_keeps_its_own_relatives():
+    (mass,) = load_descriptions(["Mass"]).values()
+    own = mass.model_copy(update={"finding": "Tumour", "aliases": ("Mass", "Growth"), "names": ("tumour",)})
+    related = parents((own,))
+    assert {"Lung Lesion", "Tumour"} <= set(related["Mass"])
+    for names in (("Mass", "Lung Lesion"), ("Tumour", "Lung Lesion"), ("Mass", "Growth")):
+        fold = finding_folds((*names, "Scoliosis", "Hernia"), np.full(4, 0.05), 2, hierarchy=related)
+        assert fold[0] == fold[1]
+        with pytest.raises(UsageError, match="3 folds of findings: give 2 to 2"):
+            finding_folds((*names, "Scoliosis"), np.full(3, 0.05), 3, hierarchy=related)
+
+
 def test_wrong_numbers_of_folds_and_shares_are_refused():
     with pytest.raises(UsageError, match="1 folds of findings: give 2 to"):
         finding_folds(TASK1, np.full(40, 0.1), 1)

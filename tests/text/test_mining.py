@@ -69,10 +69,19 @@ def test_mined_labels_stand_beside_the_cohorts_and_its_test_split_keeps_its_own(
     assert joined.fingerprint != manifest.fingerprint
 
 
+def test_rules_are_found_in_any_spelling_and_by_an_alias(tmp_path):
+    path = tmp_path / "reports.csv"
+    path.write_text("study_id,text\ns1,Free air under the diaphragm: pneumoperitoneum. No scoliosis.\n")
+    table = mine(read_reports(str(path)), ["scoliosis", "pneumoperitoneo"]).table
+    assert list(table) == ["scoliosis", "pneumoperitoneo"]
+    assert column(table, "scoliosis") == [0]
+    assert column(table, "pneumoperitoneo") == [1]
+
+
 def test_a_finding_without_rules_and_a_table_without_reports_are_refused(tmp_path):
     path = tmp_path / "reports.csv"
     path.write_text("study_id,text\ns1,Clear lungs.\n")
-    with pytest.raises(UsageError, match="no rules for finding 'Pleural Mass'"):
+    with pytest.raises(UsageError, match=r"no rules for finding 'Pleural Mass'.*another --track"):
         mine(read_reports(str(path)), ["Pleural Mass"])
     path.write_text("study_id,text\n")
     with pytest.raises(UsageError, match="no reports to mine"):

@@ -53,6 +53,24 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+def test_the_contrast_of_texts_keeps_its_digits_under_mixed_precision():
+    """Features as they are; cosines times 100 in bfloat16 would lose all but three digits."""
+    rows = {name: torch.randn(8, 16, generator=torch.Generator().manual_seed(k)) for k, name in enumerate("ab")}
+
+    class Encoder(torch.nn.Module):
+        def tokenize(self, texts):
+            return texts[0]
+
+        def forward(self, name):
+            return rows[name]
+
+    network, concept = EntityNetwork(Encoder()), torch.arange(8)
+    torch.nn.init.constant_(network.scale.log, math.log(100))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = network("a", "b", concept)
+    torch.testing.assert_close(loss, entity_contrast(rows["a"], rows["b"], concept, 100.0))
+
+
 def test_an_encoder_learns_which_texts_are_of_one_concept_and_a_space_reads_it(graph, bert, tmp_path):
     still = tmp_path / "still"  # without dropout, which drowns a BERT of this size
     shutil.copytree(bert, still)

@@ -1,0 +1,67 @@
+"""Weights with which the trials of a run begin that asks for findings by text: what they may have learnt before.
+
+`init_from`, or a `checkpoint` in a run's folder, brings all that its trial learnt: labels of findings that this run
+hides would be in every model, and neither its track nor its folds would be what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from cxrlt_ray.data.asking import LABELLED, SCRUBBED, Asking
+from cxrlt_ray.errors import UsageError
+from cxrlt_ray.objectives.registry import find_objective
+from cxrlt_ray.runs.records import RunRecord, TrialRecord
+from cxrlt_ray.runs.store import RECORD
+from cxrlt_ray.storage import Store
+
+if TYPE_CHECKING:
+    from cxrlt_ray.models import ModelSpec
+
+WEIGHTS, FOLD = "/model.safetensors", "fold-"
+
+
+def check_begun_from(specs: Iterable[ModelSpec], asking: Asking) -> None:
+    """Raises UsageError for weights of a trial that learnt labels, or on track scrubbed texts, that this run hides."""
+    from cxrlt_ray.text.descriptions import own_labels
+
+    hidden = asking.predicted if asking.track not in LABELLED else asking.predicted[: -len(asking.asked)]
+    for source in dict.fromkeys(spec.checkpoint for spec in specs if spec.pretrained and spec.checkpoint):
+        for place, record in _trials_behind(source):
+            needs = [find_objective(stage.objective).needs for stage in record.config.staged()] if record.config else []
+            learnt = any(need.labels or need.soft_targets or need.pseudo_labels for need in needs)
+            known = list(own_labels(_learnt(place, record), hidden)) if learnt else []
+            if known:
+                raise UsageError(
+                    f"weights of {place} have learnt labels of {', '.join(known[:5])}, which this run hides from its "
+                    "models to ask for them by text: begin from weights that have learnt none (init_from, checkpoint)."
+                )
+            if asking.track == SCRUBBED and any(need.texts for need in needs):
+                raise UsageError(
+                    f"weights of {place} have read reports: on track {SCRUBBED} no model has read what names a finding "
+                    "that is hidden from it. Pretrain in a stage of this run, or give --track reports."
+                )
+
+
+def _trials_behind(source: str) -> Iterator[tuple[str, TrialRecord]]:
+    """The checkpoint's folder and its trial, the one that this began from, and so on; none for other weights."""
+    while source.endswith(WEIGHTS):
+        place = source.removesuffix(WEIGHTS)
+        store = Store(place.rpartition("/")[0] or ".")
+        if not store.exists(RECORD):
+            return
+        record = TrialRecord.read(store, RECORD)
+        yield place, record
+        source = (record.config.checkpoint if record.config else None) or ""
+
+
+def _learnt(place: str, record: TrialRecord) -> list[str]:
+    """The findings whose labels a checkpoint has learnt."""
+    folder, _, name = place.rpartition("/")
+    trained, run = record.trained_findings or record.findings, Store(folder.rpartition("/trials/")[0] or ".")
+    asking = RunRecord.read(run, "run.json").asking if run.exists("run.json") else None
+    if asking is None:
+        return list(trained)
+    fold = int(name.removeprefix(FOLD)) if name.startswith(FOLD) else asking.folds
+    return [finding for finding in trained if finding not in asking.hidden(fold)]
