@@ -17,9 +17,9 @@ A file here is a command, a folder is a room, and a room imports from the rooms 
     runs/                          what a sweep leaves behind: records, predictions
     tracking/                      curves in TensorBoard or Weights & Biases
     training/                      one trial: stages, epochs, resume state, inference
+    selection/                     which trials to stack: arrays in, weights out
     search/                        many trials: the space, Optuna, Ray Tune, the plan
     pretraining/                   images without labels -> a backbone
-    selection/                     which trials to stack: arrays in, weights out
     ensembling/                    the ensemble of a run or of tables, scored and written
     generation/                    drawn images of rare findings: a diffusion model, what of it is kept
     reporting/                     tables for the console

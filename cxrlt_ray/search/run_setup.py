@@ -81,6 +81,8 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
     space = load_space(name, request.epochs, request.smoke, request.storage)
     for note in space.notes:
         print(note)
+    if request.promote is not None:
+        space = dataclasses.replace(space, promote=request.promote)
     if request.warm_from:
         points = warm_points(request.storage, request.warm_from, space, space.metric)
         space = dataclasses.replace(space, start=(*points, *(point for point in space.start if point not in points)))
@@ -98,6 +100,7 @@ def _as_fitted(space: Space, record: RunRecord) -> Space:
     """The space as its start points and a time budget were when the run was made."""
     if record.start:
         space = dataclasses.replace(space, start=record.start)
+    space = dataclasses.replace(space, promote=record.promote)
     if record.pixels is not None:
         space = space.capped(record.pixels)
     return space if record.prune is None else dataclasses.replace(space, prune=record.prune)
@@ -128,6 +131,7 @@ def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
         descriptions=provenance_of_descriptions(request.descriptions),
         holdout=request.holdout,
         objectives=request.objectives,
+        promote=space.promote,
         views=request.views,
         val_like=request.val_like,
         uncertain=request.uncertain,
