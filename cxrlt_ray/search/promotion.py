@@ -5,7 +5,7 @@ All trials are compared as they stood at the rung, by their predictions of a sam
 here ends a sweep. Each decision and the predictions behind it are kept with the trial, so that a resumed sweep decides
 as it would have.
 
-The sample bounds the time: of 39,293 images x 40 findings it has 3,000, and the rarest findings keep up to 30 positive
+The sample bounds the time: of 39,293 images x 40 findings it has 2,000, and the rarest findings keep up to 30 positive
 images each, so they are more frequent in it than in the data.
 """
 
@@ -32,7 +32,7 @@ from cxrlt_ray.runs.store import Run, Trial
 from cxrlt_ray.search.space import ENSEMBLE, REDUCTION, Space
 from cxrlt_ray.search.trial_states import learning_curve, trial_number
 
-IMAGES, POSITIVES, FOLDS = 3_000, 30, 3
+IMAGES, POSITIVES, FOLDS = 2_000, 30, 3
 SAME = 1e-4  # between a reported score and that of the predictions it was reported of
 INSTEAD = "; leave out --promote ensemble (in a space's file `promote: ensemble`)"
 
@@ -153,7 +153,7 @@ class Promoter:
         except (CxrltError, UsageError, OSError, ValueError) as error:
             fault = _in_a_line(error)
         entry = Entry(name, score, predictions)
-        ahead, worth = _compared([*others, entry], self.sample) if others else (0, math.nan)
+        ahead, worth = self._compared([*others, entry]) if others else (0, math.nan)
         entry = replace(entry, promoted=not others or ahead < math.ceil(len(others) / REDUCTION))
         if fault:
             print(f"  {name} is promoted by its own mAP at epoch {rung}, not by the ensemble: {fault}", flush=True)
@@ -170,6 +170,26 @@ class Promoter:
         self.pools[rung][name] = entry
         return entry.promoted
 
+    def _compared(self, entries: list[Entry]) -> tuple[int, float]:
+        """How many trials are ahead of the last one, and its worth; nan where that is not known."""
+        from cxrlt_ray.selection.worth import gains, members_ahead
+
+        last, scores = len(entries) - 1, np.array([entry.score for entry in entries])
+        gain, known = np.full(len(entries), np.nan), [k for k, e in enumerate(entries) if e.predictions is not None]
+        if len(known) < 2 or last not in known:
+            return members_ahead(last, scores, gain, lambda others: np.zeros(len(others))), math.nan
+        predictions = np.stack([entries[k].predictions for k in known])  # type: ignore[misc]
+        seen = ~np.isnan(predictions).any(axis=(0, 2))
+        predictions[:, ~seen] = 0.5
+        result = gains(predictions, self.sample.where(seen), self.sample.groups, self.sample.fold)
+        gain[known] = result.gain
+        place = {k: row for row, k in enumerate(known)}
+
+        def errors(others: np.ndarray) -> np.ndarray:
+            return result.errors(place[last], np.array([place[int(k)] for k in others]))
+
+        return members_ahead(last, scores, gain, errors), float(gain[last])
+
     def _current(self, name: str, score: float) -> np.ndarray:
         """The trial's present predictions of the sample. Raises CxrltError where they are not those of its score."""
         from cxrlt_ray.selection.average_precision import precision
@@ -178,7 +198,7 @@ class Promoter:
         _, targets, ids = self._validation
         rows = ids.get_indexer(pd.Index(stored.image_id))
         least = (1 - self.run.record.max_bad) * len(ids)
-        if (rows < 0).any() or len(rows) < least:
+        if (rows < 0).any() or len(np.unique(rows)) < max(least, len(rows)):
             raise CxrltError("its predictions are not of this run's validation images")
         if not np.isfinite(stored.probabilities).all():
             raise CxrltError("its predictions are not all finite")
@@ -224,28 +244,6 @@ class Promoter:
         except (CxrltError, OSError) as error:
             line = f"  {entry.name}: its decision at epoch {rung} is not kept for a resumed sweep"
             print(f"{line}: {_in_a_line(error)}", flush=True)
-
-
-def _compared(entries: list[Entry], sample: Sample) -> tuple[int, float]:
-    """How many trials are ahead of the last one, and its worth; nan where that is not known."""
-    from cxrlt_ray.selection.worth import gains, members_ahead
-
-    scores = np.array([entry.score for entry in entries])
-    gain, known = np.full(len(entries), np.nan), [k for k, one in enumerate(entries) if one.predictions is not None]
-    last = len(entries) - 1
-    if len(known) < 2 or last not in known:
-        return members_ahead(last, scores, gain, lambda others: np.zeros(len(others))), math.nan
-    predictions = np.stack([entries[k].predictions for k in known])  # type: ignore[misc]
-    seen = ~np.isnan(predictions).any(axis=(0, 2))
-    predictions[:, ~seen] = 0.5
-    result = gains(predictions, sample.where(seen), sample.groups, sample.fold)
-    gain[known] = result.gain
-    place = {k: row for row, k in enumerate(known)}
-
-    def errors(others: np.ndarray) -> np.ndarray:
-        return result.errors(place[last], np.array([place[int(k)] for k in others]))
-
-    return members_ahead(last, scores, gain, errors), float(gain[last])
 
 
 def _in_a_line(error: Exception) -> str:

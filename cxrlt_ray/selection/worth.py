@@ -32,7 +32,8 @@ class Gains:
     """What each of M members adds: `gain` float64 [M] in mAP; nan of a single member, which has no others to join.
 
     joined, without: float32 [M, N, C], cross-fitted predictions of the others with and without the member. targets:
-    int8 [N, C]; groups: [N], the subject of each image.
+    int8 [N, C]. groups: [N], the subject of each image. base: int [M], for each member one of the same `without`, which
+    all share that no ensemble holds.
     """
 
     gain: np.ndarray
@@ -40,6 +41,7 @@ class Gains:
     without: np.ndarray = field(repr=False)
     targets: np.ndarray = field(repr=False)
     groups: np.ndarray = field(repr=False)
+    base: np.ndarray = field(repr=False)
 
     def errors(self, member: int, others: np.ndarray, seed: int = 0) -> np.ndarray:
         """Standard errors [len(others)] of the differences between the others' gains and the member's.
@@ -47,9 +49,10 @@ class Gains:
         By a bootstrap of subjects (Efron & Tibshirani 1993, ch. 6), the same draws for all.
         """
         rows = [member, *others.tolist()]
-        systems = [system for row in rows for system in (self.joined[row], self.without[row])]
+        distinct, place = np.unique(self.base[rows], return_inverse=True)
+        systems = [*(self.joined[row] for row in rows), *(self.without[row] for row in distinct)]
         draws = metrics.bootstrap_map(self.targets, systems, self.groups, rounds=DRAWS, seed=seed)
-        gains = draws[::2] - draws[1::2]
+        gains = draws[: len(rows)] - draws[len(rows) :][place]
         return np.nanstd(gains[1:] - gains[0], axis=1, ddof=1)
 
 
@@ -63,16 +66,19 @@ def gains(predictions: np.ndarray, targets: np.ndarray, groups: np.ndarray, fold
     predictions = _by_finding(predictions)
     joined, without = _by_finding(predictions), _by_finding(predictions)
     if members < 2:
-        return Gains(np.full(members, np.nan), joined, without, targets, groups)
+        return Gains(np.full(members, np.nan), joined, without, targets, groups, np.arange(members))
+    chosen = np.zeros(members, bool)
     for k in range(int(fold.max()) + 1):
         rows = np.flatnonzero(fold == k)
         inside = np.where((fold == k)[:, None], np.int8(-1), targets)
-        rest = _ensembles_without_each(predictions, inside)
-        share = _best_shares(predictions, rest, inside)[:, None, None]
+        rest, base = _ensembles_without_each(predictions, inside)
+        chosen |= base == np.arange(members)
+        share = _best_shares(predictions, rest, base, inside)[:, None, None]
         without[:, rows] = rest[:, rows]
         joined[:, rows] = (1 - share) * rest[:, rows] + share * predictions[:, rows]
-    gain = _macro(joined, targets) - _macro(without, targets)
-    return Gains(gain, joined, without, targets, groups)
+    base = _bases(chosen)
+    gain = _macro(joined, targets) - _macro_of_rest(without, base, targets)
+    return Gains(gain, joined, without, targets, groups, base)
 
 
 def members_ahead(member: int, scores: np.ndarray, gain: np.ndarray, errors: Callable[[np.ndarray], np.ndarray]) -> int:
@@ -91,8 +97,8 @@ def members_ahead(member: int, scores: np.ndarray, gain: np.ndarray, errors: Cal
     return int(ahead.sum())
 
 
-def _ensembles_without_each(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Predictions [M, N, C] of the best ensemble by forward selection, each less one member."""
+def _ensembles_without_each(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions [M, N, C] of the best ensemble by forward selection, each less one member; and `_bases` [M]."""
     members = len(predictions)
     (counts,) = exact.greedy_together(predictions, targets, ROUNDS, np.ones((1, members), int))
     chosen = np.flatnonzero(counts)
@@ -106,12 +112,23 @@ def _ensembles_without_each(predictions: np.ndarray, targets: np.ndarray) -> np.
             alone = _macro(predictions, targets)
             alone[m] = -np.inf
             rest[m] = predictions[int(alone.argmax())]
-    return rest
+    return rest, _bases(counts > 0)
 
 
-def _best_shares(predictions: np.ndarray, rest: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _bases(chosen: np.ndarray) -> np.ndarray:
+    """Of members of which the `chosen`, bool [M], are in an ensemble: each one itself, the others the first of them."""
+    return np.where(chosen, np.arange(len(chosen)), chosen.argmin())
+
+
+def _macro_of_rest(rest: np.ndarray, base: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """`_macro` of ensembles without each member; those of one base are the same, and scored once."""
+    distinct, place = np.unique(base, return_inverse=True)
+    return _macro(rest[distinct], targets)[place]
+
+
+def _best_shares(predictions: np.ndarray, rest: np.ndarray, base: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The share [M] of 0 and SHARES with which each member joins the ensemble `rest` [M, N, C] of the others."""
-    best, chosen = _macro(rest, targets), np.zeros(len(rest), np.float32)
+    best, chosen = _macro_of_rest(rest, base, targets), np.zeros(len(rest), np.float32)
     for share in SHARES:
         value = _macro((1 - share) * rest + share * predictions, targets)
         better = value > best + EQUAL
