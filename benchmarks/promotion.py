@@ -2,14 +2,14 @@
 
 A trial is of one of four families, which share part of their errors, and learns at its own rate to its own skill.
 Sweeps run four trials at a time with rungs at 2 and 6 of 18 epochs; a trial that ends makes place for a new one, until
-216 epochs are spent. What is scored is the ensemble of the trials that were trained to their end, chosen by
+`--epochs` (216) are spent. What is scored is the ensemble of the trials that were trained to their end, chosen by
 greedy_global on validation subjects, on test subjects that chose nothing; and their plain mean. Three worlds:
 
     alone     errors have nothing in common
     families  half of a trial's errors are its family's; families know equally much
     favourite the same, and one family knows more: by own mAP it takes most places
 
-    python benchmarks/promotion.py --seeds 8 --write    # about 2 minutes on one core
+    python benchmarks/promotion.py --write
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def by_ensemble(world: World) -> GoesOn:
 WAYS: dict[str, Callable[[World], GoesOn]] = {"map": by_map, "ensemble": by_ensemble}
 
 
-def sweep(world: World, goes_on: GoesOn) -> list[int]:
+def sweep(world: World, goes_on: GoesOn, budget: int) -> list[int]:
     """The trials that were trained to their end."""
     number, pools, finished = itertools.count(TOGETHER), {rung: {} for rung in RUNGS}, []
     queue = [(1, trial, 1) for trial in range(TOGETHER)]  # when it ends, the trial, its epoch
-    for _ in range(BUDGET):
+    for _ in range(budget):
         moment, trial, epoch = heapq.heappop(queue)
         ended = epoch == EPOCHS
         if ended:
@@ -126,7 +126,7 @@ def scored(world: World, finished: list[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    args = options(__doc__, {"seeds": 8}).parse_args()
+    args = options(__doc__, {"seeds": 8, "epochs": BUDGET}).parse_args()
     lines = [
         "| errors | promoted by | ensemble, test mAP | plain mean | best trial | finished trials |",
         "|---|---|---|---|---|---|",
@@ -135,7 +135,7 @@ def main() -> None:
         values: dict[str, dict[str, np.ndarray]] = {}
         worlds = [World(shared, favour, seed) for seed in range(args.seeds)]
         for way, promote in WAYS.items():
-            scores = [scored(world, sweep(world, promote(world))) for world in worlds]
+            scores = [scored(world, sweep(world, promote(world), args.epochs)) for world in worlds]
             values[way] = {key: np.array([one[key] for one in scores]) for key in scores[0]}
             cells = [f"{values[way][key].mean():.4f}" for key in ("ensemble", "mean", "best trial")]
             lines.append(f"| {name} | {way} | {' | '.join(cells)} | {values[way]['finished'].mean():.1f} |")
@@ -144,7 +144,7 @@ def main() -> None:
         gain = [f"{one.mean():+.4f} ± {one.std(ddof=1) / np.sqrt(len(one)):.4f}" for one in less]
         lines.append(f"| {name} | ensemble less map | {' | '.join(gain)} | |")
         print(lines[-1], flush=True)
-    conditions = f": {args.seeds} sweeps of each kind, the same trials for both; ± one standard error of the mean."
+    conditions = f": {args.seeds} sweeps of {args.epochs} epochs of each kind, the same trials for both; ± one standard error of the mean."
     publish("promotion", "Promotion by the ensemble, simulated", conditions, lines, args.write)
 
 

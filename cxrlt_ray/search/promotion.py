@@ -176,9 +176,10 @@ class Promoter:
 
         last, scores = len(entries) - 1, np.array([entry.score for entry in entries])
         gain, known = np.full(len(entries), np.nan), [k for k, e in enumerate(entries) if e.predictions is not None]
+        values = [entry.predictions for entry in entries if entry.predictions is not None]
         if len(known) < 2 or last not in known:
             return members_ahead(last, scores, gain, lambda others: np.zeros(len(others))), math.nan
-        predictions = np.stack([entries[k].predictions for k in known])  # type: ignore[misc]
+        predictions = np.stack(values)
         seen = ~np.isnan(predictions).any(axis=(0, 2))
         predictions[:, ~seen] = 0.5
         result = gains(predictions, self.sample.where(seen), self.sample.groups, self.sample.fold)
