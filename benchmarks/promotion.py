@@ -144,7 +144,10 @@ def main() -> None:
         gain = [f"{one.mean():+.4f} ± {one.std(ddof=1) / np.sqrt(len(one)):.4f}" for one in less]
         lines.append(f"| {name} | ensemble less map | {' | '.join(gain)} | |")
         print(lines[-1], flush=True)
-    conditions = f": {args.seeds} sweeps of {args.epochs} epochs of each kind, the same trials for both; ± one standard error of the mean."
+    conditions = (
+        f": {args.seeds} sweeps of {args.epochs} epochs of each kind, the same trials for both; ± one standard error "
+        "of the mean."
+    )
     publish("promotion", "Promotion by the ensemble, simulated", conditions, lines, args.write)
 
 
