@@ -8,7 +8,7 @@ are others' a lot; a member that the ensemble does not want gains 0 on that fold
 Gains are small and uncertain. A member is ahead of another by its gain only where the difference exceeds one standard
 error, by a bootstrap of subjects paired between the two; otherwise by its own score.
 
-60 members of 3,000 images x 40 findings take about 1 s on one core.
+60 members of 2,000 images x 40 findings take 1.0 s on one core, the errors of 30 differences 0.8 s more.
 """
 
 from __future__ import annotations
