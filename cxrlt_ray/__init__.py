@@ -17,9 +17,9 @@ A file here is a command, a folder is a room, and a room imports only from the r
     runs/                          the files of a run: records, predictions
     tracking/                      curves in TensorBoard or Weights & Biases
     training/                      one trial: stages, epochs, resume state, inference
+    selection/                     which trials to stack: arrays in, weights out
     search/                        many trials: the space, Optuna, Ray Tune, the plan
     pretraining/                   images without labels -> a backbone
-    selection/                     which trials to stack: arrays in, weights out
     ensembling/                    the ensemble of a run or of tables, scored and written
     generation/                    generated images of rare findings: a diffusion model, a filter for its images
     reporting/                     tables for the console

@@ -26,6 +26,7 @@ from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
 from cxrlt_ray.runs.store import Run, best_first
 from cxrlt_ray.search.asking import check_asking
 from cxrlt_ray.search.begun_from import check_begun_from
+from cxrlt_ray.search.promotion import check_promotion
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resources import Resources, ingest_of, resources_for
 from cxrlt_ray.search.resume import ensemble_command, resume_command, resumed, run_to_resume
@@ -86,6 +87,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     check_boxes(request, space)
     record = resumed(request, existing.record) if existing else draft_record(request, name, space)
     check_asking(space, bool(record.finding_folds))
+    check_promotion(space, record)
     own = own_descriptions(request, existing)
     check_described(space, request.asked, own, request.descriptions is not None)
     planner = _planner(request, record, space, resources)

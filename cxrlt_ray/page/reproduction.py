@@ -18,6 +18,7 @@ OPTIONS = (
     "ask",
     "holdout",
     "objectives",
+    "promote",
     "views",
     "val_like",
     "uncertain",

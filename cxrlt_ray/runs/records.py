@@ -26,6 +26,7 @@ PRUNED: Final = "pruned"
 TRANSDUCTIVE = "TRANSDUCTIVE: test images trained these models, by pseudo-labels; scores on them are no forecast."
 FAILED: Final = "failed"
 State = Literal["running", "finished", "pruned", "failed"]
+Promote = Literal["map", "ensemble"]  # by what ASHA chooses the trials that go on
 Value = bool | int | float | str | None  # of a search parameter
 
 
@@ -284,6 +285,7 @@ class RunRecord(Record):
     labels_blank: str | None = None
     pixels: int | None = None  # to which a time budget capped the space's resolutions
     prune: bool | None = None  # whether ASHA stops trials, where a time budget decided it
+    promote: Promote = "map"
     shards: tuple[ShardsRecord, ...] = ()
     seen: tuple[Contamination, ...] = ()  # what pretrained weights have seen of the images that judge it
 

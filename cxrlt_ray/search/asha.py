@@ -1,6 +1,8 @@
 """ASHA as Ray Tune has it, that goes on after the sweep was cut off: it is told again what trials had reported.
 
-With it or without, Tune forgets the trials that have ended: it would keep some 90 KB of each.
+Where a space promotes by the ensemble, the rungs are the same, and search/promotion.py decides at them.
+
+With ASHA or without, Tune forgets the trials that have ended: it would keep some 90 KB of each.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.objectives.metric import VAL_MAP, Metric
 from cxrlt_ray.runs.records import RUNNING
 from cxrlt_ray.runs.store import Run, Trial
-from cxrlt_ray.search.space import REDUCTION, Space
+from cxrlt_ray.search.promotion import Promoter
+from cxrlt_ray.search.space import ENSEMBLE, REDUCTION, Space
 from cxrlt_ray.search.trial_states import learning_curve, trial_name, trial_number
 
 
@@ -61,6 +64,27 @@ class ResumableASHA(ForgetfulScheduler, ASHAScheduler):
         super().on_trial_remove(tune_controller, _named(trial))
 
 
+class EnsembleASHA(ForgetfulScheduler):
+    """ASHA whose rungs compare trials by what they add to the ensemble of the others.
+
+    score: its name among a trial's reports. max_epochs: of the longest trial.
+    """
+
+    def __init__(self, promoter: Promoter, score: str, max_epochs: int) -> None:
+        super().__init__()
+        self.promoter, self.score, self.max_epochs = promoter, score, max_epochs
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE; a stage that is judged by another metric goes on."""
+        epochs, score = result.get("epoch"), result.get(self.score)
+        if epochs is None or score is None:
+            return TrialScheduler.CONTINUE
+        if epochs >= self.max_epochs:
+            return TrialScheduler.STOP
+        goes_on = self.promoter.goes_on(trial_name(trial.config["number"]), epochs, score)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
 def _named(trial: Any) -> Any:
     return SimpleNamespace(trial_id=trial_name(trial.config["number"]))
 
@@ -72,6 +96,9 @@ def scheduler_of(space: Space, steps: int, run: Run, metric: Metric = VAL_MAP) -
     """
     if not space.prune:
         return ForgetfulScheduler(), []
+    if space.promote == ENSEMBLE:
+        promoter = Promoter(run, space.rungs(steps))
+        return EnsembleASHA(promoter, metric.name, steps), promoter.recall(run.trials())
     # by epoch, not by Tune's count of reports: a stage that was trained before is not reported again
     asha = ResumableASHA("epoch", max_t=steps, grace_period=space.grace(steps), reduction_factor=REDUCTION)
     return asha, asha.recall(run.trials(), metric)

@@ -7,7 +7,7 @@ run = sweep.run(sweep.SweepRequest(task="task1", data="/data/mimic", trials=60, 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import model_validator
 
@@ -18,6 +18,7 @@ from cxrlt_ray.data.given_labels import BLANK, MODES
 from cxrlt_ray.data.shards import MAX_BAD, QUALITY, parse_quality, parse_sizes
 from cxrlt_ray.data.tasks import TASK_HELP, ZERO_SHOT, load_task
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.records import Promote
 from cxrlt_ray.runs.store import DEFAULT_STORAGE
 from cxrlt_ray.search.rates import GPUS
 from cxrlt_ray.tracking import TRACKERS, parse_trackers
@@ -25,6 +26,7 @@ from cxrlt_ray.tracking import TRACKERS, parse_trackers
 LIKENESS = ("frontal", "any")  # of validation images: PA or AP; with at least one finding
 FINDING_FOLDS = 3
 ENGINES = ("auto", "threads", "ray")
+PROMOTE: tuple[str, ...] = get_args(Promote)
 
 
 class SweepRequest(Config):
@@ -72,6 +74,7 @@ class SweepRequest(Config):
     features_gb: Annotated[float | None, cli.option("frozen backbones' features on disk; a quarter of the free")] = None
     warm_from: Annotated[list[str] | None, cli.option("RUN: start with the best settings of an earlier run")] = None
     objectives: Annotated[str, cli.option("map, or map,cost: also few GFLOPs an image")] = "map"
+    promote: Annotated[str | None, cli.option("ASHA's choice: map, a trial's own, or ensemble: what it adds")] = None
     seed: Annotated[int, cli.option("of search, splits and trials")] = 0
     name: Annotated[str | None, cli.option("the run's name; else task and time")] = None
     storage: Annotated[str, cli.option("where runs go: a directory or URI")] = DEFAULT_STORAGE
@@ -146,6 +149,8 @@ class SweepRequest(Config):
             problems.append(f"--ingest is auto, {' or '.join(ENGINES[1:])}, not '{self.ingest}'.")
         if self.objectives not in ("map", "map,cost"):
             problems.append(f"--objectives is map or map,cost, not '{self.objectives}'.")
+        if self.promote is not None and self.promote not in PROMOTE:
+            problems.append(f"--promote is {' or '.join(PROMOTE)}, not '{self.promote}'.")
         if self.cache_gb is not None and self.cache_gb < 0:
             problems.append(f"--cache-gb is 0 (none) or more, not {self.cache_gb:g}.")
         if self.features_gb is not None and self.features_gb < 0:

@@ -30,6 +30,7 @@ _FIXED: dict[str, Any] = {
     "descriptions": lambda request: provenance_of_descriptions(request.descriptions),
     "holdout": lambda request: request.holdout,
     "objectives": lambda request: request.objectives,
+    "promote": lambda request: request.promote,
     "sizes": lambda request: request.sizes,
     "quality": lambda request: request.jpeg_quality,
     "cohort": lambda request: request.cohorts,

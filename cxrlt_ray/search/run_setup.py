@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 from cxrlt_ray import config
 from cxrlt_ray.data.shards import Shards, parse_sizes
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.pretrain_record import contaminations
-from cxrlt_ray.runs.records import RunRecord, ShardsRecord
+from cxrlt_ray.runs.records import Promote, RunRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, check_free, create_run
 from cxrlt_ray.search.budget import SearchSize
 from cxrlt_ray.search.given_labels import record_of_labels
@@ -81,6 +82,8 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
     space = load_space(name, request.epochs, request.smoke, request.storage)
     for note in space.notes:
         print(note)
+    if request.promote is not None:
+        space = dataclasses.replace(space, promote=cast(Promote, request.promote))
     if request.warm_from:
         points = warm_points(request.storage, request.warm_from, space, space.metric)
         space = dataclasses.replace(space, start=(*points, *(point for point in space.start if point not in points)))
@@ -98,6 +101,7 @@ def _as_fitted(space: Space, record: RunRecord) -> Space:
     """The space as its start points and a time budget were when the run was made."""
     if record.start:
         space = dataclasses.replace(space, start=record.start)
+    space = dataclasses.replace(space, promote=record.promote)
     if record.pixels is not None:
         space = space.capped(record.pixels)
     return space if record.prune is None else dataclasses.replace(space, prune=record.prune)
@@ -128,6 +132,7 @@ def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
         descriptions=provenance_of_descriptions(request.descriptions),
         holdout=request.holdout,
         objectives=request.objectives,
+        promote=space.promote,
         views=request.views,
         val_like=request.val_like,
         uncertain=request.uncertain,

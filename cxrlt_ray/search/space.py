@@ -22,11 +22,13 @@ from cxrlt_ray.config import Config
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.objectives.registry import find_objective
+from cxrlt_ray.runs.records import Promote
 from cxrlt_ray.runs.trial_config import Scalar, TrialConfig
 from cxrlt_ray.search.budget import SearchSize
 
 OF_TEXT = {"queries", "text", "prompts", "query_layers", "query_width", "query_self_attention", "query_pooled"}
 REDUCTION = 3  # ASHA keeps the best third at each rung
+ENSEMBLE: Promote = "ensemble"
 
 
 def grace(epochs: int) -> int:
@@ -118,7 +120,8 @@ class Space:
     whose `when` holds. start: points to try
     first, by Optuna's parameter names. notes: to print. folder: where relative checkpoints are. storage: where the
     runs are that init_from names. images: how many a smoke run takes. folds: K, where the trials are of K folds.
-    staged: whether it has stages. prune: whether ASHA stops trials.
+    staged: whether it has stages. prune: whether ASHA stops trials. promote: by what those that
+    go on are chosen.
     """
 
     name: str
@@ -133,6 +136,7 @@ class Space:
     folds: int = 0
     staged: bool = False
     prune: bool = True
+    promote: Promote = "map"
 
     def define(self, trial: Any) -> None:
         """Optuna's define-by-run function."""
@@ -277,6 +281,13 @@ class Space:
         """ASHA's first rung of `steps` reports: trials are compared in their last stage, as stages' scores are not."""
         before = max((config.total_epochs - config.staged()[-1].epochs for config in self.kinds()), default=0)
         return min(before + grace(steps - before), max(1, steps - 1))
+
+    def rungs(self, steps: int) -> tuple[int, ...]:
+        """ASHA's rungs of `steps` reports, in epochs: the first and its multiples by powers of REDUCTION."""
+        rungs = [self.grace(steps)]
+        while rungs[-1] * REDUCTION < steps:
+            rungs.append(rungs[-1] * REDUCTION)
+        return tuple(rung for rung in rungs if rung < steps)
 
     def starting(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """A start point of the file under Optuna's names. Raises ValueError for a value that is not allowed there."""

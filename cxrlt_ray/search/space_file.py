@@ -38,6 +38,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from cxrlt_ray.config import Config, find, read_yaml, validate
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.records import Promote
 from cxrlt_ray.runs.trial_config import WHOLE, Scalar, TrialConfig
 from cxrlt_ray.search.space import Domain, Space, message
 
@@ -68,6 +69,7 @@ class SpaceFile(Config):
     stages: tuple[dict[str, Any], ...] = ()
     folds: Annotated[int, Field(ge=0)] = 0  # of every trial, unless --folds says otherwise
     prune: bool = True  # ASHA stops trials that lag; false: every trial is trained to its end
+    promote: Promote = "map"  # by what it chooses those that go on: their own mAP, or what they add to the ensemble
     start: tuple[dict[str, Scalar], ...] = ()
     smoke: Smoke | None = None
 
@@ -114,6 +116,7 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
         folds=min(content.folds, small.folds) if small else content.folds,
         staged=bool(content.stages),
         prune=content.prune,
+        promote=content.promote,
     )
     mistakes = list(_parameter_mistakes(domains)) or list(_start_mistakes(space, content.start))
     if mistakes:

@@ -17,6 +17,7 @@ from cxrlt_ray.ensembling.pool import candidates
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
 from cxrlt_ray.runs.cost import gflops
+from cxrlt_ray.runs.promotion_record import FILE, PromotionRecord
 from cxrlt_ray.storage import Store
 
 TINY = """
@@ -119,6 +120,23 @@ def test_a_trial_pruned_in_its_first_fold_is_told_as_pruned_and_is_no_candidate(
     found = store.load_run(storage, "p").trials()
     assert [trial.state for trial in found] == ["finished", "pruned"]
     assert candidates(store.load_run(storage, "p"), None) == found[:1]
+
+
+@pytest.mark.slow
+def test_trials_promoted_by_the_ensemble_keep_their_decisions_and_more_are_promoted_alike(ray, table, tmp_path, capsys):
+    storage = str(tmp_path / "runs")
+    path = space(tmp_path, epochs=3)
+    sweep.main("auto", data=table, space=path, promote="ensemble", name="e", storage=storage, trials=3)
+    sweep.main("auto", storage=storage, resume=True, trials=5)
+    run = store.load_run(storage, "e")
+    assert run.record.promote == "ensemble"
+    decisions = {trial.name: PromotionRecord.read(trial.store, FILE).rungs for trial in run.trials()}
+    assert sorted(rungs[0].others for rungs in decisions.values()) == list(range(5))
+    for trial in run.trials():
+        assert [decision.rung for decision in decisions[trial.name]] == [2]
+        assert trial.state == ("finished" if decisions[trial.name][0].promoted else "pruned")
+    assert "own mAP" not in capsys.readouterr().out
+    ensemble.main(select="mean", storage=storage, rounds=10)
 
 
 @pytest.mark.slow

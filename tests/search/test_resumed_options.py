@@ -16,11 +16,11 @@ from cxrlt_ray.search.resume import resumed, run_to_resume
 from cxrlt_ray.storage import Store
 
 DEFAULTS = {"holdout": 0.0, "views": "all", "uncertain": "null", "max_bad": 0.05, "quality": "95", "seed": 0}
-DEFAULTS |= {"folds": 0, "objectives": "map", "smoke": False}
+DEFAULTS |= {"folds": 0, "objectives": "map", "promote": "map", "smoke": False}
 # a run of which no option is at its default
 MADE = {"holdout": 0.3, "views": "frontal", "uncertain": "one", "max_bad": 0.2, "quality": "90", "seed": 3}
 MADE |= {"folds": 5, "objectives": "map,cost", "smoke": True, "sizes": "96", "space": "laptop", "format": "table"}
-MADE |= {"val_like": "frontal", "warm_from": ["earlier"]}
+MADE |= {"val_like": "frontal", "warm_from": ["earlier"], "promote": "ensemble"}
 LABELS = {"labels_mode": "join", "labels_blank": "null"}  # with the table that they are of
 # what a run that goes on takes from the request
 HEEDED = {"trials", "epochs", "time_budget", "max_concurrent", "gpus_per_trial", "cpus_per_trial", "workers_per_trial"}
