@@ -103,7 +103,7 @@ def run(request: EvaluateRequest) -> Scores:
     line = f"Left in {', '.join(paths)}." if paths else ""
     score = scores.scores["map"]
     brief = f"mAP {cli.ranged(score, *scores.intervals['map'])} {line}".rstrip()
-    flags = {"flags": flags_of(scores.by_group)} if scores.by_group else {}
+    flags: dict[str, Any] = {"flags": flags_of(scores.by_group)} if scores.by_group else {}
     output.result(line, paths, brief=brief, map=score, images=scores.images, **flags)
     return scores
 

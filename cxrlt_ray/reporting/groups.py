@@ -95,8 +95,8 @@ def _table(report: GroupReport, by: str, groups: list[GroupScores]) -> Table:
         table.add_record({str(key): value for key, value in row.items()}, *cells)
     gaps = {gap.metric: gap for gap in report.gaps if gap.by == by and gap.finding == MEAN}
     if gaps:
-        rows = {"largest gap": _gap, "  95 % interval": _interval, "  by chance": lambda gap: _number(gap.chance)}
-        for label, cell in rows.items():
+        lines = {"largest gap": _gap, "  95 % interval": _interval, "  by chance": lambda gap: _number(gap.chance)}
+        for label, cell in lines.items():
             table.add_row(label, "", "", *(cell(gaps[m]) if m in gaps else "" for m in NAMES))
     return table
 
