@@ -13,6 +13,8 @@ with the choices as they are.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -257,16 +259,31 @@ def section(pools: Sequence[str], splits: int, seed: int) -> list[str]:
     for name in pools:
         pool = read(name)
         for images in [size for size in SIZES if size <= len(pool.groups) / 2]:
-            by_system = outcomes(pool, images, splits, seed, systems)
-            default = by_system[DEFAULT]
-            best = max(by_system[plain].values.mean() for plain in PLAIN)
-            cells = [f"{o.gains.mean():+.4f}, {_ahead(o.gains):.2f}" for o in by_system.values()]
-            cells[-1] += f" [{default.interval[0]:+.4f}, {default.interval[1]:+.4f}]"
-            row = [name, str(len(pool.predictions)), f"{images:,}", f"{default.positives:,.0f}", *cells]
-            rows.append([*row, f"{default.values.mean() - best:+.4f}"])
+            rows.append(kept_row(name, pool, images, splits, seed, systems))
             print(" | ".join(rows[-1]), flush=True)
     heads = ["pool", "members", "images", "positives", *systems, f"default less the best of {', '.join(PLAIN)}"]
     return lines + table(heads, rows)
+
+
+def kept_row(
+    name: str, pool: RealPool, images: int, splits: int, seed: int, systems: dict[str, list[Method]]
+) -> list[str]:
+    """A pool's row at a size, kept in build/halves/rows: a command that was cut goes on."""
+    what = repr((pool.predictions.sum(), pool.predictions.shape, splits, seed, systems))
+    file = BUILD / "rows" / f"{name}, {images}, {hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
+    if file.exists():
+        kept: list[str] = json.loads(file.read_text())
+        return kept
+    by_system = outcomes(pool, images, splits, seed, systems)
+    default = by_system[DEFAULT]
+    best = max(by_system[plain].values.mean() for plain in PLAIN)
+    cells = [f"{o.gains.mean():+.4f}, {_ahead(o.gains):.2f}" for o in by_system.values()]
+    cells[-1] += f" [{default.interval[0]:+.4f}, {default.interval[1]:+.4f}]"
+    row = [name, str(len(pool.predictions)), f"{images:,}", f"{default.positives:,.0f}", *cells]
+    row.append(f"{default.values.mean() - best:+.4f}")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(row))
+    return row
 
 
 def aside(pools: Sequence[str], rounds: int, seed: int) -> list[str]:
