@@ -63,6 +63,11 @@ def ways(total: int) -> list[Way]:
     ]
 
 
+def lengths(total: int) -> list[Way]:
+    """One plain training of all epochs, and shorter ones."""
+    return [Way(1, epochs, like=True) for epochs in (total, 3 * total // 4, total // 2)]
+
+
 def spend(data: str, way: Way, total: int, seed: int) -> Path:
     """Sweep and ensemble of a way, unless they are done; their folder."""
     from cxrlt_ray import ensemble, sweep
@@ -115,11 +120,11 @@ def space(way: Way) -> Path:
     return path
 
 
-def section(data: list[str], total: int, seeds: list[int]) -> list[str]:
+def section(data: list[str], total: int, seeds: list[int], compared_ways: list[Way]) -> list[str]:
     """The table: test mAP of every way, less that of one plain training."""
     rows = []
     for name in data:
-        runs: dict[Way, list[Path]] = {way: [] for way in ways(total)}
+        runs: dict[Way, list[Path]] = {way: [] for way in compared_ways}
         for seed in seeds:
             for way, done in runs.items():
                 done.append(spend(name, way, total, seed))
@@ -168,10 +173,15 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["nih384", "phantom"])
     parser.add_argument("--epochs", type=int, default=24, help="of all networks of a way together")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--lengths", action="store_true", help="instead: one plain training of fewer epochs")
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     args = parser.parse_args()
-    lines = section(args.data, args.epochs, args.seeds)
-    publish("spending", "What epochs are best spent on: trials, folds or length", ".", lines, args.write)
+    compared_ways = (lengths if args.lengths else ways)(args.epochs)
+    lines = section(args.data, args.epochs, args.seeds, compared_ways)
+    if args.lengths:
+        publish("spending-lengths", "What longer training is worth", ".", lines, args.write)
+    else:
+        publish("spending", "What epochs are best spent on: trials, folds or length", ".", lines, args.write)
 
 
 if __name__ == "__main__":
