@@ -298,13 +298,16 @@ def demo(monkeypatch):
 
 def test_the_demos_search_is_as_it_is_with_ample_time_and_has_two_long_trials_in_little(demo, tmp_path):
     quick, slow = (planner(tmp_path / str(slowness), slowness) for slowness in (1, 4))
-    short = quick.fit(240, 1600).size
+    short = quick.fit(240, 1600, fewest=2).size
     assert short.trials == 2
     assert short.epochs >= 8
-    fit = quick.fit(1200, 1600)
+    alone = quick.fit(240, 1600).size
+    assert alone.trials == 1
+    assert alone.epochs >= 1.8 * short.epochs
+    fit = quick.fit(4000, 1600, fewest=2)
     assert fit.size.full
     assert quick.space.fitted(fit.size) == quick.space
-    fit = slow.fit(170, 1600)
+    fit = slow.fit(170, 1600, fewest=2)
     assert fit.fits
     assert (fit.size.trials, fit.size.pixels) == (2, 96)
     space = slow.space.fitted(fit.size)
@@ -316,7 +319,7 @@ def test_the_demos_search_is_as_it_is_with_ample_time_and_has_two_long_trials_in
 @given(st.floats(30, 3000), st.floats(30, 3000), st.sampled_from([0.3, 1.0, 4.0, 20.0]))
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_demos_search_grows_with_its_budget_at_any_speed(demo, tmp_path, one, other, slowness):
-    few, many = (planner(tmp_path, slowness).fit(budget, 1600) for budget in sorted((one, other)))
+    few, many = (planner(tmp_path, slowness).fit(budget, 1600, fewest=2) for budget in sorted((one, other)))
     assert few.size.trials <= many.size.trials
     assert few.size.epochs <= many.size.epochs
     assert few.size.pixels <= many.size.pixels

@@ -95,7 +95,8 @@ def count_images(monkeypatch):
     seen, before = [], models.Classifier.features
 
     def counted(self, pixels):
-        seen.append(len(pixels))
+        if pixels.device.type != "meta":  # where operations are counted
+            seen.append(len(pixels))
         return before(self, pixels)
 
     monkeypatch.setattr(models.Classifier, "features", counted)
@@ -453,7 +454,7 @@ def one_of_two(rank, job, trial, seen):
 
     def counted(self, pixels):
         with seen.get_lock():
-            seen.value += len(pixels)
+            seen.value += len(pixels) * (pixels.device.type != "meta")  # where operations are counted
         return before(self, pixels)
 
     models.Classifier.features = counted
