@@ -118,7 +118,7 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Say = cl
     best = _fitted(EnsembleFile(selector="best"), file, pool, seed)
     best = replace(best, title=f"best {kind} {pool.names[int(best.weights[:, 0].argmax())]}")
     mean = _fitted(EnsembleFile(selector="mean"), file, pool, seed)
-    mean = replace(mean, title=f"mean of {len(pool.names)} {kind}s")
+    mean = replace(mean, title=f"mean of {len(pool.names)} {kind}{'s' if len(pool.names) > 1 else ''}")
     chosen = _fitted(file, file, pool, seed, say)
     return [best, mean, replace(chosen, title=f"{title} ensemble")]
 
