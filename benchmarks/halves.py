@@ -53,7 +53,7 @@ TRIALS = 24
 DERIVED = ("broken", "clones", "unequal")
 DEFAULT, BEFORE = "ensembles/greedy.yaml", "the default before"
 STEADY = 200  # images chosen on, for the shares of weight that stay
-LARGE, FINDINGS = 39_293, 40  # the challenge's images to choose on, for the cost
+COST, CHALLENGE = (4_000, 20), (39_293, 40)  # images to choose on and findings, for the cost
 SYSTEMS: dict[str, list[Method]] = {
     "best": [Method("best")],
     "mean": [Method("mean")],
@@ -286,8 +286,11 @@ def kept_row(
     return row
 
 
-def aside(pools: Sequence[str], rounds: int, seed: int) -> list[str]:
-    """What the default costs and how steady its choice is, beside the default before and plain greedy."""
+def aside(pools: Sequence[str], rounds: int, seed: int, size: tuple[int, int]) -> list[str]:
+    """What the default costs and how steady its choice is, beside the default before and plain greedy.
+
+    size: images to choose on, and findings.
+    """
     from selection import reference
 
     compared = {"greedy": SYSTEMS["greedy"], BEFORE: SYSTEMS[BEFORE], DEFAULT: load_ensemble("greedy")[1].methods()}
@@ -303,8 +306,9 @@ def aside(pools: Sequence[str], rounds: int, seed: int) -> list[str]:
         rows.append([name, *cells])
     lines = ["The share of the weight that stays on the same members when subjects are drawn anew, 20 times; chosen on"]
     lines += [f"{STEADY} images, without fallback.", "", *table(["pool", *compared], rows), ""]
-    predictions, targets, groups = reference(50, 2 * LARGE, FINDINGS, seed)
-    first = groups < groups[LARGE]
+    images, findings = size
+    predictions, targets, groups = reference(50, 2 * images, findings, seed)
+    first = groups < groups[images]
     inputs = (side_by_side(predictions[:, first]), targets[first], groups[first])
     systems = {"mean": SYSTEMS["mean"], **compared}
     scores: dict[str, float] = {}
@@ -318,8 +322,8 @@ def aside(pools: Sequence[str], rounds: int, seed: int) -> list[str]:
         return seconds
 
     seconds = turns({name: partial(timed, name) for name in systems}, rounds)
-    size = f"{LARGE:,} images, {FINDINGS} findings (benchmarks/selection.py)"
-    lines += [f"Cross-fitted selection of 50 simulated members on {size},", "and mAP on as many new images.", ""]
+    what = f"{images:,} images, {findings} findings (benchmarks/selection.py)"
+    lines += [f"Cross-fitted selection of 50 simulated members on {what},", "and mAP on as many new images.", ""]
     rows = [[n, spread(seconds[n], 1), ratios(seconds[n], seconds[BEFORE]), f"{scores[n]:.4f}"] for n in systems]
     return lines + table(["system", "s", "of the default before", "mAP"], rows)
 
@@ -345,6 +349,7 @@ def main() -> None:
     )
     parser.add_argument("--pools", nargs="+", default=[], help="only these; all that were made without it")
     parser.add_argument("--aside", action="store_true", help="instead: the default's cost and how steady it is")
+    parser.add_argument("--challenge", action="store_true", help="with --aside: at the challenge's size")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="images to choose on; 4,000 take half an hour")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -359,8 +364,8 @@ def main() -> None:
         parser.error("there is no pool yet: --make one")
     pools = args.pools or [p for name in made for p in (name, f"{name}, finished")]
     if args.aside:
-        title = "What the default ensemble costs and how steady it is"
-        publish("halves-aside", title, ".", aside(pools, 1, args.seed), args.write)
+        lines = aside(pools, 2, args.seed, CHALLENGE if args.challenge else COST)
+        publish("halves-aside", "What the default ensemble costs and how steady it is", ".", lines, args.write)
         return
     pools += [] if args.pools else [f"{made[0]}, {change}" for change in DERIVED]
     publish(
