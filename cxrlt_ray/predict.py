@@ -74,10 +74,7 @@ def run(request: PredictRequest) -> Predictions:
         with store.place("asked.csv") as path:
             table.frame().to_csv(path)
     if mapping is not None:
-        embeddings = asked.embeddings[mapping] if asked else None
-        rows: dict[str, np.ndarray] = {}
-        if asked is not None and embeddings is not None:
-            rows = dict(zip(asked.findings, embeddings, strict=True))
+        rows = asked.rows(mapping) if asked else {}
         _draw_maps(request, attention_maps(ensemble.trials[mapping], rows, names, shards, images.table), names)
     left = ["predictions.parquet", "submission.csv", *(["asked.csv"] if names else [])]
     line = f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{', '.join(left)}"

@@ -86,18 +86,23 @@ def keys_of_subjects(manifest: Manifest, data: str, cohorts: Mapping[str, str]) 
     data, cohorts: the directories of the main data and, by mapping, of the others. A cohort whose mapping is gone keeps
     its ids.
     """
-    ids, names = manifest.table["subject_id"].astype(str), manifest.cohorts
-    keys = ids.to_numpy(object).copy()
-    known = {MAIN: ("", release_of(manifest.source, data))}
+    releases = {MAIN: release_of(manifest.source, data)}
     for key, path in cohorts.items():
         try:
             mapping = load_mapping(key)
         except CxrltError:
             continue
-        known[mapping.name] = (f"{mapping.name}/", release_of(mapping.reader, path.removeprefix(PHANTOM)))
-    for name, (prefix, release) in known.items():
-        rows = (names == name).to_numpy()
-        keys[rows] = subject_keys(release, ids[rows].str.removeprefix(prefix))
+        releases[mapping.name] = release_of(mapping.reader, path.removeprefix(PHANTOM))
+    return keys_within(manifest, releases)
+
+
+def keys_within(manifest: Manifest, releases: Mapping[str, str]) -> np.ndarray:
+    """The key of the subject of each image, str [N]. releases: by cohort; ids of one without it stay as they are."""
+    ids, cohorts = manifest.table["subject_id"].astype(str), manifest.cohorts
+    keys = ids.to_numpy(object).copy()
+    for cohort, release in releases.items():
+        rows = (cohorts == cohort).to_numpy()
+        keys[rows] = subject_keys(release, ids[rows].str.removeprefix(f"{cohort}/"))  # the main cohort's have no prefix
     return keys
 
 

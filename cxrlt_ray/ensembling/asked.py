@@ -38,6 +38,11 @@ class Asked:
     embeddings: tuple[np.ndarray | None, ...]
     weights: np.ndarray
 
+    def rows(self, member: int) -> dict[str, np.ndarray]:
+        """A member's embedding [E] of each finding; {} where it cannot be asked."""
+        embeddings = self.embeddings[member]
+        return {} if embeddings is None else dict(zip(self.findings, embeddings, strict=True))
+
     def __repr__(self) -> str:  # names the stored scores of a killed run
         return f"Asked({self.findings}, {[None if e is None else e.tobytes().hex() for e in self.embeddings]})"
 

@@ -19,6 +19,7 @@ from pydantic import JsonValue
 
 from cxrlt_ray import cli, output, selection
 from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.tasks import GROUPS
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool, Say
@@ -118,7 +119,7 @@ def compare(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Say = cl
     best = _fitted(EnsembleFile(selector="best"), file, pool, seed)
     best = replace(best, title=f"best {kind} {pool.names[int(best.weights[:, 0].argmax())]}")
     mean = _fitted(EnsembleFile(selector="mean"), file, pool, seed)
-    mean = replace(mean, title=f"mean of {len(pool.names)} {kind}{'s' if len(pool.names) > 1 else ''}")
+    mean = replace(mean, title=f"mean of {counted(len(pool.names), kind)}")
     chosen = _fitted(file, file, pool, seed, say)
     return [best, mean, replace(chosen, title=f"{title} ensemble")]
 

@@ -17,6 +17,7 @@ import pandas as pd
 from cxrlt_ray import cli
 from cxrlt_ray.data.asking import ALWAYS, MINED
 from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.ensembling.compare import ScoredSplit, System
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool, Say
@@ -46,7 +47,7 @@ def compare_asked(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Sa
     space = file.space or "probability"
     best = _fitted(BEST, {}, space, file, pool, seed)
     best = replace(best, title=f"best trial {pool.names[int(best.weights[:, 0].argmax())]}")
-    mean = replace(_fitted("mean", {}, space, file, pool, seed), title=f"mean of {len(pool.names)} trials")
+    mean = replace(_fitted("mean", {}, space, file, pool, seed), title=f"mean of {counted(len(pool.names), 'trial')}")
     own = dict(file.settings) if selector == file.selector else {}
     known = {key: value for key, value in own.items() if selector in SELECTORS and key in settings(selector)}
     chosen = _fitted(selector, known, space, file, pool, seed)

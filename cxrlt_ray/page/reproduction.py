@@ -52,9 +52,8 @@ def next_commands(run: Run, ensemble: StoredEnsemble | None, left: int) -> tuple
         words = [f"{folder}/submission.csv", "--task", _task(run.record), "--data", "DATA"]
         commands.append(Command(what="Score the submission by finding", command=_line("evaluate", words)))
     if not ensemble.store.exists("explain.json"):
-        words = ["--select", ensemble.record.name, *at, *storage, "--explain"]
         what = "See what each member brings and what more trials are worth"
-        commands.append(Command(what=what, command=_line("ensemble", words)))
+        commands.append(Command(what=what, command=ensemble_command(run, ensemble, "--explain")))
     words = ["--ensemble", f"{folder}/ensemble.json", "--data", "NEW_IMAGES"]
     return (*commands, Command(what="Score new images", command=_line("predict", words)))
 

@@ -33,6 +33,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 MOST_MONITORED = 0.1  # share of the images
 LEAST_SUBJECTS = 8  # to train on and to measure by
+MEND = "Call it by its mapping: nih, chexpert, padchest ..."  # a cohort of no known format
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,12 @@ def _read(name: str, path: str, splits: str, seed: int) -> tuple[Manifest, Cohor
     store = directory(path)
     try:
         known = name in config.names(FOLDER) and not store.exists(PHANTOM_MARKER)
-        reader, _ = choose_reader(store, load_mapping(name).reader if known else None, labelled=False)
+        reader, _ = choose_reader(store, load_mapping(name).reader if known else None, labelled=False, mend=MEND)
         bare = reader.name == "images"
         labelled = not bare and bool(reader.read(Request(store, labelled=False)).findings)
         manifest = read_cohort(path, format=reader.name, task="auto", seed=seed, labelled=labelled).manifest
     except CxrltError as error:
-        reason = str(error).replace("Name one with --format.", "Call it by its mapping: nih, chexpert, padchest ...")
-        raise type(error)(f"cohort {name}: {reason}") from None
+        raise type(error)(f"cohort {name}: {error}") from None
     if bare:
         manifest = dataclasses.replace(manifest, table=manifest.table.assign(split="train"))
     of_splits = manifest.table["split"].fillna("none").value_counts()

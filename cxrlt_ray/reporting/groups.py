@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import JsonValue
@@ -30,10 +31,11 @@ NOTE = (
 def render(report: GroupReport) -> list[Table | str]:
     """For each column the groups' mean scores and their gaps, then the differences that stand after correction."""
     parts: list[Table | str] = []
+    means = [row for row in report.frame().to_dict("records") if row["finding"] == MEAN]
     for by in report.common:
         groups = [group for group in report.groups if group.by == by]
         if groups:
-            parts += [_title(report, by), _table(report, by, groups)]
+            parts += [_title(report, by), _table(report, by, groups, [row for row in means if row["by"] == by])]
         parts += _remarks(report, by, groups)
     parts.append(NOTE.format(thresholds=CHOSEN_HERE if report.chosen_here else ", as given by --thresholds"))
     parts += _flags(report)
@@ -81,7 +83,8 @@ def _title(report: GroupReport, by: str) -> str:
     return f"By {cli.shortened(by)}, means over {report.common[by]} of {len(report.findings)} findings"
 
 
-def _table(report: GroupReport, by: str, groups: list[GroupScores]) -> Table:
+def _table(report: GroupReport, by: str, groups: list[GroupScores], rows: Sequence[Mapping[Hashable, Any]]) -> Table:
+    """The means of a column's groups. rows: their records."""
     from rich.table import Column
 
     from cxrlt_ray.output.tables import RecordTable
@@ -89,7 +92,6 @@ def _table(report: GroupReport, by: str, groups: list[GroupScores]) -> Table:
     heads = ("images", "subjects", *NAMES.values(), "ECE")
     numbers = [Column(head, justify="right", no_wrap=True) for head in heads]
     table = RecordTable("by_group", Column(cli.shortened(by), no_wrap=True), *numbers, padding=(0, 1, 0, 0))
-    rows = [row for row in report.frame().to_dict("records") if row["by"] == by and row["finding"] == MEAN]
     for group, row in zip(groups, rows, strict=True):
         cells = (cli.shortened(group.group), f"{group.images:,}", f"{group.subjects:,}", *_cells(group))
         table.add_record({str(key): value for key, value in row.items()}, *cells)

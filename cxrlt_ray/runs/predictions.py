@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 KEY = b"cxrlt_ray"  # of the metadata
 TTA = "-tta"  # ends the split's name of predictions under test-time augmentation
@@ -97,25 +100,36 @@ def read_predictions(
 
 def split_of(store: Store, name: str) -> str | None:
     """The split that predictions are of; None without the file. Raises CxrltError where it is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not store.exists(name):
         return None
-    try:
-        split = json.loads((pq.read_schema(io.BytesIO(store.read(name))).metadata or {})[KEY])["split"]
-    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
-        raise CxrltError(f"{store.uri}/{name} is not a file of predictions ({error}).") from None
-    return str(split)
+    with _checked(store, name):
+        return str(_metadata(_parquet(store, name).schema_arrow)["split"])
 
 
 def _read(store: Store, name: str) -> tuple[pa.Table, dict[str, str]]:
-    import pyarrow as pa
+    with _checked(store, name):
+        # of small files threads cost more than they bring; many are read at once
+        table = _parquet(store, name).read(use_threads=False)
+        return table, _metadata(table.schema)
+
+
+def _parquet(store: Store, name: str) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
+    return pq.ParquetFile(io.BytesIO(store.read(name)), page_checksum_verification=True)
+
+
+def _metadata(schema: pa.Schema) -> dict[str, str]:
+    metadata: dict[str, str] = json.loads((schema.metadata or {})[KEY])
+    return metadata
+
+
+@contextmanager
+def _checked(store: Store, name: str) -> Iterator[None]:
+    """Raises CxrltError where what is read in its course is no file of predictions."""
+    import pyarrow as pa
+
     try:
-        file = pq.ParquetFile(io.BytesIO(store.read(name)), page_checksum_verification=True)
-        table = file.read(use_threads=False)  # of small files threads cost more than they bring; many are read at once
-        return table, json.loads((table.schema.metadata or {})[KEY])
-    except (KeyError, ValueError, OSError, pa.ArrowException) as error:
+        yield
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
         raise CxrltError(f"{store.uri}/{name} is not a file of predictions ({error}).") from None

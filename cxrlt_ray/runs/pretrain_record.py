@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cxrlt_ray.data.fingerprints import HashedSet, image_keys, release_of, subject_keys
+from cxrlt_ray.data.fingerprints import HashedSet, image_keys, keys_within, release_of, subject_keys
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.errors import CxrltError
@@ -111,12 +111,8 @@ def records_of(weights: str) -> Iterator[tuple[str, PretrainRecord]]:
 
 def hashed(manifest: Manifest, releases: dict[str, str], shards: Shards, salt: str) -> SeenImages:
     """The manifest's images as hashes. releases: what ids of each of its cohorts are unique within."""
-    table = manifest.table
-    subjects: set[str] = set()
-    for cohort, rows in table.groupby(manifest.cohorts):
-        own = rows["subject_id"].str.removeprefix(f"{cohort}/").unique()
-        subjects |= set(subject_keys(releases[str(cohort)], own))
-    images = {key for key in image_keys(shards, table["image_id"]) if key}
+    subjects = set(keys_within(manifest, releases))
+    images = {key for key in image_keys(shards, manifest.table["image_id"]) if key}
     return SeenImages(subjects=HashedSet.of(subjects, salt), images=HashedSet.of(images, salt))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.readers.columns import counted
 
 STEP = 0.85  # of the epochs, and of the trials, from one search to the next smaller one
 
@@ -44,8 +45,7 @@ class Fit:
         if size.full and self.fits:
             more = "; the time left goes to more trials" if open_ended else ""
             return f"Fits in {cli.duration(budget)}: about {cli.duration(self.seconds)} planned ({rate}){more}"
-        epochs = f"{size.epochs} epoch{'s' if size.epochs > 1 else ''}"
-        trials = f"{size.trials} trial{'s' if size.trials > 1 else ''}"
+        trials, epochs = counted(size.trials, "trial"), counted(size.epochs, "epoch")
         line = f"Fitted to {cli.duration(budget)}: {trials} of up to {epochs} at {size.pixels} px ({rate})"
         if self.fits:
             return line

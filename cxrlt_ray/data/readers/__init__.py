@@ -97,8 +97,13 @@ def all_readers() -> dict[str, Reader]:
     return dict(sorted(_READERS.items(), key=lambda item: (item[0] == "images", item[0])))
 
 
-def choose_reader(data: Store, format: str | None, labelled: bool) -> tuple[Reader, str]:
-    """The reader for `data` and, in words, how it was chosen. Raises UsageError where no reader recognises it."""
+def choose_reader(
+    data: Store, format: str | None, labelled: bool, mend: str = "Name one with --format."
+) -> tuple[Reader, str]:
+    """The reader for `data` and, in words, how it was chosen.
+
+    Raises UsageError, with how to `mend` it, where no reader recognises the data.
+    """
     readers = all_readers()
     if format is not None:
         if format not in readers:
@@ -108,4 +113,4 @@ def choose_reader(data: Store, format: str | None, labelled: bool) -> tuple[Read
         if evidence := reader.recognise(data, labelled):
             return reader, f"found {evidence}"
     formats = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in readers.values())
-    raise UsageError(f"{data.uri} holds no format that is known. Looked for {formats}. Name one with --format.")
+    raise UsageError(f"{data.uri} holds no format that is known. Looked for {formats}. {mend}")
