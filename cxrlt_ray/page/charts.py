@@ -16,6 +16,7 @@ from cxrlt_ray.page.svg import SERIES, WIDTH, Scale, legend, plain, shortened, s
 ROW, CELL = 22, 20  # pixels of a row of names, of a heatmap
 FEW = 5  # distinct numbers that stand on an axis like words, evenly apart
 TOOLTIPS = 1500  # cells of a heatmap above which they have none: the table behind it has the values
+KEY_WIDTH = 210  # of a heatmap's shades with their numbers
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def heatmap(
             tip = tag("title", f"{name}, {columns[c]}: {plain(round(value, 3))}") if tips else ""
             place = {"x": f"{left + cell * c:.1f}", "y": f"{y:g}", "width": f"{cell - 1:.1f}", "height": CELL - 1}
             parts.append(tag("rect", tip, class_="heat", fill_opacity=f"{share:.2f}".rstrip("0").rstrip("."), **place))
-    width = max(left + cell * len(columns) + 90, 360)
+    width = max(left + cell * len(columns) + 90, left + KEY_WIDTH)
     bottom = top + CELL * len(rows)
     parts += _shades(left, bottom + 16, low, high)
     return svg(title, description, width, bottom + 40, parts, "heatmap")

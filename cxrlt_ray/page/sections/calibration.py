@@ -23,7 +23,7 @@ from cxrlt_ray.page.sections.summary import SETS
 MOST = 20_000  # images that are judged where nothing was computed before: 40 findings of them take seconds
 NAMES = {"log_loss": "log loss", "brier": "Brier", "ece": "ECE"}
 BEFORE, AFTER = "before", "after"
-LEFT_AS_IT_IS = "--calibrate makes the scores probabilities: {} also shows what changes."
+LEFT_AS_IT_IS = "To make the scores probabilities, and to see what that changes: {}"
 RAW = "Its scores are not calibrated."
 WITHOUT_FILE = "The ensemble is calibrated, but calibration.json, which says what that changed, is not there."
 

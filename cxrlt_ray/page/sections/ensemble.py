@@ -324,11 +324,11 @@ def _alike(facts: EnsembleFacts) -> Figure:
     names = [row.trial for row in facts.alike]
     values = [row.correlations for row in facts.alike]
     apart = [v for r, row in enumerate(values) for c, v in enumerate(row) if r != c and v is not None]
-    low = min(apart, default=0.0)
-    words = f"{len(names)} members; correlations from {low:.2f} to {max(apart, default=1.0):.2f}"
-    drawing = charts.heatmap(
-        "Correlation of members' scores", words, values, names, names, low, max(apart, default=1.0)
-    )
+    low, high = min(apart, default=0.0), max(apart, default=1.0)
+    words = f"{len(names)} members; correlations from {low:.2f} to {high:.2f}"
+    if high == low:  # of two members: one number has no scale of its own
+        low, high = 0.0, 1.0
+    drawing = charts.heatmap("Correlation of members' scores", words, values, names, names, low, high)
     columns = [Column("member", "trial")]
     columns += [Column(name, f"correlations/{k}", "score") for k, name in enumerate(names)]
     note = "Spearman, the mean over findings, on validation. Members that are alike repeat each other."

@@ -119,7 +119,7 @@ def _details(facts: Facts) -> list[Detail]:
         ("this page's cxrlt_ray", __version__),
         *((f"{name}, of this page", _version(name)) for name in PACKAGES),
     ]
-    whole = ("fingerprint", "seed")  # long numbers that name nobody
+    whole = ("run", "fingerprint", "seed")  # the page's title, and long numbers that name nobody
     return [
         Detail(what=what, value=value if what.startswith(whole) else public(value)) for what, value in pairs if value
     ]
