@@ -3,9 +3,9 @@
 Every way trains networks for the same number of epochs in all on the same images (space laptop without early stopping),
 ends in the default ensemble, and is scored on the test images. `search` tries the space's points, `start` only its
 first start point, with a seed a trial; one plain training has all epochs. The data: nih384, and the phantom of job.py
-with 4,000 test images. Folds: with validation images among those that are folded. Results are kept in build/spending:
-a run that was cut goes on. Intervals: paired, by subject, of the mean over seeds. About 7 minutes a way and seed at 24
-epochs of nih384 on two slow cores.
+with 4,000 test images, at 64 pixels. Folds: with validation images among those that are folded. Results are kept in
+build/spending: a run that was cut goes on. Intervals: paired, by subject, of the mean over seeds. About 7 minutes a way
+and seed at 24 epochs of nih384 on two slow cores.
 """
 
 from __future__ import annotations
@@ -51,16 +51,15 @@ class Spent:
     epochs: int
 
 
-def ways(total: int) -> list[Way]:
-    """The ways to spend so many epochs."""
-    return [
-        Way(1, total, like=True),
-        Way(3, total // 3, like=True),
-        Way(1, total // 3, 3, like=True),
-        Way(max(total // 6, 1), 6),
-        Way(max(total // 4, 1), 4, like=True),
-        Way(1, round(total / 5), 5, like=True),
-    ]
+def ways(total: int) -> dict[str, Way]:
+    """The ways to spend so many epochs, by name; the first is what the others are compared with."""
+    return {
+        "plain": Way(1, total, like=True),
+        "folds5": Way(1, round(total / 5), 5, like=True),
+        "folds3": Way(1, total // 3, 3, like=True),
+        "three": Way(3, total // 3, like=True),
+        "search": Way(max(total // 6, 1), 6),
+    }
 
 
 def lengths(total: int) -> list[Way]:
@@ -68,11 +67,18 @@ def lengths(total: int) -> list[Way]:
     return [Way(1, epochs, like=True) for epochs in (total, 3 * total // 4, total // 2)]
 
 
+def data_of(text: str) -> tuple[str, int]:
+    """The data set and the pixels of an argument such as phantom:64."""
+    name, _, pixels = text.partition(":")
+    return name, int(pixels or 112)
+
+
 def spend(data: str, way: Way, total: int, seed: int) -> Path:
     """Sweep and ensemble of a way, unless they are done; their folder."""
     from cxrlt_ray import ensemble, sweep
 
-    name = f"{data}-{total}-{way.trials}x{way.epochs}f{way.folds}{'s' if way.like else ''}-{seed}"
+    cohort_name, pixels = data_of(data)
+    name = f"{cohort_name}-{pixels}-{total}-{way.trials}x{way.epochs}f{way.folds}{'s' if way.like else ''}-{seed}"
     run = BUILD / name
     if (run / "spent.json").exists():
         return run
@@ -81,8 +87,8 @@ def spend(data: str, way: Way, total: int, seed: int) -> Path:
         request["resume"] = True
     else:
         request |= {
-            "data": str(NIH if data == "nih384" else cohort(data)),
-            "space": str(space(way)),
+            "data": str(NIH if cohort_name == "nih384" else cohort(cohort_name)),
+            "space": str(space(way, pixels)),
             "trials": way.trials,
             "seed": seed,
         }
@@ -98,15 +104,16 @@ def spend(data: str, way: Way, total: int, seed: int) -> Path:
     return run
 
 
-def space(way: Way) -> Path:
-    """The space laptop for a way, as a file."""
+def space(way: Way, pixels: int) -> Path:
+    """The space laptop for a way at one resolution, as a file."""
     import yaml
 
     from cxrlt_ray import config
 
     content = config.read_yaml(config.find("search_spaces", "laptop"))
     content |= {"epochs": way.epochs, "prune": False}
-    content["parameters"]["patience"] = 0
+    content["parameters"] |= {"patience": 0, "resolution": pixels}
+    content["start"] = [{**point, "resolution": pixels} for point in content["start"]]
     if way.like:
         first = content["start"][0]
         content["start"] = []
@@ -114,7 +121,7 @@ def space(way: Way) -> Path:
         names = {name: domain for name, domain in names.items() if name not in ("focal_gamma", "gamma_neg")}
         names["class_weight_exponent"] = {"value": 0.0}
         content["parameters"] = names | {"seed": {"low": 0, "high": 100_000, "int": True}}
-    path = BUILD / "spaces" / f"{way.epochs}{'s' if way.like else ''}.yaml"
+    path = BUILD / "spaces" / f"{pixels}-{way.epochs}{'s' if way.like else ''}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
@@ -135,7 +142,7 @@ def section(data: list[str], total: int, seeds: list[int], compared_ways: list[W
         f"Test mAP of the ensemble, the mean of seeds {', '.join(map(str, seeds))} (of each), and what it is above"
     ]
     lines += ["one plain training, paired by subject. val: cross-fitted on validation images, which differ by way.", ""]
-    heads = ["data", "way", "epochs", "val", "test", "above one plain training"]
+    heads = ["data, pixels", "way", "epochs", "val", "test", "above one plain training"]
     return lines + ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
@@ -153,7 +160,7 @@ def compared(data: str, runs: dict[Way, list[Path]]) -> list[list[str]]:
     for way, folders in runs.items():
         spent = [Spent(**json.loads((folder / "spent.json").read_text())) for folder in folders]
         values = result.values[way]
-        row = [data, str(way), f"{np.mean([s.epochs for s in spent]):.0f}"]
+        row = ["{}, {}".format(*data_of(data)), str(way), f"{np.mean([s.epochs for s in spent]):.0f}"]
         row += [f"{np.mean([s.validation for s in spent]):.3f}", f"{values.mean():.3f}"]
         row[-1] += f" ({', '.join(f'{value:.3f}' for value in values)})"
         rows.append([*row, "" if way == plain else result.gain(way, plain)])
@@ -170,13 +177,15 @@ def test_scores(run: Path, image_id: list[str], findings: list[str]) -> np.ndarr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=["nih384", "phantom"])
+    parser.add_argument("--data", nargs="+", default=["nih384", "phantom:64"], help="name or name:pixels")
     parser.add_argument("--epochs", type=int, default=24, help="of all networks of a way together")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=list(ways(1)), default=list(ways(1)), help="plain first")
     parser.add_argument("--lengths", action="store_true", help="instead: one plain training of fewer epochs")
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     args = parser.parse_args()
-    compared_ways = (lengths if args.lengths else ways)(args.epochs)
+    named = ways(args.epochs)
+    compared_ways = lengths(args.epochs) if args.lengths else [named[name] for name in args.ways]
     lines = section(args.data, args.epochs, args.seeds, compared_ways)
     if args.lengths:
         publish("spending-lengths", "What longer training is worth", ".", lines, args.write)

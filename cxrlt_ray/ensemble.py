@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from cxrlt_ray import cli, output
 from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.tasks import rarity
 from cxrlt_ray.ensembling import from_tables, stored
 from cxrlt_ray.ensembling.apply import score_splits
@@ -76,7 +77,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     if not has_images:
         print(f"The data has no {split} images: weights are made, no submission")
     pool = pool_of_run(request, swept, manifest, file, split if has_images else None)
-    print(f"Run {swept.name}: {len(pool.trials)} trials, {len(pool.image_id):,} validation images")
+    print(f"Run {swept.name}: {counted(len(pool.trials), 'trial')}, {len(pool.image_id):,} validation images")
     if swept.record.transductive:
         print(TRANSDUCTIVE)
     if len(pool.trials) == 1:

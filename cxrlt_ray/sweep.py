@@ -20,6 +20,7 @@ from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.start import share_processors
 from cxrlt_ray.data.features import features_bound, features_folder
 from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
@@ -125,7 +126,7 @@ def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: 
 
     folds = f" x {record.models} folds" + (" of findings" if record.finding_folds else "") if record.models > 1 else ""
     print(f"Resources: {resources}")
-    print(f"Plan: {record.trials} trials of up to {space.epochs} epochs{folds}")
+    print(f"Plan: {counted(record.trials, 'trial')} of up to {space.epochs} epochs{folds}")
     storage = Store(request.storage)
     planner = plan.Planner(
         space,

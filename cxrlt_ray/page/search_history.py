@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, Value
 from cxrlt_ray.runs.store import Run, Trial
@@ -34,7 +35,7 @@ def importances(run: Run, trials: Sequence[Trial]) -> tuple[dict[str, float], st
     """
     finished = [trial for trial in trials if trial.state == FINISHED and trial.score == trial.score]
     if len(finished) < FEWEST:
-        return {}, f"{len(finished)} trials have finished; importances take {FEWEST} or more."
+        return {}, f"{counted(len(finished), 'finished trial')}; importances take {FEWEST} or more."
     spread = distributions(run, finished)
     shared = [name for name in spread if all(name in settings(trial) for trial in finished)]
     if not shared:

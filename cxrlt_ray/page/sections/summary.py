@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.evaluation.published import Published, not_comparable, published
 from cxrlt_ray.page.charts import Mark, intervals
 from cxrlt_ray.page.facts import Facts
@@ -111,7 +112,7 @@ def _asked(facts: Facts) -> str:
     record = facts.run.record
     parts = [f"Task {record.task.name}: {len(facts.findings)} finding{'s' * (len(facts.findings) != 1)}"]
     space = record.space.rpartition("/")[2].removesuffix(".yaml")
-    parts.append(f"{record.trials:,} trials of space {space}" if space else f"{record.trials:,} trials")
+    parts.append(counted(record.trials, "trial") + (f" of space {space}" if space else ""))
     if record.epochs:
         parts.append(f"{record.epochs} epoch{'s' * (record.epochs != 1)}")
     if record.models > 1:
