@@ -120,7 +120,7 @@ def examine(
             table = _with_all_splits(table, raw.findings, validation, seed, notes, problems)
     table = in_order(table.assign(**{COHORT: MAIN}))
     manifest = Manifest(table[[*META, *raw.findings]], raw.findings, reader.name, raw.root)
-    cohort = Cohort(manifest, tuple(notes), {MAIN: raw.root}, table[["file", "row"]])
+    cohort = Cohort(manifest, tuple(notes), {MAIN: raw.root}, table[["file", "row"]], raw.labellings)
     return (join(cohort, others, uncertain, problems, unlabelled) if others else cohort), problems
 
 

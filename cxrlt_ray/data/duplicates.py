@@ -13,6 +13,7 @@ import numpy as np
 EDGE, LOWEST = 64, 16  # of the thumbnail, and of its frequencies that count
 BITS = LOWEST * LOWEST - 1  # without the mean
 NEAR = 32  # bits in which near-duplicates may differ
+HASH = "hash"  # the column of an index of shards
 ROWS = 512  # hashes that are compared with all others at once
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.readers import Raw
+from cxrlt_ray.data.two_labellings import side_by_side
 from cxrlt_ray.errors import UsageError
 
 REPLACE, JOIN = "replace", "join"
@@ -55,7 +56,7 @@ class GivenLabels:
         return tuple(name for name in every if asked is None or name in asked)
 
     def applied(self, raw: Raw, asked: Sequence[str] | None) -> Raw:
-        """A cohort's rows with these labels. Raises UsageError where no study is in both."""
+        """A cohort's rows with these labels, and both side by side. Raises UsageError where no study is in both."""
         findings = self.findings_of(raw.findings, asked)
         rows = rows_of_studies(self.table.index, raw.table["study_id"].fillna(""))
         if not (rows >= 0).any():
@@ -65,13 +66,15 @@ class GivenLabels:
             for name in findings
         }
         kept = self._scored(raw)
+        given = {name: self._labels(name, rows, raw.table.index) for name in findings}
         columns = {}
         for name in findings:
-            given = self._labels(name, rows, raw.table.index)
-            mixed = own[name].where(own[name].notna(), given) if self.mode == JOIN else given
+            mixed = own[name].where(own[name].notna(), given[name]) if self.mode == JOIN else given[name]
             columns[name] = own[name].where(kept, mixed)
         table = raw.table.drop(columns=list(raw.findings)).assign(**columns)
-        return replace(raw, table=table, findings=findings, notes=[*raw.notes, *self._notes(rows, kept, own, columns)])
+        both = side_by_side(raw.table, findings, own, given, kept)
+        notes = [*raw.notes, *self._notes(rows, kept, own, columns)]
+        return replace(raw, table=table, findings=findings, notes=notes, labellings=both)
 
     def _labels(self, finding: str, rows: np.ndarray, index: pd.Index) -> pd.Series:
         """These labels of a finding for each image: 1, 0 or null."""

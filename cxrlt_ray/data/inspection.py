@@ -16,13 +16,12 @@ from cxrlt_ray.data.duplicates import near_pairs, perceptual_hash
 from cxrlt_ray.data.manifest import SPLITS, Manifest
 from cxrlt_ray.data.originals import check_originals, read_original
 from cxrlt_ray.data.shards import inverted
-from cxrlt_ray.data.suspects import suspect
+from cxrlt_ray.data.suspects import BLANK, suspect
 from cxrlt_ray.errors import CxrltError
 
 EDGE = 128  # pixels to decode for: thumbnails need no more
 AT_ONCE = 256  # images in the threads' queue
 MISSING = "missing"  # the reason where there is no file
-BLANK = ("black", "blank", "flat")  # all alike, and no one's duplicates
 
 
 def inspect_images(manifest: Manifest, sample: int = 0, say: Callable[[str], None] = cli.say) -> pd.DataFrame:

@@ -89,7 +89,8 @@ def join(
     synthetic = tuple(name for cohort in cohorts for name in cohort.manifest.synthetic)
     manifest = replace(main.manifest, table=pd.concat(tables, ignore_index=True), root=root, synthetic=synthetic)
     origins = pd.concat([cohort.origins for cohort in cohorts], ignore_index=True)
-    return Cohort(manifest, tuple(note for cohort in cohorts for note in cohort.notes), roots, origins)
+    notes = tuple(note for cohort in cohorts for note in cohort.notes)
+    return Cohort(manifest, notes, roots, origins, main.labellings)
 
 
 def _other(key: str, path: str, main: Manifest, uncertain: str, problems: list[str], unlabelled: Unlabelled) -> Cohort:

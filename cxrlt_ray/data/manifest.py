@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cxrlt_ray.data.two_labellings import TwoLabellings
 from cxrlt_ray.errors import CxrltError
 
 SCHEMA_VERSION = 1
@@ -136,13 +137,15 @@ class Manifest:
 class Cohort:
     """A manifest, notes for a person on how it came about, and below which directory the images of each cohort lie.
 
-    origins: of each of the manifest's images the `file` and the `row` (from 1) that name it.
+    origins: of each of the manifest's images the `file` and the `row` (from 1) that name it. labellings: its own labels
+    beside those that took their place.
     """
 
     manifest: Manifest
     notes: tuple[str, ...]
     roots: Mapping[str, str] = field(default_factory=dict)
     origins: pd.DataFrame = field(default_factory=pd.DataFrame)
+    labellings: TwoLabellings | None = None
 
 
 def studies(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

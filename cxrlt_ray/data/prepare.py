@@ -20,6 +20,7 @@ import pandas as pd
 from cxrlt_ray import cli
 from cxrlt_ray.cluster.start import data_context
 from cxrlt_ray.data.decode import decode, resize
+from cxrlt_ray.data.duplicates import HASH, perceptual_hash
 from cxrlt_ray.data.estimate import SAMPLE, estimate
 from cxrlt_ray.data.file_states import ABSENT, CHECKSUM, STATE, checksum_of, file_states
 from cxrlt_ray.data.manifest import Manifest
@@ -39,7 +40,7 @@ from cxrlt_ray.data.shards import (
     quality_name,
     shards_store,
 )
-from cxrlt_ray.data.suspects import suspect
+from cxrlt_ray.data.suspects import BLANK, suspect
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
@@ -144,7 +145,7 @@ def _run_tasks(manifest: Manifest, chunks: list[Chunk], stores: dict[int, Store]
 def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: float) -> Summary:
     """Write index, quarantine and, last, the summary of shards that all exist."""
     # not the pixels: 40 GB
-    columns = ["image_id", "path", "reason", "converted", "suspect", "offset", "length", CHECKSUM]
+    columns = ["image_id", "path", "reason", "converted", "suspect", "offset", "length", CHECKSUM, HASH]
     frames = [_read_columns(store, chunk["file"], columns) for chunk in chunks]
     for chunk, frame in zip(chunks, frames, strict=True):
         frame["file"] = chunk["file"]
@@ -152,7 +153,7 @@ def _close(store: Store, chunks: list[Chunk], size: int, quality: int, seconds: 
     table = pd.concat(frames, ignore_index=True)
     good, state = table["reason"] == "", [*STATE, CHECKSUM]
     _remove_superseded(store, set(table["file"]))
-    _write_parquet(store, INDEX, table.loc[good, ["image_id", "file", "offset", "length", *state]])
+    _write_parquet(store, INDEX, table.loc[good, ["image_id", "file", "offset", "length", *state, HASH]])
     _write_parquet(store, QUARANTINE, table.loc[~good, ["image_id", "path", "reason", "file", *state]])
     summary: Summary = {
         "images": len(table),
@@ -206,8 +207,12 @@ def _report_estimate(
 
 
 def _read_columns(store: Store, name: str, columns: list[str]) -> pd.DataFrame:
+    """Columns of a file; null where it has none of the name, as of images prepared before there were hashes."""
+    import pyarrow.parquet as pq
+
     with store.fetched(name) as path:
-        return pd.read_parquet(path, columns=columns)
+        known = [column for column in columns if column in pq.read_schema(path).names]
+        return pd.read_parquet(path, columns=known).reindex(columns=columns)
 
 
 def _forget(store: Store) -> None:
@@ -254,14 +259,17 @@ def _write_shard(chunk: Chunk, stores: dict[int, Store], root: str, quality: int
     rows: dict[int, list[dict[str, Any]]] = {size: [] for size in stores}
     for image_id, path, invert, synthetic in zip(*(chunk[key] for key in OF_IMAGES), strict=True):
         row = {"image_id": image_id, "path": path, "reason": "", "converted": "", "suspect": "", CHECKSUM: ABSENT}
-        row["synthetic"] = synthetic
+        row |= {"synthetic": synthetic, HASH: None}
         images = dict.fromkeys(stores, b"")
         try:
             content = read_original(root, path)
             row[CHECKSUM] = checksum_of(content)
             image, row["converted"] = decode(content, max(stores), invert)
             row["suspect"] = suspect(image)
-            images = {size: encode(resize(image, size), quality) for size in stores}
+            sized = {size: resize(image, size) for size in stores}
+            images = {size: encode(image, quality) for size, image in sized.items()}
+            if row["suspect"] not in BLANK:
+                row[HASH] = perceptual_hash(sized[max(stores)]).tobytes()
         except CxrltError:
             row["reason"] = "cannot be read (not on disk?)"
         except (ValueError, cv2.error) as error:

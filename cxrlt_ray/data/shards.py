@@ -1,7 +1,8 @@
 """Shards: the prepared images of a cohort at one size, as resized gray images in Parquet.
 
     STORAGE/shards/KEY-SIZEpx/train-00000-STATE.parquet ...   image (encoded), image_id, path, synthetic, offset ...
-                             /index.parquet        image_id, file, offset, length: where an image lies; its file's state
+                             /index.parquet        image_id, file, offset, length: where an image lies; its original's
+                                                   state and perceptual hash
                              /quarantine.parquet   image_id, path, reason: what cannot be decoded; its file's state
                              /summary.json         written last: the shards are whole
 

@@ -19,6 +19,7 @@ SUSPECTS = {
     "blank": "nearly all pixels of one gray",
     "flat": f"nearly all pixels of {FEW} gray levels, such as a mask",
 }
+BLANK = ("black", "blank", "flat")  # all alike, and no one's duplicates
 
 
 def suspect(image: np.ndarray) -> str:

@@ -1,14 +1,16 @@
-"""What a run's manifest and shards tell of the data: drift of prevalence, files that stand in two splits, examples."""
+"""What a run's manifest and shards tell of the data: drift of prevalence, images that stand in two splits, examples."""
 
 from __future__ import annotations
 
 import io
 import math
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
+from cxrlt_ray.data.duplicates import HASH, near_pairs
 from cxrlt_ray.data.file_states import CHECKSUM, STATE
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.shards import INDEX, Shards, decoded
@@ -17,6 +19,7 @@ from cxrlt_ray.page.pictures import data_uri, smaller
 from cxrlt_ray.page.records import Interval
 
 LEVEL = 0.95
+COMPARED = 100_000_000  # pairs of hashes of two splits at most: a second or two on a core
 
 
 def prevalence(targets: np.ndarray, subjects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,15 +68,53 @@ def identical_files(manifest: Manifest, shards: Shards) -> dict[str, int] | None
 
     By size and checksum of the originals, which shards keep since their version of 2026-11.
     """
+    table = _indexed(manifest, shards, [CHECKSUM, STATE[0]])
+    if table is None:
+        return None
+    splits = {s: set(zip(part[STATE[0]], part[CHECKSUM], strict=True)) for s, part in table.groupby("split")}
+    return {f"{a} and {b}": len(splits[a] & splits[b]) for a, b in combinations(sorted(splits), 2)}
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Of the smaller of two splits: its images that were compared, and those with a near-duplicate in the other."""
+
+    compared: int
+    found: int
+
+
+def near_duplicates(manifest: Manifest, shards: Shards, most: int = COMPARED) -> dict[str, Alike] | None:
+    """Images of two splits whose perceptual hashes nearly agree (data/duplicates.py), by "train and test".
+
+    Where there would be more than `most` pairs to compare, images of the smaller split are taken evenly. None where the
+    shards have no hashes: those made before 2026-12.
+    """
+    table = _indexed(manifest, shards, [HASH])
+    if table is None or not (table := table[table[HASH].notna()])[HASH].size:
+        return None
+    splits = {
+        name: np.frombuffer(b"".join(part[HASH]), np.uint8).reshape(len(part), -1)
+        for name, part in table.groupby("split")
+    }
+    alike = {}
+    for pair in combinations(sorted(splits), 2):
+        few, many = sorted((splits[name] for name in pair), key=len)
+        rows = np.linspace(0, len(few) - 1, max(1, min(len(few), most // len(many)))).astype(int)
+        found = np.unique(near_pairs(few[rows], many)[:, 0]).size
+        alike[" and ".join(pair)] = Alike(len(rows), found)
+    return alike
+
+
+def _indexed(manifest: Manifest, shards: Shards, columns: list[str]) -> pd.DataFrame | None:
+    """The main cohort's images with their split and columns of the shards' index; None where these are not there."""
     try:
         index = pd.read_parquet(io.BytesIO(shards.store.read(INDEX)))
     except (CxrltError, OSError, ValueError):
         return None
-    if CHECKSUM not in index or STATE[0] not in index:
+    if not set(columns) <= set(index):
         return None
-    table = manifest.of_cohort(MAIN).table[["image_id", "split"]].merge(index, on="image_id")
-    splits = {s: set(zip(part[STATE[0]], part[CHECKSUM], strict=True)) for s, part in table.groupby("split")}
-    return {f"{a} and {b}": len(splits[a] & splits[b]) for a, b in combinations(sorted(splits), 2)}
+    own = manifest.of_cohort(MAIN).table[["image_id", "split"]]
+    return own.merge(index[["image_id", *columns]], on="image_id")
 
 
 def example_images(manifest: Manifest, shards: Shards, findings: tuple[str, ...], most: int = 12) -> dict[str, str]:

@@ -23,6 +23,7 @@ from cxrlt_ray.data.tasks import rarity
 from cxrlt_ray.ensembling.stored import CROSS_FITTED
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.evaluation.scores import UNSEEN, Scores, evaluate
+from cxrlt_ray.page.cohort_facts import Alike, near_duplicates
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.runs.ensemble_record import FILE, EnsembleRecord
 from cxrlt_ray.runs.predictions import read_predictions, split_of
@@ -278,6 +279,12 @@ class Facts:
             except (CxrltError, TypeError):
                 continue
         return tuple(known)
+
+    @cached_property
+    def alike(self) -> dict[str, Alike] | None:
+        """Near-duplicate images of two splits, by "test and train"; None where it is not known."""
+        shards = self.run.shards()
+        return near_duplicates(self.manifest, shards[0]) if self.manifest is not None and shards else None
 
     @cached_property
     def _images(self) -> dict[str, ScoredImages | None]:

@@ -29,7 +29,7 @@ class Notice(SectionFacts):
 
 def notices_of(facts: Facts) -> tuple[Notice, ...]:
     """All there is to know of the run, the gravest first."""
-    kinds = (_leaks, _contamination, _seen, _damage, _trials, _quarantine, _optimism, _faults)
+    kinds = (_leaks, _copies, _contamination, _seen, _damage, _trials, _quarantine, _optimism, _faults)
     notices = [notice for kind in kinds for notice in kind(facts)]
     return tuple(sorted(notices, key=lambda notice: ORDER.index(notice.level)))
 
@@ -54,6 +54,15 @@ def _leaks(facts: Facts) -> Iterator[Notice]:
         yield Notice(level="bad", title="Leak of subjects", text=text)
     else:
         yield Notice(level="good", title="No leak of subjects", text="No subject stands in two splits.")
+
+
+def _copies(facts: Facts) -> Iterator[Notice]:
+    if pairs := ", ".join(f"{alike.found:,} in {pair}" for pair, alike in (facts.alike or {}).items() if alike.found):
+        text = (
+            f"Nearly equal images stand in two splits ({pairs}): if they are copies of one picture, scores promise too "
+            "much. python -m cxrlt_ray.cohort DIR --duplicates names them."
+        )
+        yield Notice(level="warn", title="Near-duplicate images", text=text)
 
 
 def contaminated(facts: Facts) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.objectives.metric import VAL_MAP, Metric
 from cxrlt_ray.runs.contamination import Contamination
+from cxrlt_ray.runs.label_agreement import LabelAgreement
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 
@@ -283,6 +284,7 @@ class RunRecord(Record):
     labels: str | None = None  # provenance of labels that were given beside the cohort's, and how they were used
     labels_mode: str | None = None
     labels_blank: str | None = None
+    label_agreement: tuple[LabelAgreement, ...] = ()  # of those with the cohort's own
     pixels: int | None = None  # to which a time budget capped the space's resolutions
     prune: bool | None = None  # whether ASHA stops trials, where a time budget decided it
     promote: Promote = "map"

@@ -15,6 +15,7 @@ from cxrlt_ray.data.image_boxes import ImageBoxes, boxes_for
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
 from cxrlt_ray.data.tasks import Task, normal_among
+from cxrlt_ray.data.two_labellings import TwoLabellings
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import DEFAULT_STORAGE, Run
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE
@@ -36,9 +37,9 @@ PHANTOM_IMAGES, PHANTOM_SIZE = 1600, 128
 class RunData:
     """What a run trains on.
 
-    cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any.
-    corpora: the texts of its studies by file name, read from `reports`, if the space reads any. boxes: of its training
-    images.
+    cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any;
+    labellings: both, side by side. corpora: the texts of its studies by file name, read from `reports`, if the space
+    reads any. boxes: of its training images.
     """
 
     manifest: Manifest
@@ -51,6 +52,7 @@ class RunData:
     corpora: dict[str, Corpus] = field(default_factory=dict)
     reports: str | None = None
     boxes: ImageBoxes | None = None
+    labellings: TwoLabellings | None = None
 
     @property
     def learnt(self) -> tuple[str, ...]:
@@ -156,7 +158,7 @@ def run_data(
     cohorts = others_of(space, request.cohorts, stand_ins, request.seed, drawn)
     data = request.data or phantom(request.storage, request.seed, drawn)
     labels = labels_of(request)
-    manifest, task, asking = _read(request, data, cohorts, folds, labels, soft)
+    manifest, task, asking, labellings = _read(request, data, cohorts, folds, labels, soft)
     if request.smoke and request.data is not None:
         manifest = few(manifest, drawn, request.seed)
     for note in check_generators(manifest, data, cohorts):
@@ -172,7 +174,8 @@ def run_data(
         boxes = boxes_for(request.boxes, manifest, asking.seen if asking else task.findings)
         print(*boxes.notes, sep="\n")
     read = reading or (asking is not None and asking.track == MINED)
-    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, reports if read else None, boxes)
+    texts = reports if read else None
+    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, texts, boxes, labellings)
 
 
 def data_of(run: Run) -> RunData:
@@ -188,8 +191,11 @@ def _read(
     folds: int,
     labels: GivenLabels | None,
     soft: SoftTargets | None,
-) -> tuple[Manifest, Task, Asking | None]:
-    """The manifest as this run splits it, the task, and what is asked for by text; prints the reader's notes."""
+) -> tuple[Manifest, Task, Asking | None, TwoLabellings | None]:
+    """The manifest as this run splits it, the task, what is asked for by text, and labels beside the data's own.
+
+    Prints the reader's notes.
+    """
     from cxrlt_ray.data.cohort import VALIDATION, read_cohort
     from cxrlt_ray.data.tasks import load_task
 
@@ -236,7 +242,8 @@ def _read(
     subjects = training["subject_id"].nunique()
     if folds > subjects:
         raise CxrltError(f"--folds {folds}: there are {subjects} subjects to divide into folds; give fewer folds.")
-    return _with_holdout(manifest, learnt.findings, request.holdout, request.seed, folds), task, asking
+    manifest = _with_holdout(manifest, learnt.findings, request.holdout, request.seed, folds)
+    return manifest, task, asking, cohort.labellings
 
 
 def phantom(storage: str, seed: int, images: int, what: str = "No --data: the built-in phantom cohort") -> str:

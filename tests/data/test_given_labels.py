@@ -104,3 +104,23 @@ def test_what_was_done_is_said_without_an_id(cohort):
     assert "1 of the cohort's changed, 1 added, 2 removed" in said
     assert "2 images of the cohort's own test split keep theirs" in said
     assert "s1" not in said
+
+
+def test_both_labellings_are_kept_side_by_side_by_study(cohort):
+    labels = given("replace", Mass=[0, 1, -1, 0], Nodule=[None, 1, 0, 1], Edema=[1, 1, 1, 1])
+    both = read_cohort(str(cohort), task="auto", labels=labels).labellings
+    assert both.findings == ("Mass", "Nodule")  # the cohort does not label the third
+    assert both.own.tolist() == [[1, 0], [0, 0], [-1, 1], [1, 0]]  # s1, s2, s3, s5
+    assert both.given.tolist() == [[0, 0], [1, 1], [-1, 0], [0, 1]]
+    assert both.scored.tolist() == [False, False, False, True]
+    assert both.subjects.tolist() == ["i1", "i2", "i3", "i5"]
+    assert both.part(True).own.tolist() == [[1, 0]]
+
+
+def test_a_study_of_two_images_counts_once_and_without_common_findings_nothing_is_compared(cohort):
+    table = pd.read_csv(cohort / "labels.csv")
+    second = table.iloc[:1].assign(image_id="i1b", path="1b.png")
+    pd.concat([table, second]).to_csv(cohort / "labels.csv", index=False)
+    labels = given("replace", Mass=[0, 1, 1, 0])
+    assert len(read_cohort(str(cohort), task="auto", labels=labels).labellings.own) == 3  # s3 has no label of its own
+    assert read_cohort(str(cohort), task="auto", labels=given("join", Edema=[1, 0, 1, 0])).labellings is None

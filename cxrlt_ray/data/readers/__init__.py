@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from cxrlt_ray.data.two_labellings import TwoLabellings
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.storage import Store
 
@@ -46,7 +47,8 @@ class Raw:
     table: META columns as far as known, `split` missing where the format has none, findings as Int8, and
     `file` and `row` (from 1), where each image is named. findings: those of the request that the source
     has, in its order. root: what `path` is relative to. notes: sentences for the user. problems: sentences
-    on what is wrong with single rows, for which the data is refused.
+    on what is wrong with single rows, for which the data is refused. labellings: the data's own labels beside those
+    that took their place.
     """
 
     table: pd.DataFrame
@@ -54,6 +56,7 @@ class Raw:
     root: str
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    labellings: TwoLabellings | None = None
 
 
 Recognise = Callable[[Store, bool], str | None]

@@ -1,9 +1,10 @@
-"""The data: splits, views, drift of prevalence from training to test, duplicates across splits, decoding."""
+"""The data: splits, views, drift of prevalence, duplicates across splits, agreement of two labellings, decoding."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from cxrlt_ray.data.duplicates import BITS, NEAR
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.page import charts
@@ -15,6 +16,10 @@ from cxrlt_ray.page.records import Interval, SectionFacts
 from cxrlt_ray.page.sections.registry import register_section
 
 ORDER = ("train", "val", "holdout", "test", "development")
+AGREEMENT = (
+    "On studies that both label; F1 and Cohen's kappa with 95 % intervals by subject. Scored: studies that the cohort "
+    "sets apart to be scored, which keep its labels."
+)
 LABELLED = 8  # findings that are named in the drift's plot, besides those that drift
 
 
@@ -48,11 +53,29 @@ class DriftRow(SectionFacts):
 
 
 class Shared(SectionFacts):
-    """What stands in two splits at once: a count of subjects, and of identical files (None where not known)."""
+    """What stands in two splits at once: subjects, identical files, and near-duplicates among the images compared.
+
+    None where it is not known. compared: images of the smaller split, each with all of the other.
+    """
 
     splits: str
     subjects: int
     files: int | None
+    alike: int | None
+    compared: int | None
+
+
+class AgreementRow(SectionFacts):
+    """How far labels that were given agree with the cohort's own; positives are counts of `studies`."""
+
+    finding: str
+    images: str
+    studies: int
+    own: int
+    given: int
+    both: int
+    f1: Interval
+    kappa: Interval
 
 
 class PreparedRow(SectionFacts):
@@ -85,6 +108,8 @@ class Data(SectionFacts):
     drift_note: str = ""
     shared: tuple[Shared, ...] = ()
     shared_note: str = ""
+    agreement: tuple[AgreementRow, ...] = ()
+    agreement_note: str = ""
     prepared: tuple[PreparedRow, ...] = ()
     examples: tuple[Example, ...] = ()
 
@@ -105,7 +130,9 @@ def gather(facts: Facts) -> Data | str:
         drift=drift[1],
         drift_note=_drift_note(drift[0], drift[1]),
         shared=_shared(facts, manifest),
-        shared_note="Nearly equal images are looked for by python -m cxrlt_ray.cohort DIR --duplicates.",
+        shared_note=_shared_note(facts),
+        agreement=_agreement(facts),
+        agreement_note=AGREEMENT if facts.run.record.label_agreement else "",
         prepared=_prepared(facts),
         examples=_examples(facts, manifest),
     )
@@ -187,9 +214,41 @@ def _shared(facts: Facts, manifest: Manifest) -> tuple[Shared, ...]:
     subjects = shared_subjects(facts)
     shards = facts.run.shards()
     files = identical_files(manifest, shards[0]) if shards else None
-    pairs = sorted({*subjects, *(files or {})})
+    alike = facts.alike or {}
     return tuple(
-        Shared(splits=p, subjects=subjects.get(p, 0), files=None if files is None else files.get(p)) for p in pairs
+        Shared(
+            splits=pair,
+            subjects=subjects.get(pair, 0),
+            files=None if files is None else files.get(pair),
+            alike=alike[pair].found if pair in alike else None,
+            compared=alike[pair].compared if pair in alike else None,
+        )
+        for pair in sorted({*subjects, *(files or {}), *alike})
+    )
+
+
+def _shared_note(facts: Facts) -> str:
+    if facts.alike is None:
+        return "Near-duplicates are not known of these images: python -m cxrlt_ray.cohort DIR --duplicates finds them."
+    return (
+        f"Near-duplicates: at most {NEAR} of {BITS} bits of two images' perceptual hashes differ, as of copies that "
+        "were resized, recompressed or windowed anew. python -m cxrlt_ray.cohort DIR --duplicates names them."
+    )
+
+
+def _agreement(facts: Facts) -> tuple[AgreementRow, ...]:
+    return tuple(
+        AgreementRow(
+            finding=row.finding,
+            images="scored" if row.scored else "training",
+            studies=row.studies,
+            own=row.own,
+            given=row.given,
+            both=row.both,
+            f1=Interval(**row.f1.model_dump()),
+            kappa=Interval(**row.kappa.model_dump()),
+        )
+        for row in facts.run.record.label_agreement
     )
 
 
@@ -236,8 +295,12 @@ def data(facts: Data) -> list[Part]:
     if facts.shared:
         columns = [Column("in both", "splits"), Column("subjects", "subjects", "count")]
         columns.append(Column("identical files", "files", "count"))
+        columns.append(Column("near-duplicates", "alike", "count"))
+        columns.append(Column("of images compared", "compared", "count", "of the smaller split, with all of the other"))
         parts.append(Table("In two splits at once", "shared", columns))
     parts.append(Texts(["shared_note"]))
+    if facts.agreement:
+        parts += [_agreement_table(), Texts(["agreement_note"])]
     if facts.prepared:
         columns = [Column("edge, px", "size", "count"), Column("images", "images", "count")]
         columns += [Column("in quarantine", "quarantined", "count"), Column("converted", "converted", "count")]
@@ -246,6 +309,15 @@ def data(facts: Data) -> list[Part]:
     if facts.examples:
         parts.append(Images("Training images with each finding", "examples", "image", "finding"))
     return parts
+
+
+def _agreement_table() -> Table:
+    columns = [Column("finding", "finding"), Column("images", "images"), Column("studies", "studies", "count")]
+    columns += [Column("the cohort's positives", "own", "count"), Column("the given labels'", "given", "count")]
+    columns += [Column("of both", "both", "count"), Column("F1", "f1", "score_interval", "the cohort's are the truth")]
+    columns.append(Column("kappa", "kappa", "score_interval", "Cohen's; 0 is agreement by chance"))
+    title = "Labels given beside the cohort's, and its own"
+    return Table(title, "agreement", columns, filtered=True, facet="images")
 
 
 def _drift_figure(facts: Data) -> Figure:
