@@ -1,9 +1,10 @@
-"""Which trials of a run are chosen among where not all fit into memory. Each trial's predictions are read once.
+"""Which trials of a run are chosen among where not all fit into memory. Here each trial's predictions are read once.
 
 For greedy selectors: the trials that greedy selection among all of them picks, for any finding, by all subjects or
 without one fold of them. For selector greedy that loses nothing: chosen among these, its weights and its cross-fitted
 scores are those of all trials (selection/first_pass.py), as long as no more are picked than may stay. What is averaged
-with it or leaned on (ensembles/greedy.yaml) sees the shortlist alone. Other selectors: the foremost by AP.
+with it or leaned on (ensembles/greedy.yaml, and findings of fewer than FEW positives) sees the shortlist alone. Other
+selectors: the foremost by AP.
 """
 
 from __future__ import annotations

@@ -162,6 +162,7 @@ def test_scores_of_no_known_scale_are_refused_until_it_is_given(folder, capsys):
         ("a,1\nc,", "the cost of c is no number"),
         ("a,1\nc,-3", "the cost of c is no number"),
         ("a,inf\nc,3", "the cost of a is no number"),
+        ("a,1\nc,0", "the cost of c is no number above 0"),
     ],
 )
 def test_costs_that_are_no_numbers_are_refused_with_the_member(folder, rows, said):
