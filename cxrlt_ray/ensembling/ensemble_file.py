@@ -37,7 +37,7 @@ class EnsembleFile(Config):
     selector: str
     settings: dict[str, int | float | str | bool] = Field(default={})
     fallback: list[str] = Field(default=[])  # taken instead where better by more than one standard error
-    choices: list[str] = Field(default=list(CHOICES))  # of selector auto, the simplest first
+    choices: list[str] = Field(default=list(CHOICES), min_length=1)  # of selector auto, the simplest first
     space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
     aggregation: Literal["none", "mean", "max", "noisy_or", "auto"] | None = None
     views: dict[str, float] | Literal["learned"] | None = None

@@ -26,7 +26,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.selection import settings
-from cxrlt_ray.selection.registry import FEW
+from cxrlt_ray.selection.registry import FEW, within
 
 Say = Callable[[str], None]  # takes a line for the user
 GREEDY = ("greedy", "greedy_bagged")  # selectors that pick for each finding by greedy selection
@@ -48,7 +48,8 @@ def first_pass_of(file: EnsembleFile, seed: int) -> FirstPass | None:
     """The first pass before an ensembles/ file's selection; None for a selector that does not pick greedily."""
     if file.selector not in GREEDY:
         return None
-    rounds = int((settings(file.selector) | file.settings)["rounds"])
+    rounds = (settings(file.selector) | file.settings)["rounds"]
+    within("rounds", rounds, 1)
     return FirstPass(rounds, file.folds, file.repeats, seed)
 
 

@@ -98,7 +98,7 @@ def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None
 
 
 def write_cross_fitted(store: Store, run: Run, pool: Pool, system: System) -> None:
-    """Leave the cross-fitted scores of the validation images, the mean over repeats: what calibration is fitted on."""
+    """Leave the cross-fitted scores of the validation images, the mean over repeats."""
     scores = np.mean(system.crossed, axis=0)[:, _columns(run)]
     known = np.isfinite(scores).all(axis=1)
     if not known.any():

@@ -109,6 +109,7 @@ def test_what_an_ensemble_keeps_is_a_file_again():
     ("text", "told"),
     [
         ("selector: greedy\nfallback: [rank_mean]", "'fallback': given 'rank_mean', which takes .* rank space"),
+        ("selector: auto\nchoices: []", "'choices'"),
         ("selector: auto\nchoices: [mean, logistic]", "'choices': given 'logistic', which takes .* logit space"),
         ("selector: logistic\nfallback: [mean]", "'fallback': given 'mean', .* here logit"),
         ("selector: frontier\nsettings: {budget: 2}\nblend: [nnls]", "'blend' .* beside settings.budget"),

@@ -14,6 +14,7 @@ from cxrlt_ray.ensembling import shortlist
 from cxrlt_ray.ensembling.compare import compare
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import gather
+from cxrlt_ray.errors import UsageError
 
 TRIALS, ROUNDS = 24, 6
 GREEDY = EnsembleFile(selector="greedy", settings={"rounds": ROUNDS}, folds=3, tta="off")
@@ -101,3 +102,9 @@ def test_that_cross_fitting_does_not_undo_a_shortlist_by_score_is_told(made):
     chosen(made, EnsembleFile(selector="mean"), 5, lines.append)
     chosen(made, GREEDY, TRIALS - 1, lines.append)
     assert sum("cross-fitting does not undo" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("rounds", [0, "many"])
+def test_rounds_that_are_no_number_are_refused_before_the_first_pass(rounds):
+    with pytest.raises(UsageError, match="'rounds' must be a whole number from 1 up"):
+        shortlist.first_pass_of(EnsembleFile(selector="greedy", settings={"rounds": rounds}), seed=0)
