@@ -64,7 +64,9 @@ def _fitted(
     Its cross-fitted scores of a fold of findings are by the rule that is the best for the other folds' findings.
     """
     assert pool.asking is not None
-    taken, highest, by_rule = None, -np.inf, []
+    taken: System | None = None
+    highest = -np.inf
+    by_rule: list[np.ndarray] = []
     for rule in file.rules(pool.findings):  # one system at a time: its predictions are as large as the pool's
         system = _by_rule(selector, options, space, rule, pool, seed)
         by_rule.append(system.crossed[0])
