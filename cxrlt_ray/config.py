@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cxrlt_ray.errors import UsageError
 
@@ -27,6 +27,14 @@ class Config(BaseModel):
     """Base of every configuration: frozen, and an unknown key is a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("seed", "split_seed", check_fields=False)
+    @classmethod
+    def _check_seed(cls, seed: Any) -> Any:
+        """No generator of random numbers takes a negative seed, and some say so only after an hour's work."""
+        if isinstance(seed, int) and seed < 0:
+            raise UsageError(f"seed {seed} is negative: give 0 or more.")
+        return seed
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -103,7 +103,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     if submitted is not None:
         submitted = made.applied(submitted, [findings.index(finding) for finding in swept.task.findings])
     more = write_probabilities(store, made)
-    remove_former(store, more)
+    remove_former(store, [*more, *stored.files_of(submitted, request.zip)])
     record = stored.write_ensemble(
         store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration, seen
     )
@@ -154,6 +154,7 @@ def _of_tables(request: EnsembleRequest) -> Stacked:
     """An ensemble of members whose predictions are in files."""
     name, file = load_ensemble(request.select)
     from_tables.check_file(file)
+    from_tables.check_out(request)
     tables = from_tables.read(request)
     members = tables.members
     request.critical_among(members.findings)
@@ -175,7 +176,8 @@ def _of_tables(request: EnsembleRequest) -> Stacked:
         _explain(request, pool, systems[-1], tuple(members.findings), unit, store)
     made = _probabilities(request, pool, systems[-1], tuple(members.findings), {})
     files = write_probabilities(store, made)
-    files = from_tables.write(store, tables, file, name, pool, systems[-1], comparison, made) + files
+    there = [*files, *(from_tables.EXPLAINED if request.explain else ())]
+    files = from_tables.write(store, tables, file, name, pool, systems[-1], comparison, made, there) + files
     output.result(
         f"Left in {store.absolute().uri}: {', '.join(files)}", _paths(store, files), map=report.scored(comparison)
     )
@@ -239,7 +241,7 @@ def _say_next(
     last: str,
 ) -> None:
     """Print the files written, the command that scores them, and the last line."""
-    files = ["ensemble.json", "weights.csv", *(["predictions.parquet", "submission.csv"] if submitted else []), *more]
+    files = ["ensemble.json", "weights.csv", *stored.files_of(submitted), *more]
     lines = [f"Left in {store.uri}: {', '.join(files)}"]
     if submitted:
         lines.append(

@@ -124,7 +124,8 @@ def _given(request: EvaluateRequest, console: Console) -> Given:
 def _ensemble_folder(path: str) -> Store | None:
     from cxrlt_ray.runs.ensemble_record import FILE
 
-    store = Store(path.removesuffix(f"/{FILE}").rstrip("/") or path)
+    store, name = Store.holding(path)
+    store = store if name == FILE else Store(path.rstrip("/") or path)
     return store if store.exists(FILE) else None
 
 

@@ -27,7 +27,7 @@ from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.selection import spaces
-from cxrlt_ray.selection.honest import Fitted, as_given, combine, fit
+from cxrlt_ray.selection.honest import CHOOSING, Fitted, as_given, combine, fit
 from cxrlt_ray.selection.method import AUTO
 from cxrlt_ray.selection.registry import FindingDoubt, MemberDoubt
 from cxrlt_ray.selection.views import StudyRule
@@ -336,6 +336,8 @@ def _values(space: str, rule: StudyRule, pool: Pool, predictions: np.ndarray) ->
 
 def _choice(file: EnsembleFile, rules: list[StudyRule], fitted: Fitted) -> str:
     """What cross-fitting chose, and in how many folds it chose the same rule; "" where there was no choice."""
+    if fitted.fold is None or fitted.fold.max() + 1 < CHOOSING:
+        return ""
     parts = []
     if len(file.methods()) > 1 or file.guard == AUTO:
         guard = f", guard {fitted.method.guard:g}" if file.guard == AUTO else ""

@@ -59,9 +59,30 @@ def compare_asked(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Sa
 def _fitted(
     selector: str, options: Mapping[str, object], space: str, file: EnsembleFile, pool: Pool, seed: int
 ) -> System:
-    """The system of a selector, by the rule whose cross-fitted log lift is the highest."""
-    candidates = (_by_rule(selector, options, space, rule, pool, seed) for rule in file.rules(pool.findings))
-    return max(candidates, key=lambda system: np.nan_to_num(mean_log_lift(pool.targets, system.crossed[0]), nan=-1e9))
+    """The system of a selector, by the rule whose cross-fitted log lift is the highest.
+
+    Its cross-fitted scores of a fold of findings are by the rule that is the best for the other folds' findings.
+    """
+    assert pool.asking is not None
+    taken: System | None = None
+    highest = -np.inf
+    by_rule: list[np.ndarray] = []
+    for rule in file.rules(pool.findings):  # one system at a time: its predictions are as large as the pool's
+        system = _by_rule(selector, options, space, rule, pool, seed)
+        by_rule.append(system.crossed[0])
+        if taken is None or _merit(pool.targets, system.crossed[0]) > highest:
+            taken, highest = system, _merit(pool.targets, system.crossed[0])
+    assert taken is not None
+    fold, crossed = pool.asking.fold_of_predicted, taken.crossed[0].copy()
+    for k in range(pool.asking.folds) if pool.asking.folds > 1 and len(by_rule) > 1 else ():
+        others = (fold != k) & (fold != ALWAYS)
+        best = int(np.argmax([_merit(pool.targets[:, others], scores[:, others]) for scores in by_rule]))
+        crossed[:, fold == k] = by_rule[best][:, fold == k]
+    return replace(taken, crossed=[crossed])
+
+
+def _merit(targets: np.ndarray, scores: np.ndarray) -> float:
+    return float(np.nan_to_num(mean_log_lift(targets, scores), nan=-1e9))
 
 
 def _by_rule(

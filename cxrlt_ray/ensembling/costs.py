@@ -51,8 +51,8 @@ def read_costs(path: str, names: list[str]) -> np.ndarray:
         near = f" (near: '{match}')" if (match := nearest(missing[0], held)) else ""
         raise CxrltError(f"{path} has no cost of {missing[0]}{near}: give each of {', '.join(names)} a row.")
     costs = costs[~costs.index.duplicated()].loc[names]
-    if wrong := [member for member, cost in costs.items() if not 0 <= cost < np.inf]:
-        raise CxrltError(f"{path}: the cost of {wrong[0]} is no number from 0 up: give each member its cost.")
+    if wrong := [member for member, cost in costs.items() if not 0 < cost < np.inf]:
+        raise CxrltError(f"{path}: the cost of {wrong[0]} is no number above 0: give each member its cost.")
     return costs.to_numpy(float)
 
 

@@ -14,7 +14,7 @@ from cxrlt_ray.data.manifest import VIEWS
 from cxrlt_ray.data.tasks import normal_among
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.trial_config import TrialConfig
-from cxrlt_ray.selection import SELECTORS, SPACES_OF
+from cxrlt_ray.selection import SELECTORS, SPACES_OF, takes_costs
 from cxrlt_ray.selection import settings as settings_of
 from cxrlt_ray.selection.method import AUTO, Lean, Method
 from cxrlt_ray.selection.views import LEARNED, StudyRule, options
@@ -37,7 +37,7 @@ class EnsembleFile(Config):
     selector: str
     settings: dict[str, int | float | str | bool] = Field(default={})
     fallback: list[str] = Field(default=[])  # taken instead where better by more than one standard error
-    choices: list[str] = Field(default=list(CHOICES))  # of selector auto, the simplest first
+    choices: list[str] = Field(default=list(CHOICES), min_length=1)  # of selector auto, the simplest first
     space: Literal["probability", "logit", "rank"] | None = None  # without it, the selector's own
     aggregation: Literal["none", "mean", "max", "noisy_or", "auto"] | None = None
     views: dict[str, float] | Literal["learned"] | None = None
@@ -151,10 +151,29 @@ def _check_selectors(path: Path, content: EnsembleFile) -> None:
                 f"{path}: key 'blend': given '{name}', whose weights are for {SPACES_OF[name]}; those of selector "
                 f"{content.selector} are for {SPACES_OF[content.selector]}."
             )
+    for key in ("fallback", "choices"):
+        for name in getattr(content, key):
+            if content.space is None and SPACES_OF[name] != content.used_space():
+                raise UsageError(
+                    f"{path}: key '{key}': given '{name}', which takes predictions in the {SPACES_OF[name]} space; one "
+                    f"ensemble has one, here {content.used_space()}: leave it out, or state 'space' for all."
+                )
+    _check_budget(path, content)
     unused = "fallback" if content.selector == AUTO else "choices"
     if unused in content.model_fields_set:
         uses = "which takes 'choices'" if content.selector == AUTO else f"only to selector {AUTO}; 'fallback' does"
         raise UsageError(f"{path}: key '{unused}' means nothing to selector {content.selector}, {uses}.")
+
+
+def _check_budget(path: Path, content: EnsembleFile) -> None:
+    """Raise UsageError for a budget beside a key that gives weight to members whatever they cost."""
+    if not takes_costs(content.selector) or "budget" not in content.settings:
+        return
+    others = {"blend": content.blend, "fallback": content.fallback, "lean": content.lean != "global"}
+    if beyond := [key for key, given in others.items() if given]:
+        raise UsageError(
+            f"{path}: key '{beyond[0]}' would bring members whatever they cost, beside settings.budget: leave one out."
+        )
 
 
 def _check_views(path: Path, content: EnsembleFile) -> None:

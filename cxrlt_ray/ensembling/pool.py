@@ -127,9 +127,10 @@ def gather(
     where it does). Files are read one after the other into their place, twice where not all can stay.
     """
     findings, limit = run.record.predicted, most or _room(trials, copies)
+    targets = chosen_by(manifest, run.record)
     if len(trials) > limit:
         say(f"{len(trials):,} trials are more than " + (f"--most {most:,}" if most else f"the {limit:,} memory holds"))
-        trials = shortlist(manifest, findings, trials, limit, first, say)
+        trials = shortlist(manifest, targets, trials, limit, first, say)
     able: list[Trial] = []
     for trial, stored in readable(trials, say):
         if not able:
@@ -150,7 +151,7 @@ def gather(
         names=[trial.name for trial in able],
         image_id=ids[shared],
         predictions=predictions.transpose(1, 2, 0),  # laid out as selection.honest.side_by_side
-        targets=chosen_by(manifest, run.record)[rows],
+        targets=targets[rows],
         groups=table["subject_id"].to_numpy()[rows],
         trials=able,
         study=study,

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.splits import assign_folds
+from cxrlt_ray.ensembling import submission
 from cxrlt_ray.ensembling.compare import CROSS_FITTED, ScoredSplit, System
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.request import EnsembleRequest
@@ -155,7 +156,7 @@ def write_probabilities(store: Store, made: Probabilities) -> list[str]:
 
 def remove_former(store: Store, files: Collection[str]) -> None:
     """Remove what an earlier ensemble of the same name left and this one, with `files`, did not make: it is not its."""
-    for name in (CALIBRATION_FILE, THRESHOLDS_FILE):
+    for name in (CALIBRATION_FILE, THRESHOLDS_FILE, "predictions.parquet", submission.FILE, submission.ARCHIVE):
         if name not in files and store.exists(name):
             store.delete(name)
 

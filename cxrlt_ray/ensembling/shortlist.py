@@ -1,9 +1,10 @@
-"""Which trials of a run are chosen among where not all fit into memory. Each trial's predictions are read once.
+"""Which trials of a run are chosen among where not all fit into memory. Here each trial's predictions are read once.
 
 For greedy selectors: the trials that greedy selection among all of them picks, for any finding, by all subjects or
 without one fold of them. For selector greedy that loses nothing: chosen among these, its weights and its cross-fitted
 scores are those of all trials (selection/first_pass.py), as long as no more are picked than may stay. What is averaged
-with it or leaned on (ensembles/greedy.yaml) sees the shortlist alone. Other selectors: the foremost by AP.
+with it or leaned on (ensembles/greedy.yaml, and findings of fewer than FEW positives) sees the shortlist alone. Other
+selectors: the foremost by AP.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.selection import settings
-from cxrlt_ray.selection.registry import FEW
+from cxrlt_ray.selection.registry import FEW, within
 
 Say = Callable[[str], None]  # takes a line for the user
 GREEDY = ("greedy", "greedy_bagged")  # selectors that pick for each finding by greedy selection
+SEEN = "by all subjects: cross-fitting does not undo that choice"
 AHEAD = 8  # trials whose predictions are read at a time: on an object store most of it is waiting
 
 
@@ -46,7 +48,8 @@ def first_pass_of(file: EnsembleFile, seed: int) -> FirstPass | None:
     """The first pass before an ensembles/ file's selection; None for a selector that does not pick greedily."""
     if file.selector not in GREEDY:
         return None
-    rounds = int((settings(file.selector) | file.settings)["rounds"])
+    rounds = (settings(file.selector) | file.settings)["rounds"]
+    within("rounds", rounds, 1)
     return FirstPass(rounds, file.folds, file.repeats, seed)
 
 
@@ -87,15 +90,18 @@ def aligned(predictions: Predictions, ids: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def shortlist(
-    manifest: Manifest, findings: tuple[str, ...], trials: list[Trial], most: int, first: FirstPass | None, say: Say
+    manifest: Manifest, targets: np.ndarray, trials: list[Trial], most: int, first: FirstPass | None, say: Say
 ) -> list[Trial]:
-    """The `most` of the trials to choose among, by name; `say` takes a line that tells which they are."""
-    labels = _Labels(manifest, findings)
+    """The `most` of the trials to choose among, by name; `say` takes a line that tells which they are.
+
+    targets: int8 [N, C] of the manifest's images, the labels by which trials may be chosen (pool.chosen_by).
+    """
+    labels = _Labels(manifest, targets)
     if first is not None:
         predictions = first_readable(trials)
         images = 0 if predictions is None else len(predictions.image_id)
-        if has_room(len(trials), images, len(findings)):
-            with scratch_scores(len(trials), images, len(findings)) as scratch:
+        if has_room(len(trials), images, targets.shape[1]):
+            with scratch_scores(len(trials), images, targets.shape[1]) as scratch:
                 return _picked(labels, trials, most, first, scratch, say)
         say("The folder of temporary files (TMPDIR) has no room for all predictions: trials are taken by their own AP")
     return _foremost(labels, trials, most, say)
@@ -104,9 +110,9 @@ def shortlist(
 class _Labels:
     """The labels of a run's images by id."""
 
-    def __init__(self, manifest: Manifest, findings: tuple[str, ...]) -> None:
+    def __init__(self, manifest: Manifest, targets: np.ndarray) -> None:
         self._rows = pd.Index(manifest.table["image_id"])
-        self._targets = manifest.targets(findings)
+        self._targets = targets
         self._subjects = manifest.table["subject_id"].to_numpy()
 
     def of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +142,7 @@ def _picked(
     paths = follow(scratch.finding, _sets(targets, subjects, shared, first), len(able), first.rounds)
     order = np.lexsort([by_ap(_known(paths.ap, targets)), rounds := paths.earliest()])
     picked = int((rounds < first.rounds).sum())
-    rest = f" and the {most - picked:,} next by validation AP" if most > picked else ""
+    rest = f" and the {most - picked:,} next by validation AP, {SEEN}" if most > picked else ""
     part = f"the first {most:,} of " if picked > most else ""
     say(
         f"Chosen among: {part}the {picked:,} that greedy selection among all {len(able):,} picks for some finding, by "
@@ -169,7 +175,7 @@ def _foremost(labels: _Labels, trials: list[Trial], most: int, say: Say) -> list
         ap = precisions(np.asarray(predictions.probabilities)[None], targets)
         rows.append(_known(ap, targets)[0])
         able.append(trial)
-    say(f"Chosen among: the {most:,} first by validation AP, each finding's and over all, in turn")
+    say(f"Chosen among: the {most:,} first by validation AP, each finding's and over all, in turn, {SEEN}")
     return [able[m] for m in foremost(np.array(rows), most)] if able else trials
 
 

@@ -30,7 +30,7 @@ from cxrlt_ray.runs.store import Run, read_trial
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.finite import finite
 
-CROSS_FITTED = "predictions/val.parquet"
+PREDICTIONS, CROSS_FITTED = "predictions.parquet", "predictions/val.parquet"
 
 
 def write_ensemble(
@@ -79,6 +79,12 @@ def write_ensemble(
     return record
 
 
+def files_of(scored: ScoredSplit | None, zip: bool = False) -> list[str]:
+    """What `write_scores` leaves of a split to submit; nothing without images."""
+    packed = [submission.ARCHIVE] if zip else []
+    return [] if scored is None else [PREDICTIONS, submission.FILE, *packed]
+
+
 def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None:
     """Leave the last system's scores as predictions and as a submission."""
     ids, scores = scored.images.table["image_id"].to_numpy(), scored.scores[-1]
@@ -86,13 +92,13 @@ def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None
     scores = filled(scores)[:, _columns(run)]
     findings, split = run.task.findings, scored.images.table["split"].iloc[0]
     predictions = Predictions(ids, scores, findings, split, run.record.fingerprint, track=run.record.track)
-    predictions.write(store, "predictions.parquet")
+    predictions.write(store, PREDICTIONS)
     table = submission.build(ids, scores, findings, run.task.id_column)
     submission.write(store, table, run.task, ids, zip=zip)
 
 
 def write_cross_fitted(store: Store, run: Run, pool: Pool, system: System) -> None:
-    """Leave the cross-fitted scores of the validation images, the mean over repeats: what calibration is fitted on."""
+    """Leave the cross-fitted scores of the validation images, the mean over repeats."""
     scores = np.mean(system.crossed, axis=0)[:, _columns(run)]
     known = np.isfinite(scores).all(axis=1)
     if not known.any():

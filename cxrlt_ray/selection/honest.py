@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -26,10 +27,11 @@ from cxrlt_ray.evaluation import metrics
 from cxrlt_ray.selection.best import merits
 from cxrlt_ray.selection.method import AUTO, PRECISE, STRENGTHS, Method, own_share, sound
 from cxrlt_ray.selection.progress import Listener, Progress, count_selections
-from cxrlt_ray.selection.registry import SELECTORS, check, copies, takes_costs
+from cxrlt_ray.selection.registry import SELECTORS, Doubt, check, copies, takes_costs
 
 PLENTY = 20_000  # images from which on a choice within folds uses two of them, not all: the others cost the most
 DRAWS = 64  # of subjects, to tell a better choice from chance
+CHOOSING = 3  # folds from which on all but one can be cross-fitted among themselves
 BETTER = 1.0  # standard errors by which a rule must be better than those before it
 NO_FOLD: frozenset[int] = frozenset()
 Transform = Callable[[np.ndarray], np.ndarray]  # a rule: predictions [M, N, C] -> those that are combined
@@ -81,8 +83,9 @@ def fit(
     the best by more than `margin` standard errors of the difference (by subject); 0: the best. rules:
     transforms of the predictions, each subject's by itself, in order of preference: each with its own best method, the
     first is taken that is not worse than the best by more than BETTER standard errors. folds below 2:
-    no cross-fitting, the first are taken, and `crossed` is what the weights score where they were chosen. costs: [M],
-    for selectors that weigh them. progress: takes the share of the work that is done, 0 to 1, about.
+    no cross-fitting, the first are taken, and `crossed` is what the weights score where they were chosen. 2 folds: the
+    first are taken too, and a Doubt says so: within one fold nothing can be cross-fitted. costs: [M], for selectors
+    that weigh them. progress: takes the share of the work that is done, 0 to 1, about.
     Raises CxrltError where inputs do not fit.
     """
     predictions, targets, groups = check(predictions, targets, groups)
@@ -101,6 +104,9 @@ def fit(
         unfolded = chooser(0, None)
         weights, own = unfolded.weights(0, NO_FOLD), unfolded.parts(0, NO_FOLD)[0]
         return Fitted(weights, own, options[0], combine(unfolded.predictions, weights)[None])
+    if folds < CHOOSING and (len(options) > 1 or len(rules) > 1):
+        few = Doubt("2 folds are too few to choose by within one: the first of each choice is taken.")
+        warnings.warn(few, stacklevel=2)
     crossed = np.empty((repeats, *targets.shape))
     first: dict[str, Any] = {}
     for r in range(repeats):
@@ -230,6 +236,7 @@ class _Chooser:
         self.options, self.predictions, self.targets = options, predictions, targets
         self.groups = metrics.numbered(groups)  # numbers compare faster
         self.fold, self.seed, self.costs, self.margin = fold, seed, costs, margin
+        self.chooses = fold is not None and int(fold.max()) + 1 >= CHOOSING
         self.cache: dict[Any, Any] = {}
         self._bases: dict[Any, np.ndarray] = {}
         self._combined: dict[Any, np.ndarray] = {}
@@ -269,7 +276,8 @@ class _Chooser:
         for leaning, share in ((False, own), (True, 1 - own)):
             if share.any():
                 settings = tuple(sorted(method.settings.items()))
-                key = (method.selector, settings, method.blend, method.lean, without, k, leaning)
+                strength = method.guard if leaning and method.lean == "sound" else None  # by which members are sound
+                key = (method.selector, settings, method.blend, method.lean, strength, without, k, leaning)
                 if key not in self._combined:
                     part = self._leaned_on if leaning else self._own_weights
                     weights = part(method, targets, without, np.arange(len(self.predictions)))
@@ -283,7 +291,7 @@ class _Chooser:
 
         compared: the choice is to be compared with others, so its score is needed even if it is the only one.
         """
-        if len(self.options) == 1 and not compared:
+        if not self.chooses or (len(self.options) == 1 and not compared):
             return _Choice(0, np.nan, np.full(DRAWS, np.nan))
         from cxrlt_ray.selection.average_precision import precisions
 
@@ -314,6 +322,8 @@ class _Chooser:
             parts[0] = own * self._own_weights(method, targets, without, among)
         if (own < 1).any():
             parts[1] = (1 - own) * self._leaned_on(method, targets, without, among)
+        if takes_costs(method.selector):  # a copy costs as much again
+            return parts
         for m in np.flatnonzero(np.bincount(self.alike[among]) > 1):  # copies share what one of them was given
             same = self.alike[among] == m
             parts[:, same] = parts[:, same].mean(axis=1, keepdims=True)

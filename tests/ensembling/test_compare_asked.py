@@ -12,7 +12,7 @@ from cxrlt_ray.data.asking import ALWAYS, MINED, SCRUBBED, Asking
 from cxrlt_ray.data.manifest import META, Manifest
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.ensembling.compare_asked import compare_asked, lift_lines, mined_labels
-from cxrlt_ray.ensembling.ensemble_file import load_ensemble
+from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.pool import Pool, chosen_by
 from cxrlt_ray.evaluation.lift import lifts
 from cxrlt_ray.reporting.trials import runs_table
@@ -96,6 +96,18 @@ def test_without_mined_labels_nothing_is_said_of_them():
     pool, manifest = drawn()
     none = dataclasses.replace(manifest, table=manifest.table.assign(Bulla=0))
     assert mined_labels(none, pool) is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_rule_that_joins_a_findings_studies_is_not_chosen_by_its_own_labels(seed):
+    pool, _ = drawn(track=SCRUBBED, seed=seed)
+    pool = dataclasses.replace(pool, study=np.arange(IMAGES) // 2)
+    file = EnsembleFile(selector="mean", aggregation="auto")
+    crossed = []
+    for labels in (pool.targets[:, 0], 1 - pool.targets[:, 0]):
+        told = dataclasses.replace(pool, targets=np.column_stack([labels, pool.targets[:, 1:]]))
+        crossed.append(compare_asked(file, "mine", told, 0, say=lambda line: None)[-1].crossed[0][:, 0])
+    np.testing.assert_array_equal(*crossed)
 
 
 def test_the_table_of_runs_names_the_track_and_the_metric(tmp_path):

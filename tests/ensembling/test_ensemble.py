@@ -114,3 +114,13 @@ def test_predict_scores_new_images_by_a_request(request_of, run, tmp_path, monke
     assert {"predictions.parquet", "submission.csv"} <= {path.name for path in out.iterdir()}
     with pytest.raises(UsageError, match=r"has no images of split nope\."):
         predict.run(request.model_copy(update={"split": "nope"}))
+
+
+def test_no_submission_of_a_former_ensemble_stays_beside_the_new_one(request_of, tmp_path):
+    folder = tmp_path / "r" / "ensembles" / "greedy"
+    ensemble.run(request_of(select="greedy", zip=True))
+    ensemble.run(request_of(select="greedy"))
+    assert (folder / "submission.csv").exists()
+    assert not (folder / "submission.zip").exists()
+    ensemble.run(request_of(select="greedy", split="holdout"))  # the data has none
+    assert {path.name for path in folder.iterdir()} == {"ensemble.json", "weights.csv", "predictions"}

@@ -103,3 +103,33 @@ def test_tables_of_predictions_do_not_know_studies_or_trials(tmp_path, text, tol
 def test_what_an_ensemble_keeps_is_a_file_again():
     file = EnsembleFile(selector="mean", views={"PA": 2}, tta=True)
     assert EnsembleFile(**file.model_dump()) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("selector: greedy\nfallback: [rank_mean]", "'fallback': given 'rank_mean', which takes .* rank space"),
+        ("selector: auto\nchoices: []", "'choices'"),
+        ("selector: auto\nchoices: [mean, logistic]", "'choices': given 'logistic', which takes .* logit space"),
+        ("selector: logistic\nfallback: [mean]", "'fallback': given 'mean', .* here logit"),
+        ("selector: frontier\nsettings: {budget: 2}\nblend: [nnls]", "'blend' .* beside settings.budget"),
+        ("selector: frontier\nsettings: {budget: 2}\nlean: sound\nguard: 20", "'lean' .* beside settings.budget"),
+        ("selector: frontier\nsettings: {budget: 2}\nfallback: [mean]", "'fallback' .* beside settings.budget"),
+    ],
+)
+def test_what_would_be_applied_otherwise_than_it_says_is_refused(tmp_path, text, told):
+    with pytest.raises(UsageError, match=told):
+        written(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "selector: auto\nchoices: [mean, logistic]\nspace: logit",
+        "selector: logistic\nspace: probability\nfallback: [mean]",
+        "selector: frontier\nblend: [nnls]\nlean: mean",
+        "selector: frontier\nsettings: {budget: 2}\nguard: 20",
+    ],
+)
+def test_what_is_said_of_the_space_and_needs_no_budget_is_taken(tmp_path, text):
+    assert written(tmp_path, text).methods()

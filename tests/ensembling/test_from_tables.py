@@ -162,6 +162,7 @@ def test_scores_of_no_known_scale_are_refused_until_it_is_given(folder, capsys):
         ("a,1\nc,", "the cost of c is no number"),
         ("a,1\nc,-3", "the cost of c is no number"),
         ("a,inf\nc,3", "the cost of a is no number"),
+        ("a,1\nc,0", "the cost of c is no number above 0"),
     ],
 )
 def test_costs_that_are_no_numbers_are_refused_with_the_member(folder, rows, said):
@@ -184,3 +185,27 @@ def test_one_image_is_weighed_but_not_explained(folder, capsys):
     assert run(*args) == 0
     assert run(*args, "--explain") == 1
     assert "--explain needs images of 2 subjects or more" in capsys.readouterr().err
+
+
+def test_what_is_read_is_never_written_over(folder, capsys):
+    before = (folder / "c.csv").read_bytes()
+    for name in ("validation.csv", "weights.csv"):
+        (folder / "c.csv").rename(name)
+        assert run("--from", "a.csv", name, "--targets", "labels.csv", "--out", ".", "--select", "mean") == 2
+        assert f"{name} would take the place" in capsys.readouterr().err
+        assert (folder / name).read_bytes() == before
+        (folder / name).rename("c.csv")
+    (folder / "c.csv").rename("predictions.csv")  # which no --apply leaves
+    assert run("--from", "a.csv", "predictions.csv", "--targets", "labels.csv", "--out", ".", "--select", "mean") == 0
+    assert (folder / "predictions.csv").read_bytes() == before
+    assert run("--from", "a.csv", "b.parquet", "--targets", "labels.csv", "--out", ".", "--select", "mean") == 0
+    assert (folder / "predictions.csv").read_bytes() == before  # it is nobody's
+
+
+def test_no_file_of_a_former_ensemble_stays_beside_the_new_one(folder):
+    args = ["--from", "a.csv", "b.parquet", "c.csv", "--targets", "labels.csv", "--select", "mean"]
+    assert run(*args, "--apply", "a.csv", "b.parquet", "c.csv", "--calibrate", "--thresholds", "f1") == 0
+    (folder / "ensemble/notes.txt").write_text("mine")
+    assert run(*args) == 0
+    left = {path.name for path in (folder / "ensemble").iterdir()}
+    assert left == {"weights.csv", "validation.csv", "report.json", "notes.txt"}

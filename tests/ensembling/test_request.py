@@ -89,3 +89,12 @@ def test_a_request_cannot_be_changed_and_has_no_other_options():
         EnsembleRequest(zipped=True)
     with pytest.raises(UsageError, match="--most is 1 or more trials to choose among, not 0"):
         EnsembleRequest(most=0)
+
+
+@pytest.mark.parametrize("command", ["ensemble", "evaluate", "sweep"])
+def test_a_seed_that_no_generator_takes_is_refused_before_any_work(command, capsys):
+    arguments = {"evaluate": ["x.csv"], "sweep": ["task1"]}.get(command, [])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command, [*arguments, "--seed", "-1"])
+    assert ended.value.code == 2
+    assert "seed -1 is negative" in capsys.readouterr().err

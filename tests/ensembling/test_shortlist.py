@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from drawn_run import CONFIG, FINDINGS, IMAGES, make_run, write_predictions
 
+from cxrlt_ray.data.asking import Asking
+from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.ensembling import shortlist
 from cxrlt_ray.ensembling.compare import compare
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import gather
+from cxrlt_ray.errors import UsageError
 
 TRIALS, ROUNDS = 24, 6
 GREEDY = EnsembleFile(selector="greedy", settings={"rounds": ROUNDS}, folds=3, tta="off")
@@ -77,3 +82,29 @@ def test_a_damaged_file_is_named_and_left_out_of_the_first_pass(made):
     assert "T0002" not in pool.names
     assert len(pool.names) == TRIALS - 1
     assert sum("Left out T0002" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("selector", ["greedy", "greedy_lift"])
+def test_labels_of_findings_asked_for_by_text_shortlist_nobody(made, selector):
+    run, manifest = made
+    asking = Asking(("Edema",), ("Mass", "Nodule"), (0, 1))
+    asked = replace(run, record=run.record.model_copy(update={"asking": asking}))
+    assert asked.record.predicted == FINDINGS
+    others = Manifest(manifest.table.assign(Edema=1 - manifest.table["Edema"]), FINDINGS, "table", manifest.root)
+    file = EnsembleFile(selector=selector, folds=3, tta="off")
+    names = [chosen((asked, labels), file, 5).names for labels in (manifest, others)]
+    assert names[0] == names[1]
+    assert chosen((run, manifest), file, 5).names != chosen((run, others), file, 5).names  # where they do choose
+
+
+def test_that_cross_fitting_does_not_undo_a_shortlist_by_score_is_told(made):
+    lines: list[str] = []
+    chosen(made, EnsembleFile(selector="mean"), 5, lines.append)
+    chosen(made, GREEDY, TRIALS - 1, lines.append)
+    assert sum("cross-fitting does not undo" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("rounds", [0, "many"])
+def test_rounds_that_are_no_number_are_refused_before_the_first_pass(rounds):
+    with pytest.raises(UsageError, match="'rounds' must be a whole number from 1 up"):
+        shortlist.first_pass_of(EnsembleFile(selector="greedy", settings={"rounds": rounds}), seed=0)

@@ -107,7 +107,7 @@ def test_options_that_do_not_fit_are_told(scored, options, message):
         run(scored, **options)
 
 
-def test_a_submission_without_data_and_a_damaged_ensemble_are_told(scored, tmp_path):
+def test_a_submission_without_data_and_a_damaged_ensemble_are_told(scored, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="--data is missing"):
         evaluate.main(scored["path"])
     (tmp_path / "ensemble").mkdir()
@@ -116,3 +116,7 @@ def test_a_submission_without_data_and_a_damaged_ensemble_are_told(scored, tmp_p
         evaluate.main(str(tmp_path / "ensemble"))
     with pytest.raises(UsageError, match="--data does not go with an ensemble"):
         evaluate.main(str(tmp_path / "ensemble"), data=scored["data"])
+    monkeypatch.chdir(tmp_path / "ensemble")
+    for path in ("ensemble.json", "./ensemble.json", str(tmp_path / "ensemble" / "ensemble.json"), ".", "../ensemble/"):
+        with pytest.raises(CxrltError, match="is not the JSON it should be"):
+            evaluate.main(path)

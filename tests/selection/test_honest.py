@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from cxrlt_ray.selection import honest
 from cxrlt_ray.selection.honest import combine, fit
 from cxrlt_ray.selection.method import AUTO, Method
+from cxrlt_ray.selection.registry import Doubt
 
 
 def cohort(skills, images=400, findings=4, prevalence=0.2, seed=0):
@@ -133,3 +135,33 @@ def test_each_fold_is_scored_by_weights_that_lean_without_it_too(lean):
         out = fold == k
         weights = honest.choose(method, scores[:, ~out], targets[~out], groups[~out])
         assert np.allclose(result.crossed[0, out], combine(scores[:, out], weights), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1, 7, 12, 19])
+def test_of_guards_that_lean_on_the_sound_members_the_one_of_the_best_cross_fitted_score_is_taken(seed):
+    """Which members are sound depends on the guard: none may be judged by the sound members of another."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((400, 2)) < [0.3, 0.05]).astype(np.int8)
+    noise = np.array([[2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [9.0, 0.8]])  # the last is good at what is rare alone
+    scores = 1 / (1 + np.exp(1 - 2 * targets - rng.normal(size=(4, 400, 2)) * noise[:, None]))
+    inputs = (scores.astype(np.float32), targets, np.arange(400))
+    methods = [Method("best", guard=guard, lean="sound") for guard in (np.inf, 100.0, 5.0)]
+    alone = [average_precision_score(targets, fit(m, *inputs, folds=4).crossed[0], average="macro") for m in methods]
+    assert fit(methods, *inputs, folds=4, margin=0).method == methods[int(np.argmax(alone))]
+
+
+@pytest.mark.parametrize("lean", ["global", "sound"])
+def test_within_one_of_two_folds_nothing_is_chosen(lean):
+    scores, targets, groups = cohort(EACH_ITS_OWN)
+    methods = [Method("mean"), Method("greedy", {"rounds": 5}, guard=AUTO, lean=lean)]
+    with pytest.warns(Doubt, match="2 folds"):
+        result = fit(methods, scores, targets, groups, folds=2, margin=0)
+    assert result.method == methods[0]  # what was cross-fitted is what is applied
+    assert np.array_equal(result.crossed, fit(methods[0], scores, targets, groups, folds=2).crossed)
+
+
+def test_a_copy_does_not_lift_what_is_served_above_the_budget():
+    scores, targets, groups = cohort(ONE_FOR_ALL)
+    twice, costs = np.concatenate([scores, scores]), np.ones(6)
+    fitted = fit(Method("frontier", {"budget": 1.0}), twice, targets, groups, folds=0, costs=costs)
+    assert costs[fitted.weights.any(axis=1)].sum() <= 1
