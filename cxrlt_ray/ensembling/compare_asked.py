@@ -34,6 +34,7 @@ MINED_NOTE = (
     "so, and repeat their faults: these figures can flatter them."
 )
 OWN_CHOICE = ("mean", GREEDY)  # selectors that an ensembles/ file may name here
+PER_FINDING = ("guard", "lean", "blend", "fallback", "members", "folds", "repeats")  # keys that mean nothing here
 
 
 def compare_asked(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Say = cli.say) -> list[System]:
@@ -44,6 +45,8 @@ def compare_asked(file: EnsembleFile, title: str, pool: Pool, seed: int, say: Sa
             f"Findings without labels share one choice: {title} chooses by each finding's own labels, so {selector} "
             "takes its place (greedy selection on the mean log lift of seen findings)"
         )
+    elif ignored := [key for key in PER_FINDING if getattr(file, key) != EnsembleFile.model_fields[key].default]:
+        say(f"Findings without labels share one choice: {title}'s {', '.join(ignored)} do not apply")
     space = file.space or "probability"
     best = _fitted(BEST, {}, space, file, pool, seed)
     best = replace(best, title=f"best trial {pool.names[int(best.weights[:, 0].argmax())]}")

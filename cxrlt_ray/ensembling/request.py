@@ -14,6 +14,7 @@ from pydantic import model_validator
 
 from cxrlt_ray import cli
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.manifest import SPLITS
 from cxrlt_ray.data.score_scale import SCALES
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.evaluation.critical import critical_findings
@@ -134,6 +135,8 @@ class EnsembleRequest(Config):
             return f"{given[0]} goes with --from, the tables of predictions to choose from."
         if self.most is not None and self.most < 1:
             return f"--most is 1 or more trials to choose among, not {self.most}."
+        if self.split is not None and self.split not in (*SPLITS, "holdout"):
+            return f"--split is one of {', '.join(SPLITS)} and holdout, not '{self.split}'."
         return ""
 
 

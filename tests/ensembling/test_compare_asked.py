@@ -110,6 +110,13 @@ def test_the_rule_that_joins_a_findings_studies_is_not_chosen_by_its_own_labels(
     np.testing.assert_array_equal(*crossed)
 
 
+def test_keys_that_are_of_single_findings_are_named_as_not_applied():
+    pool, _ = drawn()
+    said: list[str] = []
+    compare_asked(EnsembleFile(selector="mean", guard=100, blend=["nnls"]), "mine.yaml", pool, 0, say=said.append)
+    assert said == ["Findings without labels share one choice: mine.yaml's guard, blend do not apply"]
+
+
 def test_the_table_of_runs_names_the_track_and_the_metric(tmp_path):
     from rich.console import Console
 

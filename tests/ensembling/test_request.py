@@ -87,6 +87,8 @@ def test_a_request_cannot_be_changed_and_has_no_other_options():
         request.zip = True
     with pytest.raises(ValueError, match="zipped"):
         EnsembleRequest(zipped=True)
+    with pytest.raises(UsageError, match="--split is one of train, val, test, development and holdout, not 'tets'"):
+        EnsembleRequest(split="tets")
     with pytest.raises(UsageError, match="--most is 1 or more trials to choose among, not 0"):
         EnsembleRequest(most=0)
 
