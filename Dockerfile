@@ -7,9 +7,9 @@
 # Python's slim image is enough for GPUs: torch's wheels bring CUDA's libraries, and the node its driver.
 FROM python:3.11-slim-bookworm
 
-# KubeRay's probes of a pod's health are calls of wget
+# KubeRay's probes of a pod's health are calls of wget; torch.compile on a GPU builds its launchers with a C compiler
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends wget \
+    && apt-get install --yes --no-install-recommends wget gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home cxrlt \
     && install --directory --owner=cxrlt /work /work/runs

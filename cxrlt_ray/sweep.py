@@ -86,7 +86,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     space, space_file = space_for(request, existing, resources)
     soft, reading = soft_targets_for(request, space), check_reports(request, space)
     check_boxes(request, space)
-    record = resumed(request, existing.record) if existing else draft_record(request, name, space)
+    record = resumed(request, existing) if existing else draft_record(request, name, space)
     check_asking(space, bool(record.finding_folds))
     check_promotion(space, record)
     own = own_descriptions(request, existing)
@@ -105,7 +105,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
         record = with_contamination(record, space, data, shards)
     longest = space.epochs
     if deadline is not None and not existing:
-        space, record, planner = _fit(request, record, space, planner, data.manifest, deadline)
+        space, record, planner = _fit(request, record, space, planner, data.manifest, deadline - time.monotonic())
     own_run = write_run(request, existing, record, data, shards, space_file, texts)
     trial_bytes = planner.trial_bytes(data.manifest)
     pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
@@ -156,13 +156,16 @@ def _print_plan(request: SweepRequest, existing: Run | None, record: RunRecord, 
     if request.dry_run:
         findings = load_task(request.task).findings or TASK1  # auto's are not known yet
         print_models(stage_models(space.kinds(), findings), len(findings))
+    count: int | Manifest
     if request.images or not (existing or request.data):
-        named = {name for cohorts in space.cohorts() for name in cohorts.split("+")}
+        named = {name for cohorts in space.cohorts() for name in cohorts.split("+")} | set(request.cohorts)
         count = request.images or space.images or PHANTOM_IMAGES
-        plan = planner.plan(count, named | set(request.cohorts))
     else:
         data = data_of(existing) if existing else run_data(request, space, record.folds)
-        plan = planner.plan(data.manifest)
+        count, named = data.manifest, set()
+    if request.seconds is not None and not existing:
+        _, _, planner = _fit(request, record, space, planner, count, request.seconds, measured=False)
+    plan = planner.plan(count, named)
     print_plan(plan, request.price, memory_bound())
 
 
@@ -187,21 +190,27 @@ def _prepare(
 
 
 def _fit(
-    request: SweepRequest, record: RunRecord, space: Space, planner: Planner, manifest: Manifest, deadline: float
+    request: SweepRequest,
+    record: RunRecord,
+    space: Space,
+    planner: Planner,
+    images: int | Manifest,
+    left: float,
+    measured: bool = True,
 ) -> tuple[Space, RunRecord, Planner]:
-    """Fit a new run's space, record and plan to the deadline, and print a line that says so.
+    """Fit a new run's space, record and plan to the seconds that are left, and print a line that says so.
 
-    Who asks for a number of trials wants an ensemble: two at least.
+    Who asks for a number of trials wants an ensemble: two at least. measured: rates that are not known are measured.
     """
     assert request.seconds is not None
-    fit = planner.fit(deadline - time.monotonic(), manifest, fewest=1 if request.trials is None else 2)
+    fit = planner.fit(left, images, 1 if request.trials is None else 2, measured)
     space = space.fitted(fit.size)
     record = fitted_record(record, space, fit.size)
     if not fit.size.full:
         planner = planner.fitted(space, record.trials)
     rate = planner.first_rate()
-    measured = not rate.source.startswith("estimated")
-    print(fit.line(request.seconds, rate.rate, measured, request.trials is None), flush=True)
+    known = not rate.source.startswith("estimated")
+    print(fit.line(request.seconds, rate.rate, known, request.trials is None), flush=True)
     return space, record, planner
 
 
@@ -287,7 +296,7 @@ def _train(request: SweepRequest, search: Search) -> str:
     except KeyboardInterrupt:
         reason = "by the second Ctrl-C"
     except CxrltError as error:
-        again = resume_command(run, request.storage)
+        again = resume_command(run, request.storage, request)
         raise CxrltError(f"{str(error).rstrip('.')}; when it is mended, continue with `{again}`") from None
     finally:
         forget_decoded()
@@ -306,7 +315,7 @@ def _finish(request: SweepRequest, run: Run, reason: str) -> None:
         begun = f", {running} more begun and saved" if running else ""
         so_far = f"with {ended} of {run.record.trials} trials done{begun}"
         stopped = f"{reason} {so_far}" if reason.startswith(("by", "before")) else f"{so_far}: {reason}"
-        raise CxrltError(f"stopped {stopped}; continue with `{resume_command(run, request.storage)}`")
+        raise CxrltError(f"stopped {stopped}; continue with `{resume_command(run, request.storage, request)}`")
     if not ended:
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
 
@@ -316,7 +325,7 @@ def _say_next(request: SweepRequest, run: Run) -> None:
     from cxrlt_ray.reporting.trials import trial_record
 
     best = next(trial for trial in best_first(run.trials()) if trial.state in (FINISHED, PRUNED))
-    following = f"Next: {ensemble_command(run, request.storage)}"
+    following = f"Next: {ensemble_command(run, request.storage, request.address)}"
     output.result(following, [run.store.absolute().uri], run=run.name, best=trial_record(best))
 
 

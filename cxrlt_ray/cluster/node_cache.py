@@ -57,7 +57,7 @@ def memory_bound(gigabytes: float | None = None) -> int:
     if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
         return 0
     bound = gigabytes * 1e9 if gigabytes is not None else SHARE_OF_MEMORY * (available_memory() or 0)
-    return int(min(bound, 0.9 * shutil.disk_usage(MEMORY).free + _bytes_held()))
+    return int(min(bound, 0.9 * shutil.disk_usage(MEMORY).free + _bytes_written()))
 
 
 class DecodedImages:
@@ -159,6 +159,7 @@ def _open(name: str, images: int, slot_bytes: int, bound: int) -> tuple[int, obj
     if not bound:
         return 0, None
     path = MEMORY / f"{PREFIX}-{name}.u8"
+    bound = min(bound, _most())
     with open(MEMORY / f"{PREFIX}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time makes files, and removes those that no one holds
         _remove_stale()
@@ -179,6 +180,20 @@ def _remove_stale() -> None:
                 path.unlink(missing_ok=True)
         except OSError:
             continue  # in use, or gone
+
+
+def _most() -> int:
+    """Bytes that decoded images may take here whatever was asked for: the bound may be of another, larger machine.
+
+    Who writes to /dev/shm more than it holds is killed by the kernel.
+    """
+    available, free = available_memory(), shutil.disk_usage(MEMORY).free
+    return int(0.9 * (free if available is None else min(free, available))) + _bytes_written()
+
+
+def _bytes_written() -> int:
+    """Of the slots that are filled: files take no memory before."""
+    return sum(512 * path.stat().st_blocks for path in MEMORY.glob(f"{PREFIX}-*.u8"))
 
 
 def _bytes_held() -> int:

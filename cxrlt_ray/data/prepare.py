@@ -46,6 +46,7 @@ from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
 
 SHARD_ROWS = 256
+UNKNOWN = -2  # of an original's size, time and checksum: no file has it, nor one that is not there (ABSENT)
 OF_IMAGES = ("image_id", "path", "inverted", "synthetic")  # lists of a Chunk
 Say = Callable[[str], None]
 # file: the shard's name; image_id, path, inverted, synthetic: lists, an image each; states: their STATE
@@ -95,11 +96,16 @@ def prepare(
 
 
 def _recorded(store: Store, manifest: Manifest) -> pd.DataFrame:
-    """What whole shards were made of: file, STATE and CHECKSUM of each of the manifest's images, by its row."""
+    """What whole shards were made of: file, STATE and CHECKSUM of each of the manifest's images, by its row.
+
+    An image that is in both tables or in neither, as one of them could not be written anew, counts as changed.
+    """
     tables = [_read_columns(store, name, ["image_id", "file", *STATE, CHECKSUM]) for name in (INDEX, QUARANTINE)]
     table = pd.concat([part for part in tables if len(part)]).set_index("image_id")
+    table = table[~table.index.duplicated(keep=False)]
     of_images = table.reindex(manifest.table["image_id"]).reset_index(drop=True)
-    return of_images.astype({name: "int64" for name in [*STATE, CHECKSUM]})
+    states = [*STATE, CHECKSUM]
+    return of_images.fillna(dict.fromkeys(states, UNKNOWN)).astype(dict.fromkeys(states, "int64"))
 
 
 def _unchanged(known: pd.DataFrame, states: pd.DataFrame) -> np.ndarray:

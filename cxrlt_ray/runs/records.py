@@ -84,7 +84,11 @@ class Record(BaseModel):
 
     def write(self, store: Store, name: str) -> None:
         """Write the record to file `name`, whole or not at all. Keys that are not set are left out."""
-        store.write_json(name, self.model_dump(mode="json", exclude_none=True))
+        store.write_json(name, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """The record as JSON has it."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class EpochRecord(BaseModel):
@@ -208,6 +212,14 @@ class TrialRecord(Record):
         if "findings" in content:
             content.setdefault("trained_findings", content["findings"])
         return {key: value for key, value in content.items() if value is not None}
+
+    def content(self) -> dict[str, Any]:
+        """As Record's, with the settings of a trial that are null and would be read as their default."""
+        content = super().content()
+        if self.config is not None:
+            unset = {name for name, value in self.config if value is None}
+            content["config"] |= {name: None for name in unset if TrialConfig.model_fields[name].default is not None}
+        return content
 
     def epochs_of(self, fold: int = 0, stage: int | None = None) -> list[EpochRecord]:
         """The epochs of a fold (the first one's are what the scheduler saw), of all stages or of one."""

@@ -22,7 +22,6 @@ RUN/stages/KEY/                  weights of stages on other cohorts, for all tri
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,20 +35,20 @@ from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.privacy import private_dir
-from cxrlt_ray.runs.checkpoint import whole
 from cxrlt_ray.runs.predictions import Predictions, read_predictions
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord, TrialRecord, now
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.runs.trial_index import RECORD as RECORD
 from cxrlt_ray.runs.trial_index import read_index, write_index
 from cxrlt_ray.storage import Store
-from cxrlt_ray.storage.store import THREADS
+from cxrlt_ray.storage.whole import PART, WHOLE
 
 if TYPE_CHECKING:
     from cxrlt_ray.text.corpus import Corpus
 
 REFIT = "refit"  # the checkpoint trained on train and validation images
 DEFAULT_STORAGE = "runs"
+KEPT = ("shards", "features", "devices", "rates.json")  # beside runs in a storage, and made room in
 
 
 @dataclass(frozen=True)
@@ -225,8 +224,10 @@ class Run:
 
 def check_free(storage: str, name: str) -> None:
     """Raise UsageError if the run's name is taken, or is none."""
-    if not name or "/" in name or name.startswith("."):
+    if not name or "/" in name or name.startswith(".") or name.endswith((PART, WHOLE)):
         raise UsageError(f"--name '{name}' cannot be a directory's name.")
+    if name in KEPT:
+        raise UsageError(f"--name '{name}': the storage keeps its {name} there: give another name.")
     if (Store(storage) / name).exists("run.json"):
         raise UsageError(
             f"run '{name}' already exists in {storage}: give --resume to continue it, or another --name to start one."
@@ -293,25 +294,6 @@ def read_run(store: Store) -> Run:
     return Run(store, RunRecord.read(store, "run.json"))
 
 
-def damage(trial: Trial) -> str:
-    """What is wrong with the files that a trial which ended well should have left, or nothing."""
-    try:
-        if trial.predicts:
-            trial.predictions()
-    except CxrltError as error:
-        return str(error).rstrip(".")
-    if trial.record.dropped:
-        return ""
-    names = trial.checkpoints
-    if not names:
-        return "its checkpoint is not there"
-    for name in names:
-        with trial.store.fetched(f"{name}/model.safetensors") as path:
-            if not path.exists() or not whole(path):
-                return f"{trial.store.uri}/{name}/model.safetensors is damaged"
-    return ""
-
-
 def keep_index(run: Run, every: int = FEW) -> None:
     """Of a run on an object store: write the index of its ended trials, where `every` more than it holds have ended.
 
@@ -324,30 +306,6 @@ def keep_index(run: Run, every: int = FEW) -> None:
     if len(ended) >= held + max(every, held // 10 if every > 1 else 1):
         write_index(run.store / "trials", ended)
         _INDEXED[run.store.uri] = len(ended)
-
-
-def damages(run: Run, trials: list[Trial]) -> dict[str, str]:
-    """What is wrong with the files of trials that ended well, by name, where something is: see `damage`.
-
-    On an object store, which keeps an object whole or not at all, it is asked by one listing whether they are there.
-    """
-    if run.store.local is None:
-        files = run.files()
-        faults = [_absence(trial, files.get(trial.name, {})) for trial in trials]
-    else:
-        with ThreadPoolExecutor(THREADS) as threads:
-            faults = list(threads.map(damage, trials))
-    return {trial.name: fault for trial, fault in zip(trials, faults, strict=True) if fault}
-
-
-def _absence(trial: Trial, files: dict[str, int]) -> str:
-    """Which file that a trial should have left is not among its `files`, or nothing."""
-    if trial.predicts and not files.get("predictions/val.parquet"):
-        return f"{trial.store.uri}/predictions/val.parquet is not there"
-    if trial.record.dropped:
-        return ""
-    weights = {path: size for path, size in files.items() if path.endswith("/model.safetensors")}
-    return "" if weights and all(weights.values()) else "its checkpoint is not there"
 
 
 def drop_checkpoints(run: Run, keep: int) -> None:

@@ -42,7 +42,7 @@ def write_index(folder: Store, records: Iterable[TrialRecord]) -> None:
     """
     files, lines = folder.files(), []
     for record in records:
-        content = as_json(record.model_dump(mode="json", exclude_none=True))
+        content = as_json(record.content())
         size, changed = files.get(f"{record.name}/{RECORD}", (-1, 0))
         if size == len(content):
             lines.append(json.dumps([record.name, size, changed, content.decode()]))

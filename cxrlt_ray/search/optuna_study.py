@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import hashlib
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -34,6 +35,7 @@ from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.trial_states import learning_curve, settle_trial, trial_name, trial_number
 
 COST = "cost"
+MADE = "made"  # a study's attribute: when its run was
 STARTUP = 4  # trials that are drawn at random before TPE begins
 FAULTS = (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError)  # of a database, or what is in it
 ENDED = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
@@ -108,6 +110,7 @@ class OptunaStudy:
             names = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
             if self.run.name in names:
                 study = optuna.load_study(study_name=self.run.name, storage=storage, sampler=self.sampler)
+                self._check_own(study)
                 known = study.get_trials(deepcopy=False)  # copies of 10,000 take 10 s
                 if self._agrees(known, trials):
                     for number in [t.number for t in known if t.state == TrialState.RUNNING]:
@@ -120,6 +123,16 @@ class OptunaStudy:
                 raise CxrltError(f"the search's database cannot be used: {_first_line(error)}.") from None
             self.file.unlink(missing_ok=True)  # damaged
             return self._remade(self._storage(), trials)
+
+    def _check_own(self, study: optuna.Study) -> None:
+        """Raise CxrltError for the study of another run of this name: a database by URL may be of many storages."""
+        made = study.user_attrs.get(MADE)
+        if made and made != self.run.record.created:
+            raise CxrltError(
+                f"the database holds the search of another run called {self.run.name}, made {made}: give another "
+                f"--name, or remove that search (`optuna delete-study --study-name {shlex.quote(self.run.name)} "
+                "--storage URL`)."
+            )
 
     def _storage(self) -> optuna.storages.RDBStorage:
         if self.file is not None:
@@ -169,6 +182,7 @@ class OptunaStudy:
             study_name=self.run.name,
             directions=[upwards, *([StudyDirection.MINIMIZE] if self.costs else [])],
         )
+        study.set_user_attr(MADE, self.run.record.created)
         numbers = {trial_number(trial): trial for trial in trials}
         count = max(numbers, default=-1) + 1
         for number in range(count):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from cxrlt_ray.runs.records import FINISHED, PRUNED
+from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 
@@ -47,8 +47,11 @@ class Pace:
     def holds_another(self, trials: Iterable[Trial]) -> bool:
         """Whether the time left holds a trial of at least SHORTEST the length of a usual one of `trials`.
 
-        A run without a whole trial is always to begin one.
+        A run without a whole trial is to begin one, unless all that were planned have failed: more of them would, too.
         """
+        trials = list(trials)
+        if len(trials) >= self.trials and all(trial.state == FAILED for trial in trials):
+            return False
         lengths = [_seconds(trial) for trial in _latest(trials, (FINISHED,))]
         return not lengths or self.left >= SHORTEST * statistics.median(lengths)
 

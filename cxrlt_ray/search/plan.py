@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search.budget import Fit, SearchSize, fit_to_budget
 from cxrlt_ray.search.rates import FINDINGS, ModelRate, Probe, Rates, probe, trained_rates
-from cxrlt_ray.search.resources import Resources
+from cxrlt_ray.search.resources import Resources, times
 from cxrlt_ray.search.schedule import Simulation, simulate
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.workload import FeatureNeed, Workload, feature_needs, trial_seconds
@@ -36,7 +36,7 @@ class Forecast:
     """What the sweep on a number of devices comes to, with ASHA and without it. name: of the devices."""
 
     name: str
-    devices: int
+    devices: float
     pruned: Simulation
     unpruned: Simulation
 
@@ -106,7 +106,7 @@ class Planner:
 
     def fitted(self, space: Space, trials: int) -> Planner:
         """The plan of a smaller search on the same machine."""
-        same = (self.folds, self.seed, self.resources, self.rates.store, self.address)
+        same = (self.folds, self.seed, self.resources, self.rates.store, self.address, self.gpu)
         return Planner(space, trials, *same, features=self.features, of_findings=self.of_findings)
 
     def probe(self, configs: Iterable[TrialConfig] = (), seconds: float | None = None) -> Probe:
@@ -147,8 +147,7 @@ class Planner:
 
     def forecast(self, images: int | Manifest) -> Forecast:
         """The sweep on this machine."""
-        concurrent = [self.resources.max_concurrent]
-        return self._forecasts(self.device, self.rates_on(self.device), self.workload(images), concurrent)[0]
+        return self._forecasts(self.device, self.rates_on(self.device), self.workload(images), [self.devices])[0]
 
     def plan(self, images: int | Manifest, others: Iterable[str] = ()) -> SweepPlan:
         """The plan for this machine and for 1, 8 and 32 GPUs; for a number of images, with `others` beside."""
@@ -158,7 +157,7 @@ class Planner:
         if self.device != self.gpu:
             rates = self.rates_on(self.device)
             devices.insert(0, Device(self.device, tuple(rates.values())))
-            alone = self._forecasts(self.device, rates, workload, [self.resources.max_concurrent])
+            alone = self._forecasts(self.device, rates, workload, [self.devices])
             forecasts = [*alone, *forecasts]
         known = bool(self.rates.known)
         needs = dict.fromkeys(need for config in self.configs for need in feature_needs(config, workload) if need)
@@ -174,28 +173,47 @@ class Planner:
         )
 
     def _forecasts(
-        self, device: str, rates: Mapping[tuple[str, int], ModelRate], workload: Workload, counts: Sequence[int]
+        self, device: str, rates: Mapping[tuple[str, int], ModelRate], workload: Workload, counts: Sequence[float]
     ) -> list[Forecast]:
-        """The sweep on each number of devices, a trial on each."""
-        seconds = [trial_seconds(config, rates, workload, self.features) for config in self.configs]
+        """The sweep on each number of devices, as many of which a trial has as are asked for, if there are."""
         epochs, prune, first = self.space.epochs, self.space.prune, self.space.grace(self.space.epochs)
-        return [
-            Forecast(
-                device if device == self.device and self.device != self.gpu else f"{count} x {device}",
-                count,
-                simulate(seconds, epochs, count, prune, first_rung=first),
-                simulate(seconds, epochs, count, prune=False),
-            )
-            for count in counts
-        ]
+        forecasts = []
+        for count in counts:
+            each = min(self.resources.devices_per_trial, count)
+            seconds = self.seconds_of(self.configs, rates, workload, each)
+            runs = [
+                simulate(seconds, epochs, times(count, each), pruned, first_rung=first if pruned else None)
+                for pruned in (prune, False)
+            ]
+            pruned, unpruned = (replace(run, busy=run.busy * each) for run in runs)
+            alone = device == self.device and self.device != self.gpu
+            forecasts.append(Forecast(device if alone else f"{count:g} x {device}", count, pruned, unpruned))
+        return forecasts
 
-    def fit(self, budget: float, images: int | Manifest, fewest: int = 1) -> Fit:
+    @property
+    def devices(self) -> float:
+        """How many devices trials take here, all that run at a time together."""
+        return self.resources.max_concurrent * self.resources.devices_per_trial
+
+    def seconds_of(
+        self,
+        configs: Iterable[TrialConfig],
+        rates: Mapping[tuple[str, int], ModelRate],
+        workload: Workload,
+        devices: float | None = None,
+    ) -> list[list[float]]:
+        """Seconds of every epoch of some trials, each trained by so many devices; as many as are asked for without."""
+        each = self.resources.devices_per_trial if devices is None else devices
+        trials = (trial_seconds(config, rates, workload, self.features) for config in configs)
+        return [[seconds / each for seconds in trial] for trial in trials]
+
+    def fit(self, budget: float, images: int | Manifest, fewest: int = 1, measured: bool = True) -> Fit:
         """The search of `fewest` trials or more that is planned to end within `budget` seconds on this machine.
 
-        Where the estimated rates do not leave it beyond doubt that all of it fits, the rates are measured first.
+        measured: where the estimated rates do not leave it beyond doubt that all of it fits, they are measured first.
         """
         started, workload = time.monotonic(), self.workload(images)
-        if not self._fit(budget / DOUBT, workload, fewest).size.full:
+        if measured and not self._fit(budget / DOUBT, workload, fewest).size.full:
             self._probe_unknown(min(PROBE_SECONDS / 4, PROBE_SHARE * budget))
         return self._fit(budget - (time.monotonic() - started), workload, fewest)
 
@@ -218,7 +236,7 @@ class Planner:
     def epoch_seconds(self, images: int | Manifest) -> Callable[[TrialConfig], list[float]]:
         """The planned seconds of each epoch of a trial on this machine."""
         workload = self.workload(images)
-        return lambda config: trial_seconds(config, self.rates_of([config], self.device), workload, self.features)
+        return lambda config: self.seconds_of([config], self.rates_of([config], self.device), workload)[0]
 
     def first_rate(self) -> ModelRate:
         """The rate here of the model of the search's first trial."""
@@ -241,7 +259,8 @@ class Planner:
         for trial in trials:
             for stage, speed in trained_rates(trial.record):
                 device = trial.record.environment.device
-                rates.setdefault((device, stage.backbone, stage.resolution), []).append(speed)
+                rate = speed / self.resources.devices_per_trial
+                rates.setdefault((device, stage.backbone, stage.resolution), []).append(rate)
         for key, values in rates.items():
             self.rates.note(*key, float(np.median(values)), "trials")
         self.rates.save()
@@ -273,7 +292,7 @@ class _Pricer:
         if not self.space.staged:
             configs = [config.model_copy(update={"epochs": size.epochs}) for config in configs]
         rates = self.planner.rates_of(configs, self.planner.device)
-        return [trial_seconds(config, rates, self.workload, self.planner.features) for config in configs]
+        return self.planner.seconds_of(configs, rates, self.workload)
 
 
 def device_name(address: str | None, resources: Resources) -> str:

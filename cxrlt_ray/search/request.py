@@ -6,6 +6,7 @@ run = sweep.run(sweep.SweepRequest(task="task1", data="/data/mimic", trials=60, 
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Annotated, get_args
 
@@ -218,10 +219,7 @@ class SweepRequest(Config):
     @cached_property
     def hung_seconds(self) -> float:
         """Seconds without a batch after which a trial is ended."""
-        seconds = parse_seconds(self.hung_after, "--hung-after")
-        if seconds <= 0:
-            raise UsageError(f"--hung-after is longer than nothing, not '{self.hung_after}'.")
-        return seconds
+        return parse_seconds(self.hung_after, "--hung-after")
 
     @cached_property
     def database(self) -> str | None:
@@ -246,9 +244,14 @@ class SweepRequest(Config):
 
 
 def parse_seconds(text: str, option: str) -> float:
-    """'90s', '30m', '2h', '1d' in seconds. Raises UsageError for another form."""
+    """'90s', '30m', '2h', '1d' in seconds. Raises UsageError for another form, and for no time or no end of it."""
     unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
     try:
-        return float(text[:-1]) * unit if unit else float(text)
+        seconds = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
-        raise UsageError(f"{option} is a number and s, m, h or d, such as 2h; not '{text}'.") from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise UsageError(f"{option} is a number and s, m, h or d, such as 2h; not '{text}'.")
+    if seconds <= 0:
+        raise UsageError(f"{option} is longer than nothing, not '{text}'.")
+    return seconds

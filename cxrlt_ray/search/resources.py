@@ -10,6 +10,8 @@ from cxrlt_ray.data.stream import RAY, THREADS, Ingest
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.search.request import SweepRequest
 
+UNITS = 10_000  # of a CPU or GPU, in whole numbers of which Ray counts them
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -33,8 +35,14 @@ class Resources:
 
     @property
     def threads(self) -> int:
-        """Threads that a trial computes with on the CPU; 0 where it has a GPU."""
-        return 0 if self.gpus_per_trial else max(1, int(self.cpus // self.max_concurrent))
+        """Threads that a worker of a trial computes with on the CPU; 0 where it has a GPU."""
+        workers = self.max_concurrent * max(self.workers_per_trial, 1)
+        return 0 if self.gpus_per_trial else max(1, int(self.cpus // workers))
+
+    @property
+    def devices_per_trial(self) -> float:
+        """How many devices train a trial: its workers' GPUs, a part of one where trials share it, or its workers."""
+        return max(self.workers_per_trial, 1) * (self.gpus_per_trial or 1.0)
 
     def __str__(self) -> str:
         """One line that explains the budget."""
@@ -63,15 +71,20 @@ def plan_resources(
     Trials that reserve every CPU would starve Ray Data and hang, so `data_cpus` at least stay free; none need
     where trials stream in threads of their own.
     """
-    workers = max(workers_per_trial, 1)
+    workers = workers_per_trial
+    if workers < 1:
+        raise UsageError(f"--workers-per-trial must be at least 1, not {workers}.")
     if min_workers is not None and not 1 <= min_workers <= workers:
         raise UsageError(f"--min-workers must be 1 to {workers} (--workers-per-trial), not {min_workers}.")
     per_gpu = gpus_per_trial if gpus_per_trial is not None else (1.0 if gpus else 0.0)
-    fit_gpu = int(gpus // (per_gpu * workers)) if per_gpu else None
+    if per_gpu < 0 or (per_gpu > 1 and per_gpu % 1):
+        raise UsageError(f"--gpus-per-trial is a part of a GPU, such as 0.5, or whole ones; not {per_gpu:g}.")
+    fit_gpu = _workers_on(gpus, per_gpu) // workers if per_gpu else None
     if per_gpu and not fit_gpu:
+        each = f", each of which holds {times(1.0, per_gpu)}" if per_gpu * workers <= gpus else ""
         raise UsageError(
             f"--gpus-per-trial {per_gpu:g} x --workers-per-trial {workers} asks for {per_gpu * workers:g} GPU; "
-            f"there are {gpus:g}."
+            f"there are {gpus:g}{each}."
         )
     concurrent = max_concurrent if max_concurrent is not None else (fit_gpu or 1)
     if concurrent < 1:
@@ -93,6 +106,16 @@ def plan_resources(
             f"{free}: lower --max-concurrent, --cpus-per-trial or --workers-per-trial."
         )
     return Resources(cpus, gpus, cpus_per_trial, per_gpu, workers_per_trial, concurrent, min_workers or workers)
+
+
+def times(whole: float, part: float) -> int:
+    """How many times a part goes into the whole, as Ray counts: 0.2 goes into 1 five times, but 1 // 0.2 is 4."""
+    return round(whole * UNITS) // max(1, round(part * UNITS))
+
+
+def _workers_on(gpus: float, per_gpu: float) -> int:
+    """How many workers GPUs hold: one that takes a part of a GPU has it of one GPU."""
+    return times(gpus, per_gpu) if per_gpu >= 1 else int(gpus) * times(1.0, per_gpu)
 
 
 def available(address: str | None) -> tuple[float, float]:

@@ -50,6 +50,12 @@ _FIXED: dict[str, Any] = {
     "labels_blank": lambda request: request.labels_blank,
 }
 
+# where and how a sweep runs, which a run does not keep: it is given again
+_HOW = (
+    "address", "max_concurrent", "gpus_per_trial", "cpus_per_trial", "workers_per_trial", "min_workers", "checksum",
+    "ingest", "cache_gb", "features_gb", "retries", "hung_after", "keep_checkpoints",
+)  # fmt: skip
+
 
 def run_to_resume(request: SweepRequest) -> Run | None:
     """The run that the request continues; None where it begins one.
@@ -87,11 +93,15 @@ def _is_space_of(run: Run, space: str) -> bool:
     return config.find("search_spaces", space).read_bytes() == run.store.read("space.yaml")
 
 
-def resumed(request: SweepRequest, record: RunRecord) -> RunRecord:
-    """The record of a run that goes on: with as many trials and epochs as are asked for, and the database given."""
+def resumed(request: SweepRequest, run: Run) -> RunRecord:
+    """The record of a run that goes on: with as many trials and epochs as are asked for, and the database given.
+
+    A time budget may have begun more trials than the record says, and the sweep been killed before it counted them.
+    """
+    record = run.record
     return record.model_copy(
         update={
-            "trials": request.trials or record.trials,
+            "trials": request.trials or max(record.trials, len(run.trials())),
             "epochs": request.epochs or record.epochs,
             "search_db": request.database or record.search_db,
         }
@@ -125,17 +135,23 @@ def claimed(run: Run) -> Iterator[None]:
         yield
 
 
-def resume_command(run: Run, storage: str) -> str:
-    """The command that continues the run."""
+def resume_command(run: Run, storage: str, request: SweepRequest | None = None) -> str:
+    """The command that continues the run, where and how `request` was to run it."""
     words = [run.record.task_argument, "--resume", "--name", run.name, *_storage_option(storage)]
+    for field in _HOW if request is not None else ():
+        value = getattr(request, field)
+        if value != SweepRequest.model_fields[field].default:
+            words += [f"--{field.replace('_', '-')}", *([] if value is True else [str(value)])]
     return f"python -m cxrlt_ray.sweep {shlex.join(words)}"
 
 
-def ensemble_command(run: Run, storage: str) -> str:
-    """The command that makes the run's ensemble."""
+def ensemble_command(run: Run, storage: str, address: str | None = None) -> str:
+    """The command that makes the run's ensemble, on the cluster at `address` if one is given."""
     select = run.record.space if run.record.space in config.names("ensembles") else "greedy"
     latest = [] if load_run(storage).name == run.name else ["--run", run.name]
-    return f"python -m cxrlt_ray.ensemble {shlex.join(['--select', select, *latest, *_storage_option(storage)])}"
+    where = [] if address is None else ["--address", address]
+    words = ["--select", select, *latest, *_storage_option(storage), *where]
+    return f"python -m cxrlt_ray.ensemble {shlex.join(words)}"
 
 
 def _storage_option(storage: str) -> list[str]:

@@ -41,6 +41,7 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import Promote
 from cxrlt_ray.runs.trial_config import WHOLE, Scalar, TrialConfig
 from cxrlt_ray.search.space import Domain, Space, message
+from cxrlt_ray.storage import Store
 
 SMOKE_IMAGES = 300
 
@@ -111,7 +112,7 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
         epochs or content.epochs,
         domains,
         folder=str(Path.cwd()),
-        storage=storage,
+        storage=None if storage is None else Store(storage).absolute().uri,  # Tune changes a trial's directory
         images=small.images if small else None,
         folds=min(content.folds, small.folds) if small else content.folds,
         staged=bool(content.stages),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ray.tune import Stopper
+
+PAUSE, SETTLING = 1.0, 10.0  # seconds between two looks at what trials have saved; until a trial's report has come
 
 
 class StopRequest:
@@ -53,10 +57,17 @@ class StopRequest:
 
 
 class SweepStopper(Stopper):
-    """Tune's question whether a trial, or all, are to stop. busy: whether any trial runs."""
+    """Tune's question whether a trial, or all, are to stop. states: of the trials that run, by number, what is saved.
 
-    def __init__(self, stop: StopRequest, busy: Callable[[], bool]) -> None:
-        self.stop, self.busy = stop, busy
+    A trial ends with its next report. In its later folds and its refit it makes none: all are ended once each has saved
+    an epoch since, and none has reported in the SETTLING seconds after that.
+    """
+
+    def __init__(self, stop: StopRequest, states: Callable[[], dict[int, Any]]) -> None:
+        self.stop, self.states = stop, states
+        self.before: dict[int, Any] | None = None  # what was saved when the sweep was asked to end
+        self.seen: tuple[dict[int, Any], float] = {}, 0.0  # what is saved now, and since when
+        self.looked = -math.inf
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """After an epoch: whether the sweep is to end."""
@@ -64,4 +75,12 @@ class SweepStopper(Stopper):
 
     def stop_all(self) -> bool:
         """Whether nothing runs any more of a sweep that is to end."""
-        return self.stop.now and not self.busy()
+        if not self.stop.now or (now := time.monotonic()) - self.looked < PAUSE:
+            return False
+        self.looked, states = now, self.states()
+        if self.before is None:
+            self.before = states
+        if states != self.seen[0]:
+            self.seen = states, now
+        saved = all(states[number] != self.before.get(number) for number in states)
+        return not states or (saved and now - self.seen[1] >= SETTLING)

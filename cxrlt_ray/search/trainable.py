@@ -18,7 +18,7 @@ from cxrlt_ray.runs.records import FAILED, TrialRecord
 from cxrlt_ray.runs.store import RECORD
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search import watchdog
-from cxrlt_ray.search.resources import Resources
+from cxrlt_ray.search.resources import Resources, times
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.trial_states import note_retry, trial_name
 from cxrlt_ray.storage.patience import patiently
@@ -103,7 +103,7 @@ def _room_for(bundle: dict[str, float]) -> Callable[[], int]:
 
     def room() -> int:
         nodes = ray_private.free_resources_by_node().values()
-        return sum(min(int(free.get(kind, 0) // value) for kind, value in needs.items()) for free in nodes)
+        return sum(min(times(free.get(kind, 0), value) for kind, value in needs.items()) for free in nodes)
 
     return room
 

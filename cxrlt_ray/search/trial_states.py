@@ -46,12 +46,13 @@ def settle_trial(run: Run, number: int, error: bool = False, cut: bool = False) 
     if record.state == RUNNING:
         judged = bool(record.epochs_of()) and not error
         # Tune stops a trial at its last report, before the trial writes its own last state
-        whole = judged and not cut and run.record.models <= 1 and has_no_more_to_do(trial)
+        whole = judged and not cut and has_no_more_to_do(trial, run.record.models)
         record.state = FINISHED if whole else PRUNED if judged else FAILED
     if record.state == FAILED and record.reason is None:
         record.reason = record.retries[-1].reason if record.retries else "it was stopped before an epoch was done"
     trial.write(record)
-    resume.forget(trial.store)
+    if record.state != FAILED or record.own_fault:  # one that its surroundings ended goes on when the run is resumed
+        resume.forget(trial.store)
     if record.retries:
         trial.store.delete(RETRIES)
     return Trial(trial.store, record)
@@ -88,10 +89,13 @@ def _noted_retries(store: Store) -> list[Retry]:
     return [Retry(**retry) for retry in store.read_json(RETRIES)] if store.exists(RETRIES) else []
 
 
-def has_no_more_to_do(trial: Trial) -> bool:
-    """Whether nothing follows the epochs of a trial's record: no epoch, refit or test-time augmentation."""
+def has_no_more_to_do(trial: Trial, models: int) -> bool:
+    """Whether nothing follows the epochs of a trial's record: no epoch, fold, refit or test-time augmentation.
+
+    models: that the trial trains on folds; 1 without folds.
+    """
     epochs, config = trial.record.epochs_of(), trial.record.config
-    if not epochs or config is None or config.refit or config.tta != "none":
+    if not epochs or models > 1 or config is None or config.refit or config.tta != "none":
         return False
     stages, last = config.staged(), epochs[-1]
     if last.epoch + 1 == config.total_epochs:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,8 +27,9 @@ from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.output.counting import Counter
+from cxrlt_ray.runs.damage import damages
 from cxrlt_ray.runs.records import FAILED, RUNNING
-from cxrlt_ray.runs.store import Run, Trial, damages, drop_checkpoints, keep_index
+from cxrlt_ray.runs.store import Run, Trial, drop_checkpoints, keep_index
 from cxrlt_ray.search.asha import scheduler_of
 from cxrlt_ray.search.disk import DiskRoom
 from cxrlt_ray.search.optuna_study import OptunaStudy
@@ -49,6 +50,7 @@ from cxrlt_ray.search.trial_states import (
 )
 from cxrlt_ray.search.watchdog import Watchdog
 from cxrlt_ray.storage.patience import patiently
+from cxrlt_ray.training import resume
 
 if TYPE_CHECKING:
     from cxrlt_ray.training.job import Job
@@ -107,8 +109,7 @@ def tune_trials(search: Search) -> str:
     _quieten()
     run, space, policy, metric = search.run, search.space, search.policy, search.space.metric
     optuna_study = OptunaStudy(run, space, search.seed, search.database, metric)
-    longest = space.epochs if search.pace is None or space.staged else int(LONGEST * search.pace.longest)
-    scheduler, stopped = scheduler_of(space, longest + _reports_after_training(search), run, metric)
+    scheduler, stopped = scheduler_of(space, _longest(search) + _reports_after_training(search), run, metric)
     for number in stopped:
         optuna_study.settle(number)
     missing = missing_trials(run, search.trials)
@@ -138,7 +139,7 @@ def tune_trials(search: Search) -> str:
                 storage_path=folder,
                 name="tune",
                 verbose=0,
-                stop=SweepStopper(stop, watchdog.busy),
+                stop=SweepStopper(stop, lambda: saved_states(run, watchdog.running)),
                 failure_config=tune.FailureConfig(max_failures=policy.retries),
                 callbacks=[
                     watchdog,
@@ -198,6 +199,24 @@ def _trainable(search: Search) -> Any:
         own = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
     shared = tune.with_parameters(run_trial, job=search.job, space=search.space, resources=resources)
     return tune.with_resources(shared, own)
+
+
+def saved_states(run: Run, numbers: Iterable[int]) -> dict[int, list[str]]:
+    """The resume states that some trials have saved, by number; none where the storage does not answer."""
+    states: dict[int, list[str]] = {}
+    for number in list(numbers):
+        states[number] = []
+        with suppress(CxrltError):
+            states[number] = resume.names(run.store / "trials" / trial_name(number))
+    return states
+
+
+def _longest(search: Search) -> int:
+    """Epochs of the longest trial: of the space, of a time budget, or of one that was cut off and keeps its own."""
+    space, pace = search.space, search.pace
+    epochs = space.epochs if pace is None or space.staged else int(LONGEST * pace.longest)
+    begun = (trial.record.config for trial in search.run.trials() if trial.state == RUNNING)
+    return max([epochs, *(config.total_epochs for config in begun if config is not None)])
 
 
 def _reports_after_training(search: Search) -> int:
@@ -286,7 +305,7 @@ class StudySearcher(Searcher):
 
     def _end(self, number: int, error: bool) -> None:
         trial = self.run.trial(trial_name(number))
-        if self.stop.now and trial.state == RUNNING and not has_no_more_to_do(trial):
+        if self.stop.now and trial.state == RUNNING and not has_no_more_to_do(trial, self.run.record.models):
             return  # it goes on when the run is resumed
         if error and (reason := self.watchdog.reason_of_end(number)):
             note_retry(trial.store, reason, time.time())

@@ -72,10 +72,6 @@ class Watchdog(tune.Callback):
         self.starved: set[int] = set()  # trials of which it was printed that their images wait for a CPU
         self.checked = self.waited = time.monotonic()
 
-    def busy(self) -> bool:
-        """Whether any trial runs."""
-        return bool(self.running)
-
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look after trials from time to time."""
         now = time.monotonic()

@@ -54,7 +54,7 @@ def keep(store: Store, state: ResumeState) -> None:
         "fold": state.fold,
         "stage": state.stage,
         "epoch": state.epoch,
-        "record": state.record.model_dump(mode="json", exclude_none=True),
+        "record": state.record.content(),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     with store.place(f"{PREFIX}{done + 1:06d}{SUFFIX}") as path:

@@ -36,13 +36,30 @@ class Forward:
         self.undecided = mode == "auto" and device.type == "cuda"
         self.compiled: Callable[..., torch.Tensor] | None = None
         self.ticks, self.since = 0, 0.0
-        if mode == "on":
+        self.asked, self.proven = mode == "on", False  # proven: a compiled pass has been made
+        if self.asked:
             self._compile()
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the network returns."""
-        use_compiled = self.compiled is not None and len(inputs[0]) == self.size
-        return (self.compiled if use_compiled and self.compiled is not None else self.network)(*inputs)
+        if self.compiled is None or len(inputs[0]) != self.size:
+            return self.network(*inputs)
+        if self.proven:
+            return self.compiled(*inputs)
+        import torch
+
+        try:
+            outputs = self.compiled(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of whatever kind: a machine without a C compiler, a layer that it cannot do
+            if self.asked:
+                raise
+            print(f"  not compiled, trained as it is: {' '.join(str(error).split())[:200]}", flush=True)
+            self.compiled = None
+            return self.network(*inputs)
+        self.proven = True
+        return outputs
 
     def tick(self) -> None:
         """A step is done: time the first ones and decide."""

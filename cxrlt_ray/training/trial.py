@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.runs.pretrain_record import BEGAN, began_from
@@ -56,7 +57,7 @@ def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value],
     import torch
 
     if job.threads:
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(min(job.threads, available_processors()))  # of a cluster they are many machines'
     store, worker = job.run / "trials" / name, worker_of(job)
     existing = TrialRecord.read(store, RECORD) if store.exists(RECORD) else None
     if existing is not None and existing.state in (FINISHED, PRUNED):  # by a process that ended before it could say so
@@ -136,8 +137,8 @@ def first_record(
     record.precision = device_.precision(config.staged()[-1].precision, worker_of(job).device)
     record.environment = _environment(job)
     record.attempt = (existing.attempt if existing else 0) + 1
-    if existing is not None and existing.retraining is not None:
-        record.retraining = existing.retraining
+    if existing is not None:
+        record.retraining, record.retries = existing.retraining or record.retraining, existing.retries
     return record
 
 

@@ -199,3 +199,12 @@ def test_threads_and_processes_that_begin_at_once_share_one_file(tmp_path, monke
             found = list(pool.map(lambda _, k=k: node_cache._open(f"{k}-32", 10, 1025, 10**7), range(8)))
             assert {capacity for capacity, _ in found} == {10}
             assert len({os.fstat(file.fileno()).st_ino for _, file in found}) == 1
+
+
+@pytest.mark.parametrize(("free", "available", "room"), [(1000, None, 900), (10**9, 1000, 900), (10**9, 10**9, 65_000)])
+def test_a_machine_keeps_no_more_than_it_holds_whatever_a_larger_one_asked_for(monkeypatch, free, available, room):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(node_cache.shutil, "disk_usage", lambda path: usage(free, 0, free))
+    monkeypatch.setattr(node_cache, "available_memory", lambda: available)
+    cache = node_cache.DecodedImages(shards(), 1000, 10**9)
+    assert cache.capacity == room // 65

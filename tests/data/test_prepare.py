@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import write_images
 from cxrlt_ray import prepare as command
 from cxrlt_ray.data import decode, originals, prepare
 from cxrlt_ray.data.estimate import estimate
-from cxrlt_ray.data.shards import LOSSLESS, QUALITY, parse_sizes
+from cxrlt_ray.data.shards import INDEX, LOSSLESS, QUALITY, QUARANTINE, SUMMARY, parse_sizes
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
 
@@ -110,6 +111,20 @@ def test_a_mended_image_leaves_the_quarantine(ray, manifest, tmp_path):
     assert prepared(manifest, tmp_path).summary["quarantined"] == 1
     broken.write_bytes(whole)
     assert prepared(manifest, tmp_path).summary["quarantined"] == 0
+
+
+def test_tables_of_which_one_could_not_be_written_anew_are_mended(ray, manifest, tmp_path):
+    """Of a full disk, or a process that was killed between the two: an image is in both, another in neither."""
+    shards = prepared(manifest, tmp_path)
+    before, summary = shards.index(), shards.store.read_json(SUMMARY)
+    index, quarantine = (pd.read_parquet(Path(shards.store.uri, name)) for name in (INDEX, QUARANTINE))
+    twice = index.iloc[:1].assign(path="", reason="none")[quarantine.columns]
+    pd.concat([quarantine, twice]).to_parquet(Path(shards.store.uri, QUARANTINE))
+    index.iloc[:-1].to_parquet(Path(shards.store.uri, INDEX))
+    mended = prepared(manifest, tmp_path)
+    pd.testing.assert_frame_equal(mended.index(), before)
+    assert {**mended.store.read_json(SUMMARY), "seconds": 0} == {**summary, "seconds": 0}
+    assert len(pd.read_parquet(Path(shards.store.uri, QUARANTINE))) == len(quarantine)
 
 
 def test_a_checksum_tells_a_touched_image_from_a_changed_one(ray, manifest, tmp_path):

@@ -15,6 +15,7 @@ from cxrlt_ray.data.file_states import file_states
 from cxrlt_ray.data.shards import QUALITY, Shards
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
+from cxrlt_ray.runs.damage import damage
 from cxrlt_ray.runs.ensemble_record import weights_fingerprint
 from cxrlt_ray.runs.records import FINISHED, RUNNING
 from cxrlt_ray.runs.trial_config import TrialConfig
@@ -87,7 +88,7 @@ def test_a_trial_in_a_bucket_that_is_cut_off_goes_on_as_if_it_had_not_been(s3, j
     for name in ("fold-0", "fold-1", "refit"):
         assert weights_fingerprint(whole.store, name) == weights_fingerprint(again.store, name)
     assert whole.predictions().equals(again.predictions())
-    assert store.damage(whole) == store.damage(again) == ""
+    assert damage(whole) == damage(again) == ""
     assert [trial.name for trial in store.read_trials(job.run / "trials")] == ["T0000", "T0001"]
 
 

@@ -8,15 +8,18 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import s3 as server
 from conftest import write_images
+from safetensors.numpy import save_file
 
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs import store as trial_store
+from cxrlt_ray.runs.damage import damages
 from cxrlt_ray.runs.records import EpochRecord, RunRecord, TrialRecord
-from cxrlt_ray.runs.store import Run, Trial, create_run, damages, keep_index, read_run, read_trial, read_trials
+from cxrlt_ray.runs.store import Run, Trial, check_free, create_run, keep_index, read_run, read_trial, read_trials
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.runs.trial_index import INDEX, read_index
 from cxrlt_ray.search.disk import DiskRoom
@@ -277,3 +280,35 @@ assert read_trials(Store({str(tmp_path)!r}))[0].record.config.epochs == 3
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_a_trial_of_folds_that_was_stopped_early_lacks_nothing_without_predictions(tmp_path, folds):
+    record = RunRecord(name="mine", task=Task("auto", ("Mass",)), folds=folds)
+    run = create_run(str(tmp_path / "runs"), record, write_images(tmp_path / "images", 8), {})
+    trials = []
+    for number, state in enumerate(("pruned", "finished")):
+        store = run.store / "trials" / trial_name(number)
+        ended(number, state=state).write(store, "trial.json")
+        (store.local / "fold-0").mkdir()
+        save_file({"weight": np.zeros(1, np.float32)}, store.local / "fold-0" / "model.safetensors")
+        trials.append(read_trial(store))
+    lacking = damages(run, trials)
+    assert set(lacking) == ({"T0001"} if folds else {"T0000", "T0001"})
+    (trials[0].store.local / "fold-0" / "model.safetensors").write_bytes(b"half")
+    assert "damaged" in damages(run, trials[:1])["T0000"] or not folds
+
+
+@pytest.mark.parametrize("copies", [None, 0, 3])
+def test_a_setting_that_is_null_is_read_as_it_was(tmp_path, copies):
+    store = Store(str(tmp_path))
+    record = ended(0, config=CONFIG.model_copy(update={"feature_copies": copies, "frozen_backbone": True}))
+    record.write(store, "trial.json")
+    assert TrialRecord.read(store, "trial.json").config == record.config
+    assert "checkpoint" not in json.loads((tmp_path / "trial.json").read_text())["config"]
+
+
+@pytest.mark.parametrize("name", ["shards", "features", "devices", "rates.json", "mine.part", "mine.whole", ".mine"])
+def test_a_run_is_not_called_as_what_a_storage_keeps_beside_runs(tmp_path, name):
+    with pytest.raises(UsageError, match=f"--name '{name}'"):
+        check_free(str(tmp_path), name)

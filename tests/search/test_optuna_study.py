@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -19,10 +21,12 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.records import EpochRecord, RunRecord
 from cxrlt_ray.runs.store import create_run, load_run, read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
-from cxrlt_ray.search.asha import ResumableASHA
+from cxrlt_ray.search.asha import ResumableASHA, scheduler_of
 from cxrlt_ray.search.optuna_study import OptunaStudy, check_url
 from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.search.stop import StopRequest
 from cxrlt_ray.search.trial_states import note_retry, reopen_trial, settle_trial, trial_name
+from cxrlt_ray.search.tuner import FaultPolicy, StudySearcher, _longest
 from cxrlt_ray.storage import Store
 
 SPACE = """
@@ -258,3 +262,66 @@ def test_reasons_of_retries_end_up_in_the_trials_record(run, space):
     assert record.reason.startswith("hung: ")
     assert [retry.at for retry in record.retries] == [1.0, 2.0]
     assert not store.exists("retries.json")
+
+
+def test_a_trial_that_its_surroundings_ended_keeps_its_state_and_one_of_its_own_fault_does_not(run, space):
+    study = OptunaStudy(run, space, 0)
+    for own_fault in (False, True):
+        number, params = study.next()
+        trained(run, number, params, 1)
+        trial = run.trial(trial_name(number))
+        trial.write(trial.record.model_copy(update={"own_fault": own_fault}))
+        trial.store.write("resume-000001.safetensors", b"state")
+        assert settle_trial(run, number, error=True).state == "failed"
+        assert trial.store.exists("resume-000001.safetensors") is not own_fault
+
+
+def stopped_now(run, space):
+    """What a sweep has that was asked to stop."""
+    stop = StopRequest()
+    stop.now, stop.reason = True, "by Ctrl-C"
+    search = SimpleNamespace(run=run, pace=None, policy=FaultPolicy())
+    return StudySearcher(search, OptunaStudy(run, space, 0), stop, SimpleNamespace())
+
+
+@pytest.mark.parametrize(("folds", "state"), [(0, "finished"), (3, "running")])
+def test_a_trial_stopped_after_its_first_fold_goes_on_with_the_others(tmp_path, space, folds, state):
+    record = RECORD.model_copy(update={"folds": folds})
+    run = create_run(str(tmp_path / "runs"), record, write_images(tmp_path / "images", 8), {})
+    searcher = stopped_now(run, space)
+    number, params = searcher.optuna_study.next()
+    searcher.numbers["id"] = number
+    trained(run, number, params)  # all epochs of the first fold, which alone are reported
+    run.trial(trial_name(number)).store.write("resume-000003.safetensors", b"state")
+    searcher.on_trial_complete("id")
+    assert run.trial(trial_name(number)).state == state
+    assert run.trial(trial_name(number)).store.exists("resume-000003.safetensors") == (state == "running")
+
+
+def test_a_trial_that_was_given_more_epochs_than_the_space_has_is_not_stopped_at_those(run, space):
+    number, params = OptunaStudy(run, space, 0).next()
+    trained(run, number, params, 5)
+    trial = run.trial(trial_name(number))
+    trial.write(trial.record.model_copy(update={"config": trial.record.config.model_copy(update={"epochs": 8})}))
+    search = SimpleNamespace(space=space, pace=None, run=run)
+    scheduler, stopped = scheduler_of(space, _longest(search), run)
+    assert stopped == []
+    goes_on = SimpleNamespace(config={"number": number}, trial_id="id")
+    scheduler.set_search_properties("val_map", "max")
+    scheduler.on_trial_add(None, goes_on)
+    decisions = [scheduler.on_trial_result(None, goes_on, {"epoch": k, "val_map": 0.9}) for k in (5, 6, 7, 8)]
+    assert decisions == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
+
+
+def test_a_database_keeps_searches_of_equal_name_apart(space, tmp_path):
+    url = check_url(f"sqlite:///{tmp_path}/shared.db")
+    images = write_images(tmp_path / "images", 8)
+    first, second = (create_run(str(tmp_path / name), RECORD, images, {}) for name in ("one", "two"))
+    second = dataclasses.replace(second, record=second.record.model_copy(update={"created": "later"}))
+    searched(first, space, url, until=3)
+    with pytest.raises(CxrltError, match=r"search of another run called mine, made .*give another --name"):
+        OptunaStudy(second, space, 0, url)
+    assert second.trials() == []
+    searched(first, space, url, until=5)  # it is as it was
+    optuna.delete_study(study_name="mine", storage=url)
+    assert searched(second, space, url, until=1).keys() == {"T0000"}

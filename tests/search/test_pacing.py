@@ -139,3 +139,10 @@ def test_a_planned_trial_ends_in_time_unless_one_epoch_does_not(left, planned, e
     given_ = pace(left, planned, longest=epochs).epochs(config(epochs), [])
     assert 1 <= given_ <= 1.5 * epochs
     assert given_ == 1 or given_ * planned <= left * (1 + 1e-9)
+
+
+def test_where_all_planned_trials_have_failed_no_more_are_begun():
+    failed = [ended(1.0, "failed", epochs=0)] * 3
+    assert pace(1000.0, trials=4).holds_another(failed)
+    assert not pace(1000.0, trials=3).holds_another(failed)
+    assert pace(1000.0, trials=3).holds_another([*failed, ended(60.0, "pruned", epochs=3)])

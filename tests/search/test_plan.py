@@ -11,6 +11,7 @@ from cxrlt_ray import sweep
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.runs.records import EpochRecord, TrialRecord
+from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search import plan, rates, schedule
 from cxrlt_ray.search.resources import plan_resources
@@ -354,3 +355,38 @@ def test_a_space_can_be_capped_to_its_smaller_resolutions():
         capped = space.capped(pixels)
         assert max(config.resolution for config in plan.draw_trials(capped, 20)) == largest
         assert [point.get("lr") for point in capped.start] == [point.get("lr") for point in space.start]
+
+
+def planned(tmp_path, **shared):
+    space = load_space("laptop")
+    return plan.Planner(space, 6, 1, 0, plan_resources(64, 8, **shared), Store(str(tmp_path)), "auto", "H100")
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster of H100, as far as a plan looks at it."""
+    monkeypatch.setattr(plan, "device_name", lambda address, resources: "H100")
+
+
+def test_a_trial_on_several_devices_is_planned_to_be_faster_and_takes_no_fewer_device_hours(tmp_path, cluster):
+    alone, spread, halves = (
+        planned(tmp_path, **asked) for asked in ({}, {"workers_per_trial": 4}, {"gpus_per_trial": 0.5})
+    )
+    config = alone.configs[0]
+    seconds = [sum(planner.epoch_seconds(20_000)(config)) for planner in (alone, spread, halves)]
+    assert seconds[1] == pytest.approx(seconds[0] / 4)
+    assert seconds[2] == pytest.approx(seconds[0] * 2)
+    assert alone.devices == spread.devices == halves.devices == 8
+    for planner in (spread, halves):
+        one = planner.plan(2_000_000).forecasts[0].unpruned
+        assert one.busy == pytest.approx(alone.plan(2_000_000).forecasts[0].unpruned.busy, rel=0.1)
+
+
+@pytest.mark.parametrize(("shared", "share"), [({}, 1), ({"workers_per_trial": 4}, 4), ({"gpus_per_trial": 0.5}, 0.5)])
+def test_the_rate_that_is_kept_is_of_one_device(tmp_path, cluster, shared, share):
+    planner = planned(tmp_path, **shared)
+    config = planner.configs[0]
+    record = TrialRecord(name="T0000", state="finished", config=config, environment={"device": "NVIDIA-H100"})
+    record.epochs = [EpochRecord(fold=0, stage=0, epoch=0, images_per_second=800.0)]
+    planner.keep_rates([Trial(Store(str(tmp_path)), record)])
+    assert rates.Rates(Store(str(tmp_path))).rate_of(config.spec(), 40, "H100").rate == pytest.approx(800 / share)

@@ -95,3 +95,44 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(("text", "seconds"), [(None, None), ("90s", 90), ("30m", 1800), ("2h", 7200), ("45", 45)])
 def test_a_time_budget_is_read_with_its_unit(text, seconds):
     assert sweep.SweepRequest(task="task1", time_budget=text).seconds == seconds
+
+
+@pytest.mark.parametrize(("part", "held"), [(0.1, 10), (0.2, 5), (0.25, 4), (1 / 3, 3), (0.4, 2), (0.5, 2), (1.0, 1)])
+@pytest.mark.parametrize("gpus", [1, 2, 7])
+def test_as_many_trials_share_gpus_as_their_parts_hold(part, held, gpus):
+    """A tenth of a GPU goes into it ten times, though 1 // 0.1 is 9."""
+    assert plan_resources(1000, gpus, gpus_per_trial=part).max_concurrent == held * gpus
+    assert plan_resources(1000, gpus, gpus_per_trial=part, max_concurrent=held * gpus).max_concurrent == held * gpus
+    with pytest.raises(UsageError, match=f"at most {held * gpus} trials"):
+        plan_resources(1000, gpus, gpus_per_trial=part, max_concurrent=held * gpus + 1)
+
+
+def test_a_worker_has_its_part_of_one_gpu():
+    assert plan_resources(16, 2, gpus_per_trial=0.6).max_concurrent == 2  # .8 are left, .4 of each
+    with pytest.raises(UsageError, match=r"asks for 1.8 GPU; there are 2, each of which holds 1"):
+        plan_resources(16, 2, gpus_per_trial=0.6, workers_per_trial=3)
+    for wrong in (1.5, -1):
+        with pytest.raises(UsageError, match=rf"--gpus-per-trial is a part of a GPU.*not {wrong}"):
+            plan_resources(16, 4, gpus_per_trial=wrong)
+    with pytest.raises(UsageError, match="--workers-per-trial must be at least 1, not 0"):
+        plan_resources(16, 2, workers_per_trial=0)
+
+
+def test_workers_on_one_machine_share_its_cores():
+    assert plan_resources(8, 0, workers_per_trial=2).threads == 4
+    assert plan_resources(8, 0, max_concurrent=2, workers_per_trial=2).threads == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-5m", "inf", "nan", "1e400h", "infs"])
+@pytest.mark.parametrize("option", ["time_budget", "hung_after"])
+def test_no_time_and_endless_time_are_refused(text, option):
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} is "):
+        sweep.SweepRequest(task="task1", **{option: text})
+
+
+def test_a_plan_for_a_time_budget_is_of_what_fits_it(tmp_path, capsys):
+    options = {"storage": str(tmp_path / "runs"), "space": "laptop", "plan": True, "images": 20_000}
+    sweep.main("task1", time_budget="30m", **options)
+    told = capsys.readouterr().out
+    assert "Fitted to 30 min: " in told
+    assert not (tmp_path / "runs").exists()

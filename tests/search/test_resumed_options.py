@@ -89,11 +89,11 @@ def test_the_same_options_again_go_on(storage, name):
 
 def test_what_a_run_may_change_is_taken_from_the_request(storage):
     request = asked("plain", trials=9, epochs=5, search_db="sqlite:///x.db", retries=0, time_budget="2h")
-    record = resumed(request, run_to_resume(request).record)
+    record = resumed(request, run_to_resume(request))
     assert (record.trials, record.epochs, record.search_db) == (9, 5, "sqlite:///x.db")
     assert (request.retries, request.seconds) == (0, 7200)
     unchanged = asked("plain")
-    assert resumed(unchanged, run_to_resume(unchanged).record) == run_to_resume(unchanged).record
+    assert resumed(unchanged, run_to_resume(unchanged)) == run_to_resume(unchanged).record
 
 
 def test_labels_that_the_run_was_not_made_with_are_refused_and_the_same_go_on(storage):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
 import time
 
 import pytest
+from conftest import write_images
 
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.runs.records import RunRecord
-from cxrlt_ray.runs.store import Run
+from cxrlt_ray.runs.records import RunRecord, TrialRecord
+from cxrlt_ray.runs.store import Run, create_run
 from cxrlt_ray.search.request import SweepRequest
-from cxrlt_ray.search.resume import resume_command
+from cxrlt_ray.search.resume import resume_command, resumed
 from cxrlt_ray.search.run_setup import claimed_name
+from cxrlt_ray.search.trial_states import trial_name
+from cxrlt_ray.search.tuner import missing_trials
 from cxrlt_ray.storage import Store
 
 
@@ -87,3 +91,24 @@ def test_the_command_that_goes_on_is_one_that_a_shell_takes(tmp_path):
     record = RunRecord(name="my run", task=Task("auto", ("Mass",)), task_argument="my task.yaml")
     words = shlex.split(resume_command(Run(Store(f"{storage}/my run"), record), storage))
     assert words[2:] == ["cxrlt_ray.sweep", "my task.yaml", "--resume", "--name", "my run", "--storage", storage]
+
+
+def test_the_command_that_goes_on_runs_where_and_how_the_sweep_did(tmp_path):
+    run = Run(Store("runs/mine"), RunRecord(name="mine", task=Task("auto", ("Mass",)), task_argument="auto"))
+    how = {"address": "auto", "workers_per_trial": 4, "min_workers": 2, "keep_checkpoints": 20, "retries": 10}
+    request = SweepRequest(task="auto", trials=9, seed=3, checksum=True, hung_after="10m", **how)
+    words = shlex.split(resume_command(run, "runs", request))[3:]
+    assert words[:4] == ["auto", "--resume", "--name", "mine"]
+    assert {"--checksum", "--keep-checkpoints", "--address"} < set(words)
+    assert not {"--trials", "--seed", "--hung-after"} & set(words)  # the run's own, or as without it
+    given = dict(itertools.pairwise(words))
+    assert all(given[f"--{name.replace('_', '-')}"] == str(value) for name, value in how.items())
+
+
+def test_a_trial_beyond_those_planned_goes_on_after_its_sweep_was_killed(tmp_path):
+    record = RunRecord(name="mine", task=Task("auto", ("Mass",)), task_argument="auto", trials=2)
+    run = create_run(str(tmp_path / "runs"), record, write_images(tmp_path / "images", 8), {})
+    for number, state in enumerate(("finished", "finished", "finished", "running")):
+        TrialRecord(name=trial_name(number), state=state).write(run.store / "trials" / trial_name(number), "trial.json")
+    request = SweepRequest(task="auto", resume=True, storage=str(tmp_path / "runs"))
+    assert missing_trials(run, resumed(request, run).trials) == 1

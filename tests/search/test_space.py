@@ -8,10 +8,14 @@ import optuna
 import pytest
 
 from cxrlt_ray import config
+from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import weights
+from cxrlt_ray.runs.records import RunRecord, TrialRecord
+from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search import plan
 from cxrlt_ray.search.space_file import load_space
+from cxrlt_ray.storage import Store
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 MINE = """
@@ -321,3 +325,22 @@ def test_trials_that_are_judged_by_different_metrics_are_refused(space, monkeypa
     monkeypatch.setattr(Distill, "metric", Metric("val_loss", "min", "val loss"))
     with pytest.raises(UsageError, match="its trials are judged by val loss and val mAP, which do not compare"):
         _ = load_space(space(DISTILLED)).metric
+
+
+def test_init_from_means_the_storage_of_the_sweep_wherever_the_trial_is_trained(tmp_path, monkeypatch):
+    """Tune changes a trial's directory, and the default storage is a relative one."""
+    run, path = tmp_path / "runs" / "before", tmp_path / "space.yaml"
+    path.write_text(
+        "trials: 1\nepochs: 1\n"
+        "parameters: {backbone: test_resnet, pretrained: false, resolution: 32, init_from: before}"
+    )
+    RunRecord(name="before", task=Task("auto", ("Mass",))).write(Store(str(run)), "run.json")
+    config = TrialConfig(backbone="test_resnet", resolution=32, epochs=1)
+    record = TrialRecord(name="T0000", state="finished", config=config, score=0.5)
+    record.write(Store(str(run / "trials" / "T0000")), "trial.json")
+    (run / "trials" / "T0000" / "fold-0").mkdir()
+    monkeypatch.chdir(tmp_path)
+    space = load_space("space.yaml", storage="runs")
+    (tmp_path / "trial").mkdir()
+    monkeypatch.chdir(tmp_path / "trial")
+    assert space.to_config({}).checkpoint == f"{run}/trials/T0000/fold-0/model.safetensors"

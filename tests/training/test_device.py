@@ -83,3 +83,37 @@ def test_asked_for_compilation_serves_whole_pieces_and_leaves_the_rest_as_they_a
     for count in (8, 5):
         assert torch.equal(forward(torch.ones(count, 4)), model(torch.ones(count, 4)))
     assert sizes == [8]
+
+
+@pytest.mark.parametrize(("mode", "goes_on"), [("auto", True), ("on", False)])
+def test_a_machine_that_cannot_compile_trains_without_unless_it_was_asked_to(monkeypatch, capsys, mode, goes_on):
+    def compiled(*_):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable")
+
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled)
+    model, images = torch.nn.Linear(2, 1), torch.ones(8, 2)
+    forward = step.Forward(model, mode, torch.device("cpu"), 8, 10)
+    forward._compile()  # as `tick` does where it pays
+    if not goes_on:
+        with pytest.raises(RuntimeError, match="C compiler"):
+            forward(images)
+        return
+    for _ in range(2):
+        torch.testing.assert_close(forward(images), model(images))
+    told = capsys.readouterr().out
+    assert told.count("not compiled") == 1
+    assert "Failed to find C compiler. Please" in told
+
+
+def test_a_compiled_network_that_fails_later_is_not_hidden(monkeypatch):
+    def compiled(images):
+        if images.sum() > 8:
+            raise RuntimeError("of the device")
+        return images
+
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled)
+    forward = step.Forward(torch.nn.Identity(), "auto", torch.device("cpu"), 8, 10)
+    forward._compile()
+    forward(torch.ones(8))
+    with pytest.raises(RuntimeError, match="of the device"):
+        forward(2 * torch.ones(8))

@@ -17,7 +17,8 @@ from cxrlt_ray.data.prepare import prepare
 from cxrlt_ray.data.sampling import study_partners
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.registry import find_objective
-from cxrlt_ray.runs.store import damage, read_trial
+from cxrlt_ray.runs.damage import damage
+from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus

@@ -15,7 +15,8 @@ from cxrlt_ray.data.soft_targets import SoftTargets
 from cxrlt_ray.objectives import registry
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.objectives.registry import Needs, Objective
-from cxrlt_ray.runs.store import damage, read_trial
+from cxrlt_ray.runs.damage import damage
+from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training.job import Job

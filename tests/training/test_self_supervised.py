@@ -15,7 +15,8 @@ from small_job import job_in
 from cxrlt_ray import models
 from cxrlt_ray.data import prepare
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.runs.store import damage, read_trial
+from cxrlt_ray.runs.damage import damage
+from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search.dry_run import stage_models
 from cxrlt_ray.storage import Store
