@@ -2,10 +2,11 @@
 
 Every way trains networks for the same number of epochs in all on the same images (space laptop without early stopping),
 ends in the default ensemble, and is scored on the test images. `search` tries the space's points, `start` only its
-first start point, with a seed a trial; one plain training has all epochs. The data: nih384, and the phantom of job.py
-with 4,000 test images, at 64 pixels. Folds: with validation images among those that are folded. Results are kept in
-build/spending: a run that was cut goes on. Intervals: paired, by subject, of the mean over seeds. About 7 minutes a way
-and seed at 24 epochs of nih384 on two slow cores.
+first start point, with a seed a trial; one plain training has all epochs. `stopped` is the space as it is, with early
+stopping: its first three points, each until it has learnt, whatever epochs that takes. The data: nih384, and the
+phantom of job.py with 4,000 test images, at 64 pixels. Folds: with validation images among those that are folded.
+Results are kept in build/spending: a run that was cut goes on. Intervals: paired, by subject, of the mean over seeds.
+About 7 minutes a way and seed at 24 epochs of nih384 on two slow cores.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ BUILD = HERE.parent / "build" / "spending"
 
 @dataclass(frozen=True)
 class Way:
-    """Trials of so many epochs and folds; like: all of the space's first start point."""
+    """Trials of so many epochs and folds. like: all of the space's first start point. stopped: by its patience."""
 
     trials: int
     epochs: int
     folds: int = 0
     like: bool = False
+    stopped: bool = False
 
     def __str__(self) -> str:
+        if self.stopped:
+            return f"the space's first {self.trials} points, up to {self.epochs} epochs each, early stopping"
         folds = f" x {self.folds} folds" if self.folds else ""
         what = ("start" if self.like else "search") if self.trials > 1 or self.folds else "one plain training"
         return f"{what}, {self.trials} x {self.epochs} epochs{folds}"
@@ -59,6 +63,7 @@ def ways(total: int) -> dict[str, Way]:
         "folds3": Way(1, total // 3, 3, like=True),
         "three": Way(3, total // 3, like=True),
         "search": Way(max(total // 6, 1), 6),
+        "stopped": Way(3, total, stopped=True),
     }
 
 
@@ -78,7 +83,7 @@ def spend(data: str, way: Way, total: int, seed: int) -> Path:
     from cxrlt_ray import ensemble, sweep
 
     cohort_name, pixels = data_of(data)
-    name = f"{cohort_name}-{pixels}-{total}-{way.trials}x{way.epochs}f{way.folds}{'s' if way.like else ''}-{seed}"
+    name = f"{cohort_name}-{pixels}-{total}-{way.trials}x{way.epochs}f{way.folds}{kind(way)}-{seed}"
     run = BUILD / name
     if (run / "spent.json").exists():
         return run
@@ -104,6 +109,11 @@ def spend(data: str, way: Way, total: int, seed: int) -> Path:
     return run
 
 
+def kind(way: Way) -> str:
+    """A letter of a way for names of files."""
+    return "s" if way.like else "p" if way.stopped else ""
+
+
 def space(way: Way, pixels: int) -> Path:
     """The space laptop for a way at one resolution, as a file."""
     import yaml
@@ -112,7 +122,9 @@ def space(way: Way, pixels: int) -> Path:
 
     content = config.read_yaml(config.find("search_spaces", "laptop"))
     content |= {"epochs": way.epochs, "prune": False}
-    content["parameters"] |= {"patience": 0, "resolution": pixels}
+    content["parameters"]["resolution"] = pixels
+    if not way.stopped:
+        content["parameters"]["patience"] = 0
     content["start"] = [{**point, "resolution": pixels} for point in content["start"]]
     if way.like:
         first = content["start"][0]
@@ -121,7 +133,7 @@ def space(way: Way, pixels: int) -> Path:
         names = {name: domain for name, domain in names.items() if name not in ("focal_gamma", "gamma_neg")}
         names["class_weight_exponent"] = {"value": 0.0}
         content["parameters"] = names | {"seed": {"low": 0, "high": 100_000, "int": True}}
-    path = BUILD / "spaces" / f"{pixels}-{way.epochs}{'s' if way.like else ''}.yaml"
+    path = BUILD / "spaces" / f"{pixels}-{way.epochs}{kind(way)}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

@@ -14,13 +14,17 @@ class Metric:
     mode: Literal["max", "min"] = "max"
     title: str = "val mAP"
 
-    def better(self, one: float | None, other: float | None) -> bool:
-        """Whether score `one` is better than `other`; one that is unknown (None, nan) never is."""
+    def better(self, one: float | None, other: float | None, by: float = 0.0) -> bool:
+        """Whether score `one` is better than `other` by more than the share `by` of it.
+
+        One that is unknown (None, nan) never is, and any other is better than an unknown one.
+        """
         if one is None or one != one:
             return False
         if other is None or other != other:
             return True
-        return one > other if self.mode == "max" else one < other
+        least = by * abs(other)
+        return one > other + least if self.mode == "max" else one < other - least
 
 
 VAL_MAP = Metric()

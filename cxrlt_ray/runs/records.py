@@ -225,18 +225,25 @@ class TrialRecord(Record):
         """The epochs of a fold (the first one's are what the scheduler saw), of all stages or of one."""
         return [e for e in self.epochs if e.fold == fold and stage in (None, e.stage)]
 
-    def best_of(self, fold: int, stage: int, last: int | None = None) -> EpochRecord:
-        """The epoch whose checkpoint is kept: the first of the best of a fold's stage, up to epoch `last`."""
+    def best_of(self, fold: int, stage: int, last: int | None = None, by: float = 0.0) -> EpochRecord:
+        """The epoch whose checkpoint is kept: the first of the best of a fold's stage, up to epoch `last`.
+
+        by: the last one that was better by this share than the last such one before it.
+        """
         epochs = [e for e in self.epochs_of(fold, stage) if last is None or e.epoch <= last]
         metric, best = self.metric_of(stage), epochs[0]
         for epoch in epochs:
-            if metric.better(epoch.score, best.score):
+            if metric.better(epoch.score, best.score, by):
                 best = epoch
         return best
 
-    def out_of_patience(self, fold: int, stage: int, patience: int) -> bool:
-        """Whether the last `patience` epochs of a fold's stage were no better than one before them; not for 0."""
-        return 0 < patience <= self.epochs_of(fold, stage)[-1].epoch - self.best_of(fold, stage).epoch
+    def out_of_patience(self, fold: int, stage: int, patience: int, gain: float = 0.0) -> bool:
+        """Whether the last `patience` epochs of a fold's stage were no better than one before them; not for 0.
+
+        gain: an epoch is better if it is so by this share. Validation scores wander: without it steps within chance
+        keep a training going that has learnt.
+        """
+        return 0 < patience <= self.epochs_of(fold, stage)[-1].epoch - self.best_of(fold, stage, by=gain).epoch
 
     def metric_of(self, stage: int) -> Metric:
         """What the epochs of a stage are judged by; the last stage's is the trial's."""

@@ -88,6 +88,7 @@ class TrialConfig(Config):
     steps: Annotated[int, Field(ge=0)] = 0  # of the optimizer, after which a stage ends; 0: those of its epochs
     frozen_steps: Annotated[int, Field(ge=0)] = 0  # of a stage, in which its backbone stays as it was: heads warm up
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better one after which a stage ends; 0: none
+    patience_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0  # by what share an epoch must be better
     batch_size: Annotated[int, Field(ge=1)] = 32  # images; studies where views are fused
     accumulation: Annotated[int, Field(ge=1)] = 1
     clip_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping

@@ -100,7 +100,10 @@ def has_no_more_to_do(trial: Trial, models: int) -> bool:
     stages, last = config.staged(), epochs[-1]
     if last.epoch + 1 == config.total_epochs:
         return True
-    return last.stage + 1 == len(stages) and trial.record.out_of_patience(0, last.stage, stages[-1].patience)
+    end = stages[-1]
+    return last.stage + 1 == len(stages) and trial.record.out_of_patience(
+        0, last.stage, end.patience, end.patience_gain
+    )
 
 
 def learning_curve(trial: Trial) -> Iterator[tuple[int, float]]:

@@ -211,8 +211,8 @@ class _Fold(Course):
         clock.lap("reporting")
 
     def is_over(self, number: int, stage: TrialConfig) -> bool:
-        """Whether no epoch has been better for `patience` epochs."""
-        return self.record.out_of_patience(self.fold, number, stage.patience)
+        """Whether no epoch has been better, by `patience_gain`, for `patience` epochs."""
+        return self.record.out_of_patience(self.fold, number, stage.patience, stage.patience_gain)
 
     def _scored(self, stage: TrialConfig, epoch: Epoch) -> tuple[np.ndarray, float]:
         """Probabilities [N, C] of the validation images and their score; all nan where the objective predicts none."""

@@ -17,7 +17,9 @@ from safetensors.numpy import load_file
 
 from cxrlt_ray.data.prepare import prepare
 from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.runs.checkpoint import whole
+from cxrlt_ray.runs.records import EpochRecord, TrialRecord
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store, patience
 from cxrlt_ray.training import resume
@@ -114,6 +116,38 @@ def test_a_stage_ends_when_no_epoch_has_been_better_for_as_long_as_its_patience(
     state, _, epochs, _, _ = left(tmp_path)
     assert state == "finished"
     assert [(epoch["stage"], epoch["epoch"]) for epoch in epochs] == [(0, 0), (0, 1), (0, 2), (1, 4), (1, 5), (1, 6)]
+
+
+def test_small_steps_up_do_not_keep_a_stage_going(cohort, tmp_path):
+    options = {"patience": 2, "patience_gain": 0.9, "schedule": "stable", "epochs": 9}
+    train(job_in(tmp_path, cohort), "T0000", config(**options), {}, lambda told: None)
+    state, _, epochs, _, _ = left(tmp_path)
+    assert state == "finished"
+    best = epochs[0]["score"]  # nearly twice as high is what counts as better
+    better = next((k for k, epoch in enumerate(epochs) if epoch["score"] > 1.9 * best), 0)
+    assert len(epochs) == better + 3
+
+
+@pytest.mark.parametrize(
+    ("scores", "gain", "over"),
+    [
+        ([0.20, 0.25, 0.25, 0.251], 0.0, False),
+        ([0.20, 0.25, 0.25, 0.251], 0.05, True),
+        ([0.20, 0.25, 0.26, 0.265], 0.05, False),  # small steps that together are large enough
+        ([0.20, 0.25, 0.24, 0.23], 0.0, True),
+    ],
+)
+def test_steps_are_counted_from_the_last_one_that_was_large_enough(scores, gain, over):
+    epochs = [EpochRecord(fold=0, stage=0, epoch=k, score=score) for k, score in enumerate(scores)]
+    assert TrialRecord(name="T0000", state="running", epochs=epochs).out_of_patience(0, 0, 2, gain) == over
+
+
+def test_of_a_metric_that_falls_a_lower_score_is_better_by_a_share():
+    falling = Metric("loss", "min", "loss")
+    assert falling.better(0.9, 1.0, 0.05)
+    assert not falling.better(0.96, 1.0, 0.05)
+    assert not falling.better(float("nan"), 1.0, 0.05)
+    assert falling.better(2.0, None, 0.05)
 
 
 def test_an_end_between_the_state_and_the_checkpoint_costs_nothing(cohort, tmp_path, monkeypatch):
