@@ -37,7 +37,8 @@ class Teacher(Config):
     a teacher of its own. trained_on: subjects who trained a member, by the fold whose teacher they did not train, or
     EVERY. chosen_on: those whose labels chose the weights, None for none. calibrated_on: the split whose
     predictions, out-of-fold with folds, were calibrated against its labels; None for raw values. images: how many were
-    scored, by cohort. transductive: test images among them.
+    scored, by cohort. transductive: test images among them. earlier: the teacher whose pseudo-labels this one's run
+    learnt, and who taught that one in turn: what they saw went into these labels, too.
     """
 
     version: int = VERSION
@@ -56,6 +57,7 @@ class Teacher(Config):
     calibrated_on: str | None = None
     images: dict[str, int]
     transductive: bool = False
+    earlier: Teacher | None = None
 
     @property
     def provenance(self) -> str:
@@ -64,10 +66,21 @@ class Teacher(Config):
         return f"{what} of ensemble {self.ensemble} of {self.run}" + (", TRANSDUCTIVE" if self.transductive else "")
 
     def saw(self, subjects: Iterable[str], fold: int | None = None) -> np.ndarray:
-        """Which of N subjects trained the teacher of `fold`; None: any teacher. bool [N]."""
+        """Which of N subjects trained the teacher of `fold`, or one who taught it; None: any fold's. bool [N]."""
         names = list(subjects)
-        sets = [known for left_out, known in self.trained_on.items() if fold is None or left_out != fold]
-        return np.any([known.holds(names) for known in sets], axis=0) if sets else np.zeros(len(names), bool)
+        saw = np.zeros(len(names), bool)
+        for left_out, known in self.trained_on.items():
+            if fold is None or left_out != fold:
+                saw |= known.holds(names)
+        if self.earlier is not None:  # whose fold's students are this one's members of that fold, where both have it
+            saw |= self.earlier.saw(names, fold if self.folds == self.earlier.folds else None)
+        return saw
+
+    def chose_by(self, subjects: Iterable[str]) -> np.ndarray:
+        """Which of N subjects' labels chose the weights of this teacher, or of one who taught it: bool [N]."""
+        names = list(subjects)
+        chose = np.zeros(len(names), bool) if self.chosen_on is None else self.chosen_on.holds(names)
+        return chose if self.earlier is None else chose | self.earlier.chose_by(names)
 
 
 def parse_teacher(content: object, where: str) -> Teacher:

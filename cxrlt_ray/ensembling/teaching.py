@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.fingerprints import HashedSet
-from cxrlt_ray.data.soft_targets import SoftTargets
+from cxrlt_ray.data.soft_targets import FILE, SoftTargets, read_from
 from cxrlt_ray.data.teacher import Teacher
 from cxrlt_ray.ensembling import pseudo_labels as labels
 from cxrlt_ray.ensembling.pool import Say
@@ -42,6 +42,7 @@ def record_of(request: PseudoRequest, teacher: EnsembleTeacher, images: Unlabell
             "calibrated_on": None if request.values == "raw" else "train" if teacher.folds else "val",
             "images": {cohort: int(rows.sum()) for cohort, rows in images.cohorts.items()},
             "transductive": request.on == TEST or teacher.run.record.transductive,
+            "earlier": read_from(teacher.run.store, FILE).teacher if teacher.run.record.soft_targets else None,
         }
     )
     content = json.dumps([record.model_dump(mode="json"), images.manifest.fingerprint, teacher.way], sort_keys=True)

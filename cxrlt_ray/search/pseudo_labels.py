@@ -78,7 +78,7 @@ def _check_subjects(
                 f"{OPTION}: the teacher trained on {count:,} of the {len(judged):,} subjects {where}, by whom the "
                 f"student would be judged. {_mend(teacher, folds)}"
             )
-        if teacher.chosen_on and (count := int(teacher.chosen_on.holds(judged).sum())):
+        if count := int(teacher.chose_by(judged).sum()):
             raise UsageError(
                 f"{OPTION}: the labels of {count:,} of the {len(judged):,} subjects {where} chose the teacher's "
                 "weights, and the student would be judged by them: make the pseudo-labels by `pseudo --weights mean`."

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrlt_ray.data.manifest import META, Manifest
+from cxrlt_ray.data.soft_targets import SoftTargets
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.ensembling.apply import Ensemble
 from cxrlt_ray.ensembling.pseudo_labels import (
@@ -166,7 +167,7 @@ def unlabelled_run(tmp_path):
     table = pd.DataFrame([dict.fromkeys(META, "x") | {"image_id": f"i{k}", "split": "train"} for k in range(4)])
     manifest = Manifest(table.assign(cohort="main", Mass=pd.array([pd.NA] * 4, "Int8")), ("Mass",), "table", "/data")
     about = SimpleNamespace(folds=0, fingerprint="f", seed=0, predicted=("Mass",), transductive=False)
-    about.data, about.cohorts = "/data", {}
+    about.data, about.cohorts, about.soft_targets = "/data", {}, None
     store, index = Store(str(tmp_path / "r")), pd.DataFrame(index=["i0", "i1", "i2"])
     shards = (SimpleNamespace(index=lambda: index),)
     return SimpleNamespace(record=about, name="r", store=store, manifest=lambda: manifest, shards=lambda: shards)
@@ -209,3 +210,19 @@ def test_an_ensemble_that_was_weighed_anew_is_another_teacher(tmp_path, monkeypa
     assert one[0] != other[0]
     assert (one[1], other[1]) == (0.25, 0.75)
     assert taught(0.25, "mean")[0] == taught(0.75, "mean")[0]
+
+
+def test_the_record_of_a_student_who_teaches_has_its_own_teacher(tmp_path):
+    run = unlabelled_run(tmp_path)
+    run.record.fingerprint = "g"
+    images = Unlabelled(run.manifest(), run.manifest().targets(), np.ones(4, bool))
+    record = EnsembleRecord.model_validate({"name": "e", "task": Task("t", ("Mass",)), "members": []})
+    teacher = EnsembleTeacher(run, Ensemble(record, []), "mean")
+    first = record_of(PseudoRequest(ensemble="e"), teacher, images, validation(4))
+    assert first.earlier is None
+    labels = pd.DataFrame({"Mass": [0.5]}, pd.Index(["i0"], name="image_id"), dtype="float32")
+    SoftTargets(labels, first.provenance, (), first).write(run.store)
+    run.record.soft_targets = first.provenance
+    second = record_of(PseudoRequest(ensemble="e"), teacher, images, validation(4))
+    assert second.earlier == first
+    assert second.key != first.key

@@ -89,6 +89,29 @@ def test_a_fold_is_never_taught_by_what_saw_its_subjects(space):
         check_teacher(taught(cohort()), folded, "/data", FINDINGS, 3, 0, space)
 
 
+def test_who_taught_the_teacher_counts_too(space):
+    """A student's student, split anew: its judges trained the first teacher, not the second."""
+    manifest = cohort()
+    first = taught(manifest).teacher
+    judges = manifest.table.loc[manifest.table["split"] == "val", "subject_id"].to_numpy()
+    saw = first.model_copy(update={"trained_on": {EVERY: hashed(judges)}})
+    with pytest.raises(UsageError, match=r"trained on \d+ of the \d+ subjects of validation"):
+        check_teacher(taught(manifest, earlier=saw), manifest, "/data", FINDINGS, 0, 0, space)
+    chose = first.model_copy(update={"chosen_on": hashed(judges)})
+    with pytest.raises(UsageError, match="chose the teacher's weights"):
+        check_teacher(taught(manifest, earlier=chose), manifest, "/data", FINDINGS, 0, 0, space)
+    assert check_teacher(taught(manifest, earlier=first), manifest, "/data", FINDINGS, 0, 0, space)
+
+
+def test_a_chain_of_folds_is_judged_fold_by_fold(space):
+    folded = cohort(validation=False)
+    chain = taught(folded, 3, earlier=taught(folded, 3).teacher)
+    assert len(check_teacher(chain, folded, "/data", FINDINGS, 3, 0, space)) == 1
+    mixed = taught(folded, 3, earlier=taught(folded, 2).teacher)
+    with pytest.raises(UsageError, match="subjects of fold 0"):
+        check_teacher(mixed, folded, "/data", FINDINGS, 3, 0, space)
+
+
 def test_each_fold_learns_from_its_own_teacher_and_a_refit_from_the_mean(tmp_path):
     folded, store = cohort(validation=False), Store(str(tmp_path))
     taught(folded, 3).write(store)
