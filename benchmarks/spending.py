@@ -202,7 +202,9 @@ def main() -> None:
     if args.lengths:
         publish("spending-lengths", "What longer training is worth", ".", lines, args.write)
     else:
-        publish("spending", "What epochs are best spent on: trials, folds or length", ".", lines, args.write)
+        only = f"-{args.data[0].partition(':')[0]}" if len(args.data) == 1 else ""
+        title = f"What epochs are best spent on: trials, folds or length{only.replace('-', ', ')}"
+        publish(f"spending{only}", title, ".", lines, args.write)
 
 
 if __name__ == "__main__":

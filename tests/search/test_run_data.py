@@ -113,9 +113,12 @@ def test_labels_of_studies_are_trained_on_and_recorded(tmp_path, capsys):
     scored = table["split_y"] == "test"
     assert (table["Mass_x"] == table["Mass_y"].where(scored, 1 - table["Mass_y"])).all()
     assert "--labels-mode replace" in capsys.readouterr().out
-    record = record_of_labels(data.labels)
+    record = record_of_labels(data.labels, data.labellings)
     assert record["labels"].startswith(f"{tmp_path}/new.csv (sha256 ")
     assert (record["labels_mode"], record["labels_blank"]) == ("replace", "zero")
+    agreement = {(row.finding, row.scored): row for row in record["label_agreement"]}
+    mass, nodule = (agreement[name, False] for name in ("Mass", "Nodule"))  # all of Mass is turned round
+    assert (mass.both, mass.own + mass.given, nodule.both) == (0, mass.studies, nodule.own)
     assert (
         data.manifest.fingerprint != _data(SweepRequest(task="auto", data=str(tmp_path / "data"))).manifest.fingerprint
     )
