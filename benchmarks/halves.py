@@ -286,31 +286,36 @@ def kept_row(
     return row
 
 
-def aside(pools: Sequence[str], rounds: int, seed: int, size: tuple[int, int]) -> list[str]:
-    """What the default costs and how steady its choice is, beside the default before and plain greedy.
+def compared() -> dict[str, list[Method]]:
+    """The default beside the default before and plain greedy."""
+    return {"greedy": SYSTEMS["greedy"], BEFORE: SYSTEMS[BEFORE], DEFAULT: load_ensemble("greedy")[1].methods()}
 
-    size: images to choose on, and findings.
-    """
-    from selection import reference
 
-    compared = {"greedy": SYSTEMS["greedy"], BEFORE: SYSTEMS[BEFORE], DEFAULT: load_ensemble("greedy")[1].methods()}
+def steadiness(pools: Sequence[str], seed: int) -> list[str]:
+    """How much of a choice stays on other subjects, by pool and system."""
     rows = []
     for name in pools:
         pool = read(name)
         rows_of, _ = next(halves(pool.groups, STEADY, 1, seed))
         inputs = (pool.predictions[:, rows_of], pool.targets[rows_of], pool.groups[rows_of])
         cells = []
-        for methods in compared.values():
+        for methods in compared().values():
             weights = fit(methods[0], *inputs, folds=0, seed=seed).weights
             cells.append(f"{stability(methods[0], *inputs, weights, seed=seed).mean():.2f}")
         rows.append([name, *cells])
     lines = ["The share of the weight that stays on the same members when subjects are drawn anew, 20 times; chosen on"]
-    lines += [f"{STEADY} images, without fallback.", "", *table(["pool", *compared], rows), ""]
+    return [*lines, f"{STEADY} images, without fallback.", "", *table(["pool", *compared()], rows), ""]
+
+
+def cost(rounds: int, seed: int, size: tuple[int, int]) -> list[str]:
+    """What the systems cost and gain on simulated members. size: images to choose on, and findings."""
+    from selection import reference
+
     images, findings = size
     predictions, targets, groups = reference(50, 2 * images, findings, seed)
     first = groups < groups[images]
     inputs = (side_by_side(predictions[:, first]), targets[first], groups[first])
-    systems = {"mean": SYSTEMS["mean"], **compared}
+    systems = {"mean": SYSTEMS["mean"], **compared()}
     scores: dict[str, float] = {}
 
     def timed(name: str) -> float:
@@ -323,7 +328,7 @@ def aside(pools: Sequence[str], rounds: int, seed: int, size: tuple[int, int]) -
 
     seconds = turns({name: partial(timed, name) for name in systems}, rounds)
     what = f"{images:,} images, {findings} findings (benchmarks/selection.py)"
-    lines += [f"Cross-fitted selection of 50 simulated members on {what},", "and mAP on as many new images.", ""]
+    lines = [f"Cross-fitted selection of 50 simulated members on {what},", "and mAP on as many new images.", ""]
     rows = [[n, spread(seconds[n], 1), ratios(seconds[n], seconds[BEFORE]), f"{scores[n]:.4f}"] for n in systems]
     return lines + table(["system", "s", "of the default before", "mAP"], rows)
 
@@ -349,7 +354,7 @@ def main() -> None:
     )
     parser.add_argument("--pools", nargs="+", default=[], help="only these; all that were made without it")
     parser.add_argument("--aside", action="store_true", help="instead: the default's cost and how steady it is")
-    parser.add_argument("--challenge", action="store_true", help="with --aside: at the challenge's size")
+    parser.add_argument("--challenge", action="store_true", help="instead: its cost at the challenge's size; no pool")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="images to choose on; 4,000 take half an hour")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -359,12 +364,16 @@ def main() -> None:
         make(name)
     if args.make:
         return
+    if args.challenge:
+        title = "What the default ensemble costs and gains at the challenge's size"
+        publish("halves-challenge", title, ".", cost(1, args.seed, CHALLENGE), args.write)
+        return
     made = [name for name in (*RUNS, *OUTSIDE) if (BUILD / f"{name}.npz").exists()]
     if not made:
         parser.error("there is no pool yet: --make one")
     pools = args.pools or [p for name in made for p in (name, f"{name}, finished")]
     if args.aside:
-        lines = aside(pools, 2, args.seed, CHALLENGE if args.challenge else COST)
+        lines = steadiness(pools, args.seed) + cost(2, args.seed, COST)
         publish("halves-aside", "What the default ensemble costs and how steady it is", ".", lines, args.write)
         return
     pools += [] if args.pools else [f"{made[0]}, {change}" for change in DERIVED]
