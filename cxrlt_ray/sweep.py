@@ -126,7 +126,7 @@ def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: 
 
     folds = f" x {record.models} folds" + (" of findings" if record.finding_folds else "") if record.models > 1 else ""
     print(f"Resources: {resources}")
-    print(f"Plan: {counted(record.trials, 'trial')} of up to {space.epochs} epochs{folds}")
+    print(f"Plan: {counted(record.trials, 'trial')} of up to {counted(space.epochs, 'epoch')}{folds}")
     storage = Store(request.storage)
     planner = plan.Planner(
         space,
@@ -288,7 +288,7 @@ def _train(request: SweepRequest, search: Search) -> str:
         if request.resume:
             reopen_damaged(run)
         if (missing := missing_trials(run, search.trials)) or search.open_ended:
-            more = f"{missing} trials to go" + (", and more as time allows" if search.open_ended else "")
+            more = f"{counted(missing, 'trial')} to go" + (", and more as time allows" if search.open_ended else "")
             print(f"Run {run.name}: {more}, in {run.store.uri}", flush=True)
             reason = tune_trials(search)
         else:

@@ -11,6 +11,7 @@ import pandas as pd
 from cxrlt_ray.cluster.memory import available_memory
 from cxrlt_ray.data.asking import Asking
 from cxrlt_ray.data.manifest import Manifest, studies
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.ensembling.shortlist import FirstPass, Say, aligned, first_readable, readable, shortlist
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import augmented_name
@@ -82,10 +83,10 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = pri
     judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and scores(trial, "val")]
     able = [t for t in judged if split is None or has_checkpoint(t) or scores(t, split)]
     if len(able) < len(judged):
-        say(f"{len(judged) - len(able)} trial(s) cannot be chosen: their checkpoints were dropped")
+        say(f"Without checkpoints, which were dropped, and not chosen: {counted(len(judged) - len(able), 'trial')}")
     finished = [trial for trial in able if trial.state == FINISHED]
     if not pruned and len(finished) >= ENOUGH and len(finished) < len(able):
-        say(f"{len(able) - len(finished)} pruned trial(s) left out (--pruned chooses among them too)")
+        say(f"Left out: {counted(len(able) - len(finished), 'pruned trial')} (--pruned chooses among them too)")
         able = finished
     if not able:
         raise CxrltError(

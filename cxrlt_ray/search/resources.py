@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.cluster.start import DATA_CPUS
+from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.stream import RAY, THREADS, Ingest
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.search.request import SweepRequest
@@ -50,7 +51,7 @@ class Resources:
         if self.workers_per_trial > 1:
             worker = f"{self.workers_per_trial} workers of {worker}"
         return (
-            f"{self.cpus:g} CPU, {self.gpus:g} GPU: {self.max_concurrent} trial(s) at a time, {worker} each, "
+            f"{self.cpus:g} CPU, {self.gpus:g} GPU: {counted(self.max_concurrent, 'trial')} at a time, {worker} each, "
             f"{self.cpus_for_data:g} CPU left"
         )
 

@@ -171,7 +171,7 @@ def test_a_finished_run_has_nothing_to_resume_and_can_be_given_more_trials(stora
     after = {t.name: t.record for t in run_of(str(copy)).trials()}
     assert len(after) == 4
     assert {name: after[name] for name in before} == before
-    assert "1 trials to go" in capsys.readouterr().out
+    assert "1 trial to go" in capsys.readouterr().out
 
 
 def test_a_killed_sweep_goes_on_with_the_interrupted_trials_own_parameters(storage, tmp_path):
@@ -267,7 +267,7 @@ def test_pruned_trials_are_chosen_among_only_where_asked_for_or_too_few_finished
         return [trial.name for trial in candidates(run, None, say=told.append, **options)]
 
     assert names() == ["T0000", "T0002"]
-    assert "1 pruned trial(s) left out (--pruned" in told[-1]
+    assert "Left out: 1 pruned trial (--pruned" in told[-1]
     assert names(pruned=True) == ["T0000", "T0001", "T0002"]
     trial = run.trials()[2]
     trial.write(trial.record.model_copy(update={"state": "pruned"}))
@@ -367,7 +367,7 @@ def test_trials_without_a_checkpoint_are_counted_and_not_chosen(storage, tmp_pat
         path.unlink()
     shutil.rmtree(copy / "line" / "trials" / "T0002" / "fold-0")
     ensemble.main(select="mean", storage=str(copy), rounds=10)
-    assert "1 trial(s) cannot be chosen" in capsys.readouterr().out
+    assert "not chosen: 1 trial" in capsys.readouterr().out
     about = json.loads((copy / "line" / "ensembles" / "mean" / "ensemble.json").read_text())
     assert [member["trial"] for member in about["members"]] == ["T0000", "T0001"]
 
