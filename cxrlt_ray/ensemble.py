@@ -23,7 +23,7 @@ from cxrlt_ray.ensembling.costs import check_costs, frontier
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.from_run import contaminations_of, mimic_warnings, pool_of_run
 from cxrlt_ray.ensembling.pool import Pool
-from cxrlt_ray.ensembling.probabilities import Probabilities, probabilities, remove_former, write_probabilities
+from cxrlt_ray.ensembling.probabilities import Probabilities, probabilities, write_probabilities
 from cxrlt_ray.ensembling.request import EnsembleRequest
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation.scores import UNSEEN
@@ -103,7 +103,7 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     if submitted is not None:
         submitted = made.applied(submitted, [findings.index(finding) for finding in swept.task.findings])
     more = write_probabilities(store, made)
-    remove_former(store, [*more, *stored.files_of(submitted, request.zip)])
+    stored.remove_former(store, [*more, *stored.files_of(submitted, request.zip)])
     record = stored.write_ensemble(
         store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration, seen
     )

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.cluster.node_cache import ShardFiles
+from cxrlt_ray.data.duplicates import HASH
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
@@ -85,7 +86,11 @@ class Shards:
 
 @lru_cache(maxsize=8)
 def _index(shards: Shards) -> pd.DataFrame:
-    table = pd.read_parquet(io.BytesIO(shards.store.read(INDEX)))
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(io.BytesIO(shards.store.read(INDEX)))
+    names = [name for name in file.schema_arrow.names if name != HASH]  # every training process keeps the rest
+    table = file.read(names).to_pandas()
     return table.astype({"file": "category"}).set_index("image_id")
 
 

@@ -73,8 +73,8 @@ def _fitted(
     for rule in file.rules(pool.findings):  # one system at a time: its predictions are as large as the pool's
         system = _by_rule(selector, options, space, rule, pool, seed)
         by_rule.append(system.crossed[0])
-        if taken is None or _merit(pool.targets, system.crossed[0]) > highest:
-            taken, highest = system, _merit(pool.targets, system.crossed[0])
+        if (merit := _merit(pool.targets, system.crossed[0])) > highest:
+            taken, highest = system, merit
     assert taken is not None
     fold, crossed = pool.asking.fold_of_predicted, taken.crossed[0].copy()
     for k in range(pool.asking.folds) if pool.asking.folds > 1 and len(by_rule) > 1 else ():

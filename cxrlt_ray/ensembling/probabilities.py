@@ -10,14 +10,13 @@ thresholds.csv      a row a finding, aim and set of images
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from cxrlt_ray.data.splits import assign_folds
-from cxrlt_ray.ensembling import submission
 from cxrlt_ray.ensembling.compare import CROSS_FITTED, ScoredSplit, System
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.request import EnsembleRequest
@@ -152,13 +151,6 @@ def write_probabilities(store: Store, made: Probabilities) -> list[str]:
         store.write(THRESHOLDS_FILE, thresholds_table(made).to_csv(index=False).encode())
         files.append(THRESHOLDS_FILE)
     return files
-
-
-def remove_former(store: Store, files: Collection[str]) -> None:
-    """Remove what an earlier ensemble of the same name left and this one, with `files`, did not make: it is not its."""
-    for name in (CALIBRATION_FILE, THRESHOLDS_FILE, "predictions.parquet", submission.FILE, submission.ARCHIVE):
-        if name not in files and store.exists(name):
-            store.delete(name)
 
 
 def _judged(images: _Labelled, findings: tuple[str, ...], request: EnsembleRequest) -> Calibrated:

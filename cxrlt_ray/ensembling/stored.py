@@ -9,7 +9,7 @@ ensemble.json          EnsembleRecord; written last: the rest is whole
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from cxrlt_ray.ensembling.apply import Ensemble, filled
 from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, as_json
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
+from cxrlt_ray.ensembling.probabilities import CALIBRATION_FILE, THRESHOLDS_FILE
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.evaluation.calibration import Calibration
 from cxrlt_ray.runs.contamination import Contamination
@@ -83,6 +84,13 @@ def files_of(scored: ScoredSplit | None, zip: bool = False) -> list[str]:
     """What `write_scores` leaves of a split to submit; nothing without images."""
     packed = [submission.ARCHIVE] if zip else []
     return [] if scored is None else [PREDICTIONS, submission.FILE, *packed]
+
+
+def remove_former(store: Store, files: Collection[str]) -> None:
+    """Remove what an earlier ensemble of the same name left and this one, with `files`, did not make: it is not its."""
+    for name in (CALIBRATION_FILE, THRESHOLDS_FILE, PREDICTIONS, submission.FILE, submission.ARCHIVE):
+        if name not in files and store.exists(name):
+            store.delete(name)
 
 
 def write_scores(store: Store, run: Run, scored: ScoredSplit, zip: bool) -> None:

@@ -63,15 +63,25 @@ def difference(
     return intervals, drifts
 
 
-def identical_files(manifest: Manifest, shards: Shards) -> dict[str, int] | None:
+def indexed(manifest: Manifest, shards: Shards) -> pd.DataFrame | None:
+    """The main cohort's prepared images: split, and what shards know of the original; None where that is not there."""
+    try:
+        index = pd.read_parquet(io.BytesIO(shards.store.read(INDEX)))
+    except (CxrltError, OSError, ValueError):
+        return None
+    own = manifest.of_cohort(MAIN).table[["image_id", "split"]]
+    known = [name for name in (STATE[0], CHECKSUM, HASH) if name in index]
+    return own.merge(index[["image_id", *known]], on="image_id")
+
+
+def identical_files(images: pd.DataFrame) -> dict[str, int] | None:
     """How many files stand, byte for byte, in both of two splits, by "train and test"; None where it is not known.
 
-    By size and checksum of the originals, which shards keep since their version of 2026-11.
+    images: as of `indexed`. By size and checksum of the originals, which shards keep since their version of 2026-11.
     """
-    table = _indexed(manifest, shards, [CHECKSUM, STATE[0]])
-    if table is None:
+    if CHECKSUM not in images or STATE[0] not in images:
         return None
-    splits = {s: set(zip(part[STATE[0]], part[CHECKSUM], strict=True)) for s, part in table.groupby("split")}
+    splits = {s: set(zip(part[STATE[0]], part[CHECKSUM], strict=True)) for s, part in images.groupby("split")}
     return {f"{a} and {b}": len(splits[a] & splits[b]) for a, b in combinations(sorted(splits), 2)}
 
 
@@ -83,18 +93,17 @@ class Alike:
     found: int
 
 
-def near_duplicates(manifest: Manifest, shards: Shards, most: int = COMPARED) -> dict[str, Alike] | None:
+def near_duplicates(images: pd.DataFrame, most: int = COMPARED) -> dict[str, Alike] | None:
     """Images of two splits whose perceptual hashes nearly agree (data/duplicates.py), by "train and test".
 
-    Where there would be more than `most` pairs to compare, images of the smaller split are taken evenly. None where the
-    shards have no hashes: those made before 2026-12.
+    images: as of `indexed`. Where there would be more than `most` pairs to compare, images of the smaller split are
+    taken evenly. None where the shards have no hashes: those made before 2026-12.
     """
-    table = _indexed(manifest, shards, [HASH])
-    if table is None or not (table := table[table[HASH].notna()])[HASH].size:
+    if HASH not in images or not images[HASH].notna().any():
         return None
     splits = {
         name: np.frombuffer(b"".join(part[HASH]), np.uint8).reshape(len(part), -1)
-        for name, part in table.groupby("split")
+        for name, part in images[images[HASH].notna()].groupby("split")
     }
     alike = {}
     for pair in combinations(sorted(splits), 2):
@@ -103,18 +112,6 @@ def near_duplicates(manifest: Manifest, shards: Shards, most: int = COMPARED) ->
         found = np.unique(near_pairs(few[rows], many)[:, 0]).size
         alike[" and ".join(pair)] = Alike(len(rows), found)
     return alike
-
-
-def _indexed(manifest: Manifest, shards: Shards, columns: list[str]) -> pd.DataFrame | None:
-    """The main cohort's images with their split and columns of the shards' index; None where these are not there."""
-    try:
-        index = pd.read_parquet(io.BytesIO(shards.store.read(INDEX)))
-    except (CxrltError, OSError, ValueError):
-        return None
-    if not set(columns) <= set(index):
-        return None
-    own = manifest.of_cohort(MAIN).table[["image_id", "split"]]
-    return own.merge(index[["image_id", *columns]], on="image_id")
 
 
 def example_images(manifest: Manifest, shards: Shards, findings: tuple[str, ...], most: int = 12) -> dict[str, str]:

@@ -20,10 +20,10 @@ import pandas as pd
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.data.shards import SUMMARY, Summary
 from cxrlt_ray.data.tasks import rarity
-from cxrlt_ray.ensembling.stored import CROSS_FITTED
+from cxrlt_ray.ensembling.stored import CROSS_FITTED, PREDICTIONS
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.evaluation.scores import UNSEEN, Scores, evaluate
-from cxrlt_ray.page.cohort_facts import Alike, near_duplicates
+from cxrlt_ray.page.cohort_facts import Alike, indexed, near_duplicates
 from cxrlt_ray.privacy import PHANTOM_MARKER
 from cxrlt_ray.runs.ensemble_record import FILE, EnsembleRecord
 from cxrlt_ray.runs.predictions import read_predictions, split_of
@@ -31,7 +31,6 @@ from cxrlt_ray.runs.records import FINISHED, PRUNED
 from cxrlt_ray.runs.store import Run, Trial, best_first, read_trial
 from cxrlt_ray.storage import Store
 
-PREDICTIONS = "predictions.parquet"  # of an ensemble
 CHOSE = ("train", "val")  # splits on which weights are chosen
 ROUNDS = 300  # bootstrap rounds of a finding's intervals: of these the standard error alone is used
 PATH = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:\\|[^\s'\",;:()]*/)[^\s'\",;:)]*")
@@ -281,10 +280,15 @@ class Facts:
         return tuple(known)
 
     @cached_property
+    def indexed(self) -> pd.DataFrame | None:
+        """The prepared images of the main cohort (cohort_facts.indexed); None where they are not known."""
+        shards = self.run.shards()
+        return indexed(self.manifest, shards[0]) if self.manifest is not None and shards else None
+
+    @cached_property
     def alike(self) -> dict[str, Alike] | None:
         """Near-duplicate images of two splits, by "test and train"; None where it is not known."""
-        shards = self.run.shards()
-        return near_duplicates(self.manifest, shards[0]) if self.manifest is not None and shards else None
+        return None if self.indexed is None else near_duplicates(self.indexed)
 
     @cached_property
     def _images(self) -> dict[str, ScoredImages | None]:

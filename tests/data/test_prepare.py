@@ -34,6 +34,8 @@ def test_every_image_stands_once_in_shards_at_the_asked_size(ray, manifest, tmp_
     shards = prepared(manifest, tmp_path)
     index = shards.index()
     assert sorted(index.index) == sorted(manifest.table["image_id"])
+    assert "hash" not in index  # that stays on disk: every training process reads the index
+    assert pd.read_parquet(io.BytesIO(shards.store.read("index.parquet")))["hash"].map(len).eq(32).all()
     for file in index["file"].unique():
         for jpeg in pd.read_parquet(io.BytesIO(shards.store.read(file)))["image"]:
             assert decode.decode(jpeg)[0].shape == (32, 32)

@@ -65,7 +65,8 @@ def test_images_of_the_smaller_split_are_taken_where_all_would_be_too_many(run):
     hashes, rows = random_hashes(run), rows_of(run)
     hashes[rows["test"]] = hashes[rows["train"][0]]
     run = with_hashes(run, hashes)
-    alike = cohort_facts.near_duplicates(run.manifest(), run.shards()[0], most=5 * len(rows["train"]))["test and train"]
+    images = cohort_facts.indexed(run.manifest(), run.shards()[0])
+    alike = cohort_facts.near_duplicates(images, most=5 * len(rows["train"]))["test and train"]
     assert (alike.compared, alike.found) == (5, 5)
 
 
@@ -77,7 +78,7 @@ def test_images_without_a_hash_are_left_out_and_shards_without_any_are_no_fault(
     index = pd.read_parquet(store / "index.parquet")
     index[HASH] = None
     index.to_parquet(store / "index.parquet", index=False)
-    assert cohort_facts.near_duplicates(run.manifest(), run.shards()[0]) is None
+    assert cohort_facts.near_duplicates(cohort_facts.indexed(run.manifest(), run.shards()[0])) is None
     report = gathered(Facts(with_hashes(run, None), rounds=20))
     assert "not known" in report.sections["data"]["shared_note"]
     assert all(notice["title"] != "Near-duplicate images" for notice in report.sections["summary"]["notices"])

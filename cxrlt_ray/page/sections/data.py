@@ -129,7 +129,7 @@ def gather(facts: Facts) -> Data | str:
         scored_split=drift[0],
         drift=drift[1],
         drift_note=_drift_note(drift[0], drift[1]),
-        shared=_shared(facts, manifest),
+        shared=_shared(facts),
         shared_note=_shared_note(facts),
         agreement=_agreement(facts),
         agreement_note=AGREEMENT if facts.run.record.label_agreement else "",
@@ -210,11 +210,9 @@ def _drift_note(split: str, rows: tuple[DriftRow, ...]) -> str:
     return f"{what} for {len(drifting)} of {len(rows)} findings by more than chance: {shown}."
 
 
-def _shared(facts: Facts, manifest: Manifest) -> tuple[Shared, ...]:
-    subjects = shared_subjects(facts)
-    shards = facts.run.shards()
-    files = identical_files(manifest, shards[0]) if shards else None
-    alike = facts.alike or {}
+def _shared(facts: Facts) -> tuple[Shared, ...]:
+    subjects, alike = shared_subjects(facts), facts.alike or {}
+    files = None if facts.indexed is None else identical_files(facts.indexed)
     return tuple(
         Shared(
             splits=pair,
@@ -238,16 +236,7 @@ def _shared_note(facts: Facts) -> str:
 
 def _agreement(facts: Facts) -> tuple[AgreementRow, ...]:
     return tuple(
-        AgreementRow(
-            finding=row.finding,
-            images="scored" if row.scored else "training",
-            studies=row.studies,
-            own=row.own,
-            given=row.given,
-            both=row.both,
-            f1=Interval(**row.f1.model_dump()),
-            kappa=Interval(**row.kappa.model_dump()),
-        )
+        AgreementRow(images="scored" if row.scored else "training", **row.model_dump(exclude={"scored"}))
         for row in facts.run.record.label_agreement
     )
 
@@ -313,8 +302,10 @@ def data(facts: Data) -> list[Part]:
 
 def _agreement_table() -> Table:
     columns = [Column("finding", "finding"), Column("images", "images"), Column("studies", "studies", "count")]
-    columns += [Column("the cohort's positives", "own", "count"), Column("the given labels'", "given", "count")]
-    columns += [Column("of both", "both", "count"), Column("F1", "f1", "score_interval", "the cohort's are the truth")]
+    columns.append(Column("cohort's", "own", "count", "positive by the cohort's labels"))
+    columns.append(Column("given", "given", "count", "positive by the given labels"))
+    columns.append(Column("both", "both", "count", "positive by both"))
+    columns.append(Column("F1", "f1", "score_interval", "the cohort's are the truth"))
     columns.append(Column("kappa", "kappa", "score_interval", "Cohen's; 0 is agreement by chance"))
     title = "Labels given beside the cohort's, and its own"
     return Table(title, "agreement", columns, filtered=True, facet="images")

@@ -110,11 +110,11 @@ def gather(facts: Facts) -> Summary:
 
 def _asked(facts: Facts) -> str:
     record = facts.run.record
-    parts = [f"Task {record.task.name}: {len(facts.findings)} finding{'s' * (len(facts.findings) != 1)}"]
+    parts = [f"Task {record.task.name}: {counted(len(facts.findings), 'finding')}"]
     space = record.space.rpartition("/")[2].removesuffix(".yaml")
     parts.append(counted(record.trials, "trial") + (f" of space {space}" if space else ""))
     if record.epochs:
-        parts.append(f"{record.epochs} epoch{'s' * (record.epochs != 1)}")
+        parts.append(counted(record.epochs, "epoch"))
     if record.models > 1:
         parts.append(f"{record.models} folds")
     if record.smoke:
