@@ -16,6 +16,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -147,7 +149,7 @@ def _directory(shards: ShardFiles) -> Path:
 
 def _evict(directory: Path) -> None:
     """Remove the copies fetched longest ago until the disk has KEEP_FREE bytes free, but the last KEEP_COPIES."""
-    copies = sorted((path.stat().st_mtime, path) for path in directory.glob("*/*.parquet"))
+    copies = sorted((status.st_mtime, path) for path, status in _statuses(directory, "*/*.parquet"))
     for _, path in copies[: -KEEP_COPIES or None]:
         if shutil.disk_usage(directory).free >= KEEP_FREE:
             break
@@ -193,8 +195,15 @@ def _most() -> int:
 
 def _bytes_written() -> int:
     """Of the slots that are filled: files take no memory before."""
-    return sum(512 * path.stat().st_blocks for path in MEMORY.glob(f"{PREFIX}-*.u8"))
+    return sum(512 * status.st_blocks for _, status in _statuses(MEMORY, f"{PREFIX}-*.u8"))
 
 
 def _bytes_held() -> int:
-    return sum(path.stat().st_size for path in MEMORY.glob(f"{PREFIX}-*.u8"))
+    return sum(status.st_size for _, status in _statuses(MEMORY, f"{PREFIX}-*.u8"))
+
+
+def _statuses(directory: Path, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:
+    """Files and their status; another process may remove one between its listing and this."""
+    for path in directory.glob(pattern):
+        with suppress(FileNotFoundError):
+            yield path, path.stat()

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -199,6 +200,22 @@ def test_threads_and_processes_that_begin_at_once_share_one_file(tmp_path, monke
             found = list(pool.map(lambda _, k=k: node_cache._open(f"{k}-32", 10, 1025, 10**7), range(8)))
             assert {capacity for capacity, _ in found} == {10}
             assert len({os.fstat(file.fileno()).st_ino for _, file in found}) == 1
+
+
+def test_a_file_that_another_process_removes_while_its_size_is_asked_counts_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_cache, "MEMORY", tmp_path)
+    kept, removed = (tmp_path / f"{node_cache.PREFIX}-{name}.u8" for name in "ab")
+    for path in (kept, removed):
+        path.write_bytes(b"1" * 5000)
+    stat = Path.stat
+
+    def gone_at_once(path, **options):
+        removed.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", gone_at_once)
+    assert node_cache._bytes_held() == 5000
+    assert node_cache._bytes_written() >= 5000
 
 
 @pytest.mark.parametrize(("free", "available", "room"), [(1000, None, 900), (10**9, 1000, 900), (10**9, 10**9, 65_000)])
