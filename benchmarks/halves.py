@@ -41,7 +41,7 @@ from cxrlt_ray.selection.method import Method
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "halves"
 SHARED = HERE.parent.parent / "shared" / "data"
-SIZES = (100, 200, 400, 1_000, 4_000)
+SIZES = (100, 200, 400, 1_000)
 DRAWS = 100
 RUNS = {  # a pool: its task, data, epochs a trial and, where fewer pixels must do, the resolution
     "nih384": ("auto", SHARED / "nih384", 6, None),
@@ -248,8 +248,8 @@ def _scored(
     return spaces.out_of(space, combine(spaces.into(space, unseen, predictions), weights))
 
 
-def section(pools: Sequence[str], splits: int, seed: int, most: int) -> list[str]:
-    """The tables: what each system gains over the mean, by pool and size, chosen on `most` images at most."""
+def section(pools: Sequence[str], splits: int, seed: int, sizes: Sequence[int]) -> list[str]:
+    """The table: what each system gains over the mean, by pool and number of images it was chosen on."""
     systems = {**SYSTEMS, DEFAULT: load_ensemble("greedy")[1].methods()}
     lines = [
         f"Test mAP less that of the plain mean, the mean of {splits} splits, and the share of splits ahead; of the"
@@ -258,7 +258,7 @@ def section(pools: Sequence[str], splits: int, seed: int, most: int) -> list[str
     rows = []
     for name in pools:
         pool = read(name)
-        for images in [size for size in SIZES if size <= min(most, len(pool.groups) / 2)]:
+        for images in [size for size in sizes if size <= len(pool.groups) / 2]:
             rows.append(kept_row(name, pool, images, splits, seed, systems))
             print(" | ".join(rows[-1]), flush=True)
     heads = ["pool", "members", "images", "positives", *systems, f"default less the best of {', '.join(PLAIN)}"]
@@ -355,7 +355,7 @@ def main() -> None:
     parser.add_argument("--pools", nargs="+", default=[], help="only these; all that were made without it")
     parser.add_argument("--aside", action="store_true", help="instead: the default's cost and how steady it is")
     parser.add_argument("--challenge", action="store_true", help="instead: its cost at the challenge's size; no pool")
-    parser.add_argument("--most", type=int, default=SIZES[-1], help="images to choose on; 4,000 take half an hour")
+    parser.add_argument("--images", type=int, nargs="+", default=SIZES, help="to choose on; 4,000: half an hour")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
@@ -377,13 +377,11 @@ def main() -> None:
         publish("halves-aside", "What the default ensemble costs and how steady it is", ".", lines, args.write)
         return
     pools += [] if args.pools else [f"{made[0]}, {change}" for change in DERIVED]
-    publish(
-        "halves",
-        "Selection against the plain mean, repeated halves",
-        ".",
-        section(pools, args.splits, args.seed, args.most),
-        args.write,
-    )
+    key, title = "halves", "Selection against the plain mean, repeated halves"
+    if tuple(args.images) != SIZES:
+        key = "-".join((key, *map(str, args.images)))
+        title += f", chosen on {', '.join(f'{images:,}' for images in args.images)} images"
+    publish(key, title, ".", section(pools, args.splits, args.seed, args.images), args.write)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ has none); with denials, minus the cosine with the finding's denial, "no NAME". 
     denied   sentences that affirm the finding against those that deny it: is the denial seen?
 
 The rules read words and so do encoders: a high `other` says that wordings are near each other, not that the encoder
-knows the finding.
+knows the finding. `words` is TF-IDF, the least that an encoder must beat.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from report import options, publish
 SHARED = Path(__file__).parents[2] / "shared"
 FEWEST = 5  # sentences of a side, to give an AUROC
 ARMS = ("other", "denied")
+WORDS = "words"  # TF-IDF in place of an encoder
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,25 @@ def statements(texts: Sequence[str]) -> list[Statement]:
     return list(stated.values())
 
 
-def finding_texts(findings: Sequence[str]) -> tuple[dict[str, str], str]:
-    """The text that asks for each finding, and what it is: a description where there are any, else the name."""
-    if importlib.util.find_spec("cxrlt_ray.text.descriptions") is None:
-        return {finding: finding.lower() for finding in findings}, "name"
-    descriptions = importlib.import_module("cxrlt_ray.text.descriptions").load_descriptions(findings)
-    return {name: f"{name.lower()}: {descriptions[name].appearance}" for name in findings}, "name and appearance"
+def finding_texts(findings: Sequence[str]) -> dict[str, str]:
+    """The text that asks for each finding: its name and appearance."""
+    from cxrlt_ray.text.descriptions import load_descriptions
+
+    descriptions = load_descriptions(findings)
+    return {name: f"{name.lower()}: {descriptions[name].appearance}" for name in findings}
+
+
+def vectors(texts: Sequence[str], sentences: int, encoder: str) -> np.ndarray:
+    """Unit vectors of the texts by an encoder, or by TF-IDF of the words of the first `sentences` of them."""
+    if encoder == WORDS:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        return np.asarray(TfidfVectorizer(sublinear_tf=True).fit(texts[:sentences]).transform(texts).todense())
+    from cxrlt_ray.text.embeddings import embedded
+    from cxrlt_ray.text.encoder_spec import TextSpec
+
+    x = embedded(texts, TextSpec(encoder), None)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
@@ -87,13 +99,9 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
 
 def scored(rows: Sequence[Statement], asked: dict[str, str], encoder: str) -> dict[tuple[str, bool], list[float]]:
     """AUROC of each finding by arm and by whether denials were asked as well."""
-    from cxrlt_ray.text.embeddings import embedded
-    from cxrlt_ray.text.encoder_spec import TextSpec
-
     denials = [f"no {finding.lower()}" for finding in asked]
     texts = [*(row.text for row in rows), *asked.values(), *denials]
-    x = embedded(texts, TextSpec(encoder), None)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x = vectors(texts, len(rows), encoder)
     sentences, names, negatives = np.split(x, [len(rows), len(rows) + len(asked)])
     finding = np.array([row.finding for row in rows])
     affirmed = np.array([row.value == 1 for row in rows])
@@ -119,7 +127,7 @@ def parsed() -> argparse.Namespace:
     """The command's options."""
     parser = options(__doc__, {"reports": 0})
     parser.add_argument(
-        "--encoder", nargs="+", default=["minilm"], metavar="E", help="minilm, pubmedbert, a folder, ..."
+        "--encoder", nargs="+", default=[WORDS, "minilm"], metavar="E", help="words (TF-IDF), minilm, a folder, ..."
     )
     return parser.parse_args()
 
@@ -127,11 +135,11 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     args = parsed()
     rows = statements(report_texts(args.reports))
-    asked, what = finding_texts(sorted({row.finding for row in rows}))
+    asked = finding_texts(sorted({row.finding for row in rows}))
     lines = [
         f"{len(rows):,} distinct sentences that state one finding ({sum(row.value for row in rows):,} affirm it), "
-        f"asked for by {what}. AUROC, mean over findings with {FEWEST} sentences of either side (least-most; "
-        "findings).",
+        f"asked for by name and appearance. AUROC, mean over findings with {FEWEST} sentences of either side "
+        "(least-most; findings).",
         "",
         "| encoder | affirmed over other findings | with denials | affirmed over denied | with denials |",
         "|---|---|---|---|---|",
