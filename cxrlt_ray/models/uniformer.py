@@ -24,7 +24,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
-from torch.nn.functional import layer_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 STRIDE = 32
 RATIO = 4  # of a block's hidden width to its own
@@ -43,10 +43,7 @@ class Embedding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, channels, H, W] -> [B, width, H / stride, W / stride]."""
-        x = self.proj(x).permute(0, 2, 3, 1)
-        return layer_norm(x, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps).permute(
-            0, 3, 1, 2
-        )
+        return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Network(nn.Module):
@@ -197,17 +194,24 @@ class UniFormer(nn.Module):
 
 
 def checkpoint_filter_fn(state: dict[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a published file that the model has; others are a second classifier, a decoder, an optimizer."""
+    """The tensors of a published file under the model's names: of CXRMate's file those of its image encoder."""
     tensors = state.get("model", state)
     inner = {name.removeprefix(CXRMATE): tensor for name, tensor in tensors.items() if name.startswith(CXRMATE)}
-    own = {*model.state_dict(), "head.weight", "head.bias"}
-    return {name: tensor for name, tensor in (inner or tensors).items() if name in own}
+    return inner or dict(tensors)
 
 
 def _config(edge: int = 224, **source: Any) -> dict[str, Any]:
-    about = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "classifier": "head"}
-    about |= {"num_classes": 1000, "input_size": (3, edge, edge), "pool_size": (edge // STRIDE,) * 2}
-    return {**about, "url": "", "first_conv": "patch_embed1.proj", **source}
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, edge, edge),
+        "pool_size": (edge // STRIDE, edge // STRIDE),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed1.proj",
+        "classifier": "head",
+        **source,
+    }
 
 
 default_cfgs = generate_default_cfgs(
