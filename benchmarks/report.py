@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import re
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ def publish(
     name: str, title: str, conditions: str, lines: Sequence[str], write_it: bool, rows: Sequence[Row] = ()
 ) -> None:
     """Print the section `title`, its command followed by `conditions`; with `write_it` put it into RESULTS.md."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     section = "\n".join([f"## {title}", "", f"`{command}`{conditions}", "", *lines])
     print(section)
     if write_it:
