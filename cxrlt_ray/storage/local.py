@@ -11,6 +11,20 @@ from pathlib import Path
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
 
 
+def move(part: Path, target: Path) -> bool:
+    """Move a finished part to its target in one step; False where it is a directory and one is there already.
+
+    It is not looked for first: another writer's may come in between.
+    """
+    try:
+        os.replace(part, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and part.is_dir():
+            return False
+        raise
+    return True
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Have two paths change places in one step; False where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

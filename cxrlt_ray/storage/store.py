@@ -236,9 +236,7 @@ class Store:
         """Make the finished local `part` the file or directory `name`."""
         assert self.local is not None
         target = self.local / name
-        if not part.is_dir() or not target.exists():
-            os.replace(part, target)
-        elif not local.exchange(part, target):
+        if not local.move(part, target) and not local.exchange(part, target):
             self._stand_in(part.name, name)
             shutil.rmtree(target)
             os.replace(part, target)

@@ -235,6 +235,21 @@ print(count, sum(seen))
 """
 
 
+def test_two_who_write_a_new_directory_at_once_both_succeed(tmp_path, monkeypatch):
+    """Trials that end the same stage keep its weights under one name."""
+    store, replace, others = Store(str(tmp_path)), os.replace, ["theirs"]
+
+    def after_another(source, target):
+        if others:
+            put(store, "stages/key", others.pop())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    put(store, "stages/key", "ours")
+    assert got(store, "stages/key") == "ours"
+    assert os.listdir(tmp_path / "stages") == ["key"]
+
+
 @pytest.mark.parametrize("how", ["exchange", "renames"])
 def test_a_directory_whose_writer_is_killed_at_any_step_is_the_old_or_the_new_one(tmp_path, how):
     """The writer is killed at its first system call, the second ...; no kill may lose both, or mix them."""
