@@ -236,7 +236,7 @@ def _slots(shards: Shards) -> np.ndarray:
     """Each indexed image's slot among the decoded ones: first those that are trained on, should not all have one."""
     file = shards.index()["file"].cat
     precedence = {"train": 0, "val": 1}
-    turn = np.array([precedence.get(name.rpartition("-")[0], 2) for name in file.categories])[file.codes]
+    turn = np.array([precedence.get(name.partition("-")[0], 2) for name in file.categories])[file.codes]
     slots = np.empty(len(turn), np.int64)
     slots[np.argsort(turn, kind="stable")] = np.arange(len(turn))
     return slots

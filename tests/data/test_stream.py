@@ -153,6 +153,19 @@ def test_kept_decoded_images_are_the_same_and_spare_the_shards(shards, tmp_path,
         assert (a.images == c.images).all()
 
 
+def test_where_memory_is_short_images_that_train_are_kept_before_those_that_are_scored(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(node_cache, "MEMORY", tmp_path)
+    training = ids(shards)
+    ingest = stream.Ingest(memory=len(training) * (SIZE**2 + 1))  # room for as many as train
+    cache = stream._cache(shards[1], ingest.memory)
+    assert cache is not None
+    assert cache.capacity == len(training)
+    for split in ("test", "train"):
+        list(stream.batches(shards[1], ids(shards, split), SIZE, 7, ingest=ingest))
+    slots = stream._located(shards[1], training)[1].slot
+    assert all(cache.get(slot) is not None for slot in slots)
+
+
 @pytest.fixture
 def remote_shards(shards, tmp_path, monkeypatch):
     """The same shards in an S3 bucket; copies of them go below tmp_path/tmp."""
