@@ -31,7 +31,7 @@ from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.step import Forward, backward, piece_that_fits
 from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.texts import text_draws, with_reports
-from cxrlt_ray.training.workers import Worker, worker_of, wrap
+from cxrlt_ray.training.workers import Worker, share_norms, worker_of, wrap
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +142,7 @@ def train_stage(
         speed = images / (time.monotonic() - started)
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
         judged = average.judged(network, epoch, again, amp)
+        share_norms(judged, worker)
         clock.lap("training")
         yield Epoch(
             epoch, _mean(losses), speed, objective.classifier(judged), judged, objective, state, False, features

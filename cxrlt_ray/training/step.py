@@ -14,7 +14,7 @@ from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training.job import Job
-from cxrlt_ray.training.workers import Worker, all_finite, most
+from cxrlt_ray.training.workers import Worker, all_finite, alone, most
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,8 @@ def piece_that_fits(
     known, key = known_pieces(job, config, worker.device)
     most = config.batch_size * (1 if config.fusion == "none" else 2)  # images of an average study
     try:
-        return device_.fitting(most, attempt, known if worker.first else None, key)
+        with alone(network):
+            return device_.fitting(most, attempt, known if worker.first else None, key)
     finally:
         for name, buffer in network.named_buffers():
             buffer.copy_(buffers[name])
@@ -169,10 +170,19 @@ def piece_that_fits(
 
 
 def known_pieces(job: Job, config: TrialConfig, device: torch.device) -> tuple[Store, str]:
-    """Where it is kept how many images of this kind of trial fit the GPU `device` at once, and under what key."""
+    """Where it is kept how many images of this kind of trial fit the GPU `device` at once, and under what key.
+
+    What takes more memory has a key of its own: what fitted a trial of adapters, say, need not fit one of all weights.
+    """
+    from cxrlt_ray.models.heads import HEADS
+
     kind = config.spec()
-    key = f"{kind.backbone}-{kind.resolution}px-{kind.head}-{kind.fusion}-{config.precision}"
-    key = key.replace("/", "_").replace(":", "_") + ("-frozen" if config.frozen_backbone else "")
+    own = [f"{getattr(kind, name):g}" for name in HEADS[kind.head].SETTINGS]
+    key = "-".join([kind.backbone, f"{kind.resolution}px", kind.head, *own, kind.fusion, config.precision])
+    key = (
+        key.replace("/", "_").replace(":", "_") + f"-{len(job.trained)}" + ("-frozen" if config.frozen_backbone else "")
+    )
+    key += (f"-lora{config.image_lora}" if config.image_lora else "") + ("-ema" if config.ema_decay else "")
     if config.objective != "multilabel":
         key += f"-{config.objective}"
     return Store(job.run.uri.rpartition("/")[0]) / "devices" / device_.name(device), key

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,7 +83,7 @@ def joined(scores: np.ndarray, worker: Worker) -> np.ndarray:
 
 
 def wrap(network: torch.nn.Module, worker: Worker) -> torch.nn.Module:
-    """The network as one worker of several trains it: gradients and batch norm's statistics are of all."""
+    """The network as one worker of several trains it: gradients are of all, on GPUs batch norm's statistics too."""
     if worker.world == 1:
         return network
     import torch
@@ -92,3 +94,37 @@ def wrap(network: torch.nn.Module, worker: Worker) -> torch.nn.Module:
         network = convert_sync_batchnorm(network)  # torch's own drops the activations of timm's fused layers
     ids = [worker.device.index] if worker.device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
+
+
+def share_norms(network: torch.nn.Module, worker: Worker) -> None:
+    """Give the network that is judged the first worker's batch norm statistics on all: these are in the checkpoint.
+
+    On CPUs each worker's are of the images that it saw last, so that every share of the validation images would be
+    scored by another model than the one that is kept.
+    """
+    if worker.world == 1:
+        return
+    import torch
+
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
+            for buffer in norm.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+@contextmanager
+def alone(network: torch.nn.Module) -> Iterator[None]:
+    """While a worker tries the network by itself: batch norms take their running statistics, which stay as they are.
+
+    Those of all workers would be waited for, by a worker of which the others have tried more, or less often, for ever.
+    """
+    import torch
+
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.SyncBatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()

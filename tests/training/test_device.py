@@ -10,7 +10,8 @@ from cxrlt_ray.objectives.multilabel import MultiLabel
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import device, step
-from cxrlt_ray.training.workers import Worker
+from cxrlt_ray.training.job import Job
+from cxrlt_ray.training.workers import Worker, alone
 
 
 def memory_of(most, tried):
@@ -45,6 +46,42 @@ def test_what_fitted_is_not_tried_again_by_other_trials(tmp_path):
     assert tried == [64, 32]
     assert device.fitting(48, memory_of(40, tried), known, "resnet-96px") == 24
     assert device.fitting(64, memory_of(40, tried), known, "other") == 32
+
+
+def test_a_worker_that_tries_what_fits_waits_for_no_other(monkeypatch):
+    """The first one reads what earlier trials found, and tries nothing: others would wait for its batch norms."""
+    from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+
+    norms = torch.nn.Sequential(torch.nn.BatchNorm2d(3), BatchNormAct2d(3))
+    network, images = convert_sync_batchnorm(norms), torch.rand(4, 3, 2, 2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="SyncBatchNorm expected"):  # it would speak to the others, by a GPU
+        network(images)
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with alone(network):
+        network(images).sum().backward()
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+    assert all(module.training for module in network.modules())
+
+
+def test_what_fitted_a_trial_of_less_memory_is_not_taken_for_one_of_more(tmp_path):
+    def key(findings, **fields):
+        job = Job(Store(str(tmp_path / "run")), (), tuple(f"finding {k}" for k in range(findings)), "f")
+        config = TrialConfig(backbone="test_vit", resolution=32, epochs=1, **fields)
+        return step.known_pieces(job, config, torch.device("cpu"))[1]
+
+    decoder = {"head": "query_decoder", "text": "minilm"}
+    keys = [
+        key(5),
+        key(45),
+        key(5, image_lora=8),
+        key(5, ema_decay=0.99),
+        key(5, frozen_backbone=True),
+        key(5, **decoder),
+        key(5, query_layers=2, **decoder),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key(5) == key(5, lr=1e-4)
 
 
 @pytest.mark.parametrize("piece", [1, 3, 8])

@@ -1,20 +1,20 @@
-"""Workers whose shares of a batch are cut into different numbers of pieces: 5 images are one piece of 4, 6 are two."""
+"""Workers whose shares of a batch differ: cut into 1 and 2 pieces (5 and 6 images, in fours), and in batch norms."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
+from two_workers import run_two
 
 from cxrlt_ray.data.batching import pieces
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training.step import Forward, backward
-from cxrlt_ray.training.workers import Worker
+from cxrlt_ray.training.workers import Worker, share_norms, wrap
 
-IMAGES, PIECE, SECONDS = 11, 4, 120
+IMAGES, PIECE = 11, 4
 SHARES = (slice(0, 5), slice(5, 11))
 
 
@@ -46,19 +46,33 @@ def work(rank, meeting, file):
 
 def test_they_take_as_many_passes_as_each_other_and_come_to_the_mean_of_their_gradients(tmp_path):
     assert [len(pieces(rows.stop - rows.start, PIECE)) for rows in SHARES] == [1, 2]
-    context = multiprocessing.get_context("spawn")
-    arguments = (str(tmp_path / "meeting"), str(tmp_path / "rank"))
-    processes = [context.Process(target=work, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(SECONDS)
-        if process.is_alive():
-            process.kill()
-            pytest.fail("the workers wait for each other")
+    run_two(work, str(tmp_path / "meeting"), str(tmp_path / "rank"))
     alone = [gradient(rows) for rows in SHARES]
     expected = (alone[0][1] + alone[1][1]) / 2
     for rank in range(2):
         loss, own = torch.load(f"{tmp_path}/rank{rank}")
         assert loss == pytest.approx(alone[rank][0])
         assert torch.allclose(own, expected, atol=1e-6)
+
+
+def norms(rank, meeting, file):
+    """Train on a share by a batch norm; what a judged image comes to before and after the statistics are shared."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    worker, network = Worker(rank, 2, torch.device("cpu")), torch.nn.BatchNorm1d(3)
+    wrap(network, worker)(torch.randn(8, 3, generator=torch.Generator().manual_seed(rank)))
+    scores = []
+    for share in (False, True):
+        if share:
+            share_norms(network, worker)
+        scores.append(network.eval()(torch.ones(1, 3)).detach())
+    torch.save(scores, f"{file}{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_all_workers_judge_by_the_batch_norms_that_the_first_one_keeps(tmp_path):
+    run_two(norms, str(tmp_path / "meeting"), str(tmp_path / "rank"))
+    first, second = (torch.load(f"{tmp_path}/rank{rank}") for rank in range(2))
+    assert not torch.allclose(first[0], second[0])
+    assert torch.equal(first[0], second[1])
+    assert torch.equal(first[1], second[1])
