@@ -15,10 +15,11 @@ Fault = Callable[[str, str], int | float | None]
 
 @dataclass
 class S3:
-    """The server at `url`. requests: (method, path with query) of each that came."""
+    """The server at `url`. requests: (method, path with query) of each that came. sent: bytes of what was asked for."""
 
     url: str
     requests: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
     fault: Fault = lambda method, path: None
 
     @property
@@ -81,6 +82,11 @@ def _watched(application: Any, s3: S3) -> Any:
             code = {403: "AccessDenied", 503: "SlowDown", 500: "InternalError"}.get(fault, "Fault")
             start_response(f"{fault} {code}", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{code}</Code><Message>told so for {KEY}</Message></Error>".encode()]
-        return application(environ, start_response)
+
+        def answer(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            s3.sent += int(dict(headers).get("Content-Length", 0)) if method == "GET" else 0
+            return start_response(status, headers, *more)
+
+        return application(environ, answer)
 
     return call

@@ -44,6 +44,7 @@ from cxrlt_ray.data.suspects import BLANK, suspect
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.messages import explained
 
 SHARD_ROWS = 256
 UNKNOWN = -2  # of an original's size, time and checksum: no file has it, nor one that is not there (ABSENT)
@@ -213,12 +214,16 @@ def _report_estimate(
 
 
 def _read_columns(store: Store, name: str, columns: list[str]) -> pd.DataFrame:
-    """Columns of a file; null where it has none of the name, as of images prepared before there were hashes."""
+    """Columns of a file, without fetching the others, which are the pixels; null where it has none of the name, as of
+    images prepared before there were hashes.
+    """
     import pyarrow.parquet as pq
 
-    with store.fetched(name) as path:
-        known = [column for column in columns if column in pq.read_schema(path).names]
-        return pd.read_parquet(path, columns=known).reindex(columns=columns)
+    filesystem, path = store.opened(name)
+    with explained(f"{store.uri}/{name} cannot be read"), filesystem.open_input_file(path) as source:
+        file = pq.ParquetFile(source)
+        known = [column for column in columns if column in file.schema_arrow.names]
+        return file.read(known).to_pandas().reindex(columns=columns)
 
 
 def _forget(store: Store) -> None:

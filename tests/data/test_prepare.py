@@ -7,14 +7,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import s3 as server
 from conftest import write_images
 
 from cxrlt_ray import prepare as command
 from cxrlt_ray.data import decode, originals, prepare
 from cxrlt_ray.data.estimate import estimate
-from cxrlt_ray.data.shards import INDEX, LOSSLESS, QUALITY, QUARANTINE, SUMMARY, parse_sizes
+from cxrlt_ray.data.shards import INDEX, LOSSLESS, QUALITY, QUARANTINE, SUMMARY, pack, parse_sizes
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.storage import Store
+from cxrlt_ray.storage import NotThere, Store
 
 
 def quiet(_: str) -> None:
@@ -268,6 +269,23 @@ def test_an_object_store_takes_shards_and_gives_them_back(ray, manifest, tmp_pat
     ids = manifest.of_split("train").table["image_id"].to_numpy()
     found = np.concatenate([batch.image_id for batch in stream.batches(shards, ids, 32, 5, seed=0)])
     assert sorted(found) == sorted(ids)
+
+
+def test_of_a_shard_in_an_object_store_its_tables_are_read_and_not_its_pixels():
+    """At the challenge's size these are 40 GB, which preparing would fetch to write its index."""
+    images = [np.random.default_rng(k).bytes(100_000) for k in range(20)]
+    rows = pd.DataFrame({"image": images, "image_id": [f"i{k}" for k in range(20)], "reason": ""})
+    with server.served("bucket") as s3:
+        store = Store("s3://bucket/shards")
+        store.write("train-00000.parquet", pack(rows))
+        s3.sent = 0
+        found = prepare._read_columns(store, "train-00000.parquet", ["image_id", "reason", "hash"])
+        assert found["image_id"].tolist() == rows["image_id"].tolist()
+        assert (found["reason"] == "").all()
+        assert found["hash"].isna().all()
+        assert 0 < s3.sent < 200_000
+        with pytest.raises(NotThere, match=r"train-00001\.parquet cannot be read"):
+            prepare._read_columns(store, "train-00001.parquet", ["image_id"])
 
 
 def test_dicom_without_its_package_is_refused_before_anything_starts(manifest, tmp_path, monkeypatch):
