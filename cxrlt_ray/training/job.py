@@ -197,9 +197,16 @@ def folds_of(manifest: Manifest, findings: tuple[str, ...], folds: int, seed: in
     table = manifest.table
     rows = np.flatnonzero(((table["split"] == "train") & (manifest.cohorts == MAIN)).to_numpy())
     assigned = np.full(len(table), -1)
-    subjects = table["subject_id"].to_numpy()[rows]
-    assigned[rows] = assign_folds(manifest.targets(findings)[rows], subjects, folds, seed)
+    subjects = "\0".join(map(str, table["subject_id"].to_numpy()[rows]))
+    assigned[rows] = _assigned(manifest.targets(findings)[rows].tobytes(), len(findings), subjects, folds, seed)
     return assigned
+
+
+@lru_cache(maxsize=2)
+def _assigned(targets: bytes, findings: int, subjects: str, folds: int, seed: int) -> np.ndarray:
+    """`assign_folds`, which takes seconds, once for all folds and trials of a process."""
+    names = np.array(subjects.split("\0") if subjects else [], str)
+    return assign_folds(np.frombuffer(targets, np.int8).reshape(len(names), findings), names, folds, seed)
 
 
 def rows_of_cohorts(manifest: Manifest, cohorts: str) -> np.ndarray:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from conftest import write_images
 
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.data.splits import assign_folds
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training.job import Job, training_images, validation_images
+from cxrlt_ray.training import job as job_
+from cxrlt_ray.training.job import Job, folds_of, training_images, validation_images
 
 
 @pytest.mark.parametrize("folds", [0, 3])
@@ -28,6 +30,24 @@ def test_training_and_validation_share_no_subject_and_views_limit_training_only(
         validated += list(validation.image_id)
     split = "train" if folds else "val"
     assert sorted(validated) == sorted(manifest.of_split(split).table["image_id"])
+
+
+def test_folds_are_assigned_once_for_all_trials_and_are_those_of_the_seed_and_the_findings(tmp_path, monkeypatch):
+    """At the challenge's size it takes seconds, and each of K folds asks twice."""
+    manifest, counted = write_images(tmp_path, 60, seed=8), []
+    monkeypatch.setattr(job_, "assign_folds", lambda *given: (counted.append(given), assign_folds(*given))[1])
+    job = Job(Store(str(tmp_path)), None, manifest.findings, "", folds=3, seed=5)
+    for _ in range(2):
+        for fold in range(3):
+            training_images(manifest, job, fold)
+            validation_images(manifest, job, fold)
+    assert len(counted) == 1
+    train = manifest.table["split"] == "train"
+    for findings, seed in ((manifest.findings, 5), (manifest.findings, 6), (("Nodule",), 5)):
+        wanted = assign_folds(manifest.targets(findings)[train], manifest.table["subject_id"][train], 3, seed)
+        np.testing.assert_array_equal(folds_of(manifest, findings, 3, seed)[train], wanted)
+    with pytest.raises(CxrltError, match="3 folds need at least 3 subjects; there are 0"):
+        folds_of(manifest.where(~train), manifest.findings, 3, 5)
 
 
 def test_cohorts_choose_who_trains_and_validation_is_always_the_main_ones(tmp_path):
