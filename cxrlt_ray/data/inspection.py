@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray import cli
+from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.data.decode import decode
 from cxrlt_ray.data.duplicates import near_pairs, perceptual_hash
 from cxrlt_ray.data.manifest import SPLITS, Manifest
@@ -64,7 +64,7 @@ def pairs_across_splits(manifest: Manifest, images: pd.DataFrame) -> dict[tuple[
 
 def _results(root: str, table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray | None]]:
     """`_inspect` of each row in order."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         for start in range(0, len(table), AT_ONCE):
             part = table.iloc[start : start + AT_ONCE]
             yield from pool.map(_inspect, [root] * len(part), part["path"], part["inverted"])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +121,31 @@ def test_a_manifest_comes_back_from_its_file_with_the_same_fingerprint(tmp_path,
 def test_a_uri_reads_as_the_directory_does(tmp_path, format):
     WRITERS[format](tmp_path)
     assert read_cohort(f"file://{tmp_path}", task="auto").manifest.fingerprint == _read(tmp_path).manifest.fingerprint
+
+
+NOT_ROOT = """
+import os, sys
+from cxrlt_ray.data.readers import all_readers, choose_reader
+from cxrlt_ray.data.readers.files import all_files
+from cxrlt_ray.storage import Store
+
+all_readers()
+if os.geteuid() == 0:
+    os.setuid(65534)
+data = Store(sys.argv[1])
+print(choose_reader(data, None, True)[0].name, *sorted(all_files(data)))
+"""
+
+
+def test_at_the_top_of_a_disk_the_folder_that_only_its_administrator_may_enter_is_passed_over():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        Path(folder, "labels.csv").write_text("image_id,path,subject_id,Mass\na,images/a.png,1,1\n")
+        Path(folder, "images").mkdir()
+        Path(folder, "images", "a.png").touch()
+        Path(folder, "lost+found").mkdir(mode=0)
+        done = subprocess.run([sys.executable, "-c", NOT_ROOT, folder], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["table", "images/a.png", "labels.csv"], "")
 
 
 def test_directories_without_a_known_format_are_told_what_was_looked_for(tmp_path):

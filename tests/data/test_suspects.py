@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -143,6 +145,12 @@ def test_an_inspection_names_what_is_broken_and_suspect(tmp_path):
     assert images["reason"][7] == "missing"
     assert (images["reason"].drop([3, 7]) == "").all()
     assert len(inspect_images(manifest, sample=5, say=print)) == 5
+
+
+def test_images_are_inspected_where_the_system_keeps_no_list_of_processors(tmp_path, monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert (inspect_images(cohort(tmp_path), say=print)["reason"] == "").all()
 
 
 def test_pairs_stand_in_two_splits_and_blank_images_in_none(tmp_path):

@@ -18,13 +18,15 @@ from cxrlt_ray.storage import Store
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 READ_THREADS = 16  # listing waits for the file system, not for the processor
+LOST = "lost+found"  # at the top of a disk, its administrator's alone
 
 
 def folders(data: Store) -> list[str]:
-    """Names of the directories in `data`, sorted; hidden ones left out."""
+    """Names of the directories in `data`, sorted; hidden ones left out, and those that this user may not enter."""
     filesystem, root = data.opened()
     entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
-    return sorted(f.base_name for f in entries if f.type == fs.FileType.Directory and not f.base_name.startswith("."))
+    names = (f.base_name for f in entries if f.type == fs.FileType.Directory and not f.base_name.startswith("."))
+    return sorted(name for name in names if data.local is None or os.access(data.local / name, os.R_OK | os.X_OK))
 
 
 def locations(data: Store, *below: str) -> list[Store]:
@@ -115,7 +117,7 @@ def _scan(root: str, folder: str) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name == LOST:
                     continue  # a Mac's ._NAME.jpg is no image
                 if entry.is_dir():
                     if follows_links() or not entry.is_symlink():
