@@ -73,14 +73,14 @@ def wait_for(head: Head) -> None:
     until = time.monotonic() + ANSWER_SECONDS
     announced = False
     while not head.answers(min(CONNECT_SECONDS, ANSWER_SECONDS)):
+        if not announced:
+            announced = True
+            cli.say(f"Waiting up to {ANSWER_SECONDS:.0f} s for the Ray cluster at {head.where} ({head.source})")
         if time.monotonic() > until:
             raise UsageError(
                 f"no Ray cluster answers at {head.where}, which {head.source} names: start it (`ray start --head`), or "
                 f"{head.way_on}."
             )
-        if not announced:
-            announced = True
-            cli.say(f"Waiting up to {ANSWER_SECONDS:.0f} s for the Ray cluster at {head.where} ({head.source})")
         time.sleep(0.5)
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
@@ -112,7 +112,7 @@ def test_a_disk_that_refuses_is_named_at_once(starts):
 
 def test_processes_of_a_start_that_failed_are_ended_and_no_others(starts, tmp_path):
     sleep = (
-        "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+        "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(900)"
     )
     command = [sys.executable, "-c", sleep]
     pipe = {"stdout": subprocess.PIPE, "text": True}
@@ -127,7 +127,7 @@ def test_processes_of_a_start_that_failed_are_ended_and_no_others(starts, tmp_pa
         starts(failing)
         with pytest.raises(CxrltError):
             start.start_ray()
-        assert [process.wait(5) for process in left] == [-signal.SIGKILL] * 3
+        assert [process.wait(60) for process in left] == [-signal.SIGKILL] * 3
         assert other.poll() is None
         other.kill()
 
@@ -193,7 +193,9 @@ def test_a_cluster_that_is_gone_is_named_in_time_with_the_way_on_without_it(star
 
 def test_a_cluster_that_takes_connections_and_says_nothing_is_named_while_it_is_waited_for(starts, monkeypatch, capsys):
     monkeypatch.setattr(address, "ANSWER_SECONDS", 0.2)
-    starts(lambda number: time.sleep(0.6))
+    said, say = threading.Event(), address.cli.say
+    monkeypatch.setattr(address.cli, "say", lambda line: (say(line), said.set()))
+    starts(lambda number: said.wait(60))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

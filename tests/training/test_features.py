@@ -474,7 +474,7 @@ def test_two_workers_share_the_work_and_come_to_the_same(options, cohort, tmp_pa
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(300)
+            worker.join(900)
         assert [worker.exitcode for worker in workers] == [0, 0]
         outcomes.append(outcome(job))
         counts.append(seen.value)
