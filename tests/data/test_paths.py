@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,20 @@ FORMS = {
     "another folder": (lambda p: p.replace("images/", "/mnt/pngs/"), "without 'mnt/pngs/' and in 'images/'"),
     "from a folder beside": (lambda p: f"../data/{p}", r"without '\.\./data/'"),
 }
+
+
+@pytest.mark.parametrize(("there", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_with_accents_are_found_as_a_mac_has_copied_them(tmp_path, there, written):
+    """It writes an accented letter as two characters, a table as one: both look alike."""
+    names = [f"images/Jos\u00e9/\u00fcbersicht {k}.png" for k in range(4)]
+    on_disk, paths = ([unicodedata.normalize(form, name) for name in names] for form in (there, written))
+    assert on_disk != paths
+    root = _files(tmp_path, on_disk)
+    found, notes = _settled(root, paths)
+    assert found == on_disk
+    assert "4 paths are found under another case or ending (accents composed otherwise)" in notes
+    found, _ = _settled(root, [f"/mnt/elsewhere/{path}" for path in paths])
+    assert found == on_disk
 
 
 @pytest.mark.parametrize("form", FORMS)
