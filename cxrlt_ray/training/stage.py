@@ -141,8 +141,7 @@ def train_stage(
             step(losses[-1] if losses else math.nan)
         speed = images / (time.monotonic() - started)
         again = (inputs for inputs, _ in streams.epoch(shown, epoch))
-        judged = average.judged(network, epoch, again, amp)
-        share_norms(judged, worker)
+        judged = share_norms(average.judged(network, epoch, again, amp), worker)
         clock.lap("training")
         yield Epoch(
             epoch, _mean(losses), speed, objective.classifier(judged), judged, objective, state, False, features

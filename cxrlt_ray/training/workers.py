@@ -96,20 +96,21 @@ def wrap(network: torch.nn.Module, worker: Worker) -> torch.nn.Module:
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
 
-def share_norms(network: torch.nn.Module, worker: Worker) -> None:
-    """Give the network that is judged the first worker's batch norm statistics on all: these are in the checkpoint.
+def share_norms(network: torch.nn.Module, worker: Worker) -> torch.nn.Module:
+    """The network that is judged, with the first worker's batch norm statistics on all: these are in the checkpoint.
 
     On CPUs each worker's are of the images that it saw last, so that every share of the validation images would be
     scored by another model than the one that is kept.
     """
     if worker.world == 1:
-        return
+        return network
     import torch
 
     for norm in network.modules():
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
             for buffer in norm.buffers():
                 torch.distributed.broadcast(buffer, 0)
+    return network
 
 
 @contextmanager
