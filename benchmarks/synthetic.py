@@ -6,7 +6,7 @@ Four pieces, each kept in build/synthetic and taken from there the next time, so
     conditioning  AUROC, on generated images, of a teacher of other subjects, beside its value on test images
     distance      FID and KID in frozen features, beside those of two halves of the real subjects
     tail          AP of tail findings: real images alone; real positives shown as often again as images are generated;
-                  generated beside real ones; generated first, then real ones; those that the filter keeps
+                  generated beside real ones (findings with the company they keep, or alone); generated first, then real
 
     python benchmarks/synthetic.py --pieces copies --write    # minutes
     python benchmarks/synthetic.py --write                    # a generator of --minutes, three seeds an arm: hours
@@ -183,7 +183,7 @@ def drawn(args: Any, company: str, sets: Sequence[str], each: int) -> str:
     from cxrlt_ray.storage import Store
 
     made = read_generator(generator(args))
-    out = Store(str(BUILD / f"drawn-{args.images}-{args.minutes}-{company}-{len(sets)}x{each}"))
+    out = Store(str(BUILD / f"drawn-{args.images}-{args.minutes}-{company}-{len(sets)}x{each}-{args.solver_steps}"))
     if not is_whole(out):
         how = Sampled(
             sets=tuple(sets), each=each, company=company, guidance=2.0, solver="ddim", solver_steps=args.solver_steps,
@@ -228,7 +228,8 @@ def as_manifest(folder: str, findings: tuple[str, ...]) -> Manifest:
     generated = read_generated(folder)
     manifest = manifest_of(generated)
     labels = generated.table[list(generated.findings)].reset_index(drop=True).astype("Int8")
-    table = pd.concat([manifest.table, labels.mask(labels < 0)], axis=1)
+    others = manifest.table.drop(columns=list(generated.findings), errors="ignore")
+    table = pd.concat([others, labels.mask(labels < 0)], axis=1)
     return type(manifest)(table, findings, manifest.source, manifest.root)
 
 
@@ -247,7 +248,7 @@ def conditioning_lines(args: Any) -> list[str]:
     teacher = without_training(manifest, halves(manifest)[0])
     test = manifest.of_split("test")
     label = f"{args.images}-{args.minutes}"
-    generated = trained_scores(f"teacher-{label}-drawn", teacher, {}, 0, images)
+    generated = trained_scores(f"teacher-{label}-drawn-{args.each}-{args.solver_steps}", teacher, {}, 0, images)
     real = trained_scores(f"teacher-{label}-test", teacher, {}, 0, test)
     lines = ["| finding | AUROC, generated | AUROC, real test images |", "|---|---|---|"]
     for name in sets:
@@ -282,7 +283,7 @@ def distance_lines(args: Any) -> list[str]:
         floor = (frechet_distance(one, two), kernel_distance(one, two))
         return [count, *floor, frechet_distance(generated, two), kernel_distance(generated, two)]
 
-    count, *values = kept(f"distance-{args.images}-{args.minutes}-{args.each}", make)
+    count, *values = kept(f"distance-{args.images}-{args.minutes}-{args.each}-{args.solver_steps}", make)
     lines = [f"| {count:.0f} images a side | FID | KID x 1000 |", "|---|---|---|"]
     for name, fid, kid in (("real to real", *values[:2]), ("generated to real", *values[2:])):
         lines.append(f"| {name} | {fid:.1f} | {1000 * kid:.1f} |")
@@ -339,7 +340,7 @@ def tail_lines(args: Any) -> list[str]:
         "generated first, then real": ("synthetic", {"stages": first}),
     }
     test = plain.of_split("test")
-    label = f"{args.images}-{args.minutes}-{args.each}-{args.epochs}"
+    label = f"{args.images}-{args.minutes}-{args.each}-{args.solver_steps}-{args.epochs}"
     systems = [
         System("", name, [
             trained_scores(f"tail-{label}-{number}", manifests[cohort], config, seed, test)
