@@ -54,16 +54,30 @@ def nearest(mention: Match, places: Sequence[Place], text: Words) -> Place | Non
         if mention.gaps and any(place.begin < end and begin < place.end for begin, end in mention.gaps):
             return place
         distance = _distance(mention, place, text)
-        key = (distance or 0, place.means != "negative")
-        if distance is not None and distance <= place.reach and key < least and not _ended(mention, place, places):
+        if distance is None or distance > place.reach or _ended(mention, place, places, text):
+            continue
+        key = (distance, place.means != "negative")
+        if key < least:
             best, least = place, key
     return _denying(best, places, text) if best is not None and best.means == "uncertain" else best
 
 
-def _ended(mention: Match, place: Place, places: Sequence[Place]) -> bool:
-    """Whether words that open another statement stand between a mention and a trigger."""
+def _ended(mention: Match, place: Place, places: Sequence[Place], text: Words) -> bool:
+    """Whether another statement begins between a mention and a trigger.
+
+    Words say so that open one; or a comma or "and" behind a verb that denies what stands before it, of which the
+    trigger is a part: "the right pneumothorax has resolved, the left one persists".
+    """
     begin, end = min(mention.end, place.end), max(mention.begin, place.begin)
-    return begin < end and any(p.means == "end" and begin <= p.begin and p.end <= end for p in places)
+    if begin < end and any(p.means == "end" and begin <= p.begin and p.end <= end for p in places):
+        return True
+    verbs = (p for p in places if p.means == "negative" and not p.before and p[:2] != place[:2])
+    return mention.begin >= place.end and any(
+        verb.begin <= place.begin
+        and place.end <= verb.end <= mention.begin
+        and (any(text.after_comma[verb.end : mention.begin + 1]) or "and" in text.words[verb.end : mention.begin])
+        for verb in verbs
+    )
 
 
 def _denying(doubt: Place, places: Sequence[Place], text: Words) -> Place:

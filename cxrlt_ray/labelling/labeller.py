@@ -7,7 +7,7 @@ A sentence's mentions do not depend on the rest of the report: equal sentences a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -116,7 +116,7 @@ class Labeller:
             return
         places = longest(places)
         for match, entry in _outermost(mentions, excluded):
-            place = nearest(match, places, words)
+            place = nearest(match, _acting(entry, match, places), words)
             value = _value(entry, place)
             begin, end = words.spans[match.begin][0], words.spans[match.end - 1][1]
             yield Span(entry.owner, value, "", 0, begin, end, entry.phrase, _words(sentence, words, place))
@@ -193,6 +193,13 @@ def _outermost(
 def _words(sentence: str, words: Words, place: Place | None) -> str:
     """A trigger as the sentence has it."""
     return sentence[words.spans[place.begin][0] : words.spans[place.end - 1][1]] if place else ""
+
+
+def _acting(entry: _Entry, match: Match, places: Sequence[Place]) -> Sequence[Place]:
+    """Triggers without those that are a statement's own last words: "heart size is within normal limits"."""
+    if entry.kind != STATEMENT:
+        return places
+    return [place for place in places if not (place.means == "negative" and place.begin < match.end <= place.end)]
 
 
 def _value(entry: _Entry, place: Place | None) -> int | None:
