@@ -171,10 +171,15 @@ def _opened(root: Store, file: File) -> Report:
     try:
         if root.local is not None:
             below(str(root.local), file.path)
-        text = as_text(root.read(file.path))
+        text = _in_lines(as_text(root.read(file.path)))
     except ValueError:
         text = ""
     return Report(file.study_id, file.subject_id, text)
+
+
+def _in_lines(text: str) -> str:
+    """A text whose lines end in carriage returns alone, as of old Macs, with line feeds instead: places stay."""
+    return text.replace("\r", "\n") if "\r" in text and "\n" not in text else text
 
 
 def _is_table(store: Store, name: str) -> bool:
@@ -235,7 +240,7 @@ def _rows(
         columns = [table[column].to_pylist() for column in texts]
         for k, study in enumerate(ids):
             subject = (subjects.iloc[k] or None) if subjects is not None else None
-            cells = [str(column[k] or "") for column in columns]
+            cells = [_in_lines(str(column[k] or "")) for column in columns]
             yield done + k, _of_cells(name, study, subject, texts, cells)
         done += table.num_rows
 

@@ -41,11 +41,12 @@ _KINDS = {
     "pneumothorax|pleural effusions?)(?: ?(?:and|/|&|,) ?[a-z]+(?: [a-z]+)?)*",
 }
 _NAMES = re.compile("|".join(f"(?P<k{kind}>{names})" for kind, names in _KINDS.items()), re.IGNORECASE)
-# at the begin of a line in any case, or in capitals behind a sentence; a title in capitals, at the begin of a line
+# at the begin of a line in any case, or in capitals behind a sentence; a title in capitals, at the begin of a line.
+# Without a colon it has its line for itself: a blank line or a ruler below, or it is in capitals or marked (*, #)
 _HEADING = re.compile(
-    r"^[^\S\n]*(?:\*+[^\S\n]*)?(?P<line>[A-Za-z][A-Za-z ,/&()'#0-9_.-]{1,70}?)[^\S\n]*"
-    r"(?::|(?=\n[^\S\n]*\n)|(?=\n[^\S\n]*-+\n))"
-    r"|(?<=[.:;\n] )[^\S\n]*"
+    r"^[^\S\n]*(?P<mark>[*#]+[^\S\n]*)?(?P<line>[A-Za-z][A-Za-z ,/&()'#0-9_.-]{1,70}?)[^\S\n]*(?(mark)[*#]*[^\S\n]*)"
+    r"(?::|(?P<alone>(?=\n[^\S\n]*\n)|(?=\n[^\S\n]*-+\n))|(?=\n))"
+    r"|(?<=[.:;\n)] )[^\S\n]*"
     r"(?P<inline>[A-Z][A-Z /&]{3,40}|(?:Findings|Impression|Conclusion|Comparison|Indication|History)):",
     re.MULTILINE,
 )
@@ -109,19 +110,30 @@ def _headings(text: str) -> Iterator[tuple[str, int, int, int]]:
     """(name, kind, where the heading begins, where its text begins) of every heading."""
     for match in _HEADING.finditer(text):
         name = (match["line"] or match["inline"]).strip()
-        kind = _kind(name)
         colon = match[0].endswith(":")
+        kind = _kind(name, colon)
         if kind is None and not (colon and match["line"] and name.isupper() and not _TIME.search(name)):
             continue
-        if not colon and kind not in (ADDENDUM, BODY, PRELIMINARY, SKIPPED):
+        if not colon and not _stands_alone(match, name, kind, text):
             continue
         yield name, TITLE if kind is None else kind, match.start(), match.end()
 
 
-def _kind(name: str) -> int | None:
+def _stands_alone(match: re.Match[str], name: str, kind: int | None, text: str) -> bool:
+    """Whether a line without a colon is a heading. In a text in capitals a line that wraps may be STUDY or HISTORY."""
+    if kind not in (ADDENDUM, BODY, PRELIMINARY, SKIPPED):
+        return False
+    if match["alone"] is not None or match["mark"]:
+        return True
+    return name.isupper() and not (kind == SKIPPED and text.isupper())
+
+
+def _kind(name: str, colon: bool) -> int | None:
+    """What a heading is. Without a colon FINDINGS must be all of it: "Findings consistent with edema" is a sentence."""
     cleaned = re.sub(r"\s+", " ", re.sub(r"[#()0-9_.]+", " ", name)).strip()
     match = _NAMES.fullmatch(cleaned)
-    if match is None and (first := re.match(r"(?i)addendum|wet read|impression|findings", cleaned)):
+    begins = "addendum|wet read|impression|findings" if colon else "addendum|wet read"
+    if match is None and (first := re.match(begins, cleaned, re.IGNORECASE)):
         match = _NAMES.fullmatch(first[0])
     return int(match.lastgroup[1:]) if match and match.lastgroup else None
 

@@ -44,6 +44,7 @@ def test_a_tree_as_mimic_has_it_in_any_usual_encoding(tmp_path, capsys):
         "s5": b"IMPRESSION: Emph\0ysema? Pneumonia.",
         "s6": b"",
         "s7": b"\xff\xfe\x00",
+        "s8": b"INDICATION: Edema.\rFINDINGS: Small effusion.\rIMPRESSION: Hernia.\r",
     }
     root = write_tree(tmp_path / "mimic", texts)
     (root / "CLASSES.txt").write_text("no report")
@@ -52,11 +53,15 @@ def test_a_tree_as_mimic_has_it_in_any_usual_encoding(tmp_path, capsys):
     assert labels.loc["s1", ["Pleural Effusion", "Pneumothorax"]].tolist() == [1, 0]
     assert [labels.loc[s, f] for s, f in (("s2", "Cardiomegaly"), ("s3", "Nodule"), ("s4", "Edema"))] == [1, 1, 1]
     assert labels.loc["s5", "Pneumonia"] == 1
+    assert labels.loc["s8", ["Pleural Effusion", "Hernia"]].tolist() == [1, 1]
+    assert labels.loc["s8", ["Edema"]].isna().all()
+    hernia = evidence(tmp_path).query("study_id == 's8' and finding == 'Hernia'").iloc[0]
+    assert texts["s8"][hernia["begin"] : hernia["end"]] == b"Hernia"
     assert labels.loc[["s6", "s7"]].isna().all(axis=None)
     table = pd.read_csv(tmp_path / "out" / "labels.csv", dtype=str)
     assert table["subject_id"].tolist()[0] == "10000000"
     said = capsys.readouterr().out
-    assert "2 of 7 reports have no text that is read" in said
+    assert "2 of 8 reports have no text that is read" in said
     assert "1 other .txt files" in said
 
 

@@ -79,6 +79,34 @@ def test_nothing_to_read(text):
     assert sections(text) == ([], NOTHING)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "INDICATION\nRule out edema.\nFINDINGS\nSmall effusion.\nIMPRESSION\nNo change.\n",
+        "INDICATION\nRule out edema.\n\nFINDINGS\nSmall effusion.\n\nIMPRESSION\nNo change.\n",
+        "INDICATION\r\nRule out edema.\r\nFINDINGS\r\nSmall effusion.\r\nIMPRESSION\r\nNo change.\r\n",
+        "# Indication\nRule out edema.\n\n# Findings\n\nSmall effusion.\n\n# Impression\nNo change.\n",
+        "**Indication**: Rule out edema.\n\n**Findings**: Small effusion.\n\n**Impression**: No change.\n",
+        "1) INDICATION: Rule out edema.\n\n2) FINDINGS: Small effusion.\n\n3) IMPRESSION: No change.\n",
+    ],
+)
+def test_headings_without_a_colon_marked_or_numbered(text):
+    parts = read(text)
+    assert [name.upper() for name, _, _ in parts] == ["FINDINGS", "IMPRESSION"]
+    assert [words.removesuffix(" 3)") for _, _, words in parts] == ["Small effusion.", "No change."]
+
+
+@pytest.mark.parametrize("sentence", ["Findings consistent with pneumonia.", "FINDINGS SUGGEST MILD EDEMA"])
+def test_a_sentence_that_begins_with_findings_is_read(sentence):
+    text = f"IMPRESSION:\n\n{sentence}\n\nDiscussed by phone."
+    assert read(text) == [("IMPRESSION", 1, f"{sentence} Discussed by phone.")]
+
+
+def test_a_line_of_a_text_in_capitals_that_wraps_is_no_heading():
+    text = "IMPRESSION:\nEFFUSION LARGER THAN ON THE PRIOR\nSTUDY\nAND EDEMA."
+    assert read(text) == [("IMPRESSION", 1, "EFFUSION LARGER THAN ON THE PRIOR STUDY AND EDEMA.")]
+
+
 def test_a_heading_within_a_line():
     text = "FINDINGS: Clear. IMPRESSION: Normal chest."
     assert read(text) == [("FINDINGS", 1, "Clear."), ("IMPRESSION", 1, "Normal chest.")]
