@@ -13,7 +13,7 @@ from cxrlt_ray.evaluation.confusion import Rates, Resampled, counts, differences
 from cxrlt_ray.evaluation.estimate import Estimate
 from cxrlt_ray.evaluation.published import published_label_precision
 from cxrlt_ray.labelling.labels import EVIDENCE, STUDY
-from cxrlt_ray.labelling.matching import Matched, Treatment
+from cxrlt_ray.labelling.matching import Matched, Treatment, plain_id
 from cxrlt_ray.storage import Store
 
 
@@ -98,7 +98,7 @@ def disagreements(matched: Matched, treatment: Treatment, evidence: dict[str, pd
         result[name] = pd.array(table.to_numpy(object, na_value=None)[rows, columns], "Int8")
     for name, mentions in evidence.items():
         keys = pd.MultiIndex.from_arrays([studies, findings])
-        result[f"{name} evidence"] = _quotes(mentions).reindex(keys).fillna("").to_numpy()
+        result[f"{name} evidence"] = _quotes(_mentions_of(studies, mentions)).reindex(keys).fillna("").to_numpy()
     return result
 
 
@@ -115,6 +115,14 @@ def read_evidence(labels_path: str) -> pd.DataFrame | None:
         return table[[STUDY, "finding", "section", "sentence", "begin", "end", "phrase", "trigger"]]
     except (KeyError, ValueError, OSError, pa.ArrowException):
         raise CxrltError(f"{store.uri}/{EVIDENCE} is no evidence of `label`: move it, or label again.") from None
+
+
+def _mentions_of(studies: pd.Index, mentions: pd.DataFrame) -> pd.DataFrame:
+    """The mentions of some studies, by their ids as the gold writes them: those of all reports are millions."""
+    own = mentions[STUDY].astype("str")
+    if not own.isin(studies).any():
+        own = own.map({name: plain_id(name) for name in own.unique()}).map({plain_id(name): name for name in studies})
+    return mentions.assign(**{STUDY: own})[own.isin(studies)]
 
 
 def _quotes(mentions: pd.DataFrame) -> pd.Series:

@@ -209,8 +209,8 @@ def _with_ids_as(table: LabelTable, gold: pd.Index, path: str, notes: list[str])
     own = table.table.index
     if own.isin(gold).any():
         return table
-    plain = {_plain(name): name for name in gold}
-    index = pd.Index([plain.get(_plain(name), name) for name in own], name=own.name)
+    plain = {plain_id(name): name for name in gold}
+    index = pd.Index([plain.get(plain_id(name), name) for name in own], name=own.name)
     if index.equals(own) or index.has_duplicates:
         return table
     notes.append(f"{path}: studies' ids are matched without their leading s or .0.")
@@ -218,7 +218,8 @@ def _with_ids_as(table: LabelTable, gold: pd.Index, path: str, notes: list[str])
     return LabelTable(table.table.set_axis(index), subjects, table.id_column, table.notes)
 
 
-def _plain(study: str) -> str:
+def plain_id(study: str) -> str:
+    """A study's id without MIMIC's leading s or the .0 of a column of numbers."""
     return study.strip().removeprefix("s").removesuffix(".0")
 
 

@@ -96,6 +96,19 @@ def test_disagreements_come_with_their_evidence_and_are_safe_in_a_spreadsheet(tm
     assert (tmp_path / "differ.csv").stat().st_mode & 0o077 == 0
 
 
+def test_evidence_is_found_where_ids_differ_by_mimics_s(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pd.DataFrame({"study_id": [50000001, 50000002], "Mass": [0, 1]}).to_csv(tmp_path / "gold.csv", index=False)
+    pd.DataFrame({"study_id": ["s50000001", "s50000002"], "Mass": [1, 1]}).to_csv(tmp_path / "x.csv", index=False)
+    place = {"value": 1, "column": "", "section": "FINDINGS", "sentence": 2, "begin": 40, "end": 44, "trigger": ""}
+    mentions = [{"study_id": f"s5000000{k}", "finding": "Mass", "phrase": f"mass {k}"} | place for k in (1, 2, 3)]
+    pq.write_table(pa.Table.from_pylist(mentions, evidence_schema()), tmp_path / "evidence.parquet")
+    agree.run(asked(tmp_path, "x", disagreements=str(tmp_path / "differ.csv")))
+    assert pd.read_csv(tmp_path / "differ.csv")["x evidence"].tolist() == ["mass 1 [FINDINGS, sentence 2, 40-44]"]
+
+
 def test_ids_with_and_without_mimics_s_and_a_byte_order_mark_match(tmp_path, capsys):
     drawn(tmp_path)
     text = (tmp_path / "good.csv").read_text().replace("\ns", "\n")
