@@ -46,7 +46,7 @@ def run(request: LabelRequest) -> None:
     if tables is None:  # --plan
         return
     with written(request.out, reports.id_column, rules.names) as write:
-        for labels, evidence in _counted(tables, reports):
+        for labels, evidence in _counted(tables, reports, request.reports):
             write(labels, evidence)
     output.result(f"Left in {request.out}; what each label stands on in evidence.parquet beside it.", [request.out])
 
@@ -81,8 +81,13 @@ def _explain(reports: Reports, rule_set: RuleSet, study: str) -> None:
     output.result(marked(report.text, Labeller(rule_set.load()).read(report.text)))
 
 
-def _counted(tables: Iterator[tuple[pa.Table, pa.Table]], reports: Reports) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """The tables as they arrive, with lines of progress; at the end, notes on all of them."""
+def _counted(
+    tables: Iterator[tuple[pa.Table, pa.Table]], reports: Reports, where: str
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The tables as they arrive, with lines of progress; at the end, notes on all of them.
+
+    Raises UsageError where there are none.
+    """
     import pyarrow.compute as pc
 
     from cxrlt_ray.reporting.labels import normal_share
@@ -96,6 +101,8 @@ def _counted(tables: Iterator[tuple[pa.Table, pa.Table]], reports: Reports) -> I
         if "Normal" in labels.column_names:
             normal += pc.sum(pc.equal(labels["Normal"], 1)).as_py() or 0
         yield labels, evidence
+    if not studies:
+        raise UsageError(f"there are no reports to label: {where} has no rows.")
     for note in reports.notes:
         cli.say(note)
     if foreign:

@@ -50,8 +50,12 @@ def cell(value: Any) -> str:
 
 
 def heads(columns: Sequence[str], most: int = 12) -> str:
-    """The names of columns as a message may list them: in a file without a header they are a row of data."""
-    shown = [f"'{name}'" if not re.search(r"\d{4}|/|.{60}", name) else "(not shown)" for name in columns[:most]]
+    """The names of columns as a message may list them: in a file without a header they are a row of data.
+
+    Nor are those shown that would steer the terminal.
+    """
+    hidden = r"\d{4}|/|.{60}|[\x00-\x1f\x7f-\x9f]"
+    shown = [f"'{name}'" if not re.search(hidden, name) else "(not shown)" for name in columns[:most]]
     return ", ".join(shown) + (" ..." if len(columns) > most else "")
 
 

@@ -29,7 +29,7 @@ from cxrlt_ray.data import workbook
 from cxrlt_ray.data.column_names import renamed, tidy
 from cxrlt_ray.data.encodings import UTF8, as_utf8
 from cxrlt_ray.errors import CxrltError
-from cxrlt_ray.privacy import private_detail, unzipped
+from cxrlt_ray.privacy import heads, private_detail, unzipped
 from cxrlt_ray.storage import Store
 
 MISSING = ("", "NaN", "nan", "NA", "N/A", "#N/A", "n/a", "<NA>", "null", "NULL", "None", "NONE")
@@ -258,10 +258,11 @@ def _named(table: pa.Table, where: str, known: list[str], remarks: list[str]) ->
     """Columns by tidy names, booleans as 1 and 0. Raises CxrltError where two have one name."""
     names = [tidy(name) for name in table.column_names]
     final = _final_names(names, known)
-    remarks += [f"'{name}' taken as '{new}'" for name, new in zip(names, final, strict=True) if name and name != new]
+    remarks += [
+        f"{heads([name])} taken as '{new}'" for name, new in zip(names, final, strict=True) if name and name != new
+    ]
     if twice := sorted({name for name in final if final.count(name) > 1}):
-        some = ", ".join(f"'{name}'" for name in twice[:5])
-        raise CxrltError(f"{where} has column {some} twice: rename or remove one.")
+        raise CxrltError(f"{where} has column {heads(twice, 5)} twice: rename or remove one.")
     columns = [column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column for column in table.columns]
     return pa.table(columns, names=final)
 

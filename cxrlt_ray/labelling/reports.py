@@ -236,7 +236,11 @@ def _rows(
         ids = whole_ids(table[key].to_pandas().astype("str").fillna(""))
         if problem := lossy_problem(name, key, ids):
             raise UsageError(problem)
-        subjects = table[SUBJECT].to_pandas().astype("str").fillna("") if SUBJECT in table.column_names else None
+        subjects = None
+        if SUBJECT in table.column_names:
+            subjects = whole_ids(table[SUBJECT].to_pandas().astype("str").fillna(""))
+            if problem := lossy_problem(name, SUBJECT, subjects):
+                raise UsageError(problem)
         columns = [table[column].to_pylist() for column in texts]
         for k, study in enumerate(ids):
             subject = (subjects.iloc[k] or None) if subjects is not None else None

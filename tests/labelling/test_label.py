@@ -98,6 +98,37 @@ def test_tables_of_any_form_give_the_same_labels(tmp_path, name):
     assert pd.read_csv(tmp_path / "out" / "labels.csv")["subject_id"].tolist() == [7, 8]
 
 
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
+def test_a_table_without_rows_is_refused_and_nothing_is_left(tmp_path, name):
+    table = pd.DataFrame({"study_id": pd.Series([], dtype=str), "text": pd.Series([], dtype=str)})
+    table.to_parquet(tmp_path / name) if name.endswith("parquet") else table.to_csv(tmp_path / name, index=False)
+    with pytest.raises(UsageError, match=r"no reports to label: .* has no rows"):
+        run(tmp_path, tmp_path / name)
+    assert not (tmp_path / "out" / "labels.csv").exists()
+
+
+def test_ids_of_which_pandas_made_floats_are_whole_numbers_again(tmp_path):
+    table = pd.DataFrame({"study_id": [1.0, 2.0, 3.0], "subject_id": [10.0, None, 11.0], "text": ["Edema."] * 3})
+    table.to_parquet(tmp_path / "r.parquet")
+    run(tmp_path, tmp_path / "r.parquet")
+    written = pd.read_csv(tmp_path / "out" / "labels.csv", dtype=str, keep_default_na=False)
+    assert written["study_id"].tolist() == ["1", "2", "3"]
+    assert written["subject_id"].tolist() == ["10", "", "11"]
+
+
+def test_a_columns_name_that_would_steer_the_terminal_is_not_shown(tmp_path, capsys):
+    (tmp_path / "r.csv").write_text("study_id,te\x1b[31mxt\na,No effusion.\n")
+    with pytest.raises(UsageError, match=r"it has 'study_id', \(not shown\)") as refusal:
+        run(tmp_path, tmp_path / "r.csv")
+    (tmp_path / "r.csv").write_text("study_id,t\x9bext\na,No effusion.\n")
+    run(tmp_path, tmp_path / "r.csv")
+    (tmp_path / "r.csv").write_text("study_id,text,t\x1bx,t\x1bx\na,No effusion.,1,2\n")
+    with pytest.raises(CxrltError, match=r"column \(not shown\) twice") as twice:
+        run(tmp_path, tmp_path / "r.csv")
+    said = capsys.readouterr().out.replace("\n", "")
+    assert all(text.isprintable() for text in (str(refusal.value), str(twice.value), said))
+
+
 def test_a_manifest_of_images_names_each_studys_report_once(tmp_path):
     root = write_tree(tmp_path / "mimic", {"s1": b"IMPRESSION: Cardiomegaly."})
     row = {"image_id": "i", "study_id": "s1", "subject_id": "1", "view": "PA", "path": "i.jpg", "split": "train"}
