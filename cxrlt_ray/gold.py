@@ -85,7 +85,7 @@ def _texts(request: GoldRequest, design: Design) -> dict[str, str]:
     assert request.reports is not None
     wanted = set(design.table[gold_folder.STUDY])
     reports = read_reports(request.reports, request.id_column, request.text_column)
-    texts = {report.study_id: report.text for report in reports if report.study_id in wanted}
+    texts = {report.study_id: report.text for report in reports.of(wanted)}
     if lacking := len(wanted - texts.keys()):
         raise UsageError(f"{request.reports} has no report of {lacking:,} of the {len(wanted):,} studies drawn.")
     return texts

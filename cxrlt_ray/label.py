@@ -75,7 +75,7 @@ def _explain(reports: Reports, rule_set: RuleSet, study: str) -> None:
     from cxrlt_ray.labelling.labeller import Labeller
     from cxrlt_ray.reporting.labels import marked
 
-    report = next((report for report in reports if report.study_id == study), None)
+    report = next(reports.of([study]), None)
     if report is None:
         raise UsageError("--explain: there is no report of that study; ids are as the input writes them.")
     output.result(marked(report.text, Labeller(rule_set.load()).read(report.text)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
@@ -79,6 +79,11 @@ class Reports:
     def read(self, piece: Piece) -> list[Report]:
         """The texts of a piece; a file that is no text is an empty report."""
         return [part if isinstance(part, Report) else _opened(self.root, part) for part in piece]
+
+    def of(self, studies: Collection[str]) -> Iterator[Report]:
+        """The reports of some studies; files of others are not read."""
+        for piece in self.pieces:
+            yield from self.read([part for part in piece if part.study_id in studies])
 
     def opener(self) -> Reports:
         """What reads their pieces in another process."""

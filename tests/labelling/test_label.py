@@ -98,6 +98,17 @@ def test_tables_of_any_form_give_the_same_labels(tmp_path, name):
     assert pd.read_csv(tmp_path / "out" / "labels.csv")["subject_id"].tolist() == [7, 8]
 
 
+def test_to_explain_one_study_of_a_tree_only_its_file_is_read(tmp_path, monkeypatch, capsys):
+    from cxrlt_ray.storage import Store
+
+    root = write_tree(tmp_path / "mimic", {f"s{k}": b"IMPRESSION: Edema." for k in range(9)})
+    opened, read = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda store, name, *rest: opened.append(name) or read(store, name, *rest))
+    label.run(label.LabelRequest(reports=str(root), explain="s7"))
+    assert "[Edema|1]" in capsys.readouterr().out
+    assert [name.rpartition("/")[2] for name in opened if name.endswith(".txt")] == ["s7.txt"]
+
+
 @pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
 def test_a_table_without_rows_is_refused_and_nothing_is_left(tmp_path, name):
     table = pd.DataFrame({"study_id": pd.Series([], dtype=str), "text": pd.Series([], dtype=str)})
