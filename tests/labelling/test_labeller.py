@@ -54,6 +54,7 @@ def rules():
         ("Resolved edema and effusion.", "Pleural Effusion", 0),
         ("There is not a pneumothorax, effusion or edema.", "Edema", 0),
         ("The effusion has not resolved.", "Pleural Effusion", 1),
+        ("The effusion is not completely resolved.", "Pleural Effusion", 1),
         ("No resolution of the effusion.", "Pleural Effusion", 1),
         ("The effusion has completely resolved.", "Pleural Effusion", 0),
         # a study of before that is compared with is no study of before that is told of
