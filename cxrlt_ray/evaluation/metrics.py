@@ -9,12 +9,13 @@ AUROC need one sort a finding; a bootstrap reuses it and counts LANES rounds at 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+
+from cxrlt_ray.cluster.processors import available_processors
 
 BINS = 15
 LANES = 64  # bootstrap rounds counted side by side: one SIMD loop
@@ -321,7 +322,7 @@ def drawn_scores(
 ) -> Iterator[np.ndarray]:
     """`reweighted` by blocks of weights, each uint16 [groups, LANES], such as `draws`; group: [N] indices."""
     count = _compiled()
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # the loop is compiled and frees the interpreter's lock
+    with ThreadPoolExecutor(available_processors()) as threads:  # the loop is compiled and frees the interpreter's lock
         for scores in systems:
             ordered = functools.partial(sorted_images, group=group)
             columns = list(threads.map(ordered, targets.T, np.asarray(scores).T))
