@@ -318,7 +318,7 @@ def test_the_demos_search_is_as_it_is_with_ample_time_and_has_two_long_trials_in
 
 
 @given(st.floats(30, 3000), st.floats(30, 3000), st.sampled_from([0.3, 1.0, 4.0, 20.0]))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_the_demos_search_grows_with_its_budget_at_any_speed(demo, tmp_path, one, other, slowness):
     few, many = (planner(tmp_path, slowness).fit(budget, 1600, fewest=2) for budget in sorted((one, other)))
     assert few.size.trials <= many.size.trials
