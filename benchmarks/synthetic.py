@@ -317,7 +317,6 @@ def tail_lines(args: Any) -> list[str]:
     from ablation_page import System, lines_of
 
     from cxrlt_ray.data.cohort import read_cohort
-    from cxrlt_ray.data.tasks import rarity
     from cxrlt_ray.generation.conditions import tail_sets
     from cxrlt_ray.training.job import images_of
 
@@ -348,11 +347,11 @@ def tail_lines(args: Any) -> list[str]:
         ])
         for number, (name, (cohort, config)) in enumerate(arms.items())
     ]  # fmt: skip
-    tail = np.array(rarity(plain.of_split("train").targets())) == "tail"
+    tail = np.isin(plain.findings, sets)  # what is drawn: the tail, the rarest where there is none
     rare = [System(s.group, s.name, [scores[:, tail] for scores in s.scores]) for s in systems]
     images = images_of(test, tuple(np.array(plain.findings)[tail]))
     lines = lines_of(rare, images, test.table["subject_id"].to_numpy(), np.ones(tail.sum(), bool))
-    head = "| | training images | AP of tail findings | against real positives as often | of which tail | |"
+    head = "| | training images | AP of what is drawn | against real positives as often | of which tail | |"
     return [head, "|---|---|---|---|---|---|", *lines.values()]
 
 
@@ -369,9 +368,12 @@ def main() -> None:
     lines = []
     for piece in args.pieces:
         lines += [f"### {piece}", "", *made[piece](args), ""]
-    conditions = (
-        f": the phantom of {args.images:,} images, a generator of {args.minutes} min, {args.each} images a set."
-    )
+    conditions = f": the phantom of {args.images:,} images, {args.each} generated images a set."
+    if set(args.pieces) - {"copies"}:
+        from cxrlt_ray.generation.sampling import read_generator
+
+        steps = read_generator(generator(args)).record.steps
+        conditions += f" The generator learnt for {args.minutes} min, {steps:,} steps."
     publish("synthetic", "Generated images", conditions, lines, args.write)
 
 
