@@ -29,7 +29,7 @@ from cxrlt_ray.page.written import write_report
 from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.cost import flops_of
 from cxrlt_ray.runs.predictions import read_predictions
-from cxrlt_ray.runs.records import ShardsRecord
+from cxrlt_ray.runs.records import EpochRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, best_first, load_run
 from cxrlt_ray.storage import Store
 
@@ -263,6 +263,15 @@ def test_what_a_run_was_asked_is_shown_without_paths_and_with_its_seed(tmp_path)
     page = render(report)
     assert "/home/ann" not in page
     assert "(path) was pretrained on 2 of the 120 test subjects" in page
+
+
+def test_how_long_finished_trials_were_trained_is_shown_whatever_was_asked(tmp_path):
+    run = drawn_run(tmp_path, trials=2, findings=FINDINGS)
+    for trial, count in zip(run.trials(), (2, 4), strict=True):
+        epochs = [EpochRecord(fold=0, stage=0, epoch=k, score=0.1) for k in range(count)]
+        trial.write(trial.record.model_copy(update={"state": "finished", "epochs": epochs}))
+    page = render(gathered_of(load_run(str(tmp_path))))
+    assert "Trials: 2 finished. Finished ones have 2 to 4 epochs." in page
 
 
 def test_images_are_shown_only_on_request(tmp_path):

@@ -14,6 +14,7 @@ from cxrlt_ray.page.parts import Column, Commands, Figure, Notices, Part, Table,
 from cxrlt_ray.page.records import Interval, SectionFacts
 from cxrlt_ray.page.reproduction import Command, next_commands
 from cxrlt_ray.page.sections.registry import register_section
+from cxrlt_ray.runs.records import FINISHED
 from cxrlt_ray.runs.store import best_first
 
 SETS = {  # the score to believe first
@@ -129,7 +130,17 @@ def _state(facts: Facts) -> str:
         counts.append(f"{len(facts.unreadable):,} unreadable")
     begun = len(facts.trials) + len(facts.unreadable)
     more = max(facts.run.record.trials - begun, 0)
-    return f"Trials: {', '.join(counts) or 'none yet'}" + (f", {more:,} not begun" if more else "") + "."
+    text = f"Trials: {', '.join(counts) or 'none yet'}" + (f", {more:,} not begun" if more else "") + "."
+    return text + _lengths(facts)
+
+
+def _lengths(facts: Facts) -> str:
+    """How long the finished trials were trained, which with a time budget is not what was asked."""
+    done = sorted({len(trial.record.epochs_of()) for trial in facts.trials if trial.state == FINISHED} - {0})
+    if not done:
+        return ""
+    length = counted(done[-1], "epoch")
+    return f" Finished ones have {length if len(done) == 1 else f'{done[0]:,} to {length}'}."
 
 
 def _scores(content: dict[str, Any]) -> dict[str, Any]:
