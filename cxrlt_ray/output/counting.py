@@ -44,6 +44,10 @@ class Counter:
         self.closed = True
         self.show(self)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the form that shows it, whose streams and bars are this process's own: a copy shows nothing."""
+        return {**self.__dict__, "show": unseen}
+
     def advance(self, count: float = 1, seconds_left: float | None = None) -> None:
         """So many more are done. seconds_left: where the caller knows better than the mean rate tells."""
         self.done += count
@@ -77,3 +81,7 @@ class Counter:
             return self.text(self)
         left = "" if self.seconds_left is None else f", {duration(self.seconds_left)} left"
         return f"  {self.done:,} of {self.total:,} {self.noun}, {self.rate:,.0f} {self.noun}/s{left}"
+
+
+def unseen(counter: Counter) -> None:
+    """Nothing is shown."""

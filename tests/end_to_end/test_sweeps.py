@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from cxrlt_ray import ensemble, sweep
+from cxrlt_ray import ensemble, output, sweep
 from cxrlt_ray.ensembling.pool import candidates
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs import store
@@ -61,6 +65,30 @@ def test_with_folds_every_labelled_image_but_the_tests_is_predicted_out_of_fold(
     ensemble.main(select="best", storage=storage, rounds=10)
     scored = pd.read_parquet(Path(storage) / "folds" / "ensembles" / "best" / "predictions.parquet")
     assert len(scored) == 12
+
+
+@pytest.mark.parametrize(
+    "make", [output.Text, output.Quiet, lambda: output.Json("sweep", "0")], ids=["text", "quiet", "json"]
+)
+def test_a_sweep_runs_at_a_terminal_and_in_every_form_of_output(ray, table, tmp_path, monkeypatch, make):
+    leader, follower = pty.openpty()
+    shown = bytearray()
+
+    def read():
+        with contextlib.suppress(OSError):  # its end
+            while part := os.read(leader, 4096):
+                shown.extend(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(follower, "w") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", terminal)
+        with output.using(make()):
+            sweep.main("auto", data=table, space=space(tmp_path), trials=1, name="t", storage=str(tmp_path / "runs"))
+    reader.join()
+    os.close(leader)
+    assert [trial.state for trial in store.load_run(str(tmp_path / "runs"), "t").trials()] == ["finished"]
+    assert b"cxrlt_ray.ensemble" in shown
 
 
 def test_a_trial_that_diverges_fails_alone_with_its_reason(ray, table, tmp_path, monkeypatch, capsys):
