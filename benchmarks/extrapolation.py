@@ -89,7 +89,7 @@ def main() -> None:
     rows = [row(name, data, epoch, args.draws) for name in data for epoch in EPOCHS]
     lines = ["Spearman's rank correlation with a trial's mAP after 9 epochs.", ""]
     lines += ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
-    publish("extrapolation", "Promotion by extrapolated curves, replayed", ".", lines, args.write)
+    publish("extrapolation", "Extrapolated learning curves", ".", lines, args.write)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from cxrlt_ray.evaluation.confusion import Rates, Resampled, counts, differences
 from cxrlt_ray.evaluation.estimate import Estimate
 from cxrlt_ray.evaluation.published import published_label_precision
 from cxrlt_ray.labelling.labels import EVIDENCE, STUDY
-from cxrlt_ray.labelling.matching import Matched, Treatment, plain_id
+from cxrlt_ray.labelling.matching import Matched, Treatment, ids_as
 from cxrlt_ray.storage import Store
 
 
@@ -121,7 +121,7 @@ def _mentions_of(studies: pd.Index, mentions: pd.DataFrame) -> pd.DataFrame:
     """The mentions of some studies, by their ids as the gold writes them: those of all reports are millions."""
     own = mentions[STUDY].astype("str")
     if not own.isin(studies).any():
-        own = own.map({name: plain_id(name) for name in own.unique()}).map({plain_id(name): name for name in studies})
+        own = own.map(ids_as(own.unique(), studies))
     return mentions.assign(**{STUDY: own})[own.isin(studies)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -209,8 +209,8 @@ def _with_ids_as(table: LabelTable, gold: pd.Index, path: str, notes: list[str])
     own = table.table.index
     if own.isin(gold).any():
         return table
-    plain = {plain_id(name): name for name in gold}
-    index = pd.Index([plain.get(plain_id(name), name) for name in own], name=own.name)
+    names = ids_as(own, gold)
+    index = pd.Index([names.get(name, name) for name in own], name=own.name)
     if index.equals(own) or index.has_duplicates:
         return table
     notes.append(f"{path}: studies' ids are matched without their leading s or .0.")
@@ -218,7 +218,13 @@ def _with_ids_as(table: LabelTable, gold: pd.Index, path: str, notes: list[str])
     return LabelTable(table.table.set_axis(index), subjects, table.id_column, table.notes)
 
 
-def plain_id(study: str) -> str:
+def ids_as(own: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Ids of studies as the others write them, of those that are the same but for a leading s or a .0."""
+    names = {_plain(name): name for name in others}
+    return {name: names[_plain(name)] for name in own if _plain(name) in names}
+
+
+def _plain(study: str) -> str:
     """A study's id without MIMIC's leading s or the .0 of a column of numbers."""
     return study.strip().removeprefix("s").removesuffix(".0")
 

@@ -178,11 +178,11 @@ def known_pieces(job: Job, config: TrialConfig, device: torch.device) -> tuple[S
 
     kind = config.spec()
     own = [f"{getattr(kind, name):g}" for name in HEADS[kind.head].SETTINGS]
-    key = "-".join([kind.backbone, f"{kind.resolution}px", kind.head, *own, kind.fusion, config.precision])
-    key = (
-        key.replace("/", "_").replace(":", "_") + f"-{len(job.trained)}" + ("-frozen" if config.frozen_backbone else "")
-    )
-    key += (f"-lora{config.image_lora}" if config.image_lora else "") + ("-ema" if config.ema_decay else "")
-    if config.objective != "multilabel":
-        key += f"-{config.objective}"
+    parts = [kind.backbone, f"{kind.resolution}px", kind.head, *own, kind.fusion, config.precision]
+    parts.append(str(len(job.trained)))
+    parts += ["frozen"] * config.frozen_backbone
+    parts += [f"lora{config.image_lora}"] * bool(config.image_lora)
+    parts += ["ema"] * bool(config.ema_decay)
+    parts += [config.objective] * (config.objective != "multilabel")
+    key = "-".join(parts).replace("/", "_").replace(":", "_")
     return Store(job.run.uri.rpartition("/")[0]) / "devices" / device_.name(device), key
