@@ -195,8 +195,10 @@ def drawn(args: Any, company: str, sets: Sequence[str], each: int) -> str:
     return out.uri
 
 
-def trained_scores(name: str, manifest: Manifest, config: dict[str, Any], seed: int, images: Manifest) -> np.ndarray:
-    """Scores [N, C] of `images` by a trial on `manifest`, kept in build/synthetic."""
+def trained_scores(
+    name: str, manifest: Manifest, config: dict[str, Any], seed: int, images: Manifest, called: str = "test"
+) -> np.ndarray:
+    """Scores [N, C] of `images`, `called` so, by the trial `name` on `manifest`; both are kept in build/synthetic."""
     from ablations import ROWS, config_of
     from cache import job
 
@@ -214,10 +216,10 @@ def trained_scores(name: str, manifest: Manifest, config: dict[str, Any], seed: 
         train(shared, f"T{seed}", chosen, {}, lambda _: None)
         model = models.load(Path(shared.run.uri) / "trials" / f"T{seed}" / "fold-0")[0]
         (own,) = prepare(images, str(BUILD), [SIZE])
-        scored = job(BUILD / f"scored-{name}", images, (own,), manifest.findings)
+        scored = job(BUILD / f"scored-{name}-{called}", images, (own,), manifest.findings)
         return predict_images(scored, chosen, model, images_of(images, manifest.findings)).tolist()
 
-    return np.array(kept(f"scores-{name}-{seed}", make), np.float64)
+    return np.array(kept(f"scores-{name}-{called}-{seed}", make), np.float64)
 
 
 def as_manifest(folder: str, findings: tuple[str, ...]) -> Manifest:
@@ -247,9 +249,10 @@ def conditioning_lines(args: Any) -> list[str]:
     images = as_manifest(drawn(args, "alone", sets, args.each), findings)
     teacher = without_training(manifest, halves(manifest)[0])
     test = manifest.of_split("test")
-    label = f"{args.images}-{args.minutes}"
-    generated = trained_scores(f"teacher-{label}-drawn-{args.each}-{args.solver_steps}", teacher, {}, 0, images)
-    real = trained_scores(f"teacher-{label}-test", teacher, {}, 0, test)
+    label = f"{args.images}-{args.minutes}-{args.epochs}"
+    longer = {"epochs": 2 * args.epochs}  # a weak teacher would judge nothing
+    generated = trained_scores(f"teacher-{label}", teacher, longer, 0, images, f"drawn-{args.each}-{args.solver_steps}")
+    real = trained_scores(f"teacher-{label}", teacher, longer, 0, test)
     lines = ["| finding | AUROC, generated | AUROC, real test images |", "|---|---|---|"]
     for name in sets:
         column = findings.index(name)

@@ -28,7 +28,8 @@ class GeneratorConfig(config.Config):
 
     condition: the findings as a vector, or as text by the encoder `text` of a Stable Diffusion folder `checkpoint`,
     whose network and autoencoder are taken. autoencoder: a folder (or its .safetensors file) of an AutoencoderKL; None:
-    the model works on pixels. channels: of each level, every next one at half the edge. attention: levels, from 0, with
+    the model works on pixels. patch: the edge of the squares of pixels that the network takes as one place with
+    patch x patch channels, many times faster at little cost (Luhman & Luhman 2022). channels: of each level, every next one at half the edge. attention: levels, from 0, with
     self-attention. drop_condition: the share of images whose condition is hidden in training, for guidance (Ho &
     Salimans 2022). noise: diffusers' name of the schedule of betas. prediction: what the network predicts. ema_decay:
     of the weights that sample, with a warm-up.
@@ -37,6 +38,7 @@ class GeneratorConfig(config.Config):
     resolution: Annotated[int, Field(ge=16, le=1024)]
     condition: Literal["findings", "text"] = "findings"
     autoencoder: str | None = None
+    patch: Positive = 1
     checkpoint: str | None = None
     text: str = OWN
     # the network; a checkpoint has its own
@@ -66,12 +68,17 @@ class GeneratorConfig(config.Config):
             raise ValueError("checkpoint and text are of `condition: text`: leave them out")
         if self.checkpoint and self.autoencoder:
             raise ValueError("a checkpoint has its own autoencoder: leave autoencoder out")
+        if self.patch > 1 and (self.autoencoder or self.checkpoint):
+            raise ValueError(f"patch {self.patch} is of a network that works on pixels: with latents it is 1")
         if wrong := [width for width in self.channels if width % self.groups]:
             raise ValueError(f"channels {wrong[0]} cannot be divided into {self.groups} groups")
         if wrong := [level for level in self.attention if level >= len(self.channels)]:
             raise ValueError(f"attention {wrong[0]}: the levels are 0 to {len(self.channels) - 1}")
-        if self.autoencoder is None and not self.checkpoint and self.resolution % self.shrinkage:
-            raise ValueError(f"resolution {self.resolution} cannot be halved {len(self.channels) - 1} times")
+        if self.autoencoder is None and not self.checkpoint and self.resolution % (self.patch * self.shrinkage):
+            raise ValueError(
+                f"resolution {self.resolution} cannot be cut into patches of {self.patch} and halved "
+                f"{len(self.channels) - 1} times: take a multiple of {self.patch * self.shrinkage}"
+            )
         return self
 
     @property

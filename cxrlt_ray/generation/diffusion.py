@@ -136,16 +136,16 @@ class Diffusion:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the network denoises."""
-        edge = self.config.resolution
+        edge = self.config.resolution // self.config.patch
         if self.autoencoder is not None:
             edge //= 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
         return int(self.unet.config.in_channels), edge, edge
 
     def latents(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Float [B, C, h, w] of images uint8 [B, H, W]: pixels from -1 to 1, or drawn from the posterior."""
+        """Float [B, C, h, w] of images uint8 [B, H, W]: pixels from -1 to 1 in patches, or drawn from the posterior."""
         pixels = (images.float() / 127.5 - 1).unsqueeze(1)
         if self.autoencoder is None:
-            return pixels
+            return torch.nn.functional.pixel_unshuffle(pixels, self.config.patch)
         pixels = pixels.expand(-1, int(self.autoencoder.config.in_channels), -1, -1)
         with torch.no_grad():
             posterior = self.autoencoder.encode(pixels).latent_dist
@@ -157,8 +157,9 @@ class Diffusion:
         if self.autoencoder is not None:
             scaled = latents / float(self.autoencoder.config.scaling_factor)
             parts = [self.autoencoder.decode(part).sample for part in scaled.split(DECODED)]
-            latents = torch.cat(parts)
-        gray = latents.float().mean(dim=1)
+            gray = torch.cat(parts).float().mean(dim=1)
+        else:
+            gray = torch.nn.functional.pixel_shuffle(latents.float(), self.config.patch).squeeze(1)
         return ((gray + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def condition(self, vectors: np.ndarray) -> Condition:

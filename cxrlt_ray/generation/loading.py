@@ -33,7 +33,7 @@ def build(config: GeneratorConfig, findings: tuple[str, ...]) -> Diffusion:
     if config.condition == "text":
         return _from_checkpoint(config, findings)
     autoencoder = None if config.autoencoder is None else load_autoencoder(config.autoencoder)
-    channels = 1 if autoencoder is None else int(autoencoder.config.latent_channels)
+    channels = config.patch**2 if autoencoder is None else int(autoencoder.config.latent_channels)
     levels = range(len(config.channels))
     down = tuple("AttnDownBlock2D" if level in config.attention else "DownBlock2D" for level in levels)
     up = tuple("AttnUpBlock2D" if level in config.attention else "UpBlock2D" for level in reversed(levels))

@@ -145,7 +145,9 @@ def test_a_shipped_configuration_is_valid(name):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("resolution: 33", r"resolution 33 cannot be halved 2 times"),
+        ("resolution: 33", r"resolution 33 cannot be cut into patches of 1 and halved 2 times: take a multiple of 4"),
+        ("resolution: 36\npatch: 2", r"resolution 36 cannot be cut into patches of 2 .* a multiple of 8"),
+        ("resolution: 32\npatch: 2\nautoencoder: vae", r"patch 2 is of a network that works on pixels"),
         ("resolution: 32\nchannels: [12]", r"channels 12 cannot be divided into 8 groups"),
         ("resolution: 32\nattention: [3]", r"attention 3: the levels are 0 to 2"),
         ("resolution: 32\ncheckpoint: sd", r"checkpoint and text are of `condition: text`"),
@@ -157,6 +159,19 @@ def test_a_wrong_configuration_is_refused_with_file_and_key(tmp_path, text, said
     (tmp_path / "mine.yaml").write_text(f"{text}\nsteps: 10\n")
     with pytest.raises(UsageError, match=rf"mine\.yaml: .*{said}"):
         load_config(str(tmp_path / "mine.yaml"))
+
+
+def test_patches_are_pixels_at_another_place():
+    from cxrlt_ray.generation.loading import build
+
+    config = GeneratorConfig(resolution=16, patch=2, channels=(8, 16), groups=4, steps=1)
+    model = build(config, FINDINGS)
+    images = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    latents = model.latents(images, torch.Generator())
+    assert latents.shape[1:] == model.latent_shape == (4, 8, 8)
+    assert latents[1, :, 0, 2].tolist() == (images[1, :2, 4:6].flatten() / 127.5 - 1).tolist()
+    assert torch.equal(model.pixels(latents), images)
+    assert model.predict(latents, torch.tensor([1, 2, 3]), model.null).shape == latents.shape
 
 
 def test_an_autoencoder_of_another_kind_or_shape_is_refused(tmp_path):
