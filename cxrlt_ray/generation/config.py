@@ -28,11 +28,11 @@ class GeneratorConfig(config.Config):
 
     condition: the findings as a vector, or as text by the encoder `text` of a Stable Diffusion folder `checkpoint`,
     whose network and autoencoder are taken. autoencoder: a folder (or its .safetensors file) of an AutoencoderKL; None:
-    the model works on pixels. patch: the edge of the squares of pixels that the network takes as one place with
-    patch x patch channels, many times faster at little cost (Luhman & Luhman 2022). channels: of each level, every next one at half the edge. attention: levels, from 0, with
-    self-attention. drop_condition: the share of images whose condition is hidden in training, for guidance (Ho &
-    Salimans 2022). noise: diffusers' name of the schedule of betas. prediction: what the network predicts. ema_decay:
-    of the weights that sample, with a warm-up.
+    the model works on pixels. patch: the edge of the squares of pixels that the network takes as one place with patch x
+    patch channels, many times faster at little cost (Luhman & Luhman 2022). channels: of each level, every next one at
+    half the edge. attention: levels, from 0, with self-attention. drop_condition: the share of images whose condition
+    is hidden in training, for guidance (Ho & Salimans 2022). noise: diffusers' name of the schedule of betas.
+    prediction: what the network predicts. ema_decay: of the weights that sample, with a warm-up.
     """
 
     resolution: Annotated[int, Field(ge=16, le=1024)]

@@ -110,8 +110,10 @@ class Classifier(nn.Module):
         """In evaluation, say these logits [C] of every image; nan: what the head says."""
         self.priors = priors.to(self.shift)
 
-    def with_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_maps(self, images: torch.Tensor, phrases: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """`forward`, and the attention [n, C, side, side] in 0..1 that each finding pays to the places of an image.
+
+        phrases: embeddings [K, E] of other texts, whose plain logits and maps follow the findings' in training.
 
         Raises UsageError for a head without attention maps, and with a fusion, whose tokens are no image's.
         """
@@ -119,9 +121,9 @@ class Classifier(nn.Module):
             able = ", ".join(name for name, head in HEADS.items() if head.gives_maps)
             raise UsageError(f"attention maps are given by head {able} without a fusion, not by this model.")
         tokens = images.float() if images.dtype == torch.float16 else self.features(images)
-        logits, maps = self.head.with_maps(tokens)
+        logits, maps = self.head.with_maps(tokens, phrases)
         side = isqrt(maps.shape[2])
-        return logits if self.training else self._judged(logits), maps.unflatten(2, (side, side))
+        return logits if self.training or phrases is not None else self._judged(logits), maps.unflatten(2, (side, side))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """All that head and fusion are given of images [n, H, W]: float [n, N, D], or more rows where batches are

@@ -23,6 +23,11 @@ from cxrlt_ray.models.heads import Head, register_head
 from cxrlt_ray.models.spec import OWN_POOL, ModelSpec
 
 
+def of_length(embeddings: torch.Tensor) -> torch.Tensor:
+    """Embeddings [C, E], each of norm sqrt(E); zeros stay zeros."""
+    return normalize(embeddings, dim=1) * math.sqrt(embeddings.shape[1])
+
+
 class TextHead(Head):
     """The base of these heads. embeddings: [C, E], part of the checkpoint, never trained."""
 
@@ -37,7 +42,7 @@ class TextHead(Head):
     @property
     def texts(self) -> torch.Tensor:
         """The label embeddings [C, E], each of norm sqrt(E); zeros stay zeros."""
-        return normalize(self.embeddings, dim=1) * math.sqrt(self.embeddings.shape[1])
+        return of_length(self.embeddings)
 
 
 @register_head("query_decoder")
@@ -158,9 +163,13 @@ class FiLM(TextHead):
         """Logits [B, C]."""
         return self.with_maps(tokens)[0]
 
-    def with_maps(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, C], and the attention a [B, C, N] in 0..1 that each finding pays to each token."""
-        gamma, beta = self.gamma(self.texts), self.beta(self.texts)  # [C, W]
+    def with_maps(self, tokens: torch.Tensor, phrases: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, C], and the attention a [B, C, N] in 0..1 that each finding pays to each token.
+
+        phrases: embeddings [K, E] of more texts that are asked for, after the findings: then of C + K texts.
+        """
+        texts = self.texts if phrases is None else torch.cat([self.texts, of_length(phrases)])
+        gamma, beta = self.gamma(texts), self.beta(texts)  # [C, W]
         whole, local = self.to_global(tokens.mean(dim=1)), self.to_local(tokens)  # [B, W], [B, N, W]
         whole = gamma * whole.unsqueeze(1) + beta  # [B, C, W]
         parts = zip(gamma.split(self.FINDINGS), beta.split(self.FINDINGS), whole.split(self.FINDINGS, 1), strict=True)
@@ -168,8 +177,8 @@ class FiLM(TextHead):
         share = maps / maps.sum(dim=2, keepdim=True).clamp(min=1e-6)
         seen = gamma * (share.to(local.dtype) @ local) + beta  # sum_i share_i (gamma l_i + beta): the shares sum to 1
         summary = adaptive_avg_pool1d(maps.sort(dim=2).values, self.SUMMARY)
-        texts = self.texts.expand(len(tokens), -1, -1)
-        joined = torch.cat([part.to(seen.dtype) for part in (texts, whole, seen, summary)], dim=2)
+        asked = texts.expand(len(tokens), -1, -1)
+        joined = torch.cat([part.to(seen.dtype) for part in (asked, whole, seen, summary)], dim=2)
         return self.read(self.drop(relu(self.narrow(relu(self.wide(joined)))))).squeeze(2), maps
 
     def _attention(

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from cxrlt_ray.objectives.metric import Metric
-from cxrlt_ray.objectives.registry import ABOVE_ZERO, NOT_NEGATIVE, Needs, Objective, Setting, register_objective
+from cxrlt_ray.objectives.registry import ABOVE_ZERO, COUNT, NOT_NEGATIVE, Needs, Objective, Setting, register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 OF_TEXTS = Metric("val_mrr", "max", "val MRR of texts")
 OF_VIEWS = Metric("val_view_mrr", "max", "val MRR of views")
-COUNT = ("a whole number from 1", lambda value: value >= 1 and value == int(value))
 STEP = ("a whole number from 0", lambda value: value >= 0 and value == int(value))
 MOMENTUM = ("0 or more and below 1", lambda value: 0 <= value < 1)
 FLAG = ("0 or 1", lambda value: value in (0, 1))

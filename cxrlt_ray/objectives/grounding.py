@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
 from cxrlt_ray.objectives.multilabel import MultiLabel
-from cxrlt_ray.objectives.registry import NOT_NEGATIVE, Needs, Setting, register_objective
+from cxrlt_ray.objectives.registry import COUNT, NOT_NEGATIVE, Needs, Setting, register_objective
 from cxrlt_ray.objectives.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
@@ -55,19 +56,24 @@ class Grounding(MultiLabel):
         """The classifier alone."""
         return cast("Grounded", network).model
 
+    def asked(self, outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All phrases of a batch: outputs [B, K, 1 + N] and labels [B, K], of the network's and those of findings."""
+        return outputs, labels
+
     def loss(self, outputs: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """Of outputs [B, C, 1 + N] of Grounded, and rows of `table`."""
+        """Of outputs of the network, for Grounded [B, C, 1 + N], and rows of `table`."""
         from cxrlt_ray.objectives.terms.grounding import area_loss, mask_loss, phrase_loss
 
         ((_, rows),) = targets
-        logits, labels = outputs[..., 0], rows[:, :-1]
+        outputs, labels = self.asked(outputs, rows[:, :-1])
+        logits = outputs[..., 0]
         side = round((outputs.shape[2] - 1) ** 0.5)
         maps = outputs[..., 1:].unflatten(2, (side, side))
         loss = phrase_loss(logits, labels) + self.setting("grounding_area") * area_loss(maps, labels)
         if self.evidence.boxes is None:
             return loss
         masks, boxed = self.masks(rows, side)
-        return loss + self.setting("grounding_boxes") * mask_loss(maps, masks, boxed)
+        return loss + self.setting("grounding_boxes") * mask_loss(maps[:, : masks.shape[1]], masks, boxed)
 
     def masks(self, rows: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For rows [B, C + 1] of `table`: float [B, C, side, side], and which positive findings have boxes, [B, C]."""
@@ -94,6 +100,49 @@ class Grounding(MultiLabel):
 @register_objective("zero_shot_grounding")
 class ZeroShotGrounding(Grounding, ZeroShot):
     """`grounding` of the seen findings, judged as `zero_shot` is."""
+
+
+@register_objective("stated_grounding")
+class StatedGrounding(Grounding):
+    """`grounding` of the findings and of sentences that the batch's own reports state (team I's facts).
+
+    Of each image's report grounding_phrases sentences are drawn that affirm a finding with labels; every sentence of
+    the batch is asked of every image. It is true of the images of its report, false where a label contradicts it, and
+    else has no loss (stated_phrases.py). Their embeddings are of the head's own text encoder, computed once and kept
+    beside the shards. Without reports it is `grounding`. A flipped image does not fit a sentence that says left: take
+    `flip: 0`.
+    """
+
+    needs = replace(Grounding.needs, statements=True, rows=True, eager=True)
+    settings: ClassVar = {**Grounding.settings, "grounding_phrases": Setting(4, *COUNT)}
+
+    def network(self, model: Classifier) -> torch.nn.Module:
+        """The classifier, with its maps and the sentences."""
+        from cxrlt_ray.objectives.stated_phrases import StatedPhrases
+        from cxrlt_ray.objectives.text_networks import GroundedPhrases
+        from cxrlt_ray.text.embeddings import open_embeddings
+        from cxrlt_ray.text.encoder_spec import TextSpec
+
+        assert self.spec.text is not None  # TrialConfig has seen to it
+        phrases = StatedPhrases.of(self.evidence, self.targets)
+        kept = open_embeddings(phrases.texts, TextSpec(encoder=self.spec.text), self.evidence.storage, by_ray=False)
+        count, classifier = int(self.setting("grounding_phrases")), cast("Classifier", MultiLabel.network(self, model))
+
+        def embeddings(numbers: np.ndarray) -> np.ndarray:
+            return kept.at([phrases.texts[number] for number in numbers.tolist()])
+
+        return GroundedPhrases(classifier, phrases, embeddings, self.targets, count, self.spec.seed)
+
+    def asked(self, outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of outputs [B, C + K, 2 + N] of GroundedPhrases, whose last number is a sentence's label."""
+        import torch
+
+        return outputs[..., :-1], torch.cat([labels, outputs[:, labels.shape[1] :, -1]], dim=1)
+
+
+@register_objective("zero_shot_stated_grounding")
+class ZeroShotStatedGrounding(StatedGrounding, ZeroShot):
+    """`stated_grounding` of the seen findings, judged as `zero_shot` is."""
 
 
 def in_crop(edges: np.ndarray, crop: float) -> np.ndarray:

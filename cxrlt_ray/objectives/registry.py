@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from cxrlt_ray.data.image_boxes import BoxesOfImages
     from cxrlt_ray.models import Classifier
+    from cxrlt_ray.storage import Store
     from cxrlt_ray.text.corpus import Corpus
     from cxrlt_ray.text.descriptions import Description
     from cxrlt_ray.text.encoder_spec import TextSpec
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # what settings of losses and objectives may be: in words, and as a test
 ABOVE_ZERO: tuple[str, Callable[[float], bool]] = ("above 0", lambda value: value > 0)
 NOT_NEGATIVE: tuple[str, Callable[[float], bool]] = ("0 or more", lambda value: value >= 0)
+COUNT: tuple[str, Callable[[float], bool]] = ("a whole number from 1", lambda value: value >= 1 and value == int(value))
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,12 @@ class Needs:
     texts of places, by the frozen encoder `text`. own_loss: it takes no registered loss, nor smoothed labels.
     statements, boxes: what reports state of an image, and boxes of findings in it, in a run that has any. eager: the
     network is not compiled: it draws at random, and its shapes differ from batch to batch. pseudo_labels: soft targets
-    in the place of missing labels, in a run that has any.
+    in the place of missing labels, in a run that has any. rows: which training images a batch has, and sentences of
+    reports, by the frozen encoder `text`.
 
     The network is called with pixels uint8 [B, H, W]; with pairs also the others' pixels, and studies int64 [B]; with
     texts also ids and mask int64 [B, L], by the objective's `tokenize`, and numbers of texts int64 [B], equal for equal
-    texts.
+    texts; with rows also the images' places among the training images, int64 [B].
     """
 
     labels: bool = True
@@ -127,6 +130,7 @@ class Needs:
     boxes: bool = False
     eager: bool = False
     pseudo_labels: bool = False
+    rows: bool = False
 
     @property
     def anew(self) -> bool:
@@ -150,6 +154,7 @@ class Evidence:
     boxes: BoxesOfImages | None = None
     counted: np.ndarray | None = None
     descriptions: tuple[Description, ...] = ()
+    storage: Store | None = None
 
 
 class Objective(ABC):
@@ -247,7 +252,7 @@ class Objective(ABC):
 
 # modules that hold no objective and import torch: `trials` reads records without it
 WITHOUT = {"losses", "priors", "terms", "towers", "pretraining", "retrieval", "text_networks", "places"}
-WITHOUT |= {"entity_network", "crops", "draws", "lightly_parts", "dinov2_network", "mae_network"}
+WITHOUT |= {"stated_phrases", "entity_network", "crops", "draws", "lightly_parts", "dinov2_network", "mae_network"}
 _OBJECTIVES: dict[str, type[Objective]] = {}
 
 

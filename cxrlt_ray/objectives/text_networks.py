@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
 from cxrlt_ray.models import Classifier
 from cxrlt_ray.models.text_heads import QueryDecoder
+from cxrlt_ray.objectives.draws import Draws
+from cxrlt_ray.objectives.stated_phrases import StatedPhrases
+from cxrlt_ray.objectives.terms.gather import share_of
 
 
 class Located(nn.Module):
@@ -34,6 +39,46 @@ class Located(nn.Module):
         decoded = head.decoded(self.model.features(images))
         scores = self.project(decoded) @ self.places.T
         return torch.cat([head.logits(decoded).unsqueeze(2).to(scores.dtype), scores], dim=2)
+
+
+class GroundedPhrases(nn.Module):
+    """A classifier whose head gives attention maps, asked for findings and for sentences of the batch's own reports.
+
+    phrases: whose embeddings [S, E] `embeddings` gives by number. targets: int8 [N, C], the training images' labels.
+    count: sentences that are drawn of an image's report.
+    """
+
+    batch: torch.Tensor
+
+    def __init__(
+        self,
+        model: Classifier,
+        phrases: StatedPhrases,
+        embeddings: Callable[[np.ndarray], np.ndarray],
+        targets: np.ndarray,
+        count: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.phrases, self.embeddings, self.targets = model, phrases, embeddings, targets
+        self.count, self.seed = count, seed
+        self.register_buffer("batch", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C + K, 2 + N] of images [B, H, W], which are training images `rows`, int64 [B].
+
+        Of C findings and K sentences: logits, attention to N places, and labels, -1 for all findings.
+        """
+        draws = Draws([self.seed, 0, int(self.batch)], share_of(images), images.device)
+        if self.training:
+            self.batch += 1
+        at = rows.cpu().numpy()
+        asked = self.phrases.drawn(at, draws.uniform(self.count).cpu().numpy())
+        stated = torch.from_numpy(self.phrases.labels(at, self.targets[at], asked)).to(images.device)
+        logits, maps = self.model.with_maps(images, torch.from_numpy(self.embeddings(asked)).to(images.device))
+        labels = torch.cat([stated.new_full((len(rows), logits.shape[1] - len(asked)), -1), stated], dim=1)
+        parts = (logits.unsqueeze(2), maps.flatten(2), labels.unsqueeze(2))
+        return torch.cat([part.float() for part in parts], dim=2)
 
 
 class Grounded(nn.Module):

@@ -146,10 +146,11 @@ class TrialConfig(Config):
             return "reads texts: give it a text encoder, such as `text: minilm`"
         if needs.texts and self.compile == "on":
             return "reads texts of every length, for each of which a network is compiled anew: leave compile at auto"
-        if needs.eager and set_:
+        if needs.eager and set_ and not needs.single:
             return "masks patches of one image: leave fusion and mix at none"
         if needs.eager and self.compile == "on":
-            return "draws its crops or masks at random, for each of which a network is compiled: leave compile at auto"
+            drawn = "sentences" if needs.rows else "crops or masks"
+            return f"draws its {drawn} at random, for each of which a network is compiled: leave compile at auto"
         if needs.map and self.pool == "own" and self.head == "linear":
             return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
         if self.learns != "all" and objective.predicts and not objective.learns_part and not self.stages:
@@ -166,10 +167,13 @@ class TrialConfig(Config):
             return f"looks into head {' or '.join(needs.heads)}, not {self.head}: take `head: {needs.heads[0]}`"
         if needs.single and (self.fusion != "none" or self.mix != "none"):
             return "looks at where a finding is in an image: leave fusion and mix at none"
-        if needs.places and self.text is None:
-            return "reads texts of places: give it a text encoder, such as `text: minilm`"
-        if needs.places and self.text_tuning != "frozen":
-            return "reads texts of places by a frozen encoder: leave text_tuning at frozen"
+        what = "texts of places" if needs.places else "sentences of reports"
+        if (needs.places or needs.rows) and self.text is None:
+            return f"reads {what}: give it a text encoder, such as `text: minilm`"
+        if (needs.places or needs.rows) and self.text_tuning != "frozen":
+            return f"reads {what} by a frozen encoder: leave text_tuning at frozen"
+        if needs.rows and self.queries:
+            return "compares findings with sentences by one text encoder: give `text` and `prompts`, not queries"
         if needs.own_loss and (self.loss != "bce" or self.smooth_pos or self.smooth_neg):
             return "has a loss of its own, of labels as they are: leave loss at bce, smooth_pos and smooth_neg at 0"
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from cxrlt_ray.data.asking import LABELLED, SCRUBBED, Asking
+from cxrlt_ray.data.asking import CORPUS, LABELLED, SCRUBBED, Asking
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.records import RunRecord, TrialRecord
@@ -37,7 +37,8 @@ def check_begun_from(specs: Iterable[ModelSpec], asking: Asking) -> None:
                     f"weights of {place} have learnt labels of {', '.join(known[:5])}, which this run hides from its "
                     "models to ask for them by text: begin from weights that have learnt none (init_from, checkpoint)."
                 )
-            if asking.track == SCRUBBED and any(need.texts for need in needs):
+            read = any(need.texts or (need.rows and _had_reports(place)) for need in needs)
+            if asking.track == SCRUBBED and read:
                 raise UsageError(
                     f"weights of {place} have read reports: on track {SCRUBBED} no model has read what names a finding "
                     "that is hidden from it. Pretrain in a stage of this run, or give --track reports."
@@ -54,6 +55,11 @@ def _trials_behind(source: str) -> Iterator[tuple[str, TrialRecord]]:
         record = TrialRecord.read(store, RECORD)
         yield place, record
         source = (record.config.checkpoint if record.config else None) or ""
+
+
+def _had_reports(place: str) -> bool:
+    """Whether the run of a checkpoint's folder, RUN/trials/NAME/fold-K, has reports."""
+    return Store(place.rsplit("/", 3)[0]).exists(CORPUS)
 
 
 def _learnt(place: str, record: TrialRecord) -> list[str]:

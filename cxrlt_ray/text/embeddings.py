@@ -49,8 +49,11 @@ def embedded(texts: Sequence[str], spec: TextSpec, folder: Store | None) -> np.n
     return open_embeddings(texts, spec, folder).at(texts)
 
 
-def open_embeddings(texts: Iterable[str], spec: TextSpec, folder: Store | None) -> TextEmbeddings:
-    """As `embedded`, but looked up by text as they are needed: for more texts than memory holds embeddings of."""
+def open_embeddings(texts: Iterable[str], spec: TextSpec, folder: Store | None, by_ray: bool = True) -> TextEmbeddings:
+    """As `embedded`, but looked up by text as they are needed: for more texts than memory holds embeddings of.
+
+    by_ray: whether many may go to actors; not from within a trial, which has the processors that they would wait for.
+    """
     from cxrlt_ray.text.encoders import build_text_encoder
 
     if spec.tuning != FROZEN:
@@ -58,10 +61,10 @@ def open_embeddings(texts: Iterable[str], spec: TextSpec, folder: Store | None) 
     encoder = build_text_encoder(spec)
     distinct = list(dict.fromkeys(texts))
     if folder is None:
-        return TextEmbeddings(list(_computed(distinct, encoder)), encoder.width)
+        return TextEmbeddings(list(_computed(distinct, encoder, by_ray)), encoder.width)
     key = EmbeddingKey(spec.encoder, encoder.fingerprint(), encoder.pooling, encoder.max_tokens)
     storage = FeatureStorage(features_folder(folder), features_bound(folder))
-    return _Kept(storage, key, encoder).of(distinct)
+    return _Kept(storage, key, encoder, by_ray).of(distinct)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class _Kept:
     storage: FeatureStorage
     key: EmbeddingKey
     encoder: TextEncoder
+    by_ray: bool
 
     def of(self, texts: Sequence[str]) -> TextEmbeddings:
         """The embeddings of distinct texts; those that are missing are computed and added."""
@@ -84,12 +88,12 @@ class _Kept:
             room = self.storage.enter(self.key, len(missing) * (2 * self.encoder.width + 32)) if missing else use
         except (CxrltError, OSError) as error:
             cli.say(f"  {str(error).rstrip('.')}: embeddings of texts are not kept")
-            return TextEmbeddings(list(_computed(texts, self.encoder)), self.encoder.width)
+            return TextEmbeddings(list(_computed(texts, self.encoder, self.by_ray)), self.encoder.width)
         if not missing:
             return known
         if room is None:
             cli.say(f"  no room in {self.storage.folder} (--features-gb, free disk): embeddings of texts are not kept")
-            return self._opened(_numbered([*known.parts, *_computed(missing, self.encoder)]), use)
+            return self._opened(_numbered([*known.parts, *_computed(missing, self.encoder, self.by_ray)]), use)
         with room, claimed(store):
             parts = read_parts(store, self.key, parts, mend=True)  # another process may have added some meanwhile
             missing = _missing(self._opened(parts, use), texts)
@@ -100,7 +104,7 @@ class _Kept:
     def _add(self, store: Store, texts: Sequence[str]) -> Iterator[Part]:
         """Compute and store parts; those that cannot be written are given back, which a line says once."""
         written = True
-        for part in _computed(texts, self.encoder):
+        for part in _computed(texts, self.encoder, self.by_ray):
             try:
                 if written:
                     write_part(store, self.key, part)
@@ -123,12 +127,13 @@ def _missing(known: TextEmbeddings, texts: Sequence[str]) -> list[str]:
     return [text for text, row in zip(texts, rows.tolist(), strict=True) if row < 0]
 
 
-def _computed(texts: Sequence[str], encoder: TextEncoder) -> Iterator[Part]:
+def _computed(texts: Sequence[str], encoder: TextEncoder, by_ray: bool) -> Iterator[Part]:
     """The embeddings of distinct texts, part by part, the longest texts first."""
     ordered = sorted(texts, key=lambda text: (-len(text), text))
     pieces = [ordered[begin : begin + PART] for begin in range(0, len(ordered), PART)]
     cut = unknown = 0
-    results = _by_ray(pieces, encoder) if len(texts) >= MANY and _ray_runs() else _here(pieces, encoder)
+    many = by_ray and len(texts) >= MANY and _ray_runs()
+    results = _by_ray(pieces, encoder) if many else _here(pieces, encoder)
     for piece, result in cli.with_progress(results, len(texts), cli.say, lambda pair: len(pair[0]), "texts"):
         cut, unknown = cut + result.cut, unknown + result.unknown
         yield as_part(piece, result.embeddings)

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from cxrlt_ray.data.features import storage_of
 from cxrlt_ray.data.image_boxes import ImageBoxes
 from cxrlt_ray.objectives.registry import Evidence, Needs
 from cxrlt_ray.storage import Store
@@ -17,8 +18,9 @@ def evidence_of(job: Job, images: Images, needs: Needs, fold: int) -> Evidence:
     """The evidence on the training images of `fold`, as far as `needs` ask for it and the run has it."""
     corpus = corpus_of(job, fold) if needs.statements else None
     boxes = boxes_of(job.run).at(images.image_id, job.trained) if needs.boxes and job.boxes else None
-    own = kept_descriptions(job.run) if needs.places else ()
-    return Evidence(job.trained, corpus, images.report, boxes, counted_labels(job, images, fold), own)
+    own = kept_descriptions(job.run) if needs.places or needs.rows else ()
+    counted = counted_labels(job, images, fold)
+    return Evidence(job.trained, corpus, images.report, boxes, counted, own, storage_of(job.shards[0]))
 
 
 def counted_labels(job: Job, images: Images, fold: int) -> np.ndarray | None:

@@ -103,7 +103,7 @@ class Streams:
         """The epoch's batches on the device: the network's inputs, and targets [B, K] with the share each has in them.
 
         Inputs: pixels [B, H, W]; with fused views also codes of study and view [B]; with several crops one tensor each;
-        with pairs and texts as registry.Needs says.
+        with pairs, texts and rows as registry.Needs says.
         """
         seed = self.config.seed + 1000 * self.fold
         if self.needs.pairs or self.needs.texts:
@@ -116,7 +116,13 @@ class Streams:
             yield from self._mixed(shown, epoch, seed)
         else:
             for batch, pixels in self._stream(shown.images, epoch, seed):
-                yield (pixels,), [(1.0, self._targets(shown, batch))]
+                yield (pixels, *self._rows(shown, batch)), [(1.0, self._targets(shown, batch))]
+
+    def _rows(self, shown: EpochImages, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The images' places among the training images, int64 [B], where the network is called with them."""
+        import torch
+
+        return (torch.from_numpy(shown.rows[batch.rows]).long(),) if self.needs.rows else ()
 
     def _crops(self, shown: EpochImages, epoch: int, seed: int) -> Iterator[tuple[Inputs, Targets]]:
         copies = [self._stream(shown.images, epoch, seed, copy) for copy in range(self.needs.crops)]

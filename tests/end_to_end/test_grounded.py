@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 from test_zero_shot import ASKED, SEEN, write_cohort
 
 from cxrlt_ray import sweep
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.text.embedding_store import text_keys
 
 SPACE = """
 trials: 1
@@ -57,6 +60,19 @@ def test_asked_findings_are_grounded_and_the_run_keeps_the_boxes_of_seen_ones(ra
     assert np.isfinite(predictions[list(SEEN)].to_numpy()).any()
 
 
+def test_sentences_of_reports_are_phrases_and_their_embeddings_are_kept(ray, tmp_path, capsys):
+    table = pd.read_csv(write_cohort(tmp_path / "data") / "labels.csv")
+    said = [f"There is {'a' if row.Mass else 'no'} mass. Lungs are clear." for row in table.itertuples()]
+    table.assign(text=said)[["study_id", "text"]].to_csv(tmp_path / "reports.csv", index=False)
+    given = {"reports": str(tmp_path / "reports.csv"), "track": "reports"}
+    run = sweep.run(request(tmp_path, "zero_shot_stated_grounding", "film", **given))
+    (trial,) = run.trials()
+    assert trial.state == "finished"
+    assert np.isfinite(trial.predictions().to_numpy()).all()
+    kept = np.concatenate([load_file(path)["texts"] for path in tmp_path.glob("runs/features/*/texts-*.safetensors")])
+    assert text_keys(["There is a mass."]).tobytes() in {row.tobytes() for row in kept}
+
+
 @pytest.mark.parametrize(
     ("objective", "head", "options", "told"),
     [
@@ -77,6 +93,7 @@ def test_asked_findings_are_grounded_and_the_run_keeps_the_boxes_of_seen_ones(ra
         ("zero_shot_grounding", "query_decoder", {}, "looks into head film, not query_decoder"),
         ("zero_shot_location", "film", {}, "looks into head query_decoder, not film"),
         ("zero_shot_location", "query_decoder", {"track": "reports"}, "--track reports learns from reports: give"),
+        ("zero_shot_stated_grounding", "film", {"track": "reports"}, "--track reports learns from reports: give"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, objective, head, options, told):

@@ -11,6 +11,7 @@ from cxrlt_ray.data.asking import MINED, REPORTS, SCRUBBED, Asking
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.search.begun_from import check_begun_from
+from cxrlt_ray.storage import Store
 
 
 @pytest.fixture
@@ -55,6 +56,11 @@ def test_weights_that_have_read_reports_are_not_for_track_scrubbed(trial):
     with pytest.raises(UsageError, match="have read reports: on track scrubbed"):
         check(trial, ("Nodule",))
     check(trial, ("Nodule",), track=REPORTS)
+    changed(trial, objective="stated_grounding", head="film")
+    check(trial, ("Bulla",))  # its run had no reports, and it does without
+    Store(trial.uri.rsplit("/", 2)[0]).write("corpus.parquet", b"")
+    with pytest.raises(UsageError, match="have read reports: on track scrubbed"):
+        check(trial, ("Bulla",))
 
 
 def test_a_model_of_a_run_that_hid_the_same_may_go_on(trial):
