@@ -17,7 +17,7 @@ import pandas as pd
 
 from cxrlt_ray.data.asking import CORPUS
 from cxrlt_ray.data.given_labels import rows_of_studies
-from cxrlt_ray.data.manifest import Manifest, studies
+from cxrlt_ray.data.manifest import MAIN, Manifest, studies
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.labelling.labelled import RuleSet, over_pieces, packed
 from cxrlt_ray.labelling.rules import POSITIVE
@@ -298,8 +298,20 @@ KINDS: dict[str, Place] = {
 
 
 def check_coverage(corpus: Corpus, manifest: Manifest, most_without: float = MOST_WITHOUT) -> list[str]:
-    """A sentence on how many training studies have a report. Raises UsageError where too many have none."""
+    """Sentences on how many training studies have a report. Raises UsageError where too many of the main cohort do not.
+
+    Other cohorts are there for their labels, and most have no reports.
+    """
     training = manifest.of_split("train")
+    others = (training.cohorts != MAIN).to_numpy()
+    lines = _lacking(corpus, training.where(~others), most_without)
+    for name in training.cohorts[others].unique():
+        own = _lacking(corpus, training.where((training.cohorts == name).to_numpy()), 1.0)
+        lines += [line.replace("Reports: ", f"Reports, cohort {name}: ") for line in own]
+    return lines
+
+
+def _lacking(corpus: Corpus, training: Manifest, most_without: float) -> list[str]:
     lacking = pd.Series(corpus.rows_of(training) < 0).groupby(studies(training.table)[0].astype(str)).all()
     count, missing = len(lacking), int(lacking.sum())
     share = missing / max(count, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,15 @@ def test_too_few_reports_are_refused_unless_allowed(corpus):
     assert check_coverage(corpus, cohort, most_without=0.8)
     elsewhere = manifest_of(["s1", "s7", "s8"], ["train", "val", "test"])
     assert check_coverage(corpus, elsewhere) == []
+
+
+def test_another_cohort_without_reports_is_said_and_not_refused(corpus):
+    both = manifest_of(["s1", "nih/7", "nih/8", "nih/9"])
+    table = both.table.assign(cohort=["main"] * 2 + ["nih"] * 6)
+    (line,) = check_coverage(corpus, replace(both, table=table))
+    assert line == "Reports, cohort nih: 3 of 3 training studies (100.0 %) have no report."
+    with pytest.raises(UsageError, match="3 of 3 training studies"):
+        check_coverage(corpus, replace(both, table=table.assign(cohort=["nih"] * 2 + ["main"] * 6)))
 
 
 def test_an_unknown_kind_and_a_second_wording_of_other_studies_are_refused(corpus, tmp_path):
