@@ -50,7 +50,14 @@ from cxrlt_ray.search.run_setup import (
     with_contamination,
     write_run,
 )
-from cxrlt_ray.search.run_texts import check_described, check_encoders, own_descriptions, run_texts, trial_encoders
+from cxrlt_ray.search.run_texts import (
+    check_described,
+    check_encoders,
+    own_descriptions,
+    run_texts,
+    store_vectors,
+    trial_encoders,
+)
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tracking import check_trackers, trackers_of
 
@@ -106,6 +113,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     longest = space.epochs
     if deadline is not None and not existing:
         space, record, planner = _fit(request, record, space, planner, data.manifest, deadline - time.monotonic())
+    store_vectors(space, data.corpora.values(), data.manifest, request.storage)
     own_run = write_run(request, existing, record, data, shards, space_file, texts)
     trial_bytes = planner.trial_bytes(data.manifest)
     pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)

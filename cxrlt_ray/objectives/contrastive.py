@@ -13,7 +13,7 @@ right one among 64 (retrieval.py). A flipped image does not fit a report that sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from cxrlt_ray.objectives.metric import Metric
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cxrlt_ray.objectives.pretraining import ContrastiveNetwork
     from cxrlt_ray.objectives.registry import Inputs, Targets
     from cxrlt_ray.objectives.towers import TextTower
+    from cxrlt_ray.storage import Store
+    from cxrlt_ray.text.embedding_store import TextEmbeddings
 
 OF_TEXTS = Metric("val_mrr", "max", "val MRR of texts")
 OF_VIEWS = Metric("val_view_mrr", "max", "val MRR of views")
@@ -39,6 +41,7 @@ class Contrastive(Objective):
 
     predicts = False
     _texts: TextTower | None = None
+    _vectors: TextEmbeddings | None = None
 
     @property
     def weights(self) -> Sequence[float]:
@@ -50,9 +53,21 @@ class Contrastive(Objective):
         return cast("ContrastiveNetwork", network).image.model
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the text encoder of `network` does it."""
+        """As the text encoder of `network` does it; where vectors are stored, float [B, E], and a mask [B, 1]."""
+        import torch
+
         assert self._texts is not None
-        return self._texts.tokenize(texts)
+        if self._vectors is None:
+            return self._texts.tokenize(texts)
+        return torch.from_numpy(self._vectors.at(texts)), torch.ones(len(texts), 1, dtype=torch.int64)
+
+    def expect(self, texts: Callable[[], Sequence[str]], storage: Store) -> None:
+        """Open the stored vectors of a frozen encoder, where its vectors are all that is needed."""
+        from cxrlt_ray.text.embeddings import open_embeddings
+
+        if self._texts is not None and self._texts.frozen and self.needs.vectors and self._vectors is None:
+            encoder = self._texts.encoder
+            self._vectors = open_embeddings(texts(), encoder.spec, storage, by_ray=False, encoder=encoder)
 
     def after_step(self, network: torch.nn.Module) -> None:
         """What the network does then: limits of scales, a slow encoder, a count of steps."""
@@ -89,7 +104,7 @@ class Contrastive(Objective):
 class Clip(Contrastive):
     """Images against texts by InfoNCE. clip_width: of the space both are projected to; C's and G's is 512."""
 
-    needs = Needs(labels=False, texts=True, whole=True)
+    needs = Needs(labels=False, texts=True, whole=True, vectors=True)
     metric = OF_TEXTS
     settings: ClassVar = {"clip_width": Setting(512, *COUNT)}
     sigmoid: ClassVar[bool] = False

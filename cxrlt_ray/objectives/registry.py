@@ -98,21 +98,22 @@ class Needs:
     """What a batch of an objective holds.
 
     labels: targets from the manifest; images without any label still come. soft_targets: stored predictions beside
-    them. crops: how many independently augmented copies of each image the network is given, as that many tensors
-    uint8 [B, H, W]; with more than one, images are neither mixed nor fused by study. pairs: beside each image another
-    one of its study, or the same one augmented anew where there is no other. texts: a text of each image's study;
-    images whose study has no report do not come. map: the backbone's feature map, before it is pooled. whole: the loss
-    is of all images of a batch together, so that a batch is never cut into pieces to fit a device. heads: names of the
-    heads that it works with; () for any. single: an image is seen by itself, neither mixed nor fused by study. places:
-    texts of places, by the frozen encoder `text`. own_loss: it takes no registered loss, nor smoothed labels.
-    statements, boxes: what reports state of an image, and boxes of findings in it, in a run that has any. eager: the
-    network is not compiled: it draws at random, and its shapes differ from batch to batch. pseudo_labels: soft targets
-    in the place of missing labels, in a run that has any. rows: which training images a batch has, and sentences of
-    reports, by the frozen encoder `text`.
+    them. crops: how many independently augmented copies of each image the network is given, as that many tensors uint8
+    [B, H, W]; with more than one, images are neither mixed nor fused by study. pairs: beside each image another one of
+    its study, or the same one augmented anew where there is no other. texts: a text of each image's study; images whose
+    study has no report do not come. map: the backbone's feature map, before it is pooled. whole: the loss is of all
+    images of a batch together, so that a batch is never cut into pieces to fit a device. heads: names of the heads that
+    it works with; () for any. single: an image is seen by itself, neither mixed nor fused by study. places: texts of
+    places, by the frozen encoder `text`. own_loss: it takes no registered loss, nor smoothed labels. statements, boxes:
+    what reports state of an image, and boxes of findings in it, in a run that has any. eager: the network is not
+    compiled: it draws at random, and its shapes differ from batch to batch. pseudo_labels: soft targets in the place of
+    missing labels, in a run that has any. rows: which training images a batch has, and sentences of reports, by the
+    frozen encoder `text`. vectors: of a text one vector is enough, so that a frozen encoder's are computed once and
+    stored.
 
     The network is called with pixels uint8 [B, H, W]; with pairs also the others' pixels, and studies int64 [B]; with
-    texts also ids and mask int64 [B, L], by the objective's `tokenize`, and numbers of texts int64 [B], equal for equal
-    texts; with rows also the images' places among the training images, int64 [B].
+    texts also the two tensors of the objective's `tokenize`, such as ids and mask int64 [B, L], and numbers of texts
+    int64 [B], equal for equal texts; with rows also the images' places among the training images, int64 [B].
     """
 
     labels: bool = True
@@ -131,6 +132,7 @@ class Needs:
     eager: bool = False
     pseudo_labels: bool = False
     rows: bool = False
+    vectors: bool = False
 
     @property
     def anew(self) -> bool:
@@ -223,6 +225,9 @@ class Objective(ABC):
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask, int64 [B, L], of texts; called after `network`."""
         raise NotImplementedError(f"objective {self.spec.objective} reads no texts")
+
+    def expect(self, texts: Callable[[], Sequence[str]], storage: Store) -> None:  # noqa: B027
+        """Called after `network`: all texts that may come. storage: of the shards, beside which vectors are kept."""
 
     def before_training(self, network: torch.nn.Module, steps: int) -> None:  # noqa: B027
         """Called once before a stage's first step, with how many steps of the optimizer it has: for schedules."""

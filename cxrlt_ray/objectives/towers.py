@@ -61,8 +61,8 @@ class TextTower(nn.Module):
         return tokens.ids, tokens.mask
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[B, width] of tokens [B, L]."""
-        return self.project(self._pooled(*self._hidden(ids, mask)))
+        """[B, width] of tokens [B, L], or of the encoder's vectors float [B, E]."""
+        return self.project(ids if ids.is_floating_point() else self._pooled(*self._hidden(ids, mask)))
 
     def words(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The texts [B, width], and every token of them [B, L, width]."""

@@ -6,7 +6,7 @@ All of it is made, or refused, where the sweep runs and before anything is prepa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,11 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.storage import Store
 
 if TYPE_CHECKING:
+    from cxrlt_ray.data.manifest import Manifest
     from cxrlt_ray.runs.store import Run
     from cxrlt_ray.search.request import SweepRequest
     from cxrlt_ray.search.space import Space
+    from cxrlt_ray.text.corpus import Corpus
     from cxrlt_ray.text.descriptions import Description
     from cxrlt_ray.text.encoder_spec import TextSpec
     from cxrlt_ray.text.label_embeddings import LabelEmbeddings
@@ -116,3 +118,26 @@ def run_texts(
             return RunTexts(own, kept)
     embeddings = label_embeddings.make(findings, kinds, own, Store(storage)) if kinds else None
     return RunTexts(own, embeddings)
+
+
+def store_vectors(space: Space, corpora: Iterable[Corpus], manifest: Manifest, storage: str) -> None:
+    """Compute what frozen encoders make of the texts that trials read, once for all, and keep it beside the shards."""
+    from cxrlt_ray.text.embeddings import open_embeddings
+
+    kinds = list(dict.fromkeys(_stored_texts(space)))
+    for corpus in corpora:
+        for spec, draw in kinds:
+            open_embeddings(corpus.drawable(manifest, draw), spec, Store(storage))
+
+
+def _stored_texts(space: Space) -> Iterator[tuple[TextSpec, str]]:
+    """The frozen encoders of objectives to which a text's vector is enough, with the kind of text."""
+    from cxrlt_ray.objectives.registry import find_objective
+    from cxrlt_ray.text.encoder_spec import FROZEN, TextSpec
+
+    for stage in (stage for config in space.kinds() for stage in config.staged()):
+        needs = find_objective(stage.objective).needs
+        if needs.vectors and stage.text_tuning == FROZEN:
+            yield stage.objective_spec().text_spec(), stage.text_draw
+        if needs.rows:
+            yield TextSpec(encoder=str(stage.text)), "statement"

@@ -86,13 +86,15 @@ def epoch_seconds(rate: ModelRate, workload: Workload, stage: TrialConfig | None
 def shown_images(stage: TrialConfig, flops: int) -> float:
     """What a training image of `stage` costs, in images by themselves: its other crops or the other view, and its text.
 
-    flops: of scoring one image; 0: texts are not counted.
+    flops: of scoring one image; 0: texts are not counted. Those of a frozen encoder are read once, for all trials.
     """
     from cxrlt_ray.text.cost import training_flops
+    from cxrlt_ray.text.encoder_spec import FROZEN
 
     needs = find_objective(stage.objective).needs
     images = 2.0 if needs.pairs else float(needs.crops)
-    if needs.texts and flops:
+    stored = needs.vectors and stage.text_tuning == FROZEN
+    if needs.texts and flops and not stored:
         images += training_flops(stage.objective_spec().text_spec()) / (PASSES * flops)
     return images
 

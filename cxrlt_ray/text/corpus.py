@@ -129,6 +129,16 @@ class Corpus:
             raise UsageError(f"there is no kind of text '{kind}': there are {', '.join(KINDS)}.")
         return [self._drawn(int(row), KINDS[kind], seed, epoch, mask, second) if row >= 0 else "" for row in rows]
 
+    def drawable(self, manifest: Manifest, kind: str) -> list[str]:
+        """All texts that `draw` gives, by default, of images of a manifest that are not of its test split."""
+        texts = {"": None}
+        rows = self.rows_of(manifest.where((manifest.table["split"] != "test").to_numpy()))
+        for row in np.unique(rows[rows >= 0]).tolist():
+            at = int(self._first[row])
+            for begin, end in self._places(at, KINDS[kind]):
+                texts[self._masked(at, begin, end)] = None
+        return list(texts)
+
     def statements(self, row: int, wording: int = FIRST) -> list[Said]:
         """All that a study's report states; nothing where it has no such wording."""
         at = int(self._row_of[wording][row])
@@ -256,40 +266,42 @@ class Corpus:
             self._texts[at].as_py(), begin, end, spans, lambda k: None if shown and shown[k] else fields[k].mask
         )
 
-    def _drawn(self, study: int, place_of: Place, seed: int, epoch: int, mask: float, second: float) -> str:
+    def _drawn(self, study: int, places_of: Places, seed: int, epoch: int, mask: float, second: float) -> str:
         key = hashlib.blake2b(self.studies[study].encode(), digest_size=8).digest()
         rng = np.random.default_rng([seed, epoch, int.from_bytes(key)])
         wording, choice, *chances = rng.random(2 + len(self.about.fields)).tolist()
         copy = int(self._row_of[SECOND][study])
         at = copy if copy >= 0 and wording < second else int(self._row_of[FIRST][study])
-        begin, end = place_of(self, at, choice) or (0, len(self._texts[at].as_py()))
+        places = self._places(at, places_of)
+        begin, end = places[int(choice * len(places))]
         return self._masked(at, begin, end, [chance >= mask for chance in chances])
 
-
-Place = Callable[[Corpus, int, float], tuple[int, int] | None]
-
-
-def _whole_report(corpus: Corpus, at: int, choice: float) -> None:
-    return None
+    def _places(self, at: int, places_of: Places) -> list[tuple[int, int]]:
+        """Where texts of a kind stand in a row's text: all of it where it has none of the kind."""
+        return places_of(self, at) or [(0, len(self._texts[at].as_py()))]
 
 
-def _of_list(corpus: Corpus, at: int, choice: float, kind: str) -> tuple[int, int] | None:
-    begins, ends = corpus._list(f"{kind}_begin", at), corpus._list(f"{kind}_end", at)
-    k = int(choice * len(begins))
-    return (int(begins[k]), int(ends[k])) if len(begins) else None
+Places = Callable[[Corpus, int], list[tuple[int, int]]]
 
 
-def _statement(corpus: Corpus, at: int, choice: float) -> tuple[int, int] | None:
-    """The sentence of an affirmed statement; any sentence where nothing is affirmed."""
+def _whole_report(corpus: Corpus, at: int) -> list[tuple[int, int]]:
+    return []
+
+
+def _of_list(corpus: Corpus, at: int, kind: str) -> list[tuple[int, int]]:
+    ends = corpus._list(f"{kind}_end", at).tolist()
+    return list(zip(corpus._list(f"{kind}_begin", at).tolist(), ends, strict=True))
+
+
+def _statement(corpus: Corpus, at: int) -> list[tuple[int, int]]:
+    """The sentences of affirmed statements, one for each; all sentences where nothing is affirmed."""
+    sentences = _of_list(corpus, at, "sentence")
     affirmed = corpus._list("statement_sentence", at)[corpus._list("statement_value", at) == POSITIVE]
-    if not len(affirmed):
-        return _of_list(corpus, at, choice, "sentence")
-    k = affirmed[int(choice * len(affirmed))]
-    return int(corpus._list("sentence_begin", at)[k]), int(corpus._list("sentence_end", at)[k])
+    return [sentences[k] for k in affirmed.tolist()] or sentences
 
 
-# what can be drawn, and where it stands in a row's text; None: all of it
-KINDS: dict[str, Place] = {
+# what can be drawn, and where it stands in a row's text
+KINDS: dict[str, Places] = {
     "report": _whole_report,
     "section": partial(_of_list, kind="section"),
     "sentence": partial(_of_list, kind="sentence"),

@@ -49,16 +49,23 @@ def embedded(texts: Sequence[str], spec: TextSpec, folder: Store | None) -> np.n
     return open_embeddings(texts, spec, folder).at(texts)
 
 
-def open_embeddings(texts: Iterable[str], spec: TextSpec, folder: Store | None, by_ray: bool = True) -> TextEmbeddings:
+def open_embeddings(
+    texts: Iterable[str],
+    spec: TextSpec,
+    folder: Store | None,
+    by_ray: bool = True,
+    encoder: TextEncoder | None = None,
+) -> TextEmbeddings:
     """As `embedded`, but looked up by text as they are needed: for more texts than memory holds embeddings of.
 
     by_ray: whether many may go to actors; not from within a trial, which has the processors that they would wait for.
+    encoder: of the spec, where it is loaded already.
     """
     from cxrlt_ray.text.encoders import build_text_encoder
 
     if spec.tuning != FROZEN:
         raise UsageError(f"embeddings are kept of a frozen text encoder, not with `tuning: {spec.tuning}`.")
-    encoder = build_text_encoder(spec)
+    encoder = encoder or build_text_encoder(spec)
     distinct = list(dict.fromkeys(texts))
     if folder is None:
         return TextEmbeddings(list(_computed(distinct, encoder, by_ray)), encoder.width)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cxrlt_ray.data.features import storage_of
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.registry import Needs, Objective
 from cxrlt_ray.runs.trial_config import TrialConfig
-from cxrlt_ray.training.job import Images, Job, corpus_of
+from cxrlt_ray.training.job import Images, Job, corpus_of, manifest_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,7 @@ class TextDraws:
     seed: int
 
     def batch(self, reports: np.ndarray, epoch: int) -> tuple[torch.Tensor, ...]:
-        """Ids and mask, int64 [B, L], and numbers of the texts, int64 [B], of reports int64 [B], -1 for none."""
+        """The two tensors of `tokenize`, and numbers of the texts, int64 [B], of reports int64 [B], -1 for none."""
         import torch
 
         texts = self.corpus.draw(reports, self.kind, self.seed, epoch)
@@ -52,6 +54,8 @@ def text_draws(job: Job, config: TrialConfig, objective: Objective, fold: int, s
         return None
     corpus = corpus_of(job, fold)
     assert corpus is not None  # with_reports has seen to it
+    if objective.needs.vectors:
+        objective.expect(partial(corpus.drawable, manifest_of(job.run), config.text_draw), storage_of(job.shards[0]))
     return TextDraws(corpus, objective.tokenize, config.text_draw, seed)
 
 

@@ -24,6 +24,7 @@ from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus
 from cxrlt_ray.text.corpus import KINDS
 from cxrlt_ray.text.encoder_spec import POOLINGS, TUNINGS, TextSpec
+from cxrlt_ray.text.encoders import TextEncoder
 from cxrlt_ray.training.job import Job, corpus_of, manifest_of, training_images, validation_images
 from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.texts import text_draws, text_numbers, with_reports
@@ -169,6 +170,38 @@ def test_a_trial_that_is_cut_in_pretraining_goes_on_as_if_it_had_not_been(object
     assert [epoch.score for epoch in one.epochs] == [epoch.score for epoch in two.epochs]
     assert one.metric.name == "val_map"
     assert one.score is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_encoder_reads_each_text_once_for_all_epochs_and_trials(kind, cohort, tmp_path, monkeypatch):
+    job = job_in(tmp_path, cohort)
+    trial = config(cohort, "clip", text_tuning="frozen", text_draw=kind)
+    read = []
+    forward = TextEncoder.forward
+    monkeypatch.setattr(TextEncoder, "forward", lambda self, tokens: read.append(tokens.ids) or forward(self, tokens))
+    train(job, "T0000", trial, {}, lambda report: None)
+    first = len(read)
+    train(job, "T0001", trial, {}, lambda report: None)
+    assert len(read) == first
+    rows = [tuple(row.tolist()) for ids in read for row in ids]
+    assert len(rows) == len(set(rows))  # none of these texts differ in words that the vocabulary lacks
+    one, two = (read_trial(job.run / "trials" / name).record for name in ("T0000", "T0001"))
+    assert [epoch.score for epoch in one.epochs] == [epoch.score for epoch in two.epochs]
+
+
+def test_stored_vectors_are_what_the_encoder_gives(cohort, tmp_path):
+    job, trial = job_in(tmp_path, cohort), config(cohort, "clip", text_tuning="frozen", text_draw="sentence")
+    training = with_reports(training_images(manifest_of(job.run), job, 0), find_objective("clip").needs, "clip")
+    objective = find_objective("clip")(trial.objective_spec(), np.empty((0, 2)))
+    network = objective.network(models.build(trial.spec(), job.trained))
+    plain = objective.tokenize
+    draws, texts = {}, corpus_of(job, 0).draw(training.report, "sentence", 0, 1)
+    draws["tokens"] = network.text(*plain(texts))
+    text_draws(job, trial, objective, 0, 0)
+    vectors, mask = objective.tokenize(texts)
+    assert vectors.dtype == torch.float32
+    assert len(vectors) == len(mask) == len(texts)
+    torch.testing.assert_close(network.text(vectors, mask), draws["tokens"], rtol=1e-2, atol=2e-3)  # half precision
 
 
 def test_what_does_not_fit_an_objective_is_refused_in_a_sentence(cohort):
