@@ -25,9 +25,11 @@ from report import publish
 from zeroshot_arms import (
     ARMS,
     CONTROLLED,
+    FINDINGS,
     MINED,
     RANDOM,
     SEEN,
+    SENTENCES,
     SHUFFLED,
     SUPERVISED,
     Arm,
@@ -167,8 +169,9 @@ def comparisons(by: By, arms: Sequence[Arm]) -> list[str]:
     pairs = []
     for arm in (arm for arm in arms if arm.track == "reports" and arm.reports == "own" and not arm.random):
         scrubbed = arm.name.replace("reports", "scrubbed")
-        pairs += [(arm.name, other) for other in (f"{arm.name}, {PERMUTED}", PROXY, CONSE, scrubbed)]
-    pairs += [(CONTROLLED, other) for other in (SHUFFLED, RANDOM, MINED)]
+        others = (f"{arm.name}, {PERMUTED}", PROXY, CONSE, scrubbed)
+        pairs += [(arm.name, other) for other in others if other != arm.name]
+    pairs += [(CONTROLLED, other) for other in (SHUFFLED, RANDOM, MINED)] + [(SENTENCES, FINDINGS)]
     rows = [["arm", "above", "lift, times", "seeds"], ["---"] * 4]
     for name, other in pairs:
         if both := sorted(set(by.get(name, {})) & set(by.get(other, {}))):

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 TEXT, WIDTH = "minilm", 384
+STATED = "zero_shot_stated_grounding"
 TOKENS = 128  # of a report; most are shorter
 TRAINED = 0.7  # about the share of a cohort's images that train
 
@@ -26,7 +27,7 @@ class Arm:
     """A trial. track: of the sweep; "" where no text is read. stage: the pretraining on reports. team: that it is like.
 
     reports: own, or shuffled between studies. labels: all, or seen: the findings of task 3 have none. random: label
-    embeddings are random numbers.
+    embeddings are random numbers. objective: of those that answer by text.
     """
 
     name: str
@@ -38,6 +39,12 @@ class Arm:
     reports: str = "own"
     labels: str = "seen"
     random: bool = False
+    objective: str = "zero_shot"
+
+    @property
+    def reads(self) -> bool:
+        """Whether it learns from reports."""
+        return bool(self.stage) or self.objective == STATED
 
     @property
     def asks(self) -> bool:
@@ -55,6 +62,7 @@ def _heads(track: str) -> list[Arm]:
 
 
 SEEN, SUPERVISED, MINED = Arm("seen"), Arm("supervised", labels="all"), "mined"
+SENTENCES, FINDINGS = "film, sentences", "film, findings"  # I without pretraining: what sentences of reports add
 CONTROLLED, SHUFFLED, RANDOM = "pair, reports", "shuffled", "random texts"  # the controls have the first one's head
 ARMS = [
     SEEN,
@@ -64,6 +72,8 @@ ARMS = [
     Arm(MINED, "mined", "pair", "question", "clip", "G"),
     Arm(SHUFFLED, "reports", "pair", "question", "clip", "G", reports="shuffled"),
     Arm(RANDOM, "reports", "pair", "question", "clip", "G", random=True),
+    Arm(SENTENCES, "reports", "film", "phrases", team="I", objective=STATED),
+    Arm(FINDINGS, "scrubbed", "film", "phrases", team="I", objective="zero_shot_grounding"),
 ]
 
 
@@ -148,10 +158,11 @@ def _request(folder: Path, arm: Arm, size: Size, data: Path, seed: int) -> dict[
     request["seed"] = seed
     if arm.asks:
         reports = shuffled_reports(folder, data, seed) if arm.reports == "shuffled" else data
-        request |= {"track": arm.track, "finding_folds": size.folds, "reports": str(reports)}
+        request |= {"track": arm.track, "finding_folds": size.folds}
+        request |= {"reports": str(reports)} if arm.reads else {}
     if arm.labels == "all":
         request |= {"labels": str(labels(folder, data, seed)), "labels_mode": "join"}
-    if arm.track == "scrubbed":
+    if arm.track == "scrubbed" and arm.reads:
         request["scrub"] = str(wordings(folder))
     return request
 
@@ -173,7 +184,7 @@ def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
         "loss": "bce",
     }
     content: dict[str, Any] = {"trials": 1, "prune": False, "parameters": parameters}
-    own: dict[str, Any] = {"head": arm.head, "objective": "zero_shot" if arm.asks else "multilabel"}
+    own: dict[str, Any] = {"head": arm.head, "objective": arm.objective if arm.asks else "multilabel"}
     if arm.head == "query_decoder":
         own |= {"query_layers": 2, "query_width": 256}
     if arm.asks:
