@@ -227,9 +227,11 @@ def _pace(
 ) -> Pace:
     """The pace of a sweep with a deadline: a requested number of trials is not exceeded."""
     from cxrlt_ray.search.pacing import Pace
+    from cxrlt_ray.search.plan import draw_trials
 
     together, open_ended = planner.resources.max_concurrent, request.trials is None
-    return Pace(deadline, planner.epoch_seconds(manifest), record.trials, longest, open_ended, together)
+    start = tuple(draw_trials(planner.space, len(planner.space.start), record.seed))
+    return Pace(deadline, planner.epoch_seconds(manifest), record.trials, longest, open_ended, together, start)
 
 
 def _search(

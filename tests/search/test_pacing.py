@@ -87,6 +87,32 @@ def test_planned_trials_share_the_time_that_is_left(held, planned, epochs, wante
     assert pace(10.0 * held, trials=planned).epochs(config(epochs), []) == wanted
 
 
+def with_probe(left, number=1, trials=1, open_ended=True):
+    """Epochs of 10 seconds, and a start point in place `number` that takes 35 in all."""
+    probe = config(frozen_backbone=True)
+    start = tuple(probe if k == number else config() for k in range(3))
+    plan = {True: [24.0, *[1.0] * (EPOCHS - 1)], False: [10.0] * EPOCHS}
+    how = {"trials": trials, "longest": EPOCHS, "open_ended": open_ended, "start": start, "clock": lambda: 0.0}
+    return Pace(BETWEEN + left, lambda config: plan[config.frozen_backbone], **how), probe
+
+
+def test_a_start_point_that_takes_little_has_its_time_kept_for_it():
+    made, probe = with_probe(170.0)
+    assert made.epochs(config(), []) == 13  # of 17: 40 s, from end to end, are the probe's
+    assert with_probe(170.0, open_ended=False)[0].epochs(config(), []) == 17  # one trial alone is wanted
+    assert with_probe(170.0, trials=2, open_ended=False)[0].epochs(config(), []) == 13  # and does not share
+    assert with_probe(150.0)[0].epochs(config(), []) == 15  # more than a quarter
+    assert with_probe(170.0, number=2)[0].epochs(config(), []) == 13  # whichever it is
+    assert made.epochs(probe, [ended(120.0)]) == 12
+
+
+def test_a_start_point_that_fits_is_begun_however_long_others_take():
+    before = [ended(120.0)]
+    assert with_probe(41.0)[0].holds_another(before)
+    assert not with_probe(39.0)[0].holds_another(before)
+    assert not with_probe(41.0, number=2)[0].holds_another(before)
+
+
 def test_trials_that_run_together_do_not_share_time():
     alone = pace(240.0, trials=4)
     assert alone.epochs(config(6), []) == 6
