@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from cxrlt_ray.cluster import ray_private
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.errors import CxrltError, Diverged, UsageError
-from cxrlt_ray.runs.records import FAILED, TrialRecord
+from cxrlt_ray.runs import verdict
+from cxrlt_ray.runs.records import FAILED, RUNNING, TrialRecord
 from cxrlt_ray.runs.store import RECORD
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search import watchdog
@@ -52,7 +53,7 @@ def run_trial(point: dict[str, Any], job: Job, space: Space, resources: Resource
         return
     loop = lambda: train_or_note(job, name, config, params, tune.report)  # noqa: E731
     scaling = ScalingConfig(num_workers=0, use_gpu=resources.gpus_per_trial > 0)
-    with watchdog.heartbeats_written(_run_name(job), name):
+    with watchdog.heartbeats_written(job.run.uri, name):
         TorchTrainer(loop, scaling_config=scaling).fit()
 
 
@@ -60,7 +61,7 @@ def _train_in_workers(job: Job, name: str, config: TrialConfig, params: dict[str
     from ray.train import RunConfig, ScalingConfig
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    run = _run_name(job)
+    run = job.run.uri
 
     def worker() -> None:
         import ray.train
@@ -77,10 +78,6 @@ def _train_in_workers(job: Job, name: str, config: TrialConfig, params: dict[str
     with tempfile.TemporaryDirectory() as folder, watchdog.heartbeats_written(run, name, -1):
         run_config = RunConfig(storage_path=folder, callbacks=[TuneReportCallback()])  # type: ignore[list-item]
         ray_private.torch_trainer_without_cleaner()(worker, scaling_config=scaling, run_config=run_config).fit()
-
-
-def _run_name(job: Job) -> str:
-    return job.run.uri.rpartition("/")[2]
 
 
 def workers_at_hand(room: Callable[[], int], least: int, most: int) -> int:
@@ -119,10 +116,13 @@ def train_or_note(job: Job, name: str, config: TrialConfig, params: dict[str, An
         if store.exists(RECORD):
             record = TrialRecord.read(store, RECORD)
         else:
-            record = TrialRecord(name=name, state=FAILED, params=params)
+            record = TrialRecord(name=name, state=RUNNING, params=params)
+        if record.state != RUNNING:  # the sweep has ended it meanwhile
+            return
         record.config = record.config or config
         record.state, record.reason, record.own_fault = FAILED, str(error), True
         record.write(store, RECORD)
+        verdict.uphold(store)
     except Exception as error:
         memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't alloc" in str(error)
         reason = str(error) if isinstance(error, CxrltError) else f"{type(error).__name__}: {error}"

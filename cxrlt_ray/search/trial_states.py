@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from cxrlt_ray.runs import verdict
 from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED, RUNNING, Retraining, Retry, State
 from cxrlt_ray.runs.store import Run, Trial
 from cxrlt_ray.storage import Store
@@ -43,19 +44,26 @@ def settle_trial(run: Run, number: int, error: bool = False, cut: bool = False) 
     """
     trial = run.trial(trial_name(number))
     record = trial.record.model_copy(update={"retries": retries_of(trial)})
-    if record.state == RUNNING:
+    if by_sweep := record.state == RUNNING:
         judged = bool(record.epochs_of()) and not error
         # Tune stops a trial at its last report, before the trial writes its own last state
         whole = judged and not cut and has_no_more_to_do(trial, run.record.models)
         record.state = FINISHED if whole else PRUNED if judged else FAILED
     if record.state == FAILED and record.reason is None:
         record.reason = record.retries[-1].reason if record.retries else "it was stopped before an epoch was done"
+    if by_sweep:  # its process may be in an epoch still
+        verdict.declare(trial.store, record)
     trial.write(record)
     if record.state != FAILED or record.own_fault:  # one that its surroundings ended goes on when the run is resumed
         resume.forget(trial.store)
     if record.retries:
         trial.store.delete(RETRIES)
     return Trial(trial.store, record)
+
+
+def has_ended(trial: Trial) -> bool:
+    """Whether a trial stays as it is when its run is resumed: one that its surroundings ended goes on."""
+    return trial.state != RUNNING and (trial.state != FAILED or trial.record.own_fault)
 
 
 def reopen_trial(trial: Trial) -> None:
@@ -70,6 +78,7 @@ def reopen_trial(trial: Trial) -> None:
         changes["retraining"] = Retraining(state=state, curve=tuple(learning_curve(trial)))
         changes |= {"epochs": [], "score": None}
         resume.forget(trial.store)
+    verdict.withdraw(trial.store)
     trial.write(trial.record.model_copy(update=changes))
 
 

@@ -27,6 +27,7 @@ from cxrlt_ray.cluster.start import DATA_CPUS
 from cxrlt_ray.data.stream import RAY
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.output.counting import Counter
+from cxrlt_ray.runs import verdict
 from cxrlt_ray.runs.damage import damages
 from cxrlt_ray.runs.records import FAILED, RUNNING
 from cxrlt_ray.runs.store import Run, Trial, drop_checkpoints, keep_index
@@ -153,14 +154,18 @@ def tune_trials(search: Search) -> str:
             tuner.fit()
         finally:
             watchdog.release()
-            with suppress(CxrltError):  # it is a copy
+            with suppress(CxrltError):  # they are copies
                 keep_index(run, every=1)
+                optuna_study.copy()
     if searcher.fault:
         raise searcher.fault
+    uphold_verdicts(run)
     if deadline is not None and time.monotonic() >= deadline:
         for trial in run.trials():  # they stand where ASHA would have left them
             if trial.state == RUNNING:
                 optuna_study.settle(trial_number(trial), cut=True)
+        with suppress(CxrltError):
+            optuna_study.copy()
         return ""
     if has_ended(run, search.trials, searcher.out_of_time):
         return ""
@@ -230,8 +235,16 @@ def missing_trials(run: Run, trials: int) -> int:
     return max(0, trials - sum(trial.state != RUNNING for trial in run.trials()))
 
 
+def uphold_verdicts(run: Run) -> None:
+    """Trials that the sweep ended, and whose process was killed as it wrote its record over that, have ended."""
+    for trial in run.trials():
+        if trial.state == RUNNING:
+            verdict.uphold(trial.store)
+
+
 def reopen_damaged(run: Run) -> None:
     """Before a run is resumed: trials that failed by no fault of their own, or whose files are damaged, go on."""
+    uphold_verdicts(run)
     trials = run.trials()
     faults = damages(run, [trial for trial in trials if trial.state not in (FAILED, RUNNING)])
     for trial in trials:

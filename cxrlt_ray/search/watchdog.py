@@ -34,11 +34,12 @@ STARTING = 120.0  # seconds at least that a process may take to its first batch:
 def heartbeats_written(run: str, trial: str, rank: int = 0, group: str = "") -> Iterator[None]:
     """While a process trains: its heartbeats are written.
 
-    rank: of a worker; -1: the process that has workers. group: the placement group of a worker, to be given back.
+    run: its URI, as `keys_of` takes it: a cluster may sweep runs of one name in several storages. rank: of a worker;
+    -1: the process that has workers. group: the placement group of a worker, to be given back.
     """
     import ray
 
-    key = f"{run}/{trial}/{rank}".encode()
+    key = f"{keys_of(run, trial)}{rank}".encode()
     node = ray.get_runtime_context().get_node_id()
     state: dict[str, Any] = {"pid": os.getpid(), "node": node, "beats": 0, "group": group}
     last = 0.0
@@ -56,6 +57,11 @@ def heartbeats_written(run: str, trial: str, rank: int = 0, group: str = "") -> 
         yield
     finally:
         heartbeat.listen(None)
+
+
+def keys_of(run: str, trial: str) -> str:
+    """What the keys of a trial's heartbeats begin with. run: the absolute URI of its run."""
+    return f"{run}/{trial}/"
 
 
 class Watchdog(tune.Callback):
@@ -172,7 +178,7 @@ class Watchdog(tune.Callback):
         return {key: json.loads(value) for key, value in values.items() if value}
 
     def _prefix(self, number: int) -> bytes:
-        return f"{self.run.name}/{trial_name(number)}/".encode()
+        return keys_of(self.run.store.absolute().uri, trial_name(number)).encode()
 
 
 def _last_failure(trial: Any) -> str:

@@ -12,6 +12,7 @@ from cxrlt_ray.data.asking import ALWAYS
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.objectives.registry import find_objective
+from cxrlt_ray.runs import verdict
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.records import FINISHED, RUNNING, State, TrialRecord
 from cxrlt_ray.runs.store import RECORD
@@ -23,6 +24,10 @@ from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.workers import Worker
 
 Report = Callable[[dict[str, float]], None]
+
+
+class Stopped(Exception):
+    """The sweep has ended the trial: its process has nothing more to write."""
 
 
 @dataclass
@@ -54,12 +59,15 @@ class TrialContext:
         return find_objective(self.config.staged()[-1].objective).predicts
 
     def check_mine(self) -> None:
-        """Raise CxrltError if the trial was begun anew elsewhere: a process thought dead must not write into it."""
-        if self.store:
-            self._mine()
+        """Raise CxrltError if the trial was begun anew elsewhere: a process thought dead must not write into it.
+
+        Raises Stopped if the sweep has ended it: what it left then is what its record says.
+        """
+        if self.store and self._mine().state != RUNNING:
+            raise Stopped
 
     def _mine(self) -> TrialRecord:
-        """The record as it is stored; raises as `check_mine`."""
+        """The record as it is stored; raises CxrltError as `check_mine`."""
         assert self.store is not None
         stored = TrialRecord.read(self.store, RECORD)
         if stored.attempt != self.record.attempt:
@@ -67,9 +75,10 @@ class TrialContext:
         return stored
 
     def write(self) -> None:
-        """Write the record for the first time in this process."""
+        """Write the record; where the sweep has ended the trial meanwhile, its verdict stands."""
         if self.store:
             self.record.write(self.store, RECORD)
+            verdict.uphold(self.store)
 
     def update(self) -> None:
         """Write the record, unless the trial was ended from outside: a worker group may be an epoch behind that."""

@@ -37,7 +37,7 @@ from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training import resume
-from cxrlt_ray.training.context import Report, TrialContext
+from cxrlt_ray.training.context import Report, Stopped, TrialContext
 from cxrlt_ray.training.course import Course
 from cxrlt_ray.training.job import Images, Job, manifest_of, validation_images
 from cxrlt_ray.training.resume import ResumeState
@@ -50,9 +50,9 @@ from cxrlt_ray.training.workers import agree, worker_of
 def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value], report: Report) -> None:
     """Train trial `name`, write what it leaves to RUN/trials/NAME and report after each epoch.
 
-    Goes on from the last epoch that an earlier process ended, where it left one; the epoch is reported again then.
-    Raises Diverged when the loss stays non-finite, CxrltError when another process has taken the trial over, and what
-    torch raises (out of memory) as it is.
+    Goes on from the last epoch that an earlier process ended, where it left one; the epoch is reported again then. One
+    that the sweep ends meanwhile writes no more after its epoch. Raises Diverged when the loss stays non-finite,
+    CxrltError when another process has taken the trial over, and what torch raises (out of memory) as it is.
     """
     import torch
 
@@ -72,6 +72,13 @@ def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value],
         job, config, manifest_of(job.run), store if worker.first else None, worker, record, report, before
     )
     trial.write()
+    with contextlib.suppress(Stopped):
+        _run(trial)
+
+
+def _run(trial: TrialContext) -> None:
+    """Train the folds and what follows them. Raises Stopped where the sweep has ended the trial."""
+    config, record = trial.config, trial.record
     try:
         for fold in range(trial.folds):
             trial.scored.append(_Fold(trial, fold).run())
@@ -88,9 +95,9 @@ def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value],
     if config.refit:
         _Refit(trial).run()
     trial.end(FINISHED)
-    if job.models > 1 or config.refit or config.tta != "none":
+    if trial.folds > 1 or config.refit or config.tta != "none":
         speed = record.epochs[-1].images_per_second
-        _report(report, config.metric, record.score, config.total_epochs + 1, speed)
+        _report(trial.report, config.metric, record.score, config.total_epochs + 1, speed)
 
 
 def _report(report: Report, metric: Metric, score: float | None, epoch: int, images_per_second: float) -> None:

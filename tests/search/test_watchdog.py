@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from cxrlt_ray.search import trainable, watchdog
+from cxrlt_ray.storage import Store
 
 
 @pytest.fixture
@@ -109,6 +110,10 @@ def test_only_a_trial_whose_process_could_not_say_why_it_failed_has_a_reason_giv
     assert guard.reason_of_end(0, SimpleNamespace(error_file=str(path))) == reason
 
 
+def run_at(uri):
+    return SimpleNamespace(name=uri.rpartition("/")[2], store=Store(uri))
+
+
 def test_the_cpus_of_a_trials_workers_are_given_back_when_it_is_gone(ray):
     import time
 
@@ -116,15 +121,21 @@ def test_the_cpus_of_a_trials_workers_are_given_back_when_it_is_gone(ray):
 
     group = placement_group([{"CPU": 0.25}, {"CPU": 0.25}])
     ray.get(group.ready(), timeout=30)
-    guard = watchdog.Watchdog(SimpleNamespace(name="given-back"), 600.0)
+    run = run_at("/storage/given-back")
+    guard = watchdog.Watchdog(run, 600.0)
 
     @ray.remote(num_cpus=0)
     def worker(hexadecimal):
-        with watchdog.heartbeats_written("given-back", "T0000", 0, hexadecimal):
+        with watchdog.heartbeats_written("/storage/given-back", "T0000", 0, hexadecimal):
             pass
 
     ray.get(worker.remote(group.id.hex()))
     guard.on_trial_start(0, [], SimpleNamespace(config={"number": 0}))
+    namesake = watchdog.Watchdog(run_at("/elsewhere/given-back"), 600.0)
+    namesake.on_trial_start(0, [], SimpleNamespace(config={"number": 0}))
+    namesake.release()  # of another storage, swept on the same cluster
+    assert len(guard._processes(0)) == 1
+    assert ray.util.placement_group_table(group)["state"] == "CREATED"
     for _ in range(2):  # what is gone already is as good
         guard.release()
     until = time.monotonic() + 30
