@@ -11,10 +11,12 @@ from __future__ import annotations
 import atexit
 import datetime
 import hashlib
+import math
 import shlex
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -36,6 +38,7 @@ from cxrlt_ray.search.trial_states import learning_curve, settle_trial, trial_na
 
 COST = "cost"
 MADE = "made"  # a study's attribute: when its run was
+COPYING = 0.02  # of a sweep's time, to copy its study: what a copy lacks is made again from the trials
 STARTUP = 4  # trials that are drawn at random before TPE begins
 FAULTS = (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError)  # of a database, or what is in it
 ENDED = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
@@ -55,6 +58,7 @@ class OptunaStudy:
         self.file = None if url else _local_file(run)
         self.url = url or ""
         self.study = self._open()
+        self._copied, self._copying = -math.inf, 0.0  # when the study was last copied, and how long that took
         self._waiting = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
 
     @property
@@ -86,18 +90,25 @@ class OptunaStudy:
             for step, value in _known_curve(trial):
                 optuna_trial.report(value, step)
         self._tell(self.study, number, trial)
-        self.copy()
+        self.copy(COPYING)
         return trial.state
 
-    def copy(self) -> None:
-        """Put a consistent copy of a local study beside a run on an object store."""
-        if self.file is not None and self.run.store.local is None:
-            with (
-                self.run.store.place("optuna.db") as path,
-                closing(sqlite3.connect(self.file)) as live,
-                closing(sqlite3.connect(path)) as copy,
-            ):
-                live.backup(copy)
+    def copy(self, share: float = math.inf) -> None:
+        """Put a consistent copy of a local study beside a run on an object store.
+
+        share: of the time that copies may take, as a study grows with its trials; without it, it is copied now.
+        """
+        started = time.monotonic()
+        if self.file is None or self.run.store.local is not None or started < self._copied + self._copying / share:
+            return
+        with (
+            self.run.store.place("optuna.db") as path,
+            closing(sqlite3.connect(self.file)) as live,
+            closing(sqlite3.connect(path)) as copy,
+        ):
+            live.backup(copy)
+        self._copied = time.monotonic()
+        self._copying = self._copied - started
 
     def _live(self, number: int) -> optuna.Trial:
         return optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)

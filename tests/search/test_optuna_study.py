@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import s3 as server
 from conftest import write_images
 
 from cxrlt_ray.data.tasks import Task
@@ -21,6 +22,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.records import EpochRecord, RunRecord
 from cxrlt_ray.runs.store import create_run, load_run, read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search import optuna_study
 from cxrlt_ray.search.asha import ResumableASHA, scheduler_of
 from cxrlt_ray.search.optuna_study import OptunaStudy, check_url
 from cxrlt_ray.search.space_file import load_space
@@ -69,6 +71,27 @@ def trained(run, number, params, epochs=3):
     records = [EpochRecord(fold=0, stage=0, epoch=k, score=score) for k, score in enumerate(scores)]
     config = TrialConfig(backbone="test_resnet", resolution=32, epochs=3)
     trial.write(trial.record.model_copy(update={"epochs": records, "config": config, "score": scores[-1]}))
+
+
+def test_a_run_on_an_object_store_does_not_copy_its_study_for_every_trial(space, tmp_path, monkeypatch):
+    """Copies of a growing study at every trial's end would be a cost of the square of the trials."""
+    seconds = iter(range(10**6))  # a copy takes one
+    monkeypatch.setattr(optuna_study, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with server.served("bucket") as bucket:
+        run = create_run("s3://bucket/runs", RECORD, write_images(tmp_path / "images", 8), {})
+        study = OptunaStudy(run, space, 0)
+
+        def copies():
+            return sum(method == "PUT" and "optuna.db" in path for method, path in bucket.requests)
+
+        for _ in range(20):
+            number, params = study.next()
+            trained(run, number, params)
+            study.settle(number)
+        assert copies() == 1
+        study.copy()
+        assert copies() == 2
+        assert len(OptunaStudy(run, space, 0).study.trials) == 20
 
 
 def searched(run, space, url=None, ends=lambda number, step: None, until=TRIALS):
