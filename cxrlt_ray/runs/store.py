@@ -15,6 +15,7 @@ RUN/trials/T0001/trial.json      TrialRecord: state, parameters, metrics by epoc
 val-tta.parquet        the same, under test-time augmentation
 /resume-000003.safetensors  while it runs: all it needs to go on after an epoch
 /retries.json    why it was begun anew, where a fault ended it
+/verdict.json    its record as the sweep wrote it, where the sweep ended it (verdict.py)
 RUN/trials.jsonl.gz              on an object store: a copy of the records of trials that have ended (trial_index.py)
 RUN/stages/KEY/                  weights of stages on other cohorts, for all trials that share them
 """
@@ -46,6 +47,7 @@ from cxrlt_ray.storage.whole import PART, WHOLE
 if TYPE_CHECKING:
     from cxrlt_ray.text.corpus import Corpus
 
+FOLD = "fold-"  # begins the name of a fold's checkpoint
 REFIT = "refit"  # the checkpoint trained on train and validation images
 DEFAULT_STORAGE = "runs"
 KEPT = ("shards", "features", "devices", "rates.json")  # beside runs in a storage, and made room in
@@ -76,8 +78,13 @@ class Trial:
     @property
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints that score new images: the refit one, else one a fold; [] once dropped."""
-        names = self.store.list()
-        return [REFIT] if REFIT in names else [name for name in names if name.startswith("fold-")]
+        names = self.kept
+        return [REFIT] if REFIT in names else names
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of all checkpoints, the folds' beside a refit one too."""
+        return [name for name in self.store.list() if name == REFIT or name.startswith(FOLD)]
 
     @property
     def config(self) -> TrialConfig:
@@ -313,7 +320,7 @@ def drop_checkpoints(run: Run, keep: int) -> None:
     ended = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and not trial.record.dropped]
     for trial in best_first(ended)[keep:]:
         trial.write(trial.record.model_copy(update={"dropped": True}))
-        for name in trial.checkpoints:
+        for name in trial.kept:
             (trial.store / name).remove()
 
 

@@ -19,7 +19,17 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs import store as trial_store
 from cxrlt_ray.runs.damage import damages
 from cxrlt_ray.runs.records import EpochRecord, RunRecord, TrialRecord
-from cxrlt_ray.runs.store import Run, Trial, check_free, create_run, keep_index, read_run, read_trial, read_trials
+from cxrlt_ray.runs.store import (
+    Run,
+    Trial,
+    check_free,
+    create_run,
+    drop_checkpoints,
+    keep_index,
+    read_run,
+    read_trial,
+    read_trials,
+)
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.runs.trial_index import INDEX, read_index
 from cxrlt_ray.search.disk import DiskRoom
@@ -90,6 +100,24 @@ def test_a_trials_end_reads_its_own_record_whatever_the_number_of_trials_before_
     assert left == 300 - MANY - 3
     assert max(reads) <= 5
     assert "[203/300] T0202 finished" in capsys.readouterr().out
+
+
+def test_of_a_dropped_trial_no_checkpoint_is_left_beside_the_refit_one(tmp_path):
+    run = create_run(
+        str(tmp_path), RunRecord(name="few", task=Task("auto", ("Mass",))), write_images(tmp_path / "i", 8), {}
+    )
+    for number in range(3):
+        store = run.store / "trials" / trial_name(number)
+        ended(number).write(store, "trial.json")
+        for name in ("fold-0", "fold-1", "refit"):
+            store.write(f"{name}/model.safetensors", b"weights")
+        store.write("predictions/val.parquet", b"predictions")
+    drop_checkpoints(run, 2)
+    left = {trial.name: trial.store.list() for trial in run.trials()}
+    assert left["T0000"] == ["predictions", "trial.json"]  # the one of the lowest score
+    for trial in run.trials()[1:]:
+        assert trial.checkpoints == ["refit"]
+        assert {"fold-0", "fold-1", "refit"} <= set(trial.store.list())
 
 
 def test_a_record_that_another_process_has_written_again_is_read_again(tmp_path):
