@@ -14,6 +14,8 @@ The same from Python; `run` prints what the command prints and returns the run, 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli, output
@@ -21,10 +23,11 @@ from cxrlt_ray.cluster.start import share_processors
 from cxrlt_ray.data.features import features_bound, features_folder
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.readers.columns import counted
+from cxrlt_ray.data.shards import parse_sizes
 from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
-from cxrlt_ray.runs.store import Run, best_first
+from cxrlt_ray.runs.store import Run, Trial, best_first
 from cxrlt_ray.search.asking import check_asking
 from cxrlt_ray.search.begun_from import check_begun_from
 from cxrlt_ray.search.promotion import check_promotion
@@ -58,13 +61,14 @@ from cxrlt_ray.search.run_texts import (
     store_vectors,
     trial_encoders,
 )
+from cxrlt_ray.search.trial_states import has_ended
 from cxrlt_ray.storage import Store
 from cxrlt_ray.tracking import check_trackers, trackers_of
 
 if TYPE_CHECKING:
     from cxrlt_ray.data.shards import Shards
     from cxrlt_ray.search.pacing import Pace
-    from cxrlt_ray.search.plan import Forecast, Planner
+    from cxrlt_ray.search.plan import Forecast, Planner, TrialBytes
     from cxrlt_ray.search.space import Space
     from cxrlt_ray.search.tuner import Search
 
@@ -115,14 +119,15 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
         space, record, planner = _fit(request, record, space, planner, data.manifest, deadline - time.monotonic())
     store_vectors(space, data.corpora.values(), data.manifest, request.storage)
     own_run = write_run(request, existing, record, data, shards, space_file, texts)
-    trial_bytes = planner.trial_bytes(data.manifest)
+    trial_bytes, before = planner.trial_bytes(data.manifest), own_run.trials()
     pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
     search = _search(request, own_run, shards, space, resources, engine, trial_bytes, planner.features, pace)
-    forecast, fresh, started = planner.forecast(data.manifest), not own_run.trials(), time.monotonic()
+    forecast, started = planner.forecast(data.manifest), time.monotonic()
     reason = _train(request, search)
     own_run = with_all_trials(own_run)
+    _keep_rates(planner, own_run, before)
     _finish(request, own_run, reason)
-    if fresh:
+    if not before:
         _compare(planner, forecast, own_run, time.monotonic() - started)
     _say_next(request, own_run)
     return own_run
@@ -156,7 +161,10 @@ def _planner(request: SweepRequest, record: RunRecord, space: Space, resources: 
 
 
 def _print_plan(request: SweepRequest, existing: Run | None, record: RunRecord, space: Space, planner: Planner) -> None:
-    """Print the models of a dry run, and the plan for the data or for the requested number of images."""
+    """Print the models of a dry run, and the plan for the data or for the requested number of images.
+
+    Of a run that goes on: of the trials that are missing.
+    """
     from cxrlt_ray.cluster.node_cache import memory_bound
     from cxrlt_ray.reporting.plan import print_models, print_plan
     from cxrlt_ray.search.dry_run import stage_models
@@ -171,10 +179,17 @@ def _print_plan(request: SweepRequest, existing: Run | None, record: RunRecord, 
     else:
         data = data_of(existing) if existing else run_data(request, space, record.folds)
         count, named = data.manifest, set()
-    if request.seconds is not None and not existing:
-        _, _, planner = _fit(request, record, space, planner, count, request.seconds, measured=False)
-    plan = planner.plan(count, named)
-    print_plan(plan, request.price, memory_bound())
+    if existing:
+        if (done := sum(has_ended(trial) for trial in existing.trials())) >= record.trials:
+            print(f"All {record.trials} trials of {existing.name} are done; give --trials a larger number to add more.")
+            return
+        print(f"Done: {done} of {counted(record.trials, 'trial')}; the plan is of the others, to their end.")
+        planner = planner.following(done)
+    elif request.seconds is not None:
+        _, _, planner = _fit(request, record, space, planner, count, request.seconds, named)
+    plan = planner.plan(count, named, request.keep_checkpoints)
+    sizes = record.sizes_of_shards or ([] if request.sizes is None else parse_sizes(request.sizes))
+    print_plan(plan, request.price, memory_bound(request.cache_gb), sizes, record.quality)
 
 
 def _prepare(
@@ -204,14 +219,16 @@ def _fit(
     planner: Planner,
     images: int | Manifest,
     left: float,
-    measured: bool = True,
+    others: Iterable[str] = (),
 ) -> tuple[Space, RunRecord, Planner]:
     """Fit a new run's space, record and plan to the seconds that are left, and print a line that says so.
 
-    Who asks for a number of trials wants an ensemble: two at least. measured: rates that are not known are measured.
+    Who asks for a number of trials wants an ensemble: two at least. A sweep that is to start measures rates that are
+    not known. others: published cohorts beside a number of images.
     """
     assert request.seconds is not None
-    fit = planner.fit(left, images, 1 if request.trials is None else 2, measured)
+    fewest = 1 if request.trials is None else 2
+    fit = planner.fit(left, images, fewest, measured=not request.starts_nothing, others=others)
     space = space.fitted(fit.size)
     record = fitted_record(record, space, fit.size)
     if not fit.size.full:
@@ -241,13 +258,13 @@ def _search(
     space: Space,
     resources: Resources,
     engine: str,
-    trial_bytes: tuple[float, float],
+    trial_bytes: TrialBytes,
     features: int,
     pace: Pace | None,
 ) -> Search:
     """The trials to run, with what they share; prints how images are streamed, and the disk space needed.
 
-    trial_bytes: of a trial while it runs, and when it is done. features: bytes that stored features may take.
+    features: bytes that stored features may take.
     """
     from cxrlt_ray.reporting.sweep import print_disk, print_features, print_ingest
     from cxrlt_ray.search.disk import DiskRoom
@@ -259,9 +276,11 @@ def _search(
     print_ingest(ingest)
     frozen = any(stage.frozen_copies is not None for config in space.kinds() for stage in config.staged())
     print_features(str(features_folder(Store(request.storage))), features, frozen)
-    running, done = trial_bytes
-    checkpoints = min(record.trials, request.keep_checkpoints or record.trials)
-    print_disk(run.store, running * resources.max_concurrent + done * checkpoints)
+    ended = [trial for trial in run.trials() if has_ended(trial)]
+    kept = sum(trial.state in (FINISHED, PRUNED) and not trial.record.dropped for trial in ended)
+    missing = max(0, record.trials - len(ended))
+    checkpoints = missing if request.keep_checkpoints is None else max(0, request.keep_checkpoints - kept)
+    print_disk(run.store, trial_bytes.of_sweep(missing, resources.max_concurrent, min(missing, checkpoints)))
     job = Job(
         run.store.absolute(),
         shards,
@@ -283,7 +302,7 @@ def _search(
         label_embeddings=run.store.exists(FILE),
     )
     trackers = request.trackers or trackers_of(run)
-    disk = DiskRoom(run.store, running, resources.max_concurrent)
+    disk = DiskRoom(run.store, trial_bytes.most, resources.max_concurrent)
     policy = FaultPolicy(request.retries, request.hung_seconds, request.keep_checkpoints, disk)
     return Search(run, job, space, resources, record.trials, pace, record.seed, policy, record.search_db, trackers)
 
@@ -339,12 +358,18 @@ def _say_next(request: SweepRequest, run: Run) -> None:
     output.result(following, [run.store.absolute().uri], run=run.name, best=trial_record(best))
 
 
+def _keep_rates(planner: Planner, run: Run, before: Sequence[Trial]) -> None:
+    """Keep the rates of the trials that this sweep trained, however it ended. before: the run's as it began."""
+    ended = {trial.name for trial in before if trial.state != RUNNING}
+    with suppress(CxrltError):  # the next plan estimates
+        planner.keep_rates([trial for trial in run.trials() if trial.name not in ended])
+
+
 def _compare(planner: Planner, forecast: Forecast, run: Run, seconds: float) -> None:
-    """Keep the rates of a new run's trials, and compare the plan with the outcome."""
+    """Compare the plan of a new run with the outcome."""
     from cxrlt_ray.reporting.sweep import print_comparison
 
     trials, planned = run.trials(), forecast.pruned
-    planner.keep_rates(trials)
     print_comparison(planned.wall, int(planned.epochs.sum()) * planner.folds, seconds, trials)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.readers.columns import counted
+from cxrlt_ray.data.shards import QUALITY, quality_name
 from cxrlt_ray.search.dry_run import StageModel
 from cxrlt_ray.search.plan import Forecast, SweepPlan
 from cxrlt_ray.search.pricing import PROCESS, decoding_cores, storage_of
@@ -20,22 +22,28 @@ if TYPE_CHECKING:
 WIDTH = 160  # of the tables, in columns
 
 
-def print_plan(plan: SweepPlan, price: float, decoded_bytes: int) -> None:
+def print_plan(
+    plan: SweepPlan, price: float, decoded_bytes: int, sizes: Sequence[int] = (), quality: int = QUALITY
+) -> None:
     """Print rates on each device, disk, memory, what the ingest needs, and time and cost by number of devices.
 
-    price: of a device-hour. decoded_bytes: of memory for decoded images, a machine.
+    price: of a device-hour. decoded_bytes: of memory for decoded images, a machine. sizes, quality: of the shards; the
+    models' sizes without.
     """
     console, last = cli.console(WIDTH), plan.devices[-1]
     console.print(_rates_table(plan))
     console.print(f"CPU: cores that decode for one {last.name}, from shards of the trial's size")
     rates = [rate for device in plan.devices for rate in device.rates]
-    storage = storage_of(rates, plan.workload, plan.trials)
+    storage = storage_of(rates, plan.workload, plan.trials, plan.kept, sizes, quality)
+    kept = "checkpoints and predictions"
+    if plan.kept is not None and plan.kept < plan.trials:
+        kept = f"predictions and the checkpoints of the {counted(plan.kept, 'best trial')}"
     console.print(
         f"Prepare, once: {storage.images:,} originals (about {cli.size(storage.original_bytes)} where they are like "
         f"MIMIC-CXR-JPG) to {', '.join(map(str, storage.sizes))} px: "
         f"{cli.duration(storage.prepare_seconds / plan.cpus)} on {plan.cpus:g} CPU\n"
-        f"Disk: {cli.size(storage.shard_bytes)} of shards (q95), {cli.size(storage.trial_bytes)} of checkpoints and "
-        "predictions\n"
+        f"Disk: {cli.size(storage.shard_bytes)} of shards ({quality_name(quality)}), "
+        f"{cli.size(storage.trial_bytes)} of {kept}\n"
         f"Memory a machine: {cli.size(PROCESS)} a trial, up to {cli.size(decoded_bytes)} of decoded images; a GPU's "
         "own: a batch is split to fit"
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,6 +62,24 @@ class SweepPlan:
     measured: bool  # whether any rate was measured
     features: tuple[FeatureNeed, ...] = ()  # of frozen stages, each kind once
     features_bound: float = 0.0  # bytes that all of them may take
+    kept: int | None = None  # trials whose checkpoints are kept; None: all
+
+
+class TrialBytes(NamedTuple):
+    """Bytes on the storage of the largest trial: its last state while it runs, its checkpoints, its predictions."""
+
+    state: float
+    checkpoints: float
+    predictions: float
+
+    @property
+    def most(self) -> float:
+        """Of a trial that runs."""
+        return sum(self)
+
+    def of_sweep(self, trials: int, together: int, checkpoints: int) -> float:
+        """Of `trials` that are to come, so many at a time, which leave so many checkpoints more than there are."""
+        return self.most * min(trials, together) + self.checkpoints * checkpoints + self.predictions * trials
 
 
 def draw_trials(space: Space, trials: int, seed: int = 0) -> list[TrialConfig]:
@@ -109,6 +128,12 @@ class Planner:
         same = (self.folds, self.seed, self.resources, self.rates.store, self.address, self.gpu)
         return Planner(space, trials, *same, features=self.features, of_findings=self.of_findings)
 
+    def following(self, done: int) -> Planner:
+        """The plan of the trials that come after the first `done`."""
+        planner = self.fitted(self.space, len(self.configs))
+        planner.configs = planner.configs[done:]
+        return planner
+
     def probe(self, configs: Iterable[TrialConfig] = (), seconds: float | None = None) -> Probe:
         """Measure every kind of model of `configs` (all trials') where trials will run, and keep the rates.
 
@@ -149,8 +174,11 @@ class Planner:
         """The sweep on this machine."""
         return self._forecasts(self.device, self.rates_on(self.device), self.workload(images), [self.devices])[0]
 
-    def plan(self, images: int | Manifest, others: Iterable[str] = ()) -> SweepPlan:
-        """The plan for this machine and for 1, 8 and 32 GPUs; for a number of images, with `others` beside."""
+    def plan(self, images: int | Manifest, others: Iterable[str] = (), kept: int | None = None) -> SweepPlan:
+        """The plan for this machine and for 1, 8 and 32 GPUs; for a number of images, with `others` beside.
+
+        kept: of how many trials checkpoints are kept; None: of all.
+        """
         workload, gpu_rates = self.workload(images, others), self.rates_on(self.gpu)
         devices = [Device(self.gpu, tuple(gpu_rates.values()))]
         forecasts = self._forecasts(self.gpu, gpu_rates, workload, DEVICES)
@@ -170,6 +198,7 @@ class Planner:
             known,
             tuple(needs),
             self.features,
+            kept,
         )
 
     def _forecasts(
@@ -207,12 +236,20 @@ class Planner:
         trials = (trial_seconds(config, rates, workload, self.features) for config in configs)
         return [[seconds / each for seconds in trial] for trial in trials]
 
-    def fit(self, budget: float, images: int | Manifest, fewest: int = 1, measured: bool = True) -> Fit:
+    def fit(
+        self,
+        budget: float,
+        images: int | Manifest,
+        fewest: int = 1,
+        measured: bool = True,
+        others: Iterable[str] = (),
+    ) -> Fit:
         """The search of `fewest` trials or more that is planned to end within `budget` seconds on this machine.
 
-        measured: where the estimated rates do not leave it beyond doubt that all of it fits, they are measured first.
+        others: published cohorts beside a number of images. measured: where the estimated rates do not leave it beyond
+        doubt that all of it fits, they are measured first.
         """
-        started, workload = time.monotonic(), self.workload(images)
+        started, workload = time.monotonic(), self.workload(images, others)
         if measured and not self._fit(budget / DOUBT, workload, fewest).size.full:
             self._probe_unknown(min(PROBE_SECONDS / 4, PROBE_SHARE * budget))
         return self._fit(budget - (time.monotonic() - started), workload, fewest)
@@ -243,15 +280,16 @@ class Planner:
         first = self.configs[0].staged()[0]
         return self.rates_of([first], self.device)[first.backbone, first.resolution]
 
-    def trial_bytes(self, images: int | Manifest) -> tuple[float, float]:
-        """Bytes on the storage of the largest trial: while it runs, its last state included, and when it is done."""
-        rates, workload, done = self.rates_on(self.device), self.workload(images), 0.0
+    def trial_bytes(self, images: int | Manifest) -> TrialBytes:
+        """Bytes on the storage of the largest trial."""
+        rates, workload, checkpoints = self.rates_on(self.device), self.workload(images), 0.0
         for config in self.configs:
             last = config.staged()[-1]
-            checkpoints = rates[last.backbone, last.resolution].checkpoint * (workload.folds + config.refit)
-            done = max(done, checkpoints + 4.0 * FINDINGS * (workload.val + workload.test))
+            own = rates[last.backbone, last.resolution].checkpoint * (workload.folds + config.refit)
+            checkpoints = max(checkpoints, own)
         # a state holds weights, AdamW's two moments and an average; while one is written the one before is there
-        return done + 2 * 4 * max(rate.checkpoint for rate in rates.values()), done
+        state = 2.0 * 4 * max(rate.checkpoint for rate in rates.values())
+        return TrialBytes(state, checkpoints, 4.0 * FINDINGS * (workload.val + workload.test))
 
     def keep_rates(self, trials: Sequence[Trial]) -> None:
         """Keep the rates that trials had, for the next plan."""

@@ -16,6 +16,7 @@ from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.records import TrialRecord
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.claim import in_turn
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ SPEEDS = {
     "cpu": 20e9,
 }
 GPUS = [name for name in SPEEDS if name != "cpu"]
+FILE, TURN = "rates.json", ".rates"  # in the storage
 FINDINGS = 40  # of the models whose cost is planned: the head is next to nothing
 PASSES = 3.0  # a training step costs three forward passes, forward and twice that backward
 
@@ -68,15 +70,26 @@ class Rates:
 
     def __init__(self, storage: Store) -> None:
         self.store = storage
-        self.known: dict[str, Any] = storage.read_json("rates.json") if storage.exists("rates.json") else {}
+        self.known = self._stored()
+        self.noted: dict[str, Any] = {}
+
+    def _stored(self) -> dict[str, Any]:
+        return self.store.read_json(FILE) if self.store.exists(FILE) else {}
 
     def note(self, device: str, backbone: str, resolution: int, rate: float, source: str) -> None:
         """Keep a measured rate; `save` writes them."""
-        self.known[f"{family(device)} {backbone} {resolution}"] = {"images_per_second": round(rate, 2), "from": source}
+        measured = {"images_per_second": float(f"{rate:.4g}"), "from": source}
+        self.known[f"{family(device)} {backbone} {resolution}"] = measured
+        self.noted[f"{family(device)} {backbone} {resolution}"] = measured
 
     def save(self) -> None:
-        """Write what is known."""
-        self.store.write_json("rates.json", self.known)
+        """Write what was noted to what other sweeps of the storage have left meanwhile: one may run for days."""
+        if not self.noted:
+            return
+        with in_turn(self.store, TURN):
+            self.known = self._stored() | self.noted
+            self.store.write_json(FILE, self.known)
+        self.noted = {}
 
     def measured(self, device: str, backbone: str) -> bool:
         """Whether a rate of the backbone on the device is known, at whatever resolution."""
@@ -181,7 +194,8 @@ def trained_rates(record: TrialRecord) -> list[tuple[TrialConfig, float]]:
     return [
         (stages[number], speed)
         for number, speed in last.items()
-        if not stages[number].frozen_backbone
+        if speed > 0  # a record has one decimal
+        and not stages[number].frozen_backbone
         and stages[number].fusion == "none"
         and not find_objective(stages[number].objective).needs.anew
     ]

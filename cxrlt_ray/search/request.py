@@ -116,6 +116,8 @@ class SweepRequest(Config):
             problems.append(f"--labels-blank is {' or '.join(BLANK)}, not '{self.labels_blank}'.")
         if self.labels is None and not self.resume and {"labels_mode", "labels_blank"} & self.model_fields_set:
             problems.append("--labels-mode and --labels-blank say how --labels are used: give --labels FILE too.")
+        if not 0 <= self.max_bad <= 1:
+            problems.append(f"--max-bad is a share from 0 to 1, not {self.max_bad:g}.")
         if not 0 <= self.holdout < 1:
             problems.append(f"--holdout is a share from 0 to below 1, not {self.holdout:g}.")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
@@ -128,6 +130,8 @@ class SweepRequest(Config):
             problems.append(f"{self.task} asks for its own findings: give --ask with the task whose labels train.")
         if not self.asked and self.finding_folds is not None and not self.resume:
             problems.append("--finding-folds is for task3, 2026-task2 and --ask, which ask for findings by text.")
+        if self.finding_folds is not None and self.choose_by == MINED:
+            problems.append(f"--finding-folds choose where labels do not: leave it out with --choose-by {MINED}.")
         if self.finding_folds is not None and self.finding_folds < 1:
             problems.append(f"--finding-folds is 1 or more, not {self.finding_folds}.")
         if self.track is not None and set(self.track.split(",")) <= set(TRACKERS):
@@ -152,12 +156,14 @@ class SweepRequest(Config):
             problems.append(f"--objectives is map or map,cost, not '{self.objectives}'.")
         if self.promote is not None and self.promote not in PROMOTE:
             problems.append(f"--promote is {' or '.join(PROMOTE)}, not '{self.promote}'.")
-        if self.cache_gb is not None and self.cache_gb < 0:
+        if self.cache_gb is not None and not 0 <= self.cache_gb < math.inf:
             problems.append(f"--cache-gb is 0 (none) or more, not {self.cache_gb:g}.")
-        if self.features_gb is not None and self.features_gb < 0:
+        if self.features_gb is not None and not 0 <= self.features_gb < math.inf:
             problems.append(f"--features-gb is 0 (none) or more, not {self.features_gb:g}.")
         if self.trials is not None and self.trials < 1:
             problems.append(f"--trials must be at least 1, not {self.trials}.")
+        if self.epochs is not None and self.epochs < 1:
+            problems.append(f"--epochs must be at least 1, not {self.epochs}.")
         if self.retries < 0:
             problems.append(f"--retries is 0 or more, not {self.retries}.")
         if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
@@ -176,7 +182,7 @@ class SweepRequest(Config):
             problems.append("--gpu is for --plan: a sweep trains on what there is.")
         if self.gpu is not None and self.gpu not in GPUS:
             problems.append(f"--gpu is one of {', '.join(GPUS)}, not '{self.gpu}'.")
-        if self.price < 0:
+        if not 0 <= self.price < math.inf:
             problems.append(f"--price is 0 or more, not {self.price:g}.")
         if "price" in self.model_fields_set and not planning:
             problems.append("--price is for --plan: a sweep does not ask what it costs.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cxrlt_ray.cluster.processors import available_processors
@@ -78,7 +79,7 @@ def plan_resources(
     if min_workers is not None and not 1 <= min_workers <= workers:
         raise UsageError(f"--min-workers must be 1 to {workers} (--workers-per-trial), not {min_workers}.")
     per_gpu = gpus_per_trial if gpus_per_trial is not None else (1.0 if gpus else 0.0)
-    if per_gpu < 0 or (per_gpu > 1 and per_gpu % 1):
+    if not 0 <= per_gpu < math.inf or (per_gpu > 1 and per_gpu % 1):
         raise UsageError(f"--gpus-per-trial is a part of a GPU, such as 0.5, or whole ones; not {per_gpu:g}.")
     fit_gpu = _workers_on(gpus, per_gpu) // workers if per_gpu else None
     if per_gpu and not fit_gpu:
@@ -100,7 +101,7 @@ def plan_resources(
         share = (cpus - data_cpus) / (concurrent * workers)
         cpus_per_trial = 1.0 if share >= 1 else round(share - 0.05, 1)
     asked = concurrent * workers * cpus_per_trial
-    if cpus_per_trial <= 0 or cpus - asked < data_cpus:
+    if not cpus_per_trial > 0 or not cpus - asked >= data_cpus:
         free = f", and {data_cpus:g} must stay free to stream images" if data_cpus else ""
         raise UsageError(
             f"{concurrent} trial(s) x {workers} worker(s) x {cpus_per_trial:g} CPU ask for {asked:g} of {cpus:g} CPU"

@@ -40,6 +40,8 @@ def claimed_name(request: SweepRequest, existing: Run | None) -> Iterator[str]:
     """
     name = request.name or f"{Path(request.task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     if request.starts_nothing:
+        if request.name and not existing:
+            check_free(request.storage, name)
         yield existing.name if existing else name
         return
     if existing:

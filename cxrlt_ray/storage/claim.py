@@ -42,6 +42,24 @@ def claim(store: Store) -> AbstractContextManager[None]:
     return _listed(store) if store.local is None else _locked(store.local)
 
 
+@contextmanager
+def in_turn(store: Store, name: str) -> Iterator[None]:
+    """One process at a time, of those that ask for the turn `name` in a directory; each waits for the others.
+
+    For moments, such as to read a file and write it again. Storage without locks lets all in at once.
+    """
+    if store.local is None:
+        yield
+        return
+    with explained(f"{store.uri} cannot be made"):
+        private_dir(store.local)
+        file = open(store.local / name, "a", encoding="utf-8")  # noqa: SIM115  it is locked while it is open
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def is_claimed(store: Store) -> bool | None:
     """Whether a process, of any machine, has the claim on the directory; None where that cannot be told.
 

@@ -43,6 +43,17 @@ def test_sweeps_that_begin_in_the_same_second_have_names_of_their_own(tmp_path, 
         assert [first, other, third] == [f"auto-20261129-101500{end}" for end in ("", "-2", "-3")]
 
 
+@pytest.mark.parametrize("form", ["plan", "dry_run"])
+def test_a_plan_refuses_a_name_that_its_sweep_would_refuse_and_writes_nothing(tmp_path, form):
+    with claimed_name(asked(tmp_path, name="mine", **{form: True}), None) as name:
+        assert name == "mine"
+    assert not Store(asked(tmp_path).storage).list()
+    Store(asked(tmp_path).storage).write("mine/run.json", b"{}")
+    for wrong in ("mine", "shards", ".hidden"):
+        with pytest.raises(UsageError, match=f"'{wrong}'"), claimed_name(asked(tmp_path, name=wrong, plan=True), None):
+            pass
+
+
 def test_a_name_is_free_again_once_a_sweep_has_ended_before_it_left_a_run(tmp_path, second):
     request = asked(tmp_path)
     for _ in range(2):
