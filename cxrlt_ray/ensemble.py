@@ -8,7 +8,7 @@ With `--from` the members are predictions from any source, in files (ensembling/
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cxrlt_ray import cli, output
@@ -25,6 +25,7 @@ from cxrlt_ray.ensembling.from_run import contaminations_of, mimic_warnings, poo
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.probabilities import Probabilities, probabilities, write_probabilities
 from cxrlt_ray.ensembling.request import EnsembleRequest
+from cxrlt_ray.ensembling.submission import FILE as SUBMISSION
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation.scores import UNSEEN
 from cxrlt_ray.reporting import calibration as calibration_page
@@ -96,20 +97,21 @@ def _of_run(request: EnsembleRequest) -> Stacked:
     for line in lift_lines(pool, systems, scored, mined_labels(manifest, pool)) if pool.asking else ():
         print(line)
     store = swept.store / "ensembles" / name
+    explained: tuple[str, ...] = ()
     if request.explain:
-        _explain(request, pool, systems[-1], findings, unit, store)
+        explained = _explain(request, pool, systems[-1], findings, unit, store)
     made = _probabilities(request, pool, systems[-1], swept.task.findings, scored)
     submitted = scored.get(split)
     if submitted is not None:
         submitted = made.applied(submitted, [findings.index(finding) for finding in swept.task.findings])
-    more = write_probabilities(store, made)
-    stored.remove_former(store, [*more, *stored.files_of(submitted, request.zip)])
+    files = [*stored.files_of(submitted, request.zip), *write_probabilities(store, made), *explained]
+    stored.remove_former(store, files)
     record = stored.write_ensemble(
         store, swept, file, name, pool, systems[-1], comparison, submitted, request.zip, made.calibration, seen
     )
     pages, last = _report(swept, name) if request.report else ([], "")
     _track(swept, record)
-    _say_next(swept, store, split, submitted, more, comparison, pages, last)
+    _say_next(swept, store, split, files, comparison, pages, last)
     return Stacked(store, name, comparison, made)
 
 
@@ -172,12 +174,12 @@ def _of_tables(request: EnsembleRequest) -> Stacked:
     comparison = judge(members.findings, rarity(members.targets), pool, systems, {}, request.rounds, request.seed)
     report.show(comparison, name, swept=False)
     store = Store(request.out)
+    explained: tuple[str, ...] = ()
     if request.explain:
-        _explain(request, pool, systems[-1], tuple(members.findings), unit, store)
+        explained = _explain(request, pool, systems[-1], tuple(members.findings), unit, store)
     made = _probabilities(request, pool, systems[-1], tuple(members.findings), {})
-    files = write_probabilities(store, made)
-    there = [*files, *(from_tables.EXPLAINED if request.explain else ())]
-    files = from_tables.write(store, tables, file, name, pool, systems[-1], comparison, made, there) + files
+    there = [*write_probabilities(store, made), *explained]
+    files = [*from_tables.write(store, tables, file, name, pool, systems[-1], comparison, made, there), *there]
     output.result(
         f"Left in {store.absolute().uri}: {', '.join(files)}", _paths(store, files), map=report.scored(comparison)
     )
@@ -207,15 +209,15 @@ def _show_frontier(request: EnsembleRequest, file: EnsembleFile, pool: Pool, sys
 
 def _explain(
     request: EnsembleRequest, pool: Pool, system: System, findings: tuple[str, ...], unit: str, store: Store
-) -> None:
-    """Show and write the reasons for the ensemble's members."""
+) -> tuple[str, ...]:
+    """Show and write the reasons for the ensemble's members; returns the files' names."""
     from cxrlt_ray.ensembling.explain import explain_system
     from cxrlt_ray.reporting import explanation as page
 
     explanation = explain_system(pool, system, findings, unit, request.seed)
     page.show(explanation)
     page.write(explanation, store)
-    print(f"Left in {store.absolute().uri}: explain.json, explain.png")
+    return stored.EXPLAINED
 
 
 def _report(swept: Run, name: str) -> tuple[list[str], str]:
@@ -234,21 +236,17 @@ def _say_next(
     swept: Run,
     store: Store,
     split: str,
-    submitted: ScoredSplit | None,
-    more: list[str],
+    made: list[str],
     comparison: Comparison,
     pages: list[str],
     last: str,
 ) -> None:
-    """Print the files written, the command that scores them, and the last line."""
-    files = ["ensemble.json", "weights.csv", *stored.files_of(submitted), *more]
+    """Print the files written, the command that scores the submission, and the last line."""
+    files = ["ensemble.json", "weights.csv", *made]
     lines = [f"Left in {store.uri}: {', '.join(files)}"]
-    if submitted:
-        lines.append(
-            f"Next: python -m cxrlt_ray.evaluate {shlex.quote(f'{store.uri}/submission.csv')} "
-            f"--task {shlex.quote(swept.record.task_argument)} "
-            f"--data {shlex.quote(swept.record.data or '')}" + "".join(_reading_options(swept, split))
-        )
+    if SUBMISSION in made:  # its run knows the images, labels and splits; the data, read anew, may give others
+        other = "" if split == swept.task.scored_split else f" --split {split}"
+        lines.append(f"Next: python -m cxrlt_ray.evaluate {shlex.quote(store.uri)}{other}")
     if pages:
         lines.append("The run as one page, for a browser:")
     lines += [last] if last else []
@@ -257,15 +255,6 @@ def _say_next(
 
 def _paths(store: Store, files: Sequence[str]) -> list[str]:
     return [f"{store.absolute().uri}/{file}" for file in files]
-
-
-def _reading_options(swept: Run, split: str) -> Iterator[str]:
-    """The options with which evaluate reads the data as the run did."""
-    if split != swept.task.scored_split:
-        yield f" --split {split}"
-    for option, default in (("seed", 0), ("uncertain", "null")):
-        if (value := getattr(swept.record, option)) != default:
-            yield f" --{option} {value}"
 
 
 main = cli.command(

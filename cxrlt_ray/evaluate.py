@@ -16,7 +16,7 @@ import numpy as np
 
 from cxrlt_ray import cli, output
 from cxrlt_ray.data.groups import group_columns
-from cxrlt_ray.data.manifest import COHORT, Manifest
+from cxrlt_ray.data.manifest import COHORT, MAIN, Manifest
 from cxrlt_ray.data.tasks import Task, load_task, rarity
 from cxrlt_ray.ensembling import submission
 from cxrlt_ray.errors import UsageError
@@ -169,14 +169,14 @@ def _score_sites(request: EvaluateRequest, given: Given, console: Console) -> di
         return {}
     from cxrlt_ray.data.joining import read_site
     from cxrlt_ray.ensembling.new_images import score_site
-    from cxrlt_ray.ensembling.stored import load
+    from cxrlt_ray.ensembling.stored import load, run_of
     from cxrlt_ray.runs.ensemble_record import FILE
 
     assert given.ensemble
     assert given.folder
     ensemble = load(f"{given.folder.uri}/{FILE}")
     known = replace(given.manifest, findings=given.task.findings)
-    storage = request.storage or given.ensemble.run.rpartition("/")[0]
+    storage = request.storage or run_of(given.ensemble, given.folder.uri).uri.rpartition("/")[0]
     sites = {}
     for key, path in request.sites.items():
         images, notes = read_site(key, path, known, request.uncertain)
@@ -206,8 +206,8 @@ def _read_cohort(request: EvaluateRequest, data: str) -> tuple[Manifest, tuple[s
 
 
 def _groups(manifest: Manifest, task: Task) -> list[str]:
-    """Head, medium or tail by training counts; UNSEEN if a finding is not labelled in training."""
-    targets = manifest.of_split("train").targets(task.findings)
+    """Head, medium or tail by the main cohort's training labels; UNSEEN if a finding has none there."""
+    targets = manifest.of_cohort(MAIN).of_split("train").targets(task.findings)
     labelled = np.any(targets >= 0, axis=0).tolist()
     return [group if known else UNSEEN for group, known in zip(rarity(targets), labelled, strict=True)]
 

@@ -76,7 +76,8 @@ def run(request: PredictRequest) -> Predictions:
     if mapping is not None:
         rows = asked.rows(mapping) if asked else {}
         _draw_maps(request, attention_maps(ensemble.trials[mapping], rows, names, shards, images.table), names)
-    left = ["predictions.parquet", "submission.csv", *(["asked.csv"] if names else [])]
+    packed = ["submission.zip"] if request.zip else []
+    left = ["predictions.parquet", "submission.csv", *packed, *(["asked.csv"] if names else [])]
     line = f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{', '.join(left)}"
     output.result(line, [f"{request.out}/{name}" for name in left], images=len(ids))
     return predictions

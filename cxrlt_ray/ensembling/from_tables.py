@@ -24,14 +24,14 @@ from cxrlt_ray.ensembling.members import Members, read_apply, read_members, read
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.probabilities import CALIBRATION_FILE, THRESHOLDS_FILE, Probabilities
 from cxrlt_ray.ensembling.request import EnsembleRequest
-from cxrlt_ray.ensembling.stored import as_applied, own_columns
+from cxrlt_ray.ensembling.stored import EXPLAINED, as_applied, own_columns
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.selection import takes_costs
 from cxrlt_ray.selection.honest import side_by_side
 from cxrlt_ray.storage import Store
 
 FILES = ("weights.csv", "validation.csv", "report.json")
-APPLIED, EXPLAINED = "predictions.csv", ("explain.json", "explain.png")
+APPLIED = "predictions.csv"
 
 
 @dataclass(frozen=True)

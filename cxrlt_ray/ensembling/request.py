@@ -143,7 +143,7 @@ class EnsembleRequest(Config):
 class PredictRequest(Config):
     """What is asked of `predict`: the options of the command, with their defaults."""
 
-    ensemble: Annotated[str, cli.option("an ensemble.json: path or URI")]
+    ensemble: Annotated[str, cli.option("an ensemble: its directory or ensemble.json, path or URI")]
     data: Annotated[str, cli.option("the new images: a directory or URI, with or without a table")]
     ask: Annotated[str | None, cli.option("findings to ask for by name, separated by commas: written to asked.csv")] = (
         None

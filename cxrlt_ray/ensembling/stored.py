@@ -10,7 +10,6 @@ ensemble.json          EnsembleRecord; written last: the rest is whole
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,16 +21,17 @@ from cxrlt_ray.ensembling.compare import Comparison, ScoredSplit, System, as_jso
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import Pool
 from cxrlt_ray.ensembling.probabilities import CALIBRATION_FILE, THRESHOLDS_FILE
-from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.evaluation.calibration import Calibration
 from cxrlt_ray.runs.contamination import Contamination
-from cxrlt_ray.runs.ensemble_record import EnsembleRecord, MemberRecord, weights_fingerprint
+from cxrlt_ray.runs.ensemble_record import FILE, EnsembleRecord, MemberRecord, weights_fingerprint
 from cxrlt_ray.runs.predictions import Predictions
 from cxrlt_ray.runs.store import Run, read_trial
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.finite import finite
 
 PREDICTIONS, CROSS_FITTED = "predictions.parquet", "predictions/val.parquet"
+EXPLAINED = ("explain.json", "explain.png")  # of --explain
 
 
 def write_ensemble(
@@ -88,7 +88,8 @@ def files_of(scored: ScoredSplit | None, zip: bool = False) -> list[str]:
 
 def remove_former(store: Store, files: Collection[str]) -> None:
     """Remove what an earlier ensemble of the same name left and this one, with `files`, did not make: it is not its."""
-    for name in (CALIBRATION_FILE, THRESHOLDS_FILE, PREDICTIONS, submission.FILE, submission.ARCHIVE):
+    made = (CALIBRATION_FILE, THRESHOLDS_FILE, PREDICTIONS, submission.FILE, submission.ARCHIVE, *EXPLAINED)
+    for name in made:
         if name not in files and store.exists(name):
             store.delete(name)
 
@@ -168,14 +169,16 @@ def own_columns(findings: Sequence[str]) -> list[str]:
 
 
 def load(uri: str) -> Ensemble:
-    """Read an ensemble.json and find its members.
+    """Read an ensemble, given by its ensemble.json or its directory, and find its members.
 
-    Raises UsageError where it is none of this version, CxrltError where a member is missing or has changed.
+    Raises UsageError where there is none of this version, CxrltError where a member is missing or has changed.
     """
-    folder, _, name = uri.rpartition("/")
-    content = Store(folder or ".").read_json(name)
-    record = EnsembleRecord.parse(content, uri)
-    run = run_of(record, folder)
+    file = uri if uri.endswith(".json") else f"{uri.rstrip('/')}/{FILE}"
+    store, name = Store.holding(file)
+    if not store.exists(name):
+        raise UsageError(f"there is no ensemble in {uri}: give RUN/ensembles/NAME, as `ensemble` leaves it.")
+    record = EnsembleRecord.parse(store.read_json(name), file)
+    run = run_of(record, store.uri)
     trials = []
     for member in record.members:
         trial = read_trial(run / "trials" / member.trial)
@@ -202,11 +205,21 @@ def _member(pool: Pool, m: int, weights: np.ndarray, findings: tuple[str, ...]) 
 
 
 def run_of(record: EnsembleRecord, folder: str) -> Store:
-    """The run of the ensemble in `folder`: where it was, else two levels above, should the whole have been moved."""
-    recorded = Store(record.run)
-    if recorded.exists("run.json") or "://" in folder:
+    """The run of the ensemble in `folder`, a directory or URI: two levels above, wherever the whole was moved.
+
+    Else where it was when the ensemble was made. Raises CxrltError where it is at neither place.
+    """
+    above, recorded = _two_above(Store(folder or ".").absolute().uri), Store(record.run)
+    found = above is not None and above.exists("run.json")
+    if above is not None and found and above.read_json("run.json").get("fingerprint", "") == record.fingerprint:
+        return above
+    if recorded.exists("run.json"):
         return recorded
-    beside = Store(str(Path(folder or ".").resolve().parents[1]))
-    if beside.exists("run.json"):
-        return beside
     raise CxrltError(f"the run of this ensemble is not at {recorded.uri} any more: its members cannot be loaded.")
+
+
+def _two_above(uri: str) -> Store | None:
+    """The directory two levels above that of an absolute path or URI; None where there is none, as above a bucket."""
+    scheme, mark, path = uri.rpartition("://")
+    names = path.rstrip("/").split("/")[:-2]
+    return Store(f"{scheme}{mark}{'/'.join(names)}") if any(names) else None

@@ -21,7 +21,7 @@ from cxrlt_ray.data.teacher import EVERY, TeacherMember, Weights
 from cxrlt_ray.ensembling.apply import Ensemble, applied
 from cxrlt_ray.ensembling.stored import load
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.runs.ensemble_record import FILE, weights_fingerprint
+from cxrlt_ray.runs.ensemble_record import weights_fingerprint
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.store import Run, Trial, read_run
 from cxrlt_ray.storage import Store
@@ -184,14 +184,10 @@ def teacher_of(uri: str, weights: str) -> EnsembleTeacher:
 
     Raises UsageError for one that cannot teach, CxrltError where its run or a member is gone or has changed.
     """
-    file = uri if uri.endswith(".json") else f"{uri.rstrip('/')}/{FILE}"
-    store, name = Store.holding(file)
-    if not store.exists(name):
-        raise UsageError(f"there is no ensemble in {uri}: give RUN/ensembles/NAME, as `ensemble` leaves it.")
-    ensemble = load(file)
+    ensemble = load(uri)
     run = read_run(Store(ensemble.trials[0].store.uri.rpartition("/trials/")[0]))
     if run.record.fingerprint != ensemble.record.fingerprint:
-        raise UsageError(f"{file} was made of another run than {run.name}, which is in its place: make it anew.")
+        raise UsageError(f"{uri} was made of another run than {run.name}, which is in its place: make it anew.")
     if run.record.asking is not None:
         raise UsageError(
             f"run {run.name} asks for findings by text, for which no labels calibrate scores: take an ensemble of a "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 from drawn_run import FINDINGS, make_tested_run, predictable
 
-from cxrlt_ray import ensemble, predict
+from cxrlt_ray import ensemble, evaluate, predict
 from cxrlt_ray.ensembling import stored
 from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs.store import Run
@@ -124,3 +126,30 @@ def test_no_submission_of_a_former_ensemble_stays_beside_the_new_one(request_of,
     assert not (folder / "submission.zip").exists()
     ensemble.run(request_of(select="greedy", split="holdout"))  # the data has none
     assert {path.name for path in folder.iterdir()} == {"ensemble.json", "weights.csv", "predictions"}
+
+
+def test_the_next_command_scores_the_submission_though_the_data_is_not_read_again(request_of, capsys):
+    stacked = ensemble.run(request_of(select="mean", zip=True))  # of data that is not there any more
+    printed = capsys.readouterr().out
+    assert re.search(r"Left in .*: ensemble\.json, .*submission\.csv, submission\.zip$", printed, re.MULTILINE)
+    (words,) = re.findall(r"^Next: python -m cxrlt_ray\.evaluate (.*)$", printed, re.MULTILINE)
+    scores = evaluate.run(evaluate.EvaluateRequest(submission=words, rounds=20))
+    assert scores.scores["map"] == pytest.approx(stacked.comparison.sets["test"].systems["mean ensemble"].map.value)
+
+
+def test_another_sites_shards_are_kept_beside_the_run_wherever_it_was_moved(request_of, run, tmp_path, monkeypatch):
+    ensemble.run(request_of(select="mean"))
+    images = run.manifest().of_split("test")
+    (tmp_path / "moved").mkdir()
+    shutil.move(tmp_path / "r", tmp_path / "moved" / "r")
+    asked = []
+
+    def score_site(loaded, folder, name, images, storage, *more):
+        asked.append(storage)
+        return np.full((len(images.table), 3), 0.5)
+
+    monkeypatch.setattr("cxrlt_ray.data.joining.read_site", lambda *_: (images, ()))
+    monkeypatch.setattr("cxrlt_ray.ensembling.new_images.score_site", score_site)
+    folder = str(tmp_path / "moved" / "r" / "ensembles" / "mean")
+    evaluate.run(evaluate.EvaluateRequest(submission=folder, external=["nih=."], rounds=20))
+    assert asked == [str(tmp_path / "moved")]

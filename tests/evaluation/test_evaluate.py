@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from scored_cohort import cohort, submit
 from sklearn.metrics import average_precision_score
 
 from cxrlt_ray import evaluate
-from cxrlt_ray.data.tasks import CHALLENGE
+from cxrlt_ray.data.manifest import COHORT
+from cxrlt_ray.data.tasks import CHALLENGE, Task
 from cxrlt_ray.ensembling import submission
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.storage import Store
@@ -96,3 +98,12 @@ def test_phantom_is_told_and_the_teams_are_left_out(tmp_path: Path, capsys):
     printed = capsys.readouterr().out
     assert "This cohort is the phantom" in printed
     assert "arXiv" not in printed
+
+
+def test_a_finding_is_as_rare_as_it_is_in_the_main_cohort_whatever_else_trains(tmp_path: Path):
+    manifest = cohort(tmp_path / "data")
+    others = pd.concat([manifest.table.assign(**{COHORT: "nih", "split": "train", "Mass": 0})] * 20)
+    joined = replace(manifest, table=pd.concat([manifest.table, others], ignore_index=True))
+    task = Task("auto", manifest.findings)
+    assert evaluate._groups(joined, task) == evaluate._groups(manifest, task)
+    assert evaluate._groups(manifest, task)[0] == "head"
