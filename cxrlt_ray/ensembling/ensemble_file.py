@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from cxrlt_ray.selection.method import AUTO, Lean, Method
 from cxrlt_ray.selection.views import LEARNED, StudyRule, options
 
 CHOICES = ("mean", "best", "greedy_bagged")  # all in one space
+WHOLE = ("mean", "rank_mean", "best", "greedy_global", "greedy_lift")  # weigh all findings alike: none leans on others
 ON, OFF = "on", "off"  # of `tta`
 
 
@@ -85,7 +87,8 @@ class EnsembleFile(Config):
     def methods(self) -> list[Method]:
         """What selection.honest chooses among, in order of preference."""
         if self.selector == AUTO:
-            return [Method(name, {}, self.guard, self.members, self.lean) for name in self.choices]
+            whole = [Method(name, members=self.members) for name in self.choices]
+            return [m if m.selector in WHOLE else replace(m, guard=self.guard, lean=self.lean) for m in whole]
         fallbacks = [Method(name, {}, 0.0, self.members) for name in self.fallback]
         chosen = Method(self.selector, dict(self.settings), self.guard, self.members, self.lean, tuple(self.blend))
         return [chosen, *fallbacks]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cxrlt_ray import config, ensemble
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.selection.honest import fit
 from cxrlt_ray.selection.views import StudyRule
 
 
@@ -133,3 +135,19 @@ def test_what_would_be_applied_otherwise_than_it_says_is_refused(tmp_path, text,
 )
 def test_what_is_said_of_the_space_and_needs_no_budget_is_taken(tmp_path, text):
     assert written(tmp_path, text).methods()
+
+
+@pytest.mark.parametrize("name", ["best", "mean"])
+def test_what_auto_chooses_is_the_selector_that_it_names(name):
+    """One that weighs all findings alike gets no part of what a finding of few positives leans on."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((60, 2)) < 0.3).astype(np.int8)
+    skill = np.array([3.0, 1.0, -2.0])[:, None, None]  # the last is not sound
+    scores = (1 / (1 + np.exp(-skill * (targets - 0.5) - rng.normal(size=(3, 60, 2))))).astype(np.float32)
+    auto = load_ensemble("auto")[1].model_copy(update={"choices": [name]})
+    weights = [fit(file.methods(), scores, targets, np.arange(60), folds=0).weights for file in (auto, alone(name))]
+    np.testing.assert_array_equal(*weights)
+
+
+def alone(name: str) -> EnsembleFile:
+    return load_ensemble(name)[1]
