@@ -102,9 +102,9 @@ def best_of_each(trials: list[Trial], parameter: str, say: Say = print) -> list[
     So a grid of learning rates becomes one member a resolution. The choice sees all validation subjects, as epoch
     choice did, and cross-fitting does not undo it.
     """
-    best: dict[object, Trial] = {}
+    best: dict[str, Trial] = {}
     for trial in trials:
-        value = getattr(trial.config, parameter)
+        value = repr(getattr(trial.config, parameter))  # settings of a loss are a mapping
         if value not in best or trial.record.metric.better(trial.score, best[value].score):
             best[value] = trial
     chosen = [trial for trial in trials if any(trial is other for other in best.values())]
@@ -127,8 +127,8 @@ def gather(
     most: so many trials are chosen among, the `shortlist` by `first`; None: as many as memory holds `copies` of (all,
     where it does). Files are read one after the other into their place, twice where not all can stay.
     """
-    findings, limit = run.record.predicted, most or _room(trials, copies)
-    targets = chosen_by(manifest, run.record)
+    findings, trials = run.record.predicted, [trial for trial in trials if _of_run(trial, run, say)]
+    limit, targets = most or _room(trials, copies), chosen_by(manifest, run.record)
     if len(trials) > limit:
         say(f"{len(trials):,} trials are more than " + (f"--most {most:,}" if most else f"the {limit:,} memory holds"))
         trials = shortlist(manifest, targets, trials, limit, first, say)
@@ -142,7 +142,9 @@ def gather(
         predictions[:, len(able)] = scores.T
         able.append(trial)
     if not able:
-        raise CxrltError(f"none of the {len(trials)} trials of run {run.name} has predictions that fit it.")
+        raise CxrltError(f"no trial of run {run.name} has predictions that fit it.")
+    if not shared.all():
+        say(f"Left out: {(~shared).sum():,} of {len(ids):,} validation images, which some trials have not scored")
     if len(able) < len(trials) or not shared.all():
         predictions = np.ascontiguousarray(predictions[:, : len(able), shared])
     table = manifest.table.set_index("image_id")
@@ -160,6 +162,15 @@ def gather(
         findings=findings,
         asking=run.record.asking,
     )
+
+
+def _of_run(trial: Trial, run: Run, say: Say) -> bool:
+    """Whether a trial is of the run's images and findings; one copied from another run may not be, and is named."""
+    record, ours = trial.record, run.record
+    alike = record.findings == ours.predicted and ours.fingerprint in ("", record.fingerprint)
+    if not alike:
+        say(f"Left out {trial.name}: it was trained on other images, splits or findings than those of run {run.name}")
+    return alike
 
 
 def chosen_by(manifest: Manifest, record: RunRecord) -> np.ndarray:

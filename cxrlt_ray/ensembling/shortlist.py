@@ -99,7 +99,9 @@ def shortlist(
     labels = _Labels(manifest, targets)
     if first is not None:
         predictions = first_readable(trials)
-        images = 0 if predictions is None else len(predictions.image_id)
+        if predictions is None:
+            return trials  # to be told of each why it does not fit
+        images = len(predictions.image_id)
         if has_room(len(trials), images, targets.shape[1]):
             with scratch_scores(len(trials), images, targets.shape[1]) as scratch:
                 return _picked(labels, trials, most, first, scratch, say)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn_run import make_run
+from drawn_run import CONFIG, FINDINGS, make_run, write_predictions
 
 from cxrlt_ray.ensembling.compare import compare
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile, load_ensemble
 from cxrlt_ray.ensembling.pool import best_of_each, gather
 from cxrlt_ray.ensembling.shortlist import foremost
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.runs.store import Run
 
 
 @pytest.fixture
@@ -63,3 +64,36 @@ def test_what_is_no_parameter_of_trials_is_refused(tmp_path):
     path.write_text("selector: mean\nbest_of_each: colour\n")
     with pytest.raises(UsageError, match=r"key 'best_of_each'.*no parameter of trials"):
         load_ensemble(str(path))
+
+
+@pytest.mark.parametrize("foreign", ["images", "findings"])
+def test_a_trial_copied_from_another_run_is_named_and_left_out(made, foreign):
+    drawn, manifest = made
+    run = Run(drawn.store, drawn.record.model_copy(update={"fingerprint": "f"}))
+    store, ids = run.store / "trials" / "T0002", manifest.table["image_id"].to_numpy()
+    trial = {"name": "T0002", "state": "finished", "config": CONFIG, "fingerprint": "f", "findings": FINDINGS}
+    if foreign == "images":  # half of them are this run's too
+        store.write_json("trial.json", trial | {"fingerprint": "g"})
+        write_predictions(store, ids[:300], np.full((300, 3), 0.5), "val", "g")
+    else:
+        store.write_json("trial.json", trial | {"findings": FINDINGS[::-1]})
+    said: list[str] = []
+    pool = gather(run, manifest, run.trials(), said.append)
+    assert pool.names == ["T0000", "T0001"]
+    assert pool.image_id.tolist() == ids.tolist()
+    (line,) = said
+    assert line.startswith("Left out T0002: it was trained on other images, splits or findings")
+
+
+def test_images_that_some_trial_has_not_scored_are_counted(made):
+    run, manifest = made
+    ids = manifest.table["image_id"].to_numpy()
+    write_predictions(run.store / "trials" / "T0001", ids[5:], np.full((595, 3), 0.5), "val")
+    said: list[str] = []
+    assert gather(run, manifest, run.trials(), said.append).image_id.tolist() == ids[5:].tolist()
+    assert said == ["Left out: 5 of 600 validation images, which some trials have not scored"]
+
+
+def test_the_best_of_each_is_also_of_a_parameter_that_is_a_mapping(made):
+    trials = made[0].trials()
+    assert best_of_each(trials, "loss_settings", lambda line: None) == trials[:1]  # all score alike: the first

@@ -14,7 +14,7 @@ from cxrlt_ray.ensembling import shortlist
 from cxrlt_ray.ensembling.compare import compare
 from cxrlt_ray.ensembling.ensemble_file import EnsembleFile
 from cxrlt_ray.ensembling.pool import gather
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 
 TRIALS, ROUNDS = 24, 6
 GREEDY = EnsembleFile(selector="greedy", settings={"rounds": ROUNDS}, folds=3, tta="off")
@@ -54,14 +54,15 @@ def test_greedy_among_the_shortlist_is_greedy_among_all(made):
         name: row.tolist() for name, row in by_name.items() if row.any()
     }
     np.testing.assert_array_equal(short.crossed, everyone.crossed)
-    assert "greedy selection among all 24 picks" in lines[-1]
+    assert "greedy selection among all 24 picks" in lines[-2]
+    assert lines[-1] == "Left out: 5 of 600 validation images, which some trials have not scored"
 
 
 def test_of_more_picks_than_may_stay_the_earliest_do(made):
     lines: list[str] = []
     pool = chosen(made, GREEDY, 3, lines.append)
     assert len(pool.trials) == 3
-    assert "Chosen among: the first 3 of the" in lines[-1]
+    assert any("Chosen among: the first 3 of the" in line for line in lines)
     ap = np.array([trial.store.uri for trial in pool.trials])
     assert sorted(ap) == list(ap)  # in the run's order
 
@@ -108,3 +109,12 @@ def test_that_cross_fitting_does_not_undo_a_shortlist_by_score_is_told(made):
 def test_rounds_that_are_no_number_are_refused_before_the_first_pass(rounds):
     with pytest.raises(UsageError, match="'rounds' must be a whole number from 1 up"):
         shortlist.first_pass_of(EnsembleFile(selector="greedy", settings={"rounds": rounds}), seed=0)
+
+
+def test_trials_whose_predictions_are_all_damaged_are_named(made):
+    for trial in made[0].trials():
+        trial.store.write("predictions/val.parquet", b"damaged")
+    lines: list[str] = []
+    with pytest.raises(CxrltError, match="no trial of run r has predictions that fit it"):
+        chosen(made, GREEDY, 2, lines.append)
+    assert sum(line.startswith("Left out T0003: ") for line in lines) == 1
