@@ -102,7 +102,11 @@ def read_npz(path: str, scales: Sequence[str] | None = None) -> Members:
     targets = pd.DataFrame(arrays["targets"], ids, findings)
     targets.attrs["file"] = f"{path}, targets"
     notes = [] if "groups" in arrays else [f"{path} has no groups{_ALONE}"]
-    subjects = arrays.get("groups", ids.to_numpy()).astype(str)
+    given = arrays.get("groups", ids.to_numpy())
+    subjects = given.astype(str)
+    empty = pd.isna(given) | (np.char.strip(subjects) == "")
+    if empty.any():  # as text they would be one subject
+        raise CxrltError(f"{path}: groups are empty in {row_text(frames[0], empty)}: give each image its subject.")
     return _match(names, frames, targets, subjects, notes, findings, scales=_each(scales, names))
 
 

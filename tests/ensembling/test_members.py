@@ -451,6 +451,8 @@ def with_value(key: str, place: tuple[int, ...], value: float) -> np.ndarray:
         ({"predictions": np.full((3, 30, 4), "x")}, r"predictions must be numbers"),
         ({"targets": np.zeros((4, 30))}, r"targets \[4, 30\] must be \[30, 4\]"),
         ({"groups": np.zeros(29)}, r"groups \[29\] must be \[30\]"),
+        ({"groups": np.array([*range(29), np.nan])}, r"groups are empty in row 30 .*give each image its subject"),
+        ({"groups": np.array(["", *"a" * 28, " "])}, r"groups are empty in row 1 .*and 1 more"),
         ({"members": np.array(["a", "b"])}, r"members \[2\] must be 3 names"),
         ({"findings": np.array(["Mass", "Mass", "x", "y"])}, r"findings \[4\] must be 4 names, each once"),
         ({"image_id": np.array([["a"]])}, r"image_id \[1, 1\] must be 30 names"),
