@@ -41,7 +41,7 @@ from cxrlt_ray.data.shards import (
     shards_store,
 )
 from cxrlt_ray.data.suspects import BLANK, suspect
-from cxrlt_ray.errors import CxrltError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.messages import explained
@@ -66,8 +66,11 @@ def prepare(
     """The shards of `manifest` at each of `sizes`, by size; those that do not exist yet are made in one decode.
 
     checksum: an original is unchanged where its content is, whatever its time; all of them are read for that. Raises
-    CxrltError when more than the share `max_bad` of the images cannot be decoded, or when the disk will not hold them.
+    CxrltError when more than the share `max_bad` of the images cannot be decoded, or when the disk will not hold them;
+    UsageError where that is no share.
     """
+    if not 0 <= max_bad <= 1:
+        raise UsageError(f"--max-bad is a share from 0 to 1, not {max_bad:g}: 0.05 allows 5 in 100.")
     check_originals(manifest)
     stores = {size: shards_store(manifest, storage, size, quality) for size in sorted(set(sizes))}
     states = file_states(manifest.root, manifest.table["path"].tolist(), checksum)

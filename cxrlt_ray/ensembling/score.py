@@ -22,6 +22,7 @@ from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.image_transform import AugmentedView
 from cxrlt_ray.data.manifest import codes
 from cxrlt_ray.data.shards import Shards, nearest
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.predictions import Predictions, augmented_name
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.storage import Store
@@ -121,12 +122,14 @@ class Pass:
 
 def _pass(work: Store, shards: Shards, members: list[StoredMember], images: pd.DataFrame) -> Pass:
     """Score what was prepared of `images`, in their order; shards that an earlier process scored are read."""
-    import ray
-
     items = {item["file"]: item for item in _items(shards, images)}
+    if not items:
+        raise CxrltError(f"none of the {len(images):,} images to score could be decoded: see quarantine.parquet.")
     done = set(work.list())
     todo = [item for name, item in items.items() if name not in done]
     if todo:
+        import ray
+
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
         data_context()

@@ -308,3 +308,9 @@ def test_estimate_prints_a_row_for_each_size_and_quality_and_makes_nothing(tmp_p
     told = capsys.readouterr().out
     assert told.count("lossless") == told.count("q90") == 2
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("share", [5, -0.1, float("nan")])
+def test_what_is_no_share_of_bad_images_is_refused(manifest, tmp_path, share):
+    with pytest.raises(UsageError, match="--max-bad is a share from 0 to 1"):
+        prepared(manifest, tmp_path, max_bad=share)

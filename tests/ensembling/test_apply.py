@@ -12,6 +12,7 @@ from cxrlt_ray.ensembling import score
 from cxrlt_ray.ensembling.apply import Ensemble, score_split
 from cxrlt_ray.ensembling.pool import gather
 from cxrlt_ray.ensembling.tta import under_tta
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.ensemble_record import EnsembleRecord
 from cxrlt_ray.runs.store import Run
 from cxrlt_ray.selection.views import StudyRule
@@ -75,3 +76,19 @@ def test_predict_looks_as_the_ensemble_did_and_joins_studies_by_its_rule(made, m
     assert passes == [[2, 1]] * 3
     del members[1]["tta"]  # an ensemble of before test-time augmentation
     assert Ensemble(EnsembleRecord.parse(content, "ensemble.json"), trials).tta == [True, False]
+
+
+class Empty:
+    """Shards of a run all of whose test images are in quarantine."""
+
+    size = 32
+
+    def index(self):
+        return pd.DataFrame({"file": []}, index=pd.Index([], name="image_id", dtype=object))
+
+
+def test_a_split_of_which_no_image_can_be_decoded_is_told(made):
+    run, manifest = made
+    member = score.member(run.trials()[0])
+    with pytest.raises(CxrltError, match="none of the 600 images to score could be decoded"):
+        score.score(run.store / "scoring", (Empty(),), [member], manifest.table)
