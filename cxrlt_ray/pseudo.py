@@ -61,9 +61,11 @@ def _say_next(request: PseudoRequest, teacher: EnsembleTeacher, record: Teacher)
     if record.transductive:
         print(TRANSDUCTIVE)
     options = f" --data {shlex.quote(swept.data or '')}" + sweep_options(request.cohorts or swept.cohorts)
-    for option, default in (("folds", 0), ("holdout", 0.0), ("seed", 0)):
-        if (value := getattr(swept, option)) != default:
-            options += f" --{option} {value:g}"
+    for option in ("folds", "holdout", "seed", "uncertain", "views", "val_like"):
+        if (value := getattr(swept, option)) != type(swept).model_fields[option].default:
+            options += f" --{option.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+    if swept.labels is not None:  # the run does not keep where they lie
+        options += f" --labels LABELS --labels-mode {swept.labels_mode} --labels-blank {swept.labels_blank}"
     storage = teacher.run.store.absolute().uri.rpartition("/")[0]
     options += f" --storage {shlex.quote(storage)}" if storage != Store(DEFAULT_STORAGE).absolute().uri else ""
     if record.weights == "chosen":

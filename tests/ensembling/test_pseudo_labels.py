@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cxrlt_ray import pseudo
 from cxrlt_ray.data.manifest import META, Manifest
 from cxrlt_ray.data.soft_targets import SoftTargets
 from cxrlt_ray.data.tasks import Task
@@ -30,6 +33,7 @@ from cxrlt_ray.objectives.noisy_student import NoisyStudent
 from cxrlt_ray.objectives.registry import ObjectiveSpec
 from cxrlt_ray.reporting.pseudo_labels import meets
 from cxrlt_ray.runs.ensemble_record import EnsembleRecord
+from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.storage import Store
 
 FINDINGS = ("Mass", "Nodule", "Edema")
@@ -226,3 +230,17 @@ def test_the_record_of_a_student_who_teaches_has_its_own_teacher(tmp_path):
     second = record_of(PseudoRequest(ensemble="e"), teacher, images, validation(4))
     assert second.earlier == first
     assert second.key != first.key
+
+
+def test_the_students_command_reads_labels_and_images_as_the_teachers_run_did(capsys):
+    read = {"uncertain": "one", "views": "frontal", "val_like": "frontal,any", "holdout": 0.3, "seed": 4}
+    given = {"labels": "labels.csv 1f", "labels_mode": "join", "labels_blank": "null"}
+    swept = RunRecord(name="r", task=Task("t", ("Mass",)), task_argument="auto", data="/data", **read, **given)
+    teacher = SimpleNamespace(run=SimpleNamespace(record=swept, store=Store("runs/r")))
+    made = SimpleNamespace(key="k", provenance="p", transductive=False, weights="mean")
+    pseudo._say_next(PseudoRequest(ensemble="e"), teacher, made)
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    options = dict(itertools.pairwise(words))
+    expected = {**read, "labels": "LABELS", "labels_mode": "join", "labels_blank": "null"}
+    for name, value in expected.items():
+        assert options[f"--{name.replace('_', '-')}"] == str(value), name
