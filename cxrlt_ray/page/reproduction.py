@@ -49,8 +49,7 @@ def next_commands(run: Run, ensemble: StoredEnsemble | None, left: int) -> tuple
         return (*commands, Command(what="Choose and weigh the best trials", command=_line("ensemble", words)))
     folder = f"STORAGE/{run.name}/ensembles/{ensemble.record.name}"
     if ensemble.store.exists("submission.csv"):
-        words = [f"{folder}/submission.csv", "--task", _task(run.record), "--data", "DATA"]
-        commands.append(Command(what="Score the submission by finding", command=_line("evaluate", words)))
+        commands.append(Command(what="Score the submission by finding", command=_line("evaluate", [folder])))
     if not ensemble.store.exists("explain.json"):
         what = "See what each member brings and what more trials are worth"
         commands.append(Command(what=what, command=ensemble_command(run, ensemble, "--explain")))
