@@ -40,8 +40,8 @@ class Head(nn.Module):
     def __init__(self, features: int, findings: int, spec: ModelSpec, embeddings: torch.Tensor | None = None) -> None:
         super().__init__()
 
-    def with_maps(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, C] and attention maps [B, C, N] in 0..1, of heads that give them."""
+    def with_maps(self, tokens: torch.Tensor, phrases: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, C] and attention maps [B, C, N] in 0..1, of heads that give them; of `phrases` [K, E] too."""
         raise NotImplementedError
 
 

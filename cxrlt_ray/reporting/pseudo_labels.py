@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli
+from cxrlt_ray.data.shards import QUALITY
 from cxrlt_ray.ensembling.pseudo_labels import VALIDATION, CohortReport, FindingLine, PseudoReport
 from cxrlt_ray.ensembling.unlabelled import TEST, Unlabelled
 from cxrlt_ray.runs.records import TrialRecord
-from cxrlt_ray.search.pricing import SHARD_BYTES, prepare_seconds
+from cxrlt_ray.search.pricing import prepare_seconds, shard_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +35,7 @@ def print_plan(images: Unlabelled, trials: Sequence[TrialRecord], teachers: int,
     print_images(images)
     new, count = int((~images.prepared).sum()), len(images.targets)
     if new:
-        disk = cli.size(new * sum(size**2 for size in sizes) * SHARD_BYTES)
+        disk = cli.size(new * sum(size**2 for size in sizes) * shard_bytes(QUALITY))
         print(f"To prepare: {new:,} images, {cli.duration(new * prepare_seconds(sizes))} of one core, {disk} of disk")
     speeds = [trial.images_per_second for trial in trials if trial.images_per_second]
     print(f"Forward passes: {count * len(trials) * teachers:,} ({len(trials)} members, {teachers} fold(s))")

@@ -20,7 +20,7 @@ from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 
 SHORTEST, LONGEST = 0.5, 1.5  # of a budget's last trial: the shortest in usual trials, the longest in Pace.longest
-SHORT = 0.25  # of the time left: what a start point takes at most whose time is kept for it
+SHORT, MARGIN = 0.3, 1.2  # of the time left: what a start point takes at most whose time is kept; of that time
 LATEST = 5  # ended trials by which plans are corrected: a machine's speed changes
 BETWEEN = 5.0  # seconds from a trial's end to the next one's first step
 
@@ -57,7 +57,7 @@ class Pace:
         if len(trials) >= self.trials and all(trial.state == FAILED for trial in trials):
             return False
         lengths = [_seconds(trial) for trial in _latest(trials, (FINISHED,))]
-        if any(taken <= self.left for taken in self._taken(trials, self.start[len(trials) : len(trials) + 1])):
+        if any(taken <= MARGIN * self.left for taken in self._taken(trials, self.start[len(trials) : len(trials) + 1])):
             return True
         return not lengths or self.left >= SHORTEST * statistics.median(lengths)
 
@@ -73,7 +73,7 @@ class Pace:
         # the mean: the first epochs may store features, the last one be followed by a refit
         epoch = self.correction(trials) * statistics.fmean(self.plan(config))
         short = self._short(trials)
-        held = int((self.left - sum(short)) / max(epoch, 1e-9))
+        held = int((self.left - MARGIN * sum(short)) / max(epoch, 1e-9))
         missing = math.ceil((self.trials - len(trials) - len(short)) / self.together)  # one after the other
         sharing = max(1, min(missing, held // config.epochs))
         if sharing > 1 or held >= LONGEST * self.longest:

@@ -41,6 +41,11 @@ def prepare_seconds(sizes: Sequence[int]) -> float:
     return decoding + FURTHER * (len(sizes) - 1) + ENCODE * sum(size**2 for size in sizes)
 
 
+def shard_bytes(quality: int | None) -> float:
+    """Bytes of a pixel in shards of a JPEG quality; None: lossless."""
+    return next(size for most, size in SHARD_BYTES.items() if (quality or 100) <= most)
+
+
 def storage_of(
     rates: Iterable[ModelRate],
     workload: Workload,
@@ -56,7 +61,7 @@ def storage_of(
     """
     rates = list(rates)
     sizes = tuple(sizes) or tuple(sorted({rate.resolution for rate in rates}))
-    pixel = next(bytes for most, bytes in SHARD_BYTES.items() if (quality or 100) <= most)
+    pixel = shard_bytes(quality)
     checkpoint = statistics.mean(rate.checkpoint for rate in rates)
     predictions = 4 * FINDINGS * (workload.val + workload.test)
     return Storage(
