@@ -1,10 +1,11 @@
 """Fitting a search to a time budget: fewer trials, pixels and epochs, decided before the first epoch is spent.
 
 Searches are tried in a fixed order, each no larger than the one before in any of the three, until one's planned time
-is within the budget: first the space as it is, then 15 % fewer trials down to one at a time, then in turn the next
-smaller images and 15 % fewer epochs, down to one epoch. So a larger budget never gives a smaller search, and a trial's
-epochs are the last to be cut: while a model still learns, its next epochs are worth more than a second model
-(RESULTS.md, what epochs are best spent on). Time that a trial leaves, as it gets no better, goes to others.
+is within the budget: first the space as it is, then 15 % fewer trials down to one at a time, then 15 % fewer epochs
+down to ENOUGH, then in turn the next smaller images and 15 % fewer epochs, down to one epoch. So a larger budget never
+gives a smaller search. While a model still learns, its next epochs are worth more than a second model (RESULTS.md, what
+epochs are best spent on), and of more than ENOUGH larger images are worth more than further epochs. Time that a trial
+leaves, as it gets no better, goes to others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from cxrlt_ray import cli
 from cxrlt_ray.data.readers.columns import counted
 
+ENOUGH = 8  # epochs, for which images stay as large as they are
 STEP = 0.85  # of the epochs, and of the trials, from one search to the next smaller one
 
 
@@ -81,6 +83,9 @@ def search_sizes(trials: int, epochs: int, sizes: Sequence[int], fewest: int = 1
     yield SearchSize(trials, epochs, pixels, full=True)
     while trials > fewest:
         trials = max(fewest, _fewer(trials))
+        yield SearchSize(trials, epochs, pixels)
+    while epochs > ENOUGH:
+        epochs = max(ENOUGH, _fewer(epochs))
         yield SearchSize(trials, epochs, pixels)
     while smaller or epochs > 1:
         if smaller:

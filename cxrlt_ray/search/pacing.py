@@ -20,7 +20,7 @@ from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 
 SHORTEST, LONGEST = 0.5, 1.5  # of a budget's last trial: the shortest in usual trials, the longest in Pace.longest
-SHORT, MARGIN = 0.3, 1.2  # of the time left: what a start point takes at most whose time is kept; of that time
+SHORT, MARGIN = 0.25, 1.2  # of the time left: what a start point takes at most whose time is kept; of that time
 LATEST = 5  # ended trials by which plans are corrected: a machine's speed changes
 BETWEEN = 5.0  # seconds from a trial's end to the next one's first step
 

@@ -41,8 +41,8 @@ def prepare_seconds(sizes: Sequence[int]) -> float:
     return decoding + FURTHER * (len(sizes) - 1) + ENCODE * sum(size**2 for size in sizes)
 
 
-def shard_bytes(quality: int | None) -> float:
-    """Bytes of a pixel in shards of a JPEG quality; None: lossless."""
+def shard_bytes(quality: int) -> float:
+    """Bytes of a pixel in shards of a JPEG quality; 0: lossless."""
     return next(size for most, size in SHARD_BYTES.items() if (quality or 100) <= most)
 
 

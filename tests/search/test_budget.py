@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxrlt_ray.search.budget import Fit, SearchSize, fit_to_budget, search_sizes
+from cxrlt_ray.search.budget import ENOUGH, Fit, SearchSize, fit_to_budget, search_sizes
 
 rates = st.floats(0.01, 1e4)  # pixels a second, in units of a small image
 budgets = st.floats(0.0, 1e6)
@@ -50,6 +50,12 @@ def test_a_larger_budget_never_gives_a_smaller_search(one, other, trials, epochs
 def test_trials_are_given_up_before_epochs_and_pixels(budget, trials, epochs, sizes, rate):
     size = fit_to_budget(budget, trials, epochs, sizes, cost_at(rate)).size
     assert size.trials == 1 or (size.epochs, size.pixels) == (epochs, max(sizes))
+
+
+@given(budgets, trials, epochs, sizes, rates)
+def test_images_stay_large_while_epochs_are_many(budget, trials, epochs, sizes, rate):
+    size = fit_to_budget(budget, trials, epochs, sizes, cost_at(rate)).size
+    assert size.pixels == max(sizes) or size.epochs <= ENOUGH
 
 
 @given(trials, epochs, sizes, rates)

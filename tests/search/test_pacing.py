@@ -101,7 +101,7 @@ def test_a_start_point_that_takes_little_has_its_time_kept_for_it():
     assert made.epochs(config(), []) == 12  # of 17: 48 s are the probe's, which takes 40 from end to end
     assert with_probe(170.0, open_ended=False)[0].epochs(config(), []) == 17  # one trial alone is wanted
     assert with_probe(170.0, trials=2, open_ended=False)[0].epochs(config(), []) == 12  # and does not share
-    assert with_probe(130.0)[0].epochs(config(), []) == 13  # it would take more than .3 of it
+    assert with_probe(150.0)[0].epochs(config(), []) == 15  # it would take more than a quarter of it
     assert with_probe(170.0, number=2)[0].epochs(config(), []) == 12  # whichever it is
     assert made.epochs(probe, [ended(120.0)]) == 12
 
