@@ -3,7 +3,8 @@
 Every way trains networks for the same number of epochs in all on the same images (space laptop without early stopping),
 ends in the default ensemble, and is scored on the test images. `search` tries the space's points, `start` only its
 first start point, with a seed a trial; one plain training has all epochs. `stopped` is the space as it is, with early
-stopping: its first three points, each until it has learnt, whatever epochs that takes. The data: nih384, and the
+stopping: its first three points, each until it has learnt, whatever epochs that takes. `--probe`: a training that is
+PROBE epochs shorter, and the space's second point, a probe on stored features. The data: nih384, and the
 phantom of job.py with 4,000 test images, at 64 pixels. Folds: with validation images among those that are folded.
 Results are kept in build/spending: a run that was cut goes on. Intervals: paired, by subject, of the mean over seeds.
 About 7 minutes a way and seed at 24 epochs of nih384 on two slow cores.
@@ -27,21 +28,28 @@ from report import publish
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "spending"
+PROBE = 4  # epochs of nih384 at 112 pixels that take as long as a probe does
 
 
 @dataclass(frozen=True)
 class Way:
-    """Trials of so many epochs and folds. like: all of the space's first start point. stopped: by its patience."""
+    """Trials of so many epochs and folds. like: all of the space's first start point. stopped: by its patience.
+
+    probed: the space's first start point and its probe.
+    """
 
     trials: int
     epochs: int
     folds: int = 0
     like: bool = False
     stopped: bool = False
+    probed: bool = False
 
     def __str__(self) -> str:
         if self.stopped:
             return f"the space's first {self.trials} points, up to {self.epochs} epochs each, early stopping"
+        if self.probed:
+            return f"one plain training, {self.epochs} epochs, and the probe"
         folds = f" x {self.folds} folds" if self.folds else ""
         what = ("start" if self.like else "search") if self.trials > 1 or self.folds else "one plain training"
         return f"{what}, {self.trials} x {self.epochs} epochs{folds}"
@@ -70,6 +78,11 @@ def ways(total: int) -> dict[str, Way]:
 def lengths(total: int) -> list[Way]:
     """One plain training of all epochs, and shorter ones."""
     return [Way(1, epochs, like=True) for epochs in (total, 3 * total // 4, total // 2)]
+
+
+def probed(total: int) -> list[Way]:
+    """One plain training of all epochs, and a shorter one with the probe beside it."""
+    return [Way(1, total, like=True), Way(2, total - PROBE, probed=True)]
 
 
 def data_of(text: str) -> tuple[str, int]:
@@ -111,7 +124,7 @@ def spend(data: str, way: Way, total: int, seed: int) -> Path:
 
 def kind(way: Way) -> str:
     """A letter of a way for names of files."""
-    return "s" if way.like else "p" if way.stopped else ""
+    return "s" if way.like else "p" if way.stopped else "q" if way.probed else ""
 
 
 def space(way: Way, pixels: int) -> Path:
@@ -122,16 +135,25 @@ def space(way: Way, pixels: int) -> Path:
 
     content = config.read_yaml(config.find("search_spaces", "laptop"))
     content |= {"epochs": way.epochs, "prune": False}
-    content["parameters"]["resolution"] = pixels
+    resolution, frozen = content["parameters"]["resolution"], {"frozen_backbone": True}
+    content["parameters"]["resolution"] = [rule for rule in resolution if rule.get("when") == frozen]
+    content["parameters"]["resolution"].append({"value": pixels})
     if not way.stopped:
         content["parameters"]["patience"] = 0
-    content["start"] = [{**point, "resolution": pixels} for point in content["start"]]
+    for point in content["start"]:
+        point.pop("resolution", None)
+    if not way.probed:  # the other ways are of trainings
+        content["start"] = [point for point in content["start"] if not point.get("frozen_backbone")]
+        content["parameters"]["frozen_backbone"] = False
+        for point in content["start"]:
+            point.pop("frozen_backbone", None)
     if way.like:
         first = content["start"][0]
         content["start"] = []
         names = content["parameters"] | {name: {"value": value} for name, value in first.items()}
         names = {name: domain for name, domain in names.items() if name not in ("focal_gamma", "gamma_neg")}
         names["class_weight_exponent"] = {"value": 0.0}
+        names["resolution"] = {"value": pixels}
         content["parameters"] = names | {"seed": {"low": 0, "high": 100_000, "int": True}}
     path = BUILD / "spaces" / f"{pixels}-{way.epochs}{kind(way)}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,13 +216,17 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=list(ways(1)), default=list(ways(1)), help="plain first")
     parser.add_argument("--lengths", action="store_true", help="instead: one plain training of fewer epochs")
+    parser.add_argument("--probe", action="store_true", help="instead: a training with a probe beside it")
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     args = parser.parse_args()
     named = ways(args.epochs)
     compared_ways = lengths(args.epochs) if args.lengths else [named[name] for name in args.ways]
+    compared_ways = probed(args.epochs) if args.probe else compared_ways
     lines = section(args.data, args.epochs, args.seeds, compared_ways)
     if args.lengths:
         publish("spending-lengths", "What longer training is worth", ".", lines, args.write)
+    elif args.probe:
+        publish("spending-probe", "What a probe adds to one training", ".", lines, args.write)
     else:
         only = f"-{args.data[0].partition(':')[0]}" if len(args.data) == 1 else ""
         title = f"What epochs are best spent on: trials, folds or length{only.replace('-', ', ')}"
