@@ -121,6 +121,8 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     own_run = write_run(request, existing, record, data, shards, space_file, texts)
     trial_bytes, before = planner.trial_bytes(data.manifest), own_run.trials()
     pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
+    if pace is not None and not existing:
+        space = pace.probes_first(space)
     search = _search(request, own_run, shards, space, resources, engine, trial_bytes, planner.features, pace)
     forecast, started = planner.forecast(data.manifest), time.monotonic()
     reason = _train(request, search)

@@ -228,6 +228,7 @@ def data_context() -> Any:
     logging.getLogger(ray_private.PROGRESS_LOGGER).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []  # they report a worker's memory every half minute
     return context
 
 

@@ -2,8 +2,11 @@
 
 A trial's learning rate falls to nothing over the epochs that it is given, so one that the deadline cuts has not learnt
 what its time could teach. Each trial is given its share of the time left, by the rates of those before it: on a machine
-that is faster than was planned trials become longer, on a slower one fewer. The last one is given all that is left, but
-for start points that take little, such as a head on stored features: their time is kept for them.
+that is faster than was planned trials become longer, on a slower one fewer. The last one is given all that is left.
+
+A probe, which trains a head on stored features alone, takes so little that it has all its epochs. Where a number of
+trials is asked for it comes first, and the time that is left after it is known; else it comes as the space has it, and
+takes no time from a training before it that still learns.
 """
 
 from __future__ import annotations
@@ -12,15 +15,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 
 from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search.space import Space
 
 SHORTEST, LONGEST = 0.5, 1.5  # of a budget's last trial: the shortest in usual trials, the longest in Pace.longest
-SHORT, MARGIN = 0.25, 1.2  # of the time left: what a start point takes at most whose time is kept; of that time
+PROBE = 0.25  # of the time left: what a probe takes at most that has all its epochs
 LATEST = 5  # ended trials by which plans are corrected: a machine's speed changes
 BETWEEN = 5.0  # seconds from a trial's end to the next one's first step
 
@@ -57,7 +60,7 @@ class Pace:
         if len(trials) >= self.trials and all(trial.state == FAILED for trial in trials):
             return False
         lengths = [_seconds(trial) for trial in _latest(trials, (FINISHED,))]
-        if any(taken <= MARGIN * self.left for taken in self._taken(trials, self.start[len(trials) : len(trials) + 1])):
+        if any(self.is_probe(config, trials, share=1.0) for config in self.start[len(trials) : len(trials) + 1]):
             return True
         return not lengths or self.left >= SHORTEST * statistics.median(lengths)
 
@@ -65,33 +68,34 @@ class Pace:
         """Of the next trial, at the space's config: its share of the epochs that the time left holds.
 
         trials: those that are begun. As many of the planned ones that are missing share the time as have config.epochs
-        then; the last has up to LONGEST times `longest`. Start points to come that take SHORT of the time at most do
-        not share, but have what they take. A trial of stages has epochs of its own.
+        then; the last has up to LONGEST times `longest`. A trial of stages has epochs of its own.
         """
         if config.stages:
             return config.epochs
+        if self.is_probe(config, trials, share=1.0 if self.open_ended else PROBE):
+            return self.longest
         # the mean: the first epochs may store features, the last one be followed by a refit
         epoch = self.correction(trials) * statistics.fmean(self.plan(config))
-        short = self._short(trials)
-        held = int((self.left - MARGIN * sum(short)) / max(epoch, 1e-9))
-        missing = math.ceil((self.trials - len(trials) - len(short)) / self.together)  # one after the other
+        held = int(self.left / max(epoch, 1e-9))
+        missing = math.ceil((self.trials - len(trials)) / self.together)  # one after the other
         sharing = max(1, min(missing, held // config.epochs))
         if sharing > 1 or held >= LONGEST * self.longest:
             return min(self.longest, held // sharing)
         return max(1, held)
 
-    def _short(self, trials: Sequence[Trial]) -> list[float]:
-        """What start points after the next trial take, of those that take little; half of the time left in all."""
-        last = len(self.start) if self.open_ended else self.trials
-        taken = [
-            value for value in self._taken(trials, self.start[len(trials) + 1 : last]) if value <= SHORT * self.left
-        ]
-        return [value for value, total in zip(taken, accumulate(taken), strict=True) if total <= self.left / 2]
+    def is_probe(self, config: TrialConfig, trials: Iterable[Trial] = (), share: float = PROBE) -> bool:
+        """Whether a trial reads stored features alone, and takes that share of the time left at most."""
+        if any(stage.frozen_copies is None for stage in config.staged()):
+            return False
+        whole = config.model_copy(update={"epochs": self.longest})
+        return self.correction(trials) * sum(self.plan(whole)) <= share * self.left
 
-    def _taken(self, trials: Sequence[Trial], configs: Iterable[TrialConfig]) -> list[float]:
-        """The seconds that trials will take, from one's end to the next one's."""
-        correction = self.correction(trials)
-        return [correction * sum(self.plan(config)) + BETWEEN for config in configs]
+    def probes_first(self, space: Space) -> Space:
+        """The space with those of its start points first that are probes, where several trials are asked for."""
+        if self.open_ended or self.trials == 1:
+            return space
+        order = sorted(range(len(self.start)), key=lambda k: not self.is_probe(self.start[k]))
+        return replace(space, start=tuple(space.start[k] for k in order))
 
     def correction(self, trials: Iterable[Trial]) -> float:
         """Seconds that the latest trials took over those that were planned for the epochs they had; 1 without any."""

@@ -236,7 +236,10 @@ class Space:
         return any(getattr(find_objective(stage.objective).needs, need) for stage in stages)
 
     def sizes(self) -> list[int]:
-        """The edges in pixels to which the resolutions that are searched can be capped, largest first; else the largest."""
+        """The edges in pixels to which the resolutions that are searched can be capped, largest first.
+
+        Where none is searched: the largest edge.
+        """
         domains = [domain for name, domains in self.domains.items() if _is_resolution(name) for domain in domains]
         ends = {int(end) for domain in domains if domain.searched for end in domain.ends()}
         return sorted(ends or {max(spec.resolution for spec in self.specs())}, reverse=True)

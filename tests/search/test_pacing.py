@@ -12,6 +12,8 @@ from cxrlt_ray.runs.records import EpochRecord, TrialRecord
 from cxrlt_ray.runs.store import Trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search.pacing import BETWEEN, Pace
+from cxrlt_ray.search.plan import draw_trials
+from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.storage import Store
 
 EPOCHS = 12
@@ -87,30 +89,44 @@ def test_planned_trials_share_the_time_that_is_left(held, planned, epochs, wante
     assert pace(10.0 * held, trials=planned).epochs(config(epochs), []) == wanted
 
 
-def with_probe(left, number=1, trials=1, open_ended=True):
-    """Epochs of 10 seconds, and a start point in place `number` that takes 35 in all."""
-    probe = config(frozen_backbone=True)
-    start = tuple(probe if k == number else config() for k in range(3))
-    plan = {True: [24.0, *[1.0] * (EPOCHS - 1)], False: [10.0] * EPOCHS}
-    how = {"trials": trials, "longest": EPOCHS, "open_ended": open_ended, "start": start, "clock": lambda: 0.0}
-    return Pace(BETWEEN + left, lambda config: plan[config.frozen_backbone], **how), probe
+def budget(left, **options):
+    """Epochs of 10 seconds; of a probe the first takes 24 and the others 1: 35 seconds in all."""
+
+    def plan(config):
+        return [24.0, *[1.0] * (config.epochs - 1)] if config.frozen_backbone else [10.0] * config.epochs
+
+    start = tuple(draw_trials(load_space("laptop"), 4))
+    how = {"trials": 2, "longest": EPOCHS, "start": start, "clock": lambda: 0.0}
+    return Pace(BETWEEN + left, plan, **{**how, **options})
 
 
-def test_a_start_point_that_takes_little_has_its_time_kept_for_it():
-    made, probe = with_probe(170.0)
-    assert made.epochs(config(), []) == 12  # of 17: 48 s are the probe's, which takes 40 from end to end
-    assert with_probe(170.0, open_ended=False)[0].epochs(config(), []) == 17  # one trial alone is wanted
-    assert with_probe(170.0, trials=2, open_ended=False)[0].epochs(config(), []) == 12  # and does not share
-    assert with_probe(150.0)[0].epochs(config(), []) == 15  # it would take more than a quarter of it
-    assert with_probe(170.0, number=2)[0].epochs(config(), []) == 12  # whichever it is
-    assert made.epochs(probe, [ended(120.0)]) == 12
+def test_a_probe_has_all_its_epochs_where_it_takes_little_of_the_time():
+    probe = config(5, frozen_backbone=True)
+    assert budget(140.0).epochs(probe, []) == EPOCHS
+    assert not budget(139.0).is_probe(probe)
+    assert not budget(140.0).is_probe(probe, [ended(240.0)])  # a machine that is slower than planned
+    assert not budget(1000.0).is_probe(config())
+    assert not budget(1000.0).is_probe(config(frozen_backbone=True, augment=0.3, feature_copies=None))
 
 
-def test_a_start_point_that_fits_is_begun_however_long_others_take():
-    before = [ended(120.0)]
-    assert with_probe(34.0)[0].holds_another(before)  # what was planned may be too much
-    assert not with_probe(33.0)[0].holds_another(before)
-    assert not with_probe(34.0, number=2)[0].holds_another(before)
+def test_probes_come_first_where_there_is_time_for_them():
+    space = load_space("laptop")
+    space = replace(space, start=space.start[:4])
+    first = budget(140.0).probes_first(space)
+    assert [bool(point.get("frozen_backbone")) for point in first.start][:2] == [True, False]
+    assert sorted(map(str, first.start)) == sorted(map(str, space.start))
+    assert first.start[1] == space.start[0]  # and the others keep their order
+    assert budget(130.0).probes_first(space).start == space.start
+    assert budget(140.0, trials=1).probes_first(space).start == space.start  # one trial alone is wanted
+    assert budget(140.0, open_ended=True).probes_first(space).start == space.start  # a training has its time
+
+
+def test_a_probe_is_begun_where_it_fits_however_long_others_take():
+    made = budget(36.0, open_ended=True)
+    assert made.holds_another([ended(120.0)])
+    assert made.epochs(config(5, frozen_backbone=True), [ended(120.0)]) == EPOCHS
+    assert not budget(34.0, open_ended=True).holds_another([ended(120.0)])
+    assert not budget(36.0, open_ended=True).holds_another([ended(120.0), ended(120.0)])  # the next one is none
 
 
 def test_trials_that_run_together_do_not_share_time():
