@@ -377,7 +377,9 @@ def main() -> None:
 
         steps = read_generator(generator(args)).record.steps
         conditions += f" The generator learnt for {args.minutes} min, {steps:,} steps."
-    publish("synthetic", "Generated images", conditions, lines, args.write)
+    whole = len(args.pieces) == len(PIECES)
+    name, title = ("", "") if whole else (f"-{'-'.join(args.pieces)}", f": {', '.join(args.pieces)}")
+    publish(f"synthetic{name}", f"Generated images{title}", conditions, lines, args.write)
 
 
 if __name__ == "__main__":
