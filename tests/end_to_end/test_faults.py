@@ -21,6 +21,7 @@ from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.runs import store
 from cxrlt_ray.runs.records import RunRecord
 from cxrlt_ray.search.resume import claimed
+from cxrlt_ray.storage import Store
 
 SPACE = """
 trials: 1
@@ -52,12 +53,12 @@ def space(folder, epochs):
 
 
 def process_of(run):
-    """The process of the run's first trial, and how many epochs it has done."""
+    """The process of the first trial of the run in a folder."""
     from ray.experimental import internal_kv
 
-    from cxrlt_ray.search.watchdog import NAMESPACE
+    from cxrlt_ray.search.watchdog import NAMESPACE, keys_of
 
-    told = internal_kv._internal_kv_get(f"{run}/T0000/0".encode(), namespace=NAMESPACE)
+    told = internal_kv._internal_kv_get(f"{keys_of(Store(str(run)).uri, 'T0000')}0".encode(), namespace=NAMESPACE)
     return json.loads(told)["pid"] if told else None
 
 
@@ -71,12 +72,15 @@ def epochs_of(path):
 def test_a_trial_that_is_killed_and_then_hangs_ends_as_one_that_was_left_alone(ray, table, tmp_path, capsys):
     options = {"data": table, "space": space(tmp_path, 24), "storage": str(tmp_path / "runs")}
     sweep.main("auto", name="calm", **options)
-    record = tmp_path / "runs" / "storm" / "trials" / "T0000" / "trial.json"
+    storm = tmp_path / "runs" / "storm"
+    record = storm / "trials" / "T0000" / "trial.json"
     seen = []
 
     def trouble():
         for number, least in ((signal.SIGKILL, 2), (signal.SIGSTOP, 8)):
-            while not ((pid := process_of("storm")) and pid not in seen and epochs_of(record) >= least):
+            while not (
+                (pid := process_of(tmp_path / "runs" / "storm")) and pid not in seen and epochs_of(record) >= least
+            ):
                 time.sleep(0.02)
             seen.append(pid)
             os.kill(pid, number)
