@@ -230,7 +230,7 @@ def test_a_plan_gives_rates_and_costs(home, machine):
 )
 def test_what_is_wrong_is_an_event_with_its_exit_code(home, machine, capsys, name, words, part):
     code, events = machine(name, *words)
-    assert code == (1 if name == "predict" else 2)
+    assert code == 2
     assert events[-1]["event"] == "error"
     assert part in events[-1]["sentence"]
 
