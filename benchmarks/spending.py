@@ -141,7 +141,8 @@ def space(way: Way, pixels: int) -> Path:
     if not way.stopped:
         content["parameters"]["patience"] = 0
     for point in content["start"]:
-        point.pop("resolution", None)
+        if not point.get("frozen_backbone"):
+            point.pop("resolution", None)
     if not way.probed:  # the other ways are of trainings
         content["start"] = [point for point in content["start"] if not point.get("frozen_backbone")]
         content["parameters"]["frozen_backbone"] = False

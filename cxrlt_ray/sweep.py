@@ -237,7 +237,7 @@ def _fit(
         planner = planner.fitted(space, record.trials)
     rate = planner.first_rate()
     known = not rate.source.startswith("estimated")
-    print(fit.line(request.seconds, rate.rate, known, request.trials is None), flush=True)
+    print(fit.line(request.seconds, rate.rate, known, request.trials is None, rate.resolution), flush=True)
     return space, record, planner
 
 

@@ -41,14 +41,16 @@ class Fit:
     seconds: float
     fits: bool
 
-    def line(self, budget: float, images_per_second: float, measured: bool, open_ended: bool = False) -> str:
-        """One line for the console. open_ended: the time that is left goes to more trials."""
+    def line(
+        self, budget: float, images_per_second: float, measured: bool, open_ended: bool = False, pixels: int = 0
+    ) -> str:
+        """One line for the console. open_ended: the time that is left goes to more trials. pixels: of the first one."""
         size, rate = self.size, f"{images_per_second:,.0f} images/s {'measured' if measured else 'estimated'}"
         if size.full and self.fits:
             more = "; the time left goes to more trials" if open_ended else ""
             return f"Fits in {cli.duration(budget)}: about {cli.duration(self.seconds)} planned ({rate}){more}"
         trials, epochs = counted(size.trials, "trial"), counted(size.epochs, "epoch")
-        line = f"Fitted to {cli.duration(budget)}: {trials} of up to {epochs} at {size.pixels} px ({rate})"
+        line = f"Fitted to {cli.duration(budget)}: {trials} of up to {epochs} at {pixels or size.pixels} px ({rate})"
         if self.fits:
             return line
         return f"{line}; even that is planned to take {cli.duration(self.seconds)}: what is not done by then is cut off"

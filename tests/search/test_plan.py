@@ -352,7 +352,7 @@ def test_rates_that_are_not_known_are_measured_before_a_search_is_fitted_and_not
 
 def test_a_space_can_be_capped_to_its_smaller_resolutions():
     space = load_space("laptop")
-    assert space.sizes() == [128, 112, 96]
+    assert space.sizes() == [224, 128, 112, 96]  # the largest is the probe's
     for pixels, largest in ((112, 112), (96, 96), (10, 96)):
         capped = space.capped(pixels)
         drawn = plan.draw_trials(capped, 20)
