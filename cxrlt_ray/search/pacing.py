@@ -85,7 +85,7 @@ class Pace:
 
     def is_probe(self, config: TrialConfig, trials: Iterable[Trial] = (), share: float = PROBE) -> bool:
         """Whether a trial reads stored features alone, and takes that share of the time left at most."""
-        if any(stage.frozen_copies is None for stage in config.staged()):
+        if not _reads_features(config):
             return False
         whole = config.model_copy(update={"epochs": self.longest})
         return self.correction(trials) * sum(self.plan(whole)) <= share * self.left
@@ -98,10 +98,15 @@ class Pace:
         return replace(space, start=tuple(space.start[k] for k in order))
 
     def correction(self, trials: Iterable[Trial]) -> float:
-        """Seconds that the latest trials took over those that were planned for the epochs they had; 1 without any."""
+        """Seconds that the latest trials took over those that were planned for the epochs they had; 1 without any.
+
+        Trainings alone count: what a probe takes says little of them.
+        """
         ratios = []
         for trial in _latest(trials, (FINISHED, PRUNED)):
             assert trial.record.config is not None
+            if _reads_features(trial.record.config):
+                continue
             planned = sum(self.plan(trial.record.config)[: len(trial.record.epochs_of())])
             ratios.append(_seconds(trial) / max(planned, 1e-9))
         return statistics.median(ratios) if ratios else 1.0
@@ -111,6 +116,11 @@ def _latest(trials: Iterable[Trial], states: tuple[str, ...]) -> list[Trial]:
     """The trials in one of these states that ended last, whose time is known: not those that were begun anew."""
     ended = [trial for trial in trials if trial.state in states and trial.record.attempt == 1 and trial.record.epochs]
     return sorted(ended, key=lambda trial: trial.record.ended or 0.0)[-LATEST:]
+
+
+def _reads_features(config: TrialConfig) -> bool:
+    """Whether all stages of a trial read stored features."""
+    return all(stage.frozen_copies is not None for stage in config.staged())
 
 
 def _seconds(trial: Trial) -> float:

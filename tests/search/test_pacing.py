@@ -109,6 +109,13 @@ def test_a_probe_has_all_its_epochs_where_it_takes_little_of_the_time():
     assert not budget(1000.0).is_probe(config(frozen_backbone=True, augment=0.3, feature_copies=None))
 
 
+def test_what_a_probe_took_says_nothing_of_trainings():
+    probe = ended(3.0)
+    probe.record.config = config(frozen_backbone=True)
+    assert budget(100.0).correction([probe]) == 1.0
+    assert budget(100.0).correction([probe, ended(240.0)]) == pytest.approx(2.0)
+
+
 def test_probes_come_first_where_there_is_time_for_them():
     space = load_space("laptop")
     space = replace(space, start=space.start[:4])
