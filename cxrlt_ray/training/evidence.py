@@ -20,7 +20,8 @@ def evidence_of(job: Job, images: Images, needs: Needs, fold: int) -> Evidence:
     boxes = boxes_of(job.run).at(images.image_id, job.trained) if needs.boxes and job.boxes else None
     own = kept_descriptions(job.run) if needs.places or needs.rows else ()
     counted = counted_labels(job, images, fold)
-    return Evidence(job.trained, corpus, images.report, boxes, counted, own, storage_of(job.shards[0]))
+    storage = storage_of(job.shards[0]) if needs.rows else None
+    return Evidence(job.trained, corpus, images.report, boxes, counted, own, storage)
 
 
 def counted_labels(job: Job, images: Images, fold: int) -> np.ndarray | None:
