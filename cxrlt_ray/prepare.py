@@ -8,9 +8,9 @@ from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.data.estimate import SAMPLE, Estimate, estimate
 from cxrlt_ray.data.prepare import prepare, quarantine_text
-from cxrlt_ray.data.shards import LOSSLESS, MAX_BAD, QUALITY, parse_quality, parse_sizes, quality_name
+from cxrlt_ray.data.shards import LOSSLESS, MAX_BAD, QUALITY, check_max_bad, parse_quality, parse_sizes, quality_name
 from cxrlt_ray.data.tasks import TASK_HELP
-from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
 
 
@@ -57,8 +57,7 @@ def main(
     from cxrlt_ray.data.cohort import read_cohort
 
     edges, chosen = parse_sizes(sizes), parse_quality(quality)
-    if not 0 <= max_bad <= 1:
-        raise UsageError(f"--max-bad is a share from 0 to 1, not {max_bad:g}.")
+    check_max_bad(max_bad)
     cohort = read_cohort(data, format=format, task=task)
     if estimate_only:
         costs = estimate(cohort.manifest, edges, list(dict.fromkeys((chosen, 90, QUALITY, LOSSLESS))))

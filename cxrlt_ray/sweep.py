@@ -118,11 +118,11 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     if deadline is not None and not existing:
         space, record, planner = _fit(request, record, space, planner, data.manifest, deadline - time.monotonic())
     store_vectors(space, data.corpora.values(), data.manifest, request.storage)
+    pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
+    if pace is not None and not existing and (first := pace.probes_first(space)) != space:
+        space, record = first, record.model_copy(update={"start": first.start})
     own_run = write_run(request, existing, record, data, shards, space_file, texts)
     trial_bytes, before = planner.trial_bytes(data.manifest), own_run.trials()
-    pace = None if deadline is None else _pace(request, planner, record, data.manifest, deadline, longest)
-    if pace is not None and not existing:
-        space = pace.probes_first(space)
     search = _search(request, own_run, shards, space, resources, engine, trial_bytes, planner.features, pace)
     forecast, started = planner.forecast(data.manifest), time.monotonic()
     reason = _train(request, search)

@@ -33,6 +33,7 @@ from cxrlt_ray.data.shards import (
     SUMMARY,
     Shards,
     Summary,
+    check_max_bad,
     encode,
     forget_indexes,
     inverted,
@@ -41,7 +42,7 @@ from cxrlt_ray.data.shards import (
     shards_store,
 )
 from cxrlt_ray.data.suspects import BLANK, suspect
-from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import private_dir
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.messages import explained
@@ -69,8 +70,7 @@ def prepare(
     CxrltError when more than the share `max_bad` of the images cannot be decoded, or when the disk will not hold them;
     UsageError where that is no share.
     """
-    if not 0 <= max_bad <= 1:
-        raise UsageError(f"--max-bad is a share from 0 to 1, not {max_bad:g}: 0.05 allows 5 in 100.")
+    check_max_bad(max_bad)
     check_originals(manifest)
     stores = {size: shards_store(manifest, storage, size, quality) for size in sorted(set(sizes))}
     states = file_states(manifest.root, manifest.table["path"].tolist(), checksum)

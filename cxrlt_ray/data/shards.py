@@ -225,3 +225,9 @@ def parse_quality(text: str) -> int:
     if text.isdigit() and 1 <= int(text) <= 100:
         return int(text)
     raise UsageError(f"--quality is 1 to 100 (of JPEG) or lossless, not '{text}'.")
+
+
+def check_max_bad(share: float) -> None:
+    """Raises UsageError for what is no share of images that may be in quarantine."""
+    if not 0 <= share <= 1:
+        raise UsageError(f"--max-bad is a share from 0 to 1, not {share:g}: 0.05 allows 5 in 100.")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
 from cxrlt_ray.models import Classifier
-from cxrlt_ray.models.text_heads import QueryDecoder
+from cxrlt_ray.models.text_heads import QueryDecoder, of_length
 from cxrlt_ray.objectives.draws import Draws
 from cxrlt_ray.objectives.stated_phrases import StatedPhrases
 from cxrlt_ray.objectives.terms.gather import share_of
@@ -31,7 +29,7 @@ class Located(nn.Module):
         self.model = model
         width = places.shape[1]
         self.project = nn.Linear(cast(QueryDecoder, model.head).width, width)
-        self.register_buffer("places", normalize(places.float(), dim=1) * math.sqrt(width))
+        self.register_buffer("places", of_length(places.float()))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, C, 1 + P] of images [B, H, W]: logits, then the dot products with places."""

@@ -299,7 +299,7 @@ class RunRecord(Record):
     boxes: str | None = None  # provenance of boxes of findings in its images
     scrub: str | None = None  # the list of other wordings that were scrubbed from them
     warm_from: tuple[str, ...] = ()  # earlier runs whose best settings are tried first
-    start: tuple[dict[str, Value], ...] = ()  # the start points with them, under Optuna's names; () for the space's own
+    start: tuple[dict[str, Value], ...] = ()  # the start points, under Optuna's names; () for the space's own
     labels: str | None = None  # provenance of labels that were given beside the cohort's, and how they were used
     labels_mode: str | None = None
     labels_blank: str | None = None
