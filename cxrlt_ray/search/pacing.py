@@ -85,7 +85,7 @@ class Pace:
 
     def is_probe(self, config: TrialConfig, trials: Iterable[Trial] = (), share: float = PROBE) -> bool:
         """Whether a trial reads stored features alone, and takes that share of the time left at most."""
-        if not _reads_features(config):
+        if not reads_features(config):
             return False
         whole = config.model_copy(update={"epochs": self.longest})
         return self.correction(trials) * sum(self.plan(whole)) <= share * self.left
@@ -105,7 +105,7 @@ class Pace:
         ratios = []
         for trial in _latest(trials, (FINISHED, PRUNED)):
             assert trial.record.config is not None
-            if _reads_features(trial.record.config):
+            if reads_features(trial.record.config):
                 continue
             planned = sum(self.plan(trial.record.config)[: len(trial.record.epochs_of())])
             ratios.append(_seconds(trial) / max(planned, 1e-9))
@@ -118,7 +118,7 @@ def _latest(trials: Iterable[Trial], states: tuple[str, ...]) -> list[Trial]:
     return sorted(ended, key=lambda trial: trial.record.ended or 0.0)[-LATEST:]
 
 
-def _reads_features(config: TrialConfig) -> bool:
+def reads_features(config: TrialConfig) -> bool:
     """Whether all stages of a trial read stored features."""
     return all(stage.frozen_copies is not None for stage in config.staged())
 

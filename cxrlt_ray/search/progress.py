@@ -13,6 +13,7 @@ from cxrlt_ray.objectives.metric import VAL_MAP, Metric
 from cxrlt_ray.output.counting import Counter
 from cxrlt_ray.runs.records import FAILED, RUNNING
 from cxrlt_ray.runs.store import Run, Trial, best_first
+from cxrlt_ray.search.pacing import reads_features
 from cxrlt_ray.search.trial_states import retries_of, trial_name
 
 SILENCE = 60.0  # seconds after which an epoch is printed
@@ -37,6 +38,7 @@ class Progress(tune.Callback):
 
     def __post_init__(self) -> None:
         self.started, self.printed, self.done = time.monotonic(), time.monotonic(), 0
+        self.probes, self.probing = 0, 0.0  # trials of stored features, and their seconds
         self.foreseen = self.missing
 
     def on_trial_result(
@@ -73,9 +75,9 @@ class Progress(tune.Callback):
             return  # the sweep is stopped
         self.done += 1
         self.printed = time.monotonic()
-        seconds = (time.monotonic() - self.started) / self.done  # a trial
+        seconds = self._seconds_of_a_training(trial)
         left = seconds * (self.missing - self.done)
-        if self.open_ended and self.deadline is not None:
+        if self.deadline is not None and (self.open_ended or not seconds):
             left = max(0.0, self.deadline - time.monotonic())
         scored = best_first(trial for trial in trials if trial.score == trial.score)
         best = f"best {scored[0].score:.4f} ({scored[0].name})" if scored else "none yet"
@@ -86,12 +88,21 @@ class Progress(tune.Callback):
             self.counter.advance(seconds_left=left)
         self._print_unreached(seconds)
 
+    def _seconds_of_a_training(self, ended: Trial) -> float:
+        """The mean of those that have ended, 0 before the first. A budget's probes take far less and do not count."""
+        config = ended.record.config
+        if self.deadline is not None and config is not None and reads_features(config):
+            self.probes += 1
+            self.probing += (ended.record.ended or 0.0) - (ended.record.began or 0.0)
+        elapsed = max(0.0, time.monotonic() - self.started - self.probing)
+        return elapsed / (self.done - self.probes) if self.done > self.probes else 0.0
+
     def _print_unreached(self, seconds: float) -> None:
         """Print how many trials the time budget holds, where that is fewer than was printed before.
 
-        seconds: that a trial takes.
+        seconds: that a training takes; 0 before one has ended.
         """
-        if self.deadline is None:
+        if self.deadline is None or not seconds:
             return
         reached = self.done + max(0, int((self.deadline - time.monotonic()) / max(seconds, 1e-9)))
         if reached < self.foreseen:
