@@ -20,6 +20,7 @@ from cxrlt_ray.labelling.phrases import check_phrase
 from cxrlt_ray.privacy import unfit
 
 FOLDER = "label_rules"
+FURTHER = "further"  # a folder in it: findings of other challenges, which are read only where they are asked for
 CONTEXT = "context"  # the file of what denies a finding or makes it uncertain, beside those of findings
 POSITIVE, NEGATIVE, UNCERTAIN = 1, 0, -1  # CheXpert's convention; a finding that is not mentioned has no label
 POLICIES = ("keep", "one", "zero", "null")  # what becomes of uncertain
@@ -117,12 +118,8 @@ def load_rules(
     context = files.pop(CONTEXT, None)
     if context is None:
         raise UsageError(f"no {FOLDER}/{CONTEXT}.yaml: it says what denies a finding. Install the package anew.")
-    by_name: dict[str, FindingRule] = {}
-    for path in files.values():
-        rule = _finding_rule(read_yaml(path), path)
-        if rule.finding in by_name:
-            raise UsageError(f"{path}: finding '{rule.finding}' has another file in the same folder: keep one.")
-        by_name[rule.finding] = rule
+    by_name = _by_name(files.values())
+    by_name |= {name: rule for name, rule in _further().items() if name in (findings or ()) and name not in by_name}
     _check_implied(by_name)
     known = [*(name for name in ALL_FINDINGS if name in by_name), *sorted(set(by_name) - set(ALL_FINDINGS))]
     asked = findings if findings is not None else known
@@ -134,11 +131,35 @@ def load_rules(
     return Rules(every, tuple(dict.fromkeys(asked)), triggers, frozenset(blockers), hierarchy)
 
 
+def ruled_findings(folder: str | Path | None = None) -> tuple[str, ...]:
+    """All findings that rules can be asked for: of the package, those of other challenges too, and of `folder`."""
+    return tuple(dict.fromkeys([*load_rules(folder).names, *_further()]))
+
+
+def _further() -> dict[str, FindingRule]:
+    return _by_name(path for place in _folders() for path in sorted((place / FURTHER).glob("*.yaml")))
+
+
+def _by_name(files: Iterable[Path]) -> dict[str, FindingRule]:
+    by_name: dict[str, FindingRule] = {}
+    for path in files:
+        rule = _finding_rule(read_yaml(path), path)
+        if rule.finding in by_name:
+            raise UsageError(f"{path}: finding '{rule.finding}' has another file in the same folder: keep one.")
+        by_name[rule.finding] = rule
+    return by_name
+
+
+def _folders() -> list[Path]:
+    """The package's rules, in a checkout and where it is installed."""
+    return [PACKAGE.parent / FOLDER, PACKAGE / FOLDER]
+
+
 def _files(folder: str | Path | None) -> dict[str, Path]:
     """The rule files by their names; of a name in two folders the user's own."""
     if folder is not None and not Path(folder).is_dir():
         raise UsageError(f"--rules {folder} is not a folder: give one with a YAML file a finding.")
-    folders = [PACKAGE.parent / FOLDER, PACKAGE / FOLDER, *([Path(folder)] if folder is not None else [])]
+    folders = [*_folders(), *([Path(folder)] if folder is not None else [])]
     return {path.stem: path for place in folders for path in sorted(place.glob("*.yaml"))}
 
 

@@ -20,8 +20,8 @@ from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.labelled import RuleSet, labelled
 from cxrlt_ray.labelling.labels import FOREIGN, NOTHING, SOURCE, STUDY, LabelTable
 from cxrlt_ray.labelling.reports import Reports
-from cxrlt_ray.labelling.rules import UNCERTAIN, load_rules
-from cxrlt_ray.text.scrub import ruled_names
+from cxrlt_ray.labelling.rules import UNCERTAIN, ruled_findings
+from cxrlt_ray.text.descriptions import own_labels
 
 
 def mine(reports: Reports, findings: Sequence[str], rules: str | None = None, address: str | None = None) -> LabelTable:
@@ -33,9 +33,10 @@ def mine(reports: Reports, findings: Sequence[str], rules: str | None = None, ad
     import pyarrow as pa
 
     asked = tuple(dict.fromkeys(findings))
-    every = load_rules(rules)
-    names = tuple(ruled_names([name], every)[0] for name in asked)
-    if missing := set(names) - {rule.finding for rule in every.every}:
+    known = ruled_findings(rules)
+    own_of = own_labels(known, asked)
+    names = tuple(own_of.get(name, name) for name in asked)
+    if missing := set(names) - set(known):
         raise UsageError(
             f"no rules for finding '{sorted(missing)[0]}', so that no report tells its label: leave it out of --ask, "
             "or ask for it on another --track; `mine(..., rules=FOLDER)` takes rules of your own (docs/labels.md)."

@@ -8,7 +8,7 @@ from cxrlt_ray.data.tasks import ALL_FINDINGS
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.examples import clashes
 from cxrlt_ray.labelling.labeller import label
-from cxrlt_ray.labelling.rules import load_rules
+from cxrlt_ray.labelling.rules import load_rules, ruled_findings
 
 OWN = """
 finding: Adenopathy
@@ -42,6 +42,14 @@ def test_a_users_own_file_replaces_that_of_the_package(tmp_path):
 def test_a_finding_of_ones_own_comes_after_the_45(tmp_path):
     (tmp_path / "goiter.yaml").write_text(OWN.replace("Adenopathy", "Goiter"))
     assert load_rules(tmp_path).names == (*ALL_FINDINGS, "Goiter")
+
+
+def test_findings_of_other_challenges_are_read_where_they_are_asked_for():
+    assert ruled_findings() == (*ALL_FINDINGS, "Goiter")
+    assert "Goiter" not in label("Large substernal goiter.", load_rules())
+    rules = load_rules(findings=["Goiter", "Normal"])
+    assert clashes(rules) == []
+    assert label("Large substernal goiter.", rules)["Goiter"][0] == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from cxrlt_ray.data.manifest import META, Manifest
+from cxrlt_ray.data.tasks import TASK2_2026
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.labelling.reports import read_reports
 from cxrlt_ray.text.mining import beside, mine, of_splits
@@ -76,6 +77,15 @@ def test_rules_are_found_in_any_spelling_and_by_an_alias(tmp_path):
     assert list(table) == ["scoliosis", "pneumoperitoneo"]
     assert column(table, "scoliosis") == [0]
     assert column(table, "pneumoperitoneo") == [1]
+
+
+def test_the_findings_of_cxr_lt_2026_can_be_mined(tmp_path):
+    path = tmp_path / "reports.csv"
+    path.write_text("study_id,text\ns1,Large substernal goiter.\ns2,No goiter. Pulmonary infarct.\n")
+    table = mine(read_reports(str(path)), TASK2_2026).table
+    assert list(table) == list(TASK2_2026)
+    assert column(table, "goiter") == [1, 0]
+    assert column(table, "Infarction") == [0, 1]
 
 
 def test_a_finding_without_rules_and_a_table_without_reports_are_refused(tmp_path):
