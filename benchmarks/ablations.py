@@ -241,7 +241,7 @@ def augmented_scores(shared: Job, config: TrialConfig, model: torch.nn.Module, i
     from cxrlt_ray.data.shards import nearest
     from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, infer
 
-    device, shards = torch.device("cpu"), nearest(shared.shards, config.resolution)
+    device, shards = torch.device("cpu"), nearest(shared.shards, config.edge)
     views = augmented_views(config.resolution, config.crop, tta)
     stream = augmented_batches(shards, images, views, device, shared.ingest.threads)
     member = Member([model], views, config.precision, shared.outputs)

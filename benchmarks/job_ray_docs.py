@@ -21,7 +21,7 @@ import pandas as pd
 import ray
 import ray.train
 import torch
-from job_timm import BATCH, CROP, EDGE, META, batch_of, network, predict, score
+from job_timm import BATCH, CROP, EDGE, META, batch_of, network, predict, score, table_of
 from ray import tune
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -95,7 +95,7 @@ def main() -> None:
     cohort, seconds, seed, out = sys.argv[1:]
     until = time.monotonic() + float(seconds)
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
-    table = pd.read_csv(cohort)
+    table = table_of(cohort)
     findings = [name for name in table.columns if name not in META]
     parts = {name: dataset(table[table["split"] == name], findings) for name in ("train", "val", "test")}
     with tempfile.TemporaryDirectory() as folder:

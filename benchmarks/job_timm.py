@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from sklearn.metrics import average_precision_score
 from timm.utils import ModelEmaV3
 from torchvision.transforms import v2
 
-EDGE, CROP, BATCH, LR = 128, 112, 32, 2e-3
+EDGE, CROP, BATCH, LR = 128, 112, 16, 1.4e-3
 MEAN, STD = 127 / 255, 128 / 255  # of these weights
 META = ("image_id", "path", "subject_id", "study_id", "view", "split")
 
@@ -114,11 +115,18 @@ def train(images: torch.Tensor, targets: torch.Tensor, val: tuple[torch.Tensor, 
     return kept
 
 
+def table_of(cohort: str) -> pd.DataFrame:
+    """The cohort's table; its images lie below its folder."""
+    table = pd.read_csv(cohort)
+    table["path"] = [str(Path(cohort).parent / path) for path in table["path"]]
+    return table
+
+
 def main() -> None:
     cohort, seconds, seed, out = sys.argv[1:]
     until = time.monotonic() + float(seconds)
     torch.set_num_threads(2)
-    table = pd.read_csv(cohort)
+    table = table_of(cohort)
     findings = [name for name in table.columns if name not in META]
     split = {name: table[table["split"] == name] for name in ("train", "val", "test")}
     images = {name: images_of(rows["path"].tolist()) for name, rows in split.items()}

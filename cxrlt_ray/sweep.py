@@ -23,7 +23,6 @@ from cxrlt_ray.cluster.start import share_processors
 from cxrlt_ray.data.features import features_bound, features_folder
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.readers.columns import counted
-from cxrlt_ray.data.shards import parse_sizes
 from cxrlt_ray.data.tasks import TASK1, load_task
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.runs.records import FINISHED, PRUNED, RUNNING, RunRecord
@@ -190,7 +189,7 @@ def _print_plan(request: SweepRequest, existing: Run | None, record: RunRecord, 
     elif request.seconds is not None:
         _, _, planner = _fit(request, record, space, planner, count, request.seconds, named)
     plan = planner.plan(count, named, request.keep_checkpoints)
-    sizes = record.sizes_of_shards or ([] if request.sizes is None else parse_sizes(request.sizes))
+    sizes = record.sizes_of_shards or sizes_to_prepare(request, space)
     print_plan(plan, request.price, memory_bound(request.cache_gb), sizes, record.quality)
 
 

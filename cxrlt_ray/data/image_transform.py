@@ -59,7 +59,7 @@ class ImageTransform:
             if random is not None and strength > 0 and (not is_strong or (strong is not None and strong.any())):
                 augmentations[is_strong] = _augmentation(strength)
                 augmentations[is_strong].set_random_seed(int(random.integers(2**32)))
-        spare = _edge(self.resolution, self.crop) - self.resolution
+        spare = edge_of(self.resolution, self.crop) - self.resolution
         corners = np.full((count, 2), spare // 2) if random is None else random.integers(0, spare + 1, (count, 2))
         flips = np.zeros(count, bool) if random is None else random.random(count) < self.flip
         if unchanged is None:
@@ -92,9 +92,14 @@ class AugmentedView:
     position: tuple[float, float] = (0.5, 0.5)
     mirrored: bool = False
 
+    @property
+    def edge(self) -> int:
+        """Of the image before the crop, in pixels."""
+        return edge_of(self.resolution, self.crop)
+
     def apply(self, image: np.ndarray) -> np.ndarray:
         """The view of an image, uint8 [resolution, resolution]."""
-        spare = _edge(self.resolution, self.crop) - self.resolution
+        spare = self.edge - self.resolution
         corner = np.array([int(spare * share) for share in self.position])
         return _cropped(image, self.resolution, self.crop, corner)
 
@@ -113,15 +118,15 @@ class ImageCopy:
 Look = AugmentedView | ImageCopy  # what is made of an image, by itself alone
 
 
-def _edge(resolution: int, crop: float) -> int:
-    """The edge from which `resolution` is the share `crop`."""
+def edge_of(resolution: int, crop: float) -> int:
+    """The edge of the image, in pixels, from which a part of edge `resolution` is cropped."""
     return round(resolution / crop)
 
 
 def _cropped(image: np.ndarray, resolution: int, crop: float, corner: np.ndarray) -> np.ndarray:
     """The image resized, then cropped to `resolution` from the corner (top, left)."""
     top, left = corner
-    return resize(image, _edge(resolution, crop))[top : top + resolution, left : left + resolution]
+    return resize(image, edge_of(resolution, crop))[top : top + resolution, left : left + resolution]
 
 
 def _augmentation(strength: float) -> Any:

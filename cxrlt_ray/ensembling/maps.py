@@ -65,7 +65,7 @@ def attention_maps(
     (view,) = augmented_views(config.resolution, config.crop)
     ids = images["image_id"].to_numpy()
     wanted = Images(ids, np.empty((len(ids), 0), np.int8), *codes(images))
-    for batch in plain_batches(nearest(shards, config.resolution), wanted, view, BATCH, device):
+    for batch in plain_batches(nearest(shards, config.edge), wanted, view, BATCH, device):
         pixels = batch.pixels[view]
         with torch.inference_mode():
             maps = torch.stack([model.with_maps(pixels)[1] for model in models]).mean(dim=0)

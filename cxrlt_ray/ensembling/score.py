@@ -92,12 +92,12 @@ def score(work: Store, shards: tuple[Shards, ...], members: list[StoredMember], 
     """Probabilities of every member for `images`: index image_id, column `scores` with float32 [M, C] arrays.
 
     images: image_id, study_id and view of a manifest; a study's images are scored together. A member sees the shards
-    it was trained on, those nearest its resolution. work: where finished shards' scores are kept until all are there.
-    The table's attrs name the precision of each member's forward passes.
+    it was trained on, those nearest the edge that its images had. work: where finished shards' scores are kept until
+    all are there. The table's attrs name the precision of each member's forward passes.
     """
     groups: dict[Shards, list[int]] = {}
     for k, stored in enumerate(members):
-        groups.setdefault(nearest(shards, stored.views[0].resolution), []).append(k)
+        groups.setdefault(nearest(shards, stored.views[0].edge), []).append(k)
     passes = [
         _pass(work / f"{source.size}px", source, [members[k] for k in chosen], images)
         for source, chosen in groups.items()

@@ -64,7 +64,7 @@ def draw(facts: Facts, mistakes: Sequence[Mistake]) -> Drawn:
 
     trial, model, findings = _member(facts)
     config = trial.config
-    shards = nearest(facts.run.shards(), config.resolution)
+    shards = nearest(facts.run.shards(), config.edge)
     view = AugmentedView(config.resolution, config.crop)
     pixels = _pixels(shards, view, mistakes, findings)
     if not pixels:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cxrlt_ray.config import Config
+from cxrlt_ray.data.image_transform import edge_of
 from cxrlt_ray.data.manifest import MAIN
 from cxrlt_ray.objectives import registry
 from cxrlt_ray.objectives.metric import Metric
@@ -208,6 +209,11 @@ class TrialConfig(Config):
             stages.append(TrialConfig.model_validate(now))
             now["fresh_head"] = False
         return stages
+
+    @property
+    def edge(self) -> int:
+        """Of images in pixels before `crop` takes its part: shards of this edge need not be enlarged."""
+        return edge_of(self.resolution, self.crop)
 
     @property
     def total_epochs(self) -> int:

@@ -64,7 +64,7 @@ class SweepRequest(Config):
     labels_mode: Annotated[str, cli.option("replace or join")] = "replace"
     labels_blank: Annotated[str, cli.option("an empty label: zero or null")] = "zero"
     max_bad: Annotated[float, cli.option("share of undecodable images allowed")] = MAX_BAD
-    sizes: Annotated[str | None, cli.option("edges of the prepared images; default: the space's resolutions")] = None
+    sizes: Annotated[str | None, cli.option("edges of the prepared images; default: those of the space")] = None
     quality: Annotated[str, cli.option("of the prepared images: 1 to 100 for JPEG, or lossless")] = str(QUALITY)
     checksum: Annotated[bool, cli.option("compare images by their contents", "--checksum")] = False
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None

@@ -149,13 +149,13 @@ def draft_record(request: SweepRequest, name: str, space: Space) -> RunRecord:
 
 
 def sizes_to_prepare(request: SweepRequest, space: Space) -> list[int]:
-    """The sizes to prepare: those asked for, else every resolution of the space, so that a trial decodes no more."""
-    resolutions = sorted({spec.resolution for spec in space.specs()})
+    """The sizes to prepare: those asked for, else every edge of the space's images, so that a trial decodes no more."""
+    edges = sorted({stage.edge for config in space.kinds() for stage in config.staged()})
     if request.sizes is None:
-        return resolutions
+        return edges
     sizes = parse_sizes(request.sizes)
-    if sizes[-1] < resolutions[-1]:
-        print(f"--sizes ends at {sizes[-1]} px: trials at up to {resolutions[-1]} px will enlarge these images.")
+    if sizes[-1] < edges[-1]:
+        print(f"--sizes ends at {sizes[-1]} px: trials at up to {edges[-1]} px will enlarge these images.")
     return sizes
 
 

@@ -97,7 +97,7 @@ class Streams:
     @property
     def shards(self) -> Shards:
         """The prepared images of the stage's resolution."""
-        return nearest(self.job.shards, self.config.resolution)
+        return nearest(self.job.shards, self.config.edge)
 
     def epoch(self, shown: EpochImages, epoch: int) -> Iterator[tuple[Inputs, Targets]]:
         """The epoch's batches on the device: the network's inputs, and targets [B, K] with the share each has in them.

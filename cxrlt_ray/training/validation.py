@@ -46,7 +46,7 @@ def predict_images(
     view = augmented_views(config.resolution, config.crop)[0]
     member = Member([model.eval()], (view,), config.precision, job.outputs)
     stream = plain_batches(
-        nearest(job.shards, config.resolution),
+        nearest(job.shards, config.edge),
         images,
         view,
         config.batch_size * (1 if fused else 2) * worker.world,
@@ -85,7 +85,7 @@ def score_augmented(trial: TrialContext) -> None:
 
     job, worker, stage = trial.job, trial.worker, trial.config.staged()[-1]
     views = augmented_views(stage.resolution, stage.crop, trial.config.tta)
-    shards = nearest(job.shards, stage.resolution)
+    shards = nearest(job.shards, stage.edge)
     scored: list[tuple[Images, np.ndarray]] = []
     seconds = {1: 0.0, len(views): 0.0}
     agree(True, worker)  # the first worker has written the checkpoints
@@ -115,7 +115,7 @@ def _views(
     worker: Worker,
 ) -> Iterator[PixelBatch]:
     """A worker's images under several views, or the stored features of all of them."""
-    shards = nearest(job.shards, stage.resolution)
+    shards = nearest(job.shards, stage.edge)
     stored = {view: features.stored(images.image_id, view) for view in views} if features else {}
     if not stored or None in stored.values():
         yield from augmented_batches(

@@ -82,7 +82,7 @@ def test_trials_are_drawn_from_the_space_its_start_points_first():
     space = load_space("laptop")
     configs = plan.draw_trials(space, 20)
     assert len(configs) == 20
-    assert configs[0].lr == 1e-3
+    assert configs[0] == space.to_config(space.start[0])
     assert len({config.backbone for config in configs}) > 1
 
 
@@ -130,6 +130,7 @@ def test_a_gpu_is_one_whatever_torch_ray_and_the_option_call_it(device, wanted, 
 def _params(space):
     return [
         {"backbone": name, "lr": 1e-3, "weight_decay": 0.01, "loss": "bce", "augment": 0.1, "drop_rate": 0.0}
+        | {"batch_size@1": 32}
         | {f"{key}@{rule}": value for key, value in (("resolution", 96), ("lr", 1e-3)) for rule in (1, 2)}
         for name in ("test_resnet", "test_convnext")
     ]
