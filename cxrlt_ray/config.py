@@ -15,7 +15,17 @@ PACKAGE = Path(__file__).parent
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text, since it expects 1.0e-3; people write 1e-3."""
+    """YAML 1.1 reads 1e-3 as text, since it expects 1.0e-3; people write 1e-3. A key given twice it would drop once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                twice = f"key '{key.value}' is given twice: keep one"
+                raise yaml.composer.ComposerError(None, None, twice, key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(

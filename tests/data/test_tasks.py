@@ -45,6 +45,7 @@ def test_a_task_file_lists_findings_in_its_own_order(tmp_path):
         ("finding: [Mass]", "unknown key 'finding'"),
         ("[Mass]", "mapping"),
         ("findings: [Mass", "cannot be read as YAML"),
+        ("findings: [Mass]\nfindings: [Nodule]", "key .findings. is given twice"),
     ],
 )
 def test_a_wrong_task_file_is_refused_in_a_sentence_that_names_it(tmp_path, content, told):
