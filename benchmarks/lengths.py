@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from report import publish
 
 if TYPE_CHECKING:
     from cxrlt_ray.data.manifest import Manifest
+    from cxrlt_ray.runs.trial_config import TrialConfig
     from cxrlt_ray.training.job import Job
 
 HERE = Path(__file__).parent
@@ -50,41 +52,46 @@ def cohort_of(dataset: str) -> Manifest:
     return cohort
 
 
-def job_of(dataset: str) -> Job:
-    """The data set prepared as a sweep prepares it."""
+def job_of(dataset: str, build: Path = BUILD, sizes: Sequence[int] = (RESOLUTION,)) -> Job:
+    """The data set prepared as a sweep prepares it, at edges of so many pixels."""
     from cxrlt_ray.cluster.start import start_ray
     from cxrlt_ray.data.prepare import prepare
     from cxrlt_ray.data.tasks import load_task
 
     cohort = cohort_of(dataset)
     ray = start_ray()
-    shards = prepare(cohort, str(BUILD), [RESOLUTION])
+    shards = prepare(cohort, str(build), list(sizes))
     ray.shutdown()
     findings = load_task("auto" if dataset == "nih384" else "task1", cohort.findings).findings
-    return job(BUILD / dataset, cohort, shards, findings, threads=1)
+    return job(build / dataset, cohort, shards, findings, threads=1)
 
 
 def member(shared: Job, epochs: int, seed: int) -> np.ndarray:
-    """Probabilities [N, C] of the test images by a training of so many epochs, that is done unless it is kept."""
-    from cxrlt_ray import models
+    """Probabilities [N, C] of the test images by a training of so many epochs."""
     from cxrlt_ray.runs.trial_config import TrialConfig
+
+    config = TrialConfig(
+        backbone="tf_efficientnet_lite0", resolution=RESOLUTION, epochs=epochs, lr=1e-3, augment=0.2,
+        ema_decay=0.99, seed=seed,
+    )  # fmt: skip
+    return test_scores(shared, f"{epochs}-{seed}", config)
+
+
+def test_scores(shared: Job, name: str, config: TrialConfig) -> np.ndarray:
+    """Probabilities [N, C] of the test images by a training, that is done unless it is kept."""
+    from cxrlt_ray import models
     from cxrlt_ray.training.job import images_of, manifest_of
     from cxrlt_ray.training.trial import train
     from cxrlt_ray.training.validation import predict_images
 
-    name = f"{epochs}-{seed}"
     path = Path(shared.run.uri) / f"{name}.npy"
     if not path.exists():
-        config = TrialConfig(
-            backbone="tf_efficientnet_lite0", resolution=RESOLUTION, epochs=epochs, lr=1e-3, augment=0.2,
-            ema_decay=0.99, seed=seed,
-        )  # fmt: skip
-        train(shared, name, config, {"seed": seed}, lambda report: None)
+        train(shared, name, config, {"seed": config.seed}, lambda report: None)
         model = models.load(Path(shared.run.uri) / "trials" / name / "fold-0")[0]
         manifest = manifest_of(shared.run)
         test = images_of(manifest, shared.findings).at(np.flatnonzero(manifest.table["split"] == "test"))
         np.save(path, predict_images(shared, config, model, test))
-        print(f"{Path(shared.run.uri).name}: {epochs} epochs, seed {seed}", flush=True)
+        print(f"{Path(shared.run.uri).name}: {name}", flush=True)
     scores: np.ndarray = np.load(path)
     return scores
 
