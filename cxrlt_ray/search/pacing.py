@@ -70,18 +70,30 @@ class Pace:
         trials: those that are begun. As many of the planned ones that are missing share the time as have config.epochs
         then; the last has up to LONGEST times `longest`. A trial of stages has epochs of its own.
         """
+        return self._given(config, trials)[0]
+
+    def ends_with_the_time(self, config: TrialConfig, trials: Sequence[Trial]) -> bool:
+        """Whether the next trial has all the time left: its epochs then follow the rate that it comes to."""
+        return self._given(config, trials)[1]
+
+    @property
+    def most(self) -> int:
+        """Epochs that a trial has at most."""
+        return int(LONGEST * self.longest)
+
+    def _given(self, config: TrialConfig, trials: Sequence[Trial]) -> tuple[int, bool]:
         if config.stages:
-            return config.epochs
+            return config.epochs, False
         if self.is_probe(config, trials, share=1.0 if self.open_ended else PROBE):
-            return self.longest
+            return self.longest, False
         # the mean: the first epochs may store features, the last one be followed by a refit
         epoch = self.correction(trials) * statistics.fmean(self.plan(config))
         held = int(self.left / max(epoch, 1e-9))
         missing = math.ceil((self.trials - len(trials)) / self.together)  # one after the other
         sharing = max(1, min(missing, held // config.epochs))
         if sharing > 1 or held >= LONGEST * self.longest:
-            return min(self.longest, held // sharing)
-        return max(1, held)
+            return min(self.longest, held // sharing), False
+        return max(1, held), True
 
     def is_probe(self, config: TrialConfig, trials: Iterable[Trial] = (), share: float = PROBE) -> bool:
         """Whether a trial reads stored features alone, and takes that share of the time left at most."""

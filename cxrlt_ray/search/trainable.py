@@ -23,6 +23,7 @@ from cxrlt_ray.search.resources import Resources, times
 from cxrlt_ray.search.space import Space
 from cxrlt_ray.search.trial_states import note_retry, trial_name
 from cxrlt_ray.storage.patience import patiently
+from cxrlt_ray.training.context import TimeLeft
 from cxrlt_ray.training.heartbeat import beat
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ ELASTIC = 60.0  # seconds that a trial waits for the machines of all its workers
 def run_trial(point: dict[str, Any], job: Job, space: Space, resources: Resources) -> None:
     """Train the trial `point` in this process, or in a group of Train workers.
 
-    point: {"number", "params", "seed", "epochs"}; epochs: None for the space's own.
+    point: {"number", "params", "seed", "epochs", "until"}; epochs: None for the space's own; until: TimeLeft, or None.
     """
     from ray import tune
     from ray.train import ScalingConfig
@@ -51,7 +52,8 @@ def run_trial(point: dict[str, Any], job: Job, space: Space, resources: Resource
     if resources.workers_per_trial > 1:
         _train_in_workers(job, name, config, params, resources)
         return
-    loop = lambda: train_or_note(job, name, config, params, tune.report)  # noqa: E731
+    time_left = TimeLeft(*point["until"]) if point["until"] else None
+    loop = lambda: train_or_note(job, name, config, params, tune.report, time_left)  # noqa: E731
     scaling = ScalingConfig(num_workers=0, use_gpu=resources.gpus_per_trial > 0)
     with watchdog.heartbeats_written(job.run.uri, name):
         TorchTrainer(loop, scaling_config=scaling).fit()
@@ -105,13 +107,15 @@ def _room_for(bundle: dict[str, float]) -> Callable[[], int]:
     return room
 
 
-def train_or_note(job: Job, name: str, config: TrialConfig, params: dict[str, Any], report: Report) -> None:
+def train_or_note(
+    job: Job, name: str, config: TrialConfig, params: dict[str, Any], report: Report, time_left: TimeLeft | None = None
+) -> None:
     """Train. A fault of the trial's own ends it; any other is noted and raised: the trial may be tried again."""
     from cxrlt_ray.training.trial import train
 
     store = job.run / "trials" / name
     try:
-        train(job, name, config, params, report)
+        train(job, name, config, params, report, time_left)
     except (Diverged, UsageError) as error:
         if store.exists(RECORD):
             record = TrialRecord.read(store, RECORD)

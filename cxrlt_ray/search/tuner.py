@@ -34,7 +34,7 @@ from cxrlt_ray.runs.store import Run, Trial, drop_checkpoints, keep_index
 from cxrlt_ray.search.asha import scheduler_of
 from cxrlt_ray.search.disk import DiskRoom
 from cxrlt_ray.search.optuna_study import OptunaStudy
-from cxrlt_ray.search.pacing import LONGEST, Pace
+from cxrlt_ray.search.pacing import Pace
 from cxrlt_ray.search.progress import Progress
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.space import Space
@@ -219,7 +219,7 @@ def saved_states(run: Run, numbers: Iterable[int]) -> dict[int, list[str]]:
 def _longest(search: Search) -> int:
     """Epochs of the longest trial: of the space, of a time budget, or of one that was cut off and keeps its own."""
     space, pace = search.space, search.pace
-    epochs = space.epochs if pace is None or space.staged else int(LONGEST * pace.longest)
+    epochs = space.epochs if pace is None or space.staged else pace.most
     begun = (trial.record.config for trial in search.run.trials() if trial.state == RUNNING)
     return max([epochs, *(config.total_epochs for config in begun if config is not None)])
 
@@ -296,17 +296,21 @@ class StudySearcher(Searcher):
             fixed = "seed" in self.optuna_study.space.domains
             how = "the same weights are trained again" if fixed else f"it is trained with seed {seed}"
             print(f"  {trial_name(number)} has the settings of {earlier}: {how}", flush=True)
-        return {"number": number, "params": params, "seed": seed, "epochs": self._epochs(number, params, trials)}
+        return {"number": number, "params": params, "seed": seed, **self._length(number, params, trials)}
 
-    def _epochs(self, number: int, params: dict[str, Any], trials: list[Trial]) -> int | None:
-        """Of a trial where they are not the space's own: it was begun with them, or the time left holds others."""
+    def _length(self, number: int, params: dict[str, Any], trials: list[Trial]) -> dict[str, Any]:
+        """A trial's epochs where they are not the space's own: it was begun with them, or the time left holds others.
+
+        until: the time (time.time()) until which they last, and how many there are at most; None: as planned.
+        """
         begun = next((trial.record.config for trial in trials if trial_number(trial) == number), None)
-        if begun is not None:
-            return begun.epochs
-        if self.pace is None:
-            return None
+        if begun is not None or self.pace is None:
+            return {"epochs": begun and begun.epochs, "until": None}
+        config = self.optuna_study.space.to_config(params)
         others = [trial for trial in trials if trial_number(trial) != number]
-        return self.pace.epochs(self.optuna_study.space.to_config(params), others)
+        all_left = self.pace.ends_with_the_time(config, others)
+        until = (time.time() + self.pace.left, self.pace.most) if all_left else None
+        return {"epochs": self.pace.epochs(config, others), "until": until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the study learns of a trial when it has ended."""

@@ -30,12 +30,25 @@ class Stopped(Exception):
     """The sweep has ended the trial: its process has nothing more to write."""
 
 
+@dataclass(frozen=True)
+class TimeLeft:
+    """How long a trial's epochs last: `until`, by time.time(), and `most` at most. They follow the rate it comes to."""
+
+    until: float
+    most: int
+
+    def epochs(self, done: int, seconds: float) -> int:
+        """As many as the time holds, those done counted, where one takes so many seconds; one more than are done."""
+        further = int((self.until - time.time()) / max(seconds, 1e-9))
+        return min(self.most, done + max(1, further))
+
+
 @dataclass
 class TrialContext:
     """What the folds of a trial share in this process.
 
-    store: None on all workers but the first. before: the state where an earlier process was cut off.
-    scored: the validation images and scores [N, C] of the folds that are done.
+    store: None on all workers but the first. before: the state where an earlier process was cut off. time_left: None
+    for the epochs of its config. scored: the validation images and scores [N, C] of the folds that are done.
     """
 
     job: Job
@@ -46,6 +59,7 @@ class TrialContext:
     record: TrialRecord
     report: Report
     before: ResumeState | None
+    time_left: TimeLeft | None = None
     scored: list[tuple[Images, np.ndarray]] = field(default_factory=list)
 
     @property

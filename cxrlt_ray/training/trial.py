@@ -15,6 +15,7 @@ import contextlib
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import device as device_
 from cxrlt_ray.training import resume
-from cxrlt_ray.training.context import Report, Stopped, TrialContext
+from cxrlt_ray.training.context import Report, Stopped, TimeLeft, TrialContext
 from cxrlt_ray.training.course import Course
 from cxrlt_ray.training.job import Images, Job, manifest_of, validation_images
 from cxrlt_ray.training.resume import ResumeState
@@ -46,13 +47,24 @@ from cxrlt_ray.training.streams import validation_batches
 from cxrlt_ray.training.validation import predict_images, score_augmented
 from cxrlt_ray.training.workers import agree, worker_of
 
+REPLANNED = (1, 4)  # epochs after which those of a trial that has a time are counted anew
 
-def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value], report: Report) -> None:
+
+def train(
+    job: Job,
+    name: str,
+    config: TrialConfig,
+    params: Mapping[str, Value],
+    report: Report,
+    time_left: TimeLeft | None = None,
+) -> None:
     """Train trial `name`, write what it leaves to RUN/trials/NAME and report after each epoch.
 
     Goes on from the last epoch that an earlier process ended, where it left one; the epoch is reported again then. One
-    that the sweep ends meanwhile writes no more after its epoch. Raises Diverged when the loss stays non-finite,
-    CxrltError when another process has taken the trial over, and what torch raises (out of memory) as it is.
+    that the sweep ends meanwhile writes no more after its epoch. time_left: where one process trains one model, the
+    first epochs show how many it holds, and the trial has as many in the place of config.epochs. Raises Diverged when
+    the loss stays non-finite, CxrltError when another process has taken the trial over, and what torch raises (out of
+    memory) as it is.
     """
     import torch
 
@@ -68,23 +80,34 @@ def train(job: Job, name: str, config: TrialConfig, params: Mapping[str, Value],
     if not agree(before is not None, worker):
         before = None
     record = first_record(job, name, config, params, existing, before)
-    trial = TrialContext(
-        job, config, manifest_of(job.run), store if worker.first else None, worker, record, report, before
-    )
+    if before is not None and record.config is not None:  # it may have been given other epochs
+        config = config.model_copy(update={"epochs": record.config.epochs})
+    if worker.world > 1 or job.models > 1 or config.stages or config.steps or config.refit:
+        time_left = None
+    own = store if worker.first else None
+    trial = TrialContext(job, config, manifest_of(job.run), own, worker, record, report, before, time_left)
     trial.write()
     with contextlib.suppress(Stopped):
-        _run(trial)
+        while (length := _run(trial)) is not None:
+            record.config = trial.config.model_copy(update={"epochs": length.epochs})
+            trial = replace(trial, config=record.config, before=length.state)
+            trial.update()
 
 
-def _run(trial: TrialContext) -> None:
-    """Train the folds and what follows them. Raises Stopped where the sweep has ended the trial."""
+def _run(trial: TrialContext) -> _Length | None:
+    """Train the folds and what follows them; or what ended that, to go on from there with other epochs.
+
+    Raises Stopped where the sweep has ended the trial.
+    """
     config, record = trial.config, trial.record
     try:
         for fold in range(trial.folds):
             trial.scored.append(_Fold(trial, fold).run())
+    except _Length as length:
+        return length
     except _Enough:
         trial.end(PRUNED)
-        return
+        return None
     if trial.predicts:
         record.score = trial.keep_predictions()
     elif trial.folds > 1:
@@ -98,6 +121,7 @@ def _run(trial: TrialContext) -> None:
     if trial.folds > 1 or config.refit or config.tta != "none":
         speed = record.epochs[-1].images_per_second
         _report(trial.report, config.metric, record.score, config.total_epochs + 1, speed)
+    return None
 
 
 def _report(report: Report, metric: Metric, score: float | None, epoch: int, images_per_second: float) -> None:
@@ -108,6 +132,14 @@ def _report(report: Report, metric: Metric, score: float | None, epoch: int, ima
 
 class _Enough(Exception):
     """A trial that had been stopped, and is trained again because its files were damaged, is as far as it was."""
+
+
+class _Length(Exception):
+    """The time left holds `epochs`, others than were planned: training goes on from `state` with as many."""
+
+    def __init__(self, epochs: int, state: ResumeState) -> None:
+        super().__init__()
+        self.epochs, self.state = epochs, state
 
 
 def first_record(
@@ -171,6 +203,7 @@ class _Fold(Course):
         self.scores = np.full(self.validation.targets.shape, np.nan, np.float32)
         if trial.before and fold <= trial.before.fold and f"scores/{fold}" in trial.before.tensors:
             self.scores = trial.before.tensors[f"scores/{fold}"].numpy()
+        self.judged = [time.monotonic()]  # when epochs ended
 
     def run(self) -> tuple[Images, np.ndarray]:
         """Train; the validation images, and their probabilities [N, C] by the last stage's best epoch."""
@@ -203,8 +236,7 @@ class _Fold(Course):
             record.stage = number
         if trial.folds <= 1:
             record.score, record.best_epoch = best.score, best.epoch
-        if not epoch.repeated:
-            self.keep(number, epoch, self.scores)
+        state = None if epoch.repeated else self.keep(number, epoch, self.scores)
         if best.epoch == count:
             self._publish(stage, epoch)
         clock.lap("writing")
@@ -216,6 +248,18 @@ class _Fold(Course):
             if again is not None and again.state == PRUNED and count + 1 >= again.curve[-1][0]:
                 raise _Enough
         clock.lap("reporting")
+        if state is not None:
+            self._check_length(count + 1, stage, state)
+
+    def _check_length(self, done: int, stage: TrialConfig, state: ResumeState) -> None:
+        """Raise _Length where the time left holds other epochs than the stage has."""
+        self.judged.append(time.monotonic())
+        time_left = self.trial.time_left
+        if time_left is None or done not in REPLANNED or done >= stage.epochs:
+            return
+        seconds = (self.judged[-1] - self.judged[0]) / (len(self.judged) - 1)
+        if (epochs := time_left.epochs(done, seconds)) != stage.epochs:
+            raise _Length(epochs, state)
 
     def is_over(self, number: int, stage: TrialConfig) -> bool:
         """Whether no epoch has been better, by `patience_gain`, for `patience` epochs."""

@@ -45,6 +45,13 @@ def test_a_trial_has_its_own_epochs_and_the_last_what_the_time_left_holds(left, 
     assert pace(left).epochs(config(), []) == epochs
 
 
+def test_only_a_trial_that_has_all_the_time_left_follows_its_own_rate():
+    assert pace(130.0).ends_with_the_time(config(), [])
+    assert pace(60.0).ends_with_the_time(config(), [])
+    assert not pace(1000.0).ends_with_the_time(config(), [])
+    assert not pace(240.0, trials=3).ends_with_the_time(config(6), [])
+
+
 def test_a_machine_that_is_slower_than_planned_gives_shorter_trials():
     slow = [ended(240.0), ended(250.0), ended(230.0, "pruned")]
     assert pace(240.0).correction(slow) == pytest.approx(2.0)

@@ -23,6 +23,7 @@ from cxrlt_ray.runs.records import EpochRecord, TrialRecord
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store, patience
 from cxrlt_ray.training import resume
+from cxrlt_ray.training.context import TimeLeft
 from cxrlt_ray.training.job import Job
 from cxrlt_ray.training.trial import train
 
@@ -107,6 +108,37 @@ def test_a_trial_cut_after_any_epoch_ends_as_one_that_was_not(cohort, tmp_path, 
             np.testing.assert_array_equal(found[3][name][key], tensor, err_msg=f"{name} {key}")
     pd.testing.assert_frame_equal(found[4], wanted[4], check_exact=True)
     assert not resume.names(job.run / "trials" / "T0000")
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(1e6, 5), (0.0, 2)])
+def test_a_trial_has_the_epochs_that_its_time_holds_by_the_first_ones_rate(cohort, tmp_path, seconds, epochs):
+    job, told = job_in(tmp_path, cohort), []
+    time_left = TimeLeft(time.time() + seconds, most=5)
+    train(job, "T0000", config(schedule="stable"), {}, lambda report: told.append(report["epoch"]), time_left)
+    assert [epoch["epoch"] for epoch in left(tmp_path)[2]] == list(range(epochs))
+    assert TrialRecord.read(job.run / "trials" / "T0000", "trial.json").config.epochs == epochs
+    assert told == [1, *range(1, epochs + 1)]
+
+
+def test_a_trial_whose_epochs_were_counted_anew_goes_on_with_as_many(cohort, tmp_path):
+    job, time_left = job_in(tmp_path, cohort), TimeLeft(time.time() + 1e6, most=5)
+    report, _ = ended_after(3)  # the first epoch, again, the second
+    with pytest.raises(Cut):
+        train(job, "T0000", config(), {}, report, time_left)
+    train(job, "T0000", config(), {}, lambda told: None)
+    cut = left(tmp_path)
+    assert len(cut[2]) == 5
+    (tmp_path / "whole").mkdir()
+    train(job_in(tmp_path / "whole", cohort), "T0000", config(), {}, lambda told: None, time_left)
+    whole = left(tmp_path / "whole")
+    assert cut[2] == whole[2]
+    pd.testing.assert_frame_equal(cut[4], whole[4], check_exact=True)
+
+
+def test_trials_of_folds_keep_their_epochs(cohort, tmp_path):
+    time_left = TimeLeft(time.time() + 1e6, most=5)
+    train(job_in(tmp_path, cohort, 2), "T0000", config(epochs=2), {}, lambda told: None, time_left)
+    assert len(left(tmp_path)[2]) == 4
 
 
 def test_a_stage_ends_when_no_epoch_has_been_better_for_as_long_as_its_patience(cohort, tmp_path):
