@@ -47,7 +47,7 @@ from cxrlt_ray.training.streams import validation_batches
 from cxrlt_ray.training.validation import predict_images, score_augmented
 from cxrlt_ray.training.workers import agree, worker_of
 
-REPLANNED = (1, 4)  # epochs after which those of a trial that has a time are counted anew
+REPLANNED = (1, 3, 6, 12)  # epochs after which those of a trial that has a time are counted anew
 
 
 def train(
