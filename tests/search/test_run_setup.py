@@ -17,7 +17,8 @@ from cxrlt_ray.runs.records import RunRecord, TrialRecord
 from cxrlt_ray.runs.store import Run, create_run
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.resume import resume_command, resumed
-from cxrlt_ray.search.run_setup import claimed_name
+from cxrlt_ray.search.run_setup import claimed_name, sizes_to_prepare
+from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.search.trial_states import trial_name
 from cxrlt_ray.search.tuner import missing_trials
 from cxrlt_ray.storage import Store
@@ -31,6 +32,17 @@ def second(monkeypatch):
 
 def asked(tmp_path, **options):
     return SweepRequest(task="auto", storage=str(tmp_path / "my runs"), **options)
+
+
+def test_shards_have_the_edges_that_crops_are_taken_from(tmp_path, capsys):
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "trials: 1\nepochs: 1\nparameters:\n  backbone: {value: test_resnet}\n  resolution: {choices: [64, 96]}\n"
+        "  crop: [{when: {resolution: 96}, value: 0.75}, {value: 1.0}]\n"
+    )
+    assert sizes_to_prepare(asked(tmp_path), load_space(str(space))) == [64, 128]
+    assert sizes_to_prepare(asked(tmp_path, sizes="96"), load_space(str(space))) == [96]
+    assert "trials at up to 128 px will enlarge these images" in capsys.readouterr().out
 
 
 def test_sweeps_that_begin_in_the_same_second_have_names_of_their_own(tmp_path, second):
