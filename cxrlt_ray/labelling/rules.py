@@ -137,7 +137,8 @@ def ruled_findings(folder: str | Path | None = None) -> tuple[str, ...]:
 
 
 def _further() -> dict[str, FindingRule]:
-    return _by_name(path for place in _folders() for path in sorted((place / FURTHER).glob("*.yaml")))
+    files = {path.stem: path for place in _folders() for path in sorted((place / FURTHER).glob("*.yaml"))}
+    return _by_name(files.values())
 
 
 def _by_name(files: Iterable[Path]) -> dict[str, FindingRule]:

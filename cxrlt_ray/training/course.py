@@ -88,18 +88,17 @@ class Course:
         """Whether stage `number` ends before its last epoch."""
         return False
 
-    def keep(self, number: int, epoch: Epoch, scores: np.ndarray | None = None) -> ResumeState | None:
-        """Write the resume state after an epoch, with all scores so far; None on all workers but the first."""
+    def keep(self, number: int, epoch: Epoch, scores: np.ndarray | None = None) -> None:
+        """Write the resume state after an epoch, with all scores so far."""
         import torch
 
         if not self.trial.store:
-            return None
+            return
         self.trial.check_mine()
         scored = [scores for _, scores in self.trial.scored] + ([] if scores is None else [scores])
         tensors = {f"scores/{fold}": torch.from_numpy(values) for fold, values in enumerate(scored)}
         state = ResumeState(self.fold, number, epoch.number, self.record, {**epoch.state(), **tensors})
         resume.keep(self.trial.store, state)
-        return state
 
     def save(self, store: Store, name: str, stage: TrialConfig, model: Classifier) -> None:
         """Write a model's checkpoint as directory `name`, whole or not at all."""

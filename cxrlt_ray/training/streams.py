@@ -96,7 +96,7 @@ class Streams:
 
     @property
     def shards(self) -> Shards:
-        """The prepared images of the stage's resolution."""
+        """The prepared images of the edge that the stage's are cropped from."""
         return nearest(self.job.shards, self.config.edge)
 
     def epoch(self, shown: EpochImages, epoch: int) -> Iterator[tuple[Inputs, Targets]]:

@@ -88,14 +88,14 @@ def train(
     trial = TrialContext(job, config, manifest_of(job.run), own, worker, record, report, before, time_left)
     trial.write()
     with contextlib.suppress(Stopped):
-        while (length := _run(trial)) is not None:
-            record.config = trial.config.model_copy(update={"epochs": length.epochs})
-            trial = replace(trial, config=record.config, before=length.state)
+        while (epochs := _run(trial)) is not None:
+            record.config = trial.config.model_copy(update={"epochs": epochs})
+            trial = replace(trial, config=record.config, before=resume.latest(store))
             trial.update()
 
 
-def _run(trial: TrialContext) -> _Length | None:
-    """Train the folds and what follows them; or what ended that, to go on from there with other epochs.
+def _run(trial: TrialContext) -> int | None:
+    """Train the folds and what follows them; or the epochs with which to go on from the last state instead.
 
     Raises Stopped where the sweep has ended the trial.
     """
@@ -103,8 +103,8 @@ def _run(trial: TrialContext) -> _Length | None:
     try:
         for fold in range(trial.folds):
             trial.scored.append(_Fold(trial, fold).run())
-    except _Length as length:
-        return length
+    except _Length as length:  # with it the model and its optimizer are freed
+        return length.epochs
     except _Enough:
         trial.end(PRUNED)
         return None
@@ -135,11 +135,11 @@ class _Enough(Exception):
 
 
 class _Length(Exception):
-    """The time left holds `epochs`, others than were planned: training goes on from `state` with as many."""
+    """The time left holds `epochs`, others than were planned."""
 
-    def __init__(self, epochs: int, state: ResumeState) -> None:
+    def __init__(self, epochs: int) -> None:
         super().__init__()
-        self.epochs, self.state = epochs, state
+        self.epochs = epochs
 
 
 def first_record(
@@ -236,7 +236,8 @@ class _Fold(Course):
             record.stage = number
         if trial.folds <= 1:
             record.score, record.best_epoch = best.score, best.epoch
-        state = None if epoch.repeated else self.keep(number, epoch, self.scores)
+        if not epoch.repeated:
+            self.keep(number, epoch, self.scores)
         if best.epoch == count:
             self._publish(stage, epoch)
         clock.lap("writing")
@@ -248,10 +249,10 @@ class _Fold(Course):
             if again is not None and again.state == PRUNED and count + 1 >= again.curve[-1][0]:
                 raise _Enough
         clock.lap("reporting")
-        if state is not None:
-            self._check_length(count + 1, stage, state)
+        if not epoch.repeated:
+            self._check_length(count + 1, stage)
 
-    def _check_length(self, done: int, stage: TrialConfig, state: ResumeState) -> None:
+    def _check_length(self, done: int, stage: TrialConfig) -> None:
         """Raise _Length where the time left holds other epochs than the stage has."""
         self.judged.append(time.monotonic())
         time_left = self.trial.time_left
@@ -259,7 +260,7 @@ class _Fold(Course):
             return
         seconds = (self.judged[-1] - self.judged[0]) / (len(self.judged) - 1)
         if (epochs := time_left.epochs(done, seconds)) != stage.epochs:
-            raise _Length(epochs, state)
+            raise _Length(epochs)
 
     def is_over(self, number: int, stage: TrialConfig) -> bool:
         """Whether no epoch has been better, by `patience_gain`, for `patience` epochs."""
