@@ -124,7 +124,8 @@ def load_rules(
     known = [*(name for name in ALL_FINDINGS if name in by_name), *sorted(set(by_name) - set(ALL_FINDINGS))]
     asked = findings if findings is not None else known
     if unknown := [name for name in asked if name not in by_name]:
-        raise UsageError(f"no rules for finding '{unknown[0]}': there are rules for {', '.join(known)}.")
+        names = dict.fromkeys([*known, *_further()])
+        raise UsageError(f"no rules for finding '{unknown[0]}': there are rules for {', '.join(names)}.")
     triggers = validate(ContextRule, read_yaml(context), context)
     _check_phrases({name: trigger.phrases for name, trigger in triggers.triggers.items()}, context)
     every = tuple(by_name[name] for name in known)
