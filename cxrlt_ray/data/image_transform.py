@@ -1,4 +1,4 @@
-"""From decoded images to a batch: resized, cropped, mirrored and augmented, by a random state of the batch's own."""
+"""From decoded images to a batch: resized, augmented, cropped and mirrored, by a random state of the batch's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ Augmentation = Callable[..., dict[str, np.ndarray]]  # of albumentations: called
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """What is done to images: resized to `resolution` / `crop`, cropped to `resolution`, with a seed at random.
+    """What is done to images: resized to `resolution` / `crop`, augmented, cropped to `resolution`, by a seed.
+
+    What a rotation or a shift brings in from beyond the border falls outside most crops.
 
     crop: share of the edge that is kept; at a random position with a seed, else from the centre. flip: probability of
     being mirrored. augment: strength 0 (none) to 1; strong: that of the images which are marked so. seed: without one
@@ -59,7 +61,8 @@ class ImageTransform:
             if random is not None and strength > 0 and (not is_strong or (strong is not None and strong.any())):
                 augmentations[is_strong] = _augmentation(strength)
                 augmentations[is_strong].set_random_seed(int(random.integers(2**32)))
-        spare = edge_of(self.resolution, self.crop) - self.resolution
+        edge = edge_of(self.resolution, self.crop)
+        spare = edge - self.resolution
         corners = np.full((count, 2), spare // 2) if random is None else random.integers(0, spare + 1, (count, 2))
         flips = np.zeros(count, bool) if random is None else random.random(count) < self.flip
         if unchanged is None:
@@ -67,10 +70,11 @@ class ImageTransform:
         corners[unchanged], flips[unchanged] = spare // 2, False
         batch = np.empty((count, self.resolution, self.resolution), np.uint8)
         for k, original in enumerate(images):
-            image = _cropped(original, self.resolution, self.crop, corners[k])
+            image = resize(original, edge)
             augmentation = augmentations.get(strong is not None and bool(strong[k]))
             if augmentation and not unchanged[k]:
                 image = augmentation(image=image)["image"]
+            image = _part(image, self.resolution, corners[k])
             batch[k] = image[:, ::-1] if flips[k] else image
         return batch
 
@@ -101,7 +105,7 @@ class AugmentedView:
         """The view of an image, uint8 [resolution, resolution]."""
         spare = self.edge - self.resolution
         corner = np.array([int(spare * share) for share in self.position])
-        return _cropped(image, self.resolution, self.crop, corner)
+        return _part(resize(image, self.edge), self.resolution, corner)
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,10 @@ def edge_of(resolution: int, crop: float) -> int:
     return round(resolution / crop)
 
 
-def _cropped(image: np.ndarray, resolution: int, crop: float, corner: np.ndarray) -> np.ndarray:
-    """The image resized, then cropped to `resolution` from the corner (top, left)."""
+def _part(image: np.ndarray, resolution: int, corner: np.ndarray) -> np.ndarray:
+    """The image's part of edge `resolution` from the corner (top, left)."""
     top, left = corner
-    return resize(image, edge_of(resolution, crop))[top : top + resolution, left : left + resolution]
+    return image[top : top + resolution, left : left + resolution]
 
 
 def _augmentation(strength: float) -> Any:

@@ -29,6 +29,14 @@ BETWEEN = 5.0  # seconds from a trial's end to the next one's first step
 
 
 @dataclass(frozen=True)
+class Length:
+    """A trial's epochs. all_left: it has all the time that is left, and its epochs follow the rate that it comes to."""
+
+    epochs: int
+    all_left: bool = False
+
+
+@dataclass(frozen=True)
 class Pace:
     """The time that is left to a sweep.
 
@@ -64,36 +72,29 @@ class Pace:
             return True
         return not lengths or self.left >= SHORTEST * statistics.median(lengths)
 
-    def epochs(self, config: TrialConfig, trials: Sequence[Trial]) -> int:
+    def length(self, config: TrialConfig, trials: Sequence[Trial]) -> Length:
         """Of the next trial, at the space's config: its share of the epochs that the time left holds.
 
         trials: those that are begun. As many of the planned ones that are missing share the time as have config.epochs
         then; the last has up to LONGEST times `longest`. A trial of stages has epochs of its own.
         """
-        return self._given(config, trials)[0]
-
-    def ends_with_the_time(self, config: TrialConfig, trials: Sequence[Trial]) -> bool:
-        """Whether the next trial has all the time left: its epochs then follow the rate that it comes to."""
-        return self._given(config, trials)[1]
-
-    @property
-    def most(self) -> int:
-        """Epochs that a trial has at most."""
-        return int(LONGEST * self.longest)
-
-    def _given(self, config: TrialConfig, trials: Sequence[Trial]) -> tuple[int, bool]:
         if config.stages:
-            return config.epochs, False
+            return Length(config.epochs)
         if self.is_probe(config, trials, share=1.0 if self.open_ended else PROBE):
-            return self.longest, False
+            return Length(self.longest)
         # the mean: the first epochs may store features, the last one be followed by a refit
         epoch = self.correction(trials) * statistics.fmean(self.plan(config))
         held = int(self.left / max(epoch, 1e-9))
         missing = math.ceil((self.trials - len(trials)) / self.together)  # one after the other
         sharing = max(1, min(missing, held // config.epochs))
         if sharing > 1 or held >= LONGEST * self.longest:
-            return min(self.longest, held // sharing), False
-        return max(1, held), True
+            return Length(min(self.longest, held // sharing))
+        return Length(max(1, held), all_left=True)
+
+    @property
+    def most(self) -> int:
+        """Epochs that a trial has at most."""
+        return int(LONGEST * self.longest)
 
     def is_probe(self, config: TrialConfig, trials: Iterable[Trial] = (), share: float = PROBE) -> bool:
         """Whether a trial reads stored features alone, and takes that share of the time left at most."""

@@ -308,9 +308,9 @@ class StudySearcher(Searcher):
             return {"epochs": begun and begun.epochs, "until": None}
         config = self.optuna_study.space.to_config(params)
         others = [trial for trial in trials if trial_number(trial) != number]
-        all_left = self.pace.ends_with_the_time(config, others)
-        until = (time.time() + self.pace.left, self.pace.most) if all_left else None
-        return {"epochs": self.pace.epochs(config, others), "until": until}
+        length = self.pace.length(config, others)
+        until = (time.time() + self.pace.left, self.pace.most) if length.all_left else None
+        return {"epochs": length.epochs, "until": until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the study learns of a trial when it has ended."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cxrlt_ray.data.augment import mixed
+from cxrlt_ray.data.image_transform import ImageTransform
 from cxrlt_ray.objectives.losses import LOSSES
 
 IMAGES = torch.randint(0, 256, (6, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -68,3 +69,10 @@ def test_what_one_image_has_no_label_for_is_learned_from_the_other_alone():
     both = (targets[0][1] < 0) & (targets[1][1] < 0)
     assert (logits.grad[both] == 0).all()
     assert (logits.grad[~both] != 0).any()
+
+
+def test_nothing_black_comes_in_from_beyond_the_border():
+    white = [np.full((48, 48), 255, np.uint8)] * 64
+    for crop in (1.0, 0.8):
+        seen = ImageTransform(48, crop=crop, augment=1.0, seed=(0,)).batch(white, 64, 0)
+        assert seen.min() > 255 * 0.6  # brightness and contrast alone

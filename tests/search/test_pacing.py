@@ -42,21 +42,21 @@ def ended(seconds, state="finished", epochs=EPOCHS, attempt=1):
     [(1000, 12), (180, 12), (179, 17), (130, 13), (120, 12), (119, 11), (60, 6), (9, 1)],
 )
 def test_a_trial_has_its_own_epochs_and_the_last_what_the_time_left_holds(left, epochs):
-    assert pace(left).epochs(config(), []) == epochs
+    assert pace(left).length(config(), []).epochs == epochs
 
 
 def test_only_a_trial_that_has_all_the_time_left_follows_its_own_rate():
-    assert pace(130.0).ends_with_the_time(config(), [])
-    assert pace(60.0).ends_with_the_time(config(), [])
-    assert not pace(1000.0).ends_with_the_time(config(), [])
-    assert not pace(240.0, trials=3).ends_with_the_time(config(6), [])
+    assert pace(130.0).length(config(), []).all_left
+    assert pace(60.0).length(config(), []).all_left
+    assert not pace(1000.0).length(config(), []).all_left
+    assert not pace(240.0, trials=3).length(config(6), []).all_left
 
 
 def test_a_machine_that_is_slower_than_planned_gives_shorter_trials():
     slow = [ended(240.0), ended(250.0), ended(230.0, "pruned")]
     assert pace(240.0).correction(slow) == pytest.approx(2.0)
-    assert pace(240.0).epochs(config(), slow) == 12
-    assert pace(200.0).epochs(config(), slow) == 10
+    assert pace(240.0).length(config(), slow).epochs == 12
+    assert pace(200.0).length(config(), slow).epochs == 10
 
 
 def test_what_a_pruned_trial_took_is_compared_with_the_epochs_it_had():
@@ -76,7 +76,7 @@ def test_no_trial_is_begun_that_would_have_less_than_half_of_its_length():
 def test_a_run_without_a_whole_trial_always_begins_one():
     assert pace(0.0).holds_another([])
     assert pace(0.0).holds_another([ended(10.0, "pruned"), ended(10.0, "failed")])
-    assert pace(0.0).epochs(config(), []) == 1
+    assert pace(0.0).length(config(), []).epochs == 1
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_run_without_a_whole_trial_always_begins_one():
     ],
 )
 def test_planned_trials_share_the_time_that_is_left(held, planned, epochs, wanted):
-    assert pace(10.0 * held, trials=planned).epochs(config(epochs), []) == wanted
+    assert pace(10.0 * held, trials=planned).length(config(epochs), []).epochs == wanted
 
 
 def budget(left, **options):
@@ -109,7 +109,7 @@ def budget(left, **options):
 
 def test_a_probe_has_all_its_epochs_where_it_takes_little_of_the_time():
     probe = config(5, frozen_backbone=True)
-    assert budget(140.0).epochs(probe, []) == EPOCHS
+    assert budget(140.0).length(probe, []).epochs == EPOCHS
     assert not budget(139.0).is_probe(probe)
     assert not budget(140.0).is_probe(probe, [ended(240.0)])  # a machine that is slower than planned
     assert not budget(1000.0).is_probe(config())
@@ -138,21 +138,21 @@ def test_probes_come_first_where_there_is_time_for_them():
 def test_a_probe_is_begun_where_it_fits_however_long_others_take():
     made = budget(36.0, open_ended=True)
     assert made.holds_another([ended(120.0)])
-    assert made.epochs(config(5, frozen_backbone=True), [ended(120.0)]) == EPOCHS
+    assert made.length(config(5, frozen_backbone=True), [ended(120.0)]).epochs == EPOCHS
     assert not budget(34.0, open_ended=True).holds_another([ended(120.0)])
     assert not budget(36.0, open_ended=True).holds_another([ended(120.0), ended(120.0)])  # the next one is none
 
 
 def test_trials_that_run_together_do_not_share_time():
     alone = pace(240.0, trials=4)
-    assert alone.epochs(config(6), []) == 6
-    assert replace(alone, together=2).epochs(config(6), []) == 12
-    assert replace(alone, together=4).epochs(config(6), []) == 12
+    assert alone.length(config(6), []).epochs == 6
+    assert replace(alone, together=2).length(config(6), []).epochs == 12
+    assert replace(alone, together=4).length(config(6), []).epochs == 12
 
 
 def test_trials_that_are_begun_take_no_share():
-    assert pace(240.0, trials=3).epochs(config(6), []) == 8
-    assert pace(240.0, trials=3).epochs(config(6), [ended(120.0)]) == 12
+    assert pace(240.0, trials=3).length(config(6), []).epochs == 8
+    assert pace(240.0, trials=3).length(config(6), [ended(120.0)]).epochs == 12
 
 
 def test_what_follows_the_last_epoch_is_part_of_what_a_trial_takes():
@@ -163,7 +163,7 @@ def test_what_follows_the_last_epoch_is_part_of_what_a_trial_takes():
 
     for left in (60.0, 120.0, 170.0):
         doubled = Pace(BETWEEN + left, with_refit, 1, EPOCHS, clock=lambda: 0.0)
-        assert doubled.epochs(config(), []) == pace(left, planned=10.0).epochs(config(), [])
+        assert doubled.length(config(), []).epochs == pace(left, planned=10.0).length(config(), []).epochs
 
 
 @pytest.mark.parametrize(
@@ -187,12 +187,12 @@ def test_a_search_is_done_when_no_trial_goes_on_and_none_is_missing(states, tria
 
 def test_stages_keep_their_epochs():
     staged = config(stages=({"epochs": 2}, {"epochs": 3, "lr": 1e-4}))
-    assert pace(1.0).epochs(staged, []) == staged.epochs
+    assert pace(1.0).length(staged, []).epochs == staged.epochs
 
 
 @given(st.floats(0, 1e5), st.floats(0.01, 1e4), st.integers(1, 50))
 def test_a_planned_trial_ends_in_time_unless_one_epoch_does_not(left, planned, epochs):
-    given_ = pace(left, planned, longest=epochs).epochs(config(epochs), [])
+    given_ = pace(left, planned, longest=epochs).length(config(epochs), []).epochs
     assert 1 <= given_ <= 1.5 * epochs
     assert given_ == 1 or given_ * planned <= left * (1 + 1e-9)
 
