@@ -45,7 +45,9 @@ ENVIRONMENT = {
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # of a Ray of one machine, which serves its user alone, unless the environment says otherwise: beside any other program
 # workers of Ray's own niceness (15) get next to no time, and threads that spin at barriers take it from each other
-OWN_MACHINE = {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+OWN_MACHINE = {"RAY_worker_niceness": "0"}
+# 20 us: without any spinning training takes a fifth more time on a quiet machine (benchmarks/contention.py)
+BARRIERS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 LONGEST = 43  # letters of Ray's directory: with its session's sockets a path may have 107
 DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free
 STARTS = 3  # of Ray on this machine
@@ -169,8 +171,11 @@ def _one_machine_options(directory: str) -> dict[str, Any]:
 
 
 def share_processors() -> None:
-    """Set what this process and its workers need beside other programs (OWN_MACHINE); before torch is imported."""
-    for key, value in OWN_MACHINE.items():
+    """Set what this process and its workers need beside other programs (OWN_MACHINE, and BARRIERS unless any of them is
+    set); before torch is imported.
+    """
+    own = OWN_MACHINE if any(name in os.environ for name in BARRIERS) else OWN_MACHINE | BARRIERS
+    for key, value in own.items():
         os.environ.setdefault(key, value)
 
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import write_images
 
 from cxrlt_ray import sweep
+from cxrlt_ray.cluster.start import BARRIERS
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.store import load_run
@@ -123,8 +124,9 @@ def test_on_a_slow_machine_a_sweep_fits_itself_to_its_time_budget_and_goes_on_so
 @pytest.mark.parametrize("address", [None, "auto"])
 def test_what_measures_rates_shares_the_processors_as_trials_do(cohort, tmp_path, monkeypatch, address):
     """A probe whose threads spin at barriers is ten times too slow beside another program."""
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in BARRIERS:
+        monkeypatch.delenv(name, raising=False)
     seen = []
-    monkeypatch.setattr(sweep, "_sweep", lambda *_: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+    monkeypatch.setattr(sweep, "_sweep", lambda *_: seen.append({name: os.environ.get(name) for name in BARRIERS}))
     sweep.run(asked(cohort, tmp_path, plan=True, address=address))
-    assert seen == [None if address else "PASSIVE"]
+    assert seen == [dict.fromkeys(BARRIERS) if address else BARRIERS]
