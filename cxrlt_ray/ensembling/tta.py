@@ -15,6 +15,7 @@ from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.runs.predictions import augmented_name
 
 AUGMENTED = augmented_name("val", True)
+CHEAP = 2  # passes, which need not gain more than chance: a mirror image helped in all that we measured
 DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1 s a trial on 2 cores
 
 
@@ -22,9 +23,10 @@ def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say
     """The pool with trials' predictions under test-time augmentation in the place of the plain ones, as `tta` says.
 
     on: of every trial that has them and can score `split` so.  off: of none.  auto: of those whose validation mAP they
-    raise by more than one standard error of the difference (bootstrap by subject); a line says each one's gain and
-    price. This choice sees all validation subjects, as epoch choice did, and cross-fitting does not undo it: it is one
-    bit a trial, and the margin keeps luck from being paid for at every image. Raises UsageError where `on` finds none.
+    raise: two passes (the mirror image) at all, more of them by more than one standard error of the difference
+    (bootstrap by subject); a line says each one's gain and price. This choice sees all validation subjects, as epoch
+    choice did, and cross-fitting does not undo it: it is one bit a trial, and the margin keeps luck from being paid for
+    many times at every image. Raises UsageError where `on` finds none.
     """
     if tta == "off":
         return pool
@@ -71,7 +73,7 @@ def _augmented(pool: Pool, split: str | None, say: Say) -> Iterator[tuple[int, n
 
 
 def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Say) -> bool:
-    """Whether trial m's predictions under test-time augmentation are better than its plain ones by more than chance."""
+    """Whether trial m's predictions under test-time augmentation are so much better than its plain ones as they cost."""
     from cxrlt_ray.selection.average_precision import precisions
 
     systems = [np.ascontiguousarray(pool.predictions[m]), values]
@@ -79,9 +81,9 @@ def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Say) -> bool:
     draws = metrics.bootstrap_map(pool.targets, systems, pool.groups, rounds=DRAWS, seed=seed)
     difference = draws[1] - draws[0]
     gain = Estimate.of_difference(augmented - plain, difference, Sample.of(pool.targets, pool.groups))
-    taken = bool(gain.value > np.nanstd(difference))
     record = pool.trials[m].record.tta
     passes, price = (record.augmentations, record.price) if record else (1, 1.0)
+    taken = bool(gain.value > (np.nanstd(difference) if passes > CHEAP else 0))
     interval = f"[{_signed(gain.low)}, {_signed(gain.high)}]" if gain.known else cli.TOO_FEW
     say(
         f"{pool.names[m]} TTA of {passes} passes: {_signed(gain.value)} {interval} at "

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from drawn_run import make_run, write_predictions
 from sklearn.metrics import average_precision_score
@@ -48,13 +49,31 @@ def macro(given, scores):
     return np.mean([average_precision_score(t, s) for t, s in zip(given.targets.T, scores.T, strict=True)])
 
 
-def test_a_gain_within_one_standard_error_is_refused(made):
+def test_scores_in_the_same_order_gain_nothing_and_are_refused(made):
     trial = made[0].trials()[0]
     scores = trial.predictions()
-    write_predictions(trial.store, scores.index, scores.to_numpy() ** 0.5, "val-tta")  # the same order: no gain at all
+    write_predictions(trial.store, scores.index, scores.to_numpy() ** 0.5, "val-tta")
     told = []
     assert under_tta(gathered(made), "auto", say=told.append).tta == (False,) * 3
     assert "+.000 [+.000, +.000] at 2.1 times the price: refused" in told[0]
+
+
+@pytest.mark.parametrize(("passes", "taken"), [(2, True), (10, False)])
+def test_a_gain_within_a_standard_error_is_worth_one_further_pass_and_no_more(made, passes, taken):
+    trial = made[0].trials()[0]
+    trial.record.tta = trial.record.tta.model_copy(update={"augmentations": passes})
+    trial.store.write_json("trial.json", trial.record.model_dump(mode="json"))
+    frame, plain = trial.predictions(), gathered(made)
+    before = macro(plain, plain.predictions[0])
+    for seed in range(100):  # the first small change of the order that helps by a little
+        scores = frame.to_numpy() + np.random.default_rng(seed).normal(0, 0.02, frame.shape)
+        if 0.0003 < macro(plain, pd.DataFrame(scores, frame.index).loc[plain.image_id].to_numpy()) - before < 0.001:
+            break
+    write_predictions(trial.store, frame.index, scores, "val-tta")
+    told = []
+    found = under_tta(gathered(made), "auto", say=told.append)
+    assert told[0].startswith(f"T0000 TTA of {passes} passes: +.")
+    assert found.tta[0] is taken
 
 
 def test_on_takes_all_there_are_and_off_none(made):
