@@ -46,7 +46,8 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # of a Ray of one machine, which serves its user alone, unless the environment says otherwise: beside any other program
 # workers of Ray's own niceness (15) get next to no time, and threads that spin at barriers take it from each other
 OWN_MACHINE = {"RAY_worker_niceness": "0"}
-# 20 us: without any spinning training takes a fifth more time on a quiet machine (benchmarks/contention.py)
+# 2,000 turns, by libgomp's estimate 20 us: without any, training takes 1.3 times as long on a quiet machine
+# (benchmarks/contention.py)
 BARRIERS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 LONGEST = 43  # letters of Ray's directory: with its session's sockets a path may have 107
 DATA_CPUS = 0.5  # of one Ray Data task: two decode on the core that a trial leaves free

@@ -7,8 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from cxrlt_ray.errors import UsageError
-
 
 def units(study: int | np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """What a batch is counted in: images, or whole studies.
@@ -50,12 +48,9 @@ def steps(images: int, batch_size: int, world: int = 1) -> list[list[slice]]:
     """For every step of `batch_size` images, each rank's slice of an epoch's order: all once, no rank without any.
 
     A remainder that would leave a rank with fewer than two images (one alone breaks batch norm) joins the step before.
-    Raises UsageError for fewer images than ranks.
     """
     if not images:
         return []
-    if images < world:
-        raise UsageError(f"{images} to train on are too few for {world} workers of a trial: give it fewer workers.")
     edges = list(range(0, images, batch_size))
     if len(edges) > 1 and images - edges[-1] < min(2 * world, batch_size):
         edges.pop()

@@ -15,7 +15,7 @@ from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.runs.predictions import augmented_name
 
 AUGMENTED = augmented_name("val", True)
-CHEAP = 2  # passes, which need not gain more than chance: a mirror image helped in all that we measured
+CHEAP = 2  # passes, which need not gain more than chance: few images cannot show what one mirror image gains
 DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1 s a trial on 2 cores
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_ray.data.batching import steps
-from cxrlt_ray.errors import Diverged
+from cxrlt_ray.errors import Diverged, UsageError
 from cxrlt_ray.objectives.registry import Objective, find_objective
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.training import device as device_
@@ -83,8 +83,8 @@ def train_stage(
 
     carried: what the stage before left beside the classifier (`Epoch.carried`). before: the state to go on from, whose
     epoch is yielded once more, `repeated`; what follows is as if it had not been cut. watch: called after each step of
-    the optimizer; it must leave weights and random numbers as they are. Raises Diverged when the loss stays non-finite,
-    and what torch raises (out of memory) as it is.
+    the optimizer; it must leave weights and random numbers as they are. Raises UsageError for fewer training images
+    than workers, Diverged when the loss stays non-finite, and what torch raises (out of memory) as it is.
     """
     import torch
 
@@ -151,8 +151,11 @@ def train_stage(
 
 
 def _length(job: Job, config: TrialConfig, training: Images, worker: Worker) -> tuple[int, int]:
-    """Batches of an epoch, and steps of the optimizer in the stage."""
+    """Batches of an epoch, and steps of the optimizer in the stage. Raises UsageError for fewer units than workers."""
     units = len(np.unique(training.study)) if config.fusion != "none" else len(training)  # an epoch draws as many
+    if units < worker.world:
+        what = "studies" if config.fusion != "none" else "images"
+        raise UsageError(f"{units} training {what} are too few for {worker.world} workers: give a trial fewer workers.")
     count = len(steps(units, config.batch_size * job.workers, worker.world))
     total = math.ceil(count / config.accumulation) * config.epochs
     return count, min(total, config.steps or total)

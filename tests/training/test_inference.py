@@ -13,13 +13,14 @@ from cxrlt_ray.data.manifest import codes
 from cxrlt_ray.data.prepare import prepare
 from cxrlt_ray.data.stream import Ingest
 from cxrlt_ray.ensembling.score import Scorer, member, score
-from cxrlt_ray.errors import Diverged
+from cxrlt_ray.errors import Diverged, UsageError
 from cxrlt_ray.runs.predictions import read_predictions
 from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
-from cxrlt_ray.training import heartbeat, validation, workers
+from cxrlt_ray.training import heartbeat, stage, validation, workers
 from cxrlt_ray.training import trial as trial_module
+from cxrlt_ray.training.clock import Clock
 from cxrlt_ray.training.inference import Member, augmented_batches, augmented_views, infer, plain_batches
 from cxrlt_ray.training.job import images_of
 from cxrlt_ray.training.workers import Worker
@@ -187,3 +188,13 @@ def test_a_model_that_diverges_on_one_worker_ends_all(cohort, images, tmp_path, 
     monkeypatch.setattr(validation, "agree", lambda value, worker: False)  # as where the other one diverged
     with pytest.raises(Diverged, match="on another worker"):
         validation.predict_images(job_in(tmp_path, cohort), config, classifier(), images)
+
+
+def test_fewer_images_than_workers_are_scored_and_not_trained_on(cohort, images, tmp_path, monkeypatch):
+    few, view = images.at(np.arange(2)), augmented_views(32, 1.0)[0]
+    shares = [plain_batches(cohort[1][0], few, view, 8, CPU, rank=rank, world=4) for rank in range(4)]
+    assert sorted(row for share in shares for batch in share for row in batch.rows) == [0, 1]
+    config = TrialConfig(backbone="test_convnext", pretrained=False, resolution=32, epochs=1)
+    monkeypatch.setattr(stage, "worker_of", lambda job: Worker(0, 4, CPU))
+    with pytest.raises(UsageError, match="2 training images are too few for 4 workers: give a trial fewer workers"):
+        next(stage.train_stage(job_in(tmp_path, cohort), config, classifier(), few, 0, Clock()))
