@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
-from two_workers import run_two
+from two_workers import process_group, run_two
 
 from cxrlt_ray import models
 from cxrlt_ray.models import ModelSpec
@@ -71,21 +71,19 @@ def outcome(rows, case, wrapped):
 
 
 def worker(rank, meeting, file):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     rows, results = slice(0, 3) if rank == 0 else slice(3, IMAGES), {}
-    for case in [*CASES, "barlow"]:
-        loss, *others = outcome(rows, case, True)
-        losses = gathered(loss.reshape(1), share_of(loss.reshape(1)))
-        results[case] = (losses.mean(), *others)
+    with process_group(rank, meeting):
+        for case in [*CASES, "barlow"]:
+            loss, *others = outcome(rows, case, True)
+            losses = gathered(loss.reshape(1), share_of(loss.reshape(1)))
+            results[case] = (losses.mean(), *others)
     torch.save(results, f"{file}-{rank}")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("self-supervised")
-    run_two(worker, f"file://{folder}/meeting", f"{folder}/results")
+    run_two(worker, f"{folder}/meeting", f"{folder}/results")
     return [torch.load(f"{folder}/results-{rank}") for rank in range(2)]
 
 

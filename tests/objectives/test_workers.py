@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
-from two_workers import run_two
+from two_workers import process_group, run_two
 
 from cxrlt_ray.objectives.terms.contrast import LogScale, info_nce, sigmoid_loss
 from cxrlt_ray.objectives.terms.entities import entity_contrast
@@ -72,20 +72,17 @@ def outcome(rows: slice, term: str, wrapped: bool):
 
 
 def worker(rank, meeting, file):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    rows = slice(0, 3) if rank == 0 else slice(3, ROWS)
-    results = {}
-    for term in TERMS:
-        loss, gradients = outcome(rows, term, True)
-        losses = gathered(loss.reshape(1), share_of(loss.reshape(1)))
-        results[term] = (losses.mean(), gradients)
-    queue = KeyQueue(20, WIDTH)
-    queue.push(inputs()[0][rows], NUMBER[rows])
-    results["queue"] = queue.state_dict()
-    results["saved"] = largest_saved(rows)
+    rows, results = slice(0, 3) if rank == 0 else slice(3, ROWS), {}
+    with process_group(rank, meeting):
+        for term in TERMS:
+            loss, gradients = outcome(rows, term, True)
+            losses = gathered(loss.reshape(1), share_of(loss.reshape(1)))
+            results[term] = (losses.mean(), gradients)
+        queue = KeyQueue(20, WIDTH)
+        queue.push(inputs()[0][rows], NUMBER[rows])
+        results["queue"] = queue.state_dict()
+        results["saved"] = largest_saved(rows)
     torch.save(results, f"{file}-{rank}")
-    torch.distributed.destroy_process_group()
 
 
 def largest_saved(rows):
@@ -105,7 +102,7 @@ def largest_saved(rows):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
-    run_two(worker, f"file://{folder}/meeting", f"{folder}/results")
+    run_two(worker, f"{folder}/meeting", f"{folder}/results")
     return [torch.load(f"{folder}/results-{rank}") for rank in range(2)]
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import write_images
 from cut_training import train_with_cuts
 from safetensors.torch import load_file, save_file
+from two_workers import process_group, run_two
 
 from cxrlt_ray import models, trials
 from cxrlt_ray.data import features as stored_features
@@ -448,8 +449,6 @@ def one_of_two(rank, job, trial, seen):
     import ray.train.torch
 
     ray.train.torch.get_device = lambda: torch.device("cpu")
-    meeting = f"file://{job.run.uri}/meeting"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     before = models.Classifier.features
 
     def counted(self, pixels):
@@ -458,8 +457,8 @@ def one_of_two(rank, job, trial, seen):
         return before(self, pixels)
 
     models.Classifier.features = counted
-    train(job, "T0000", trial, {}, lambda report: None)
-    torch.distributed.destroy_process_group()
+    with process_group(rank, f"{job.run.uri}/meeting"):
+        train(job, "T0000", trial, {}, lambda report: None)
 
 
 @pytest.mark.parametrize("options", [{}, {"fusion": "attention", "tta": "flip"}])
@@ -469,13 +468,7 @@ def test_two_workers_share_the_work_and_come_to_the_same(options, cohort, tmp_pa
     for room in (ROOM, 0):
         job = job_in(tmp_path / str(room), cohort, room, workers=2)
         seen = context.Value("i", 0)
-        arguments = (job, config(weights, batch_size=4, lr=1e-3, patience=3, **options), seen)
-        workers = [context.Process(target=one_of_two, args=(rank, *arguments)) for rank in range(2)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(900)
-        assert [worker.exitcode for worker in workers] == [0, 0]
+        run_two(one_of_two, job, config(weights, batch_size=4, lr=1e-3, patience=3, **options), seen)
         outcomes.append(outcome(job))
         counts.append(seen.value)
     np.testing.assert_allclose(*outcomes, atol=5e-3)

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
-from two_workers import run_two
+from two_workers import process_group, run_two
 
 from cxrlt_ray.data.batching import pieces
 from cxrlt_ray.runs.trial_config import TrialConfig
@@ -38,10 +38,8 @@ def gradient(rows, rank=0, world=1):
 
 
 def work(rank, meeting, file):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    torch.save(gradient(SHARES[rank], rank, 2), f"{file}{rank}")
-    torch.distributed.destroy_process_group()
+    with process_group(rank, meeting):
+        torch.save(gradient(SHARES[rank], rank, 2), f"{file}{rank}")
 
 
 def test_they_take_as_many_passes_as_each_other_and_come_to_the_mean_of_their_gradients(tmp_path):
@@ -57,17 +55,14 @@ def test_they_take_as_many_passes_as_each_other_and_come_to_the_mean_of_their_gr
 
 def norms(rank, meeting, file):
     """Train on a share by a batch norm; what a judged image comes to before and after the statistics are shared."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    worker, network = Worker(rank, 2, torch.device("cpu")), torch.nn.BatchNorm1d(3)
-    wrap(network, worker)(torch.randn(8, 3, generator=torch.Generator().manual_seed(rank)))
-    scores = []
-    for share in (False, True):
-        if share:
-            share_norms(network, worker)
-        scores.append(network.eval()(torch.ones(1, 3)).detach())
+    worker, network, scores = Worker(rank, 2, torch.device("cpu")), torch.nn.BatchNorm1d(3), []
+    with process_group(rank, meeting):
+        wrap(network, worker)(torch.randn(8, 3, generator=torch.Generator().manual_seed(rank)))
+        for share in (False, True):
+            if share:
+                share_norms(network, worker)
+            scores.append(network.eval()(torch.ones(1, 3)).detach())
     torch.save(scores, f"{file}{rank}")
-    torch.distributed.destroy_process_group()
 
 
 def test_all_workers_judge_by_the_batch_norms_that_the_first_one_keeps(tmp_path):
