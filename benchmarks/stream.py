@@ -28,7 +28,6 @@ def torch_loader(source: Shards, ids: np.ndarray, augment: float) -> Callable[[]
     """Torch's DataLoader over the same shards: an epoch's images/s at each call."""
     import torch
 
-    from cxrlt_ray.data.augment import augmentation
     from cxrlt_ray.data.decode import decode
 
     transforms: list = []
@@ -61,6 +60,24 @@ def torch_loader(source: Shards, ids: np.ndarray, augment: float) -> Callable[[]
 
     loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     return lambda: epoch(batch.numpy() for batch in loader)
+
+
+def augmentation(strength: float, seed: int):
+    """By albumentations, what our own stream does at this strength: of images [H, W], as transform(image=image)."""
+    import albumentations
+    import cv2
+
+    s = strength
+    moves = albumentations.Affine(
+        rotate=(-15 * s, 15 * s),
+        translate_percent=(-0.08 * s, 0.08 * s),
+        scale=(1 - 0.15 * s, 1 + 0.15 * s),
+        keep_ratio=True,
+        border_mode=cv2.BORDER_REPLICATE,
+        p=0.8,
+    )
+    tones = albumentations.RandomBrightnessContrast(brightness_limit=0.2 * s, contrast_limit=0.2 * s, p=0.5)
+    return albumentations.Compose([moves, tones], seed=seed)
 
 
 def epoch(stream: Iterable[np.ndarray]) -> float:
@@ -247,7 +264,7 @@ def main() -> None:
         "threads": "threads of the trial's process (the default on one machine)",
         "ray": "Ray Data (the default on a cluster of several)",
         "threads, decoded kept": "threads, decoded images kept in memory (from the second epoch on)",
-        "threads, augmented": "threads, with rotation, shift, zoom, contrast (albumentations)",
+        "threads, augmented": "threads, with rotation, shift, zoom, contrast (torch: albumentations)",
         "ray, augmented": "Ray Data, with the same",
     }
     lines = [

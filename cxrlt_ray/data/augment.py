@@ -1,41 +1,55 @@
-"""What training does to images: one at a time (albumentations, one strength for all of it), or two mixed (torch)."""
+"""What training does to images: one at a time (moved, and their grey levels changed), or two mixed (torch)."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
+LIMITS = np.array([15, 0.08, 0.08, 0.15, 0.2, 0.2])  # at strength 1, of the columns that `draw` gives
+MOVED, TONED = 0.8, 0.5  # shares of the images
 
-def augmentation(strength: float, seed: int) -> Any:
-    """A transform of uint8 [H, W] images; call it as `transform(image=image)["image"]`.
 
-    At strength 1: rotation up to 15 degrees, shift up to 8 %, zoom up to 15 %, brightness and contrast up to 20 %;
-    ranges that CXR-LT's teams used, kept label-preserving. Beyond the border its pixels are repeated.
+def draw(random: np.random.Generator, strength: np.ndarray) -> np.ndarray:
+    """What is done to images, float64 [B, 6]: the columns are uniform within +-LIMITS times the image's strength.
+
+    strength: [B], 0 (nothing) to 1. Columns: degrees of rotation; shift right and down, as shares of the edge; what is
+    added to a zoom and to a contrast of 1; brightness, as a share of white. The first four are 0 but for the share
+    MOVED of the images, the last two but for TONED. CXR-LT's teams used such ranges; they keep labels true.
     """
-    # its optional part for tensors, which we don't use, would import torch: 3 to 6 s in every data process
-    sys.modules.setdefault("albumentations.pytorch", None)  # type: ignore[arg-type]
-    import albumentations as A
+    changes = random.uniform(-1, 1, (len(strength), len(LIMITS))) * LIMITS * np.asarray(strength)[:, None]
+    changes[random.random(len(strength)) >= MOVED, :4] = 0
+    changes[random.random(len(strength)) >= TONED, 4:] = 0
+    return changes
+
+
+def view(image: np.ndarray, resolution: int, corner: np.ndarray, mirrored: bool, change: np.ndarray) -> np.ndarray:
+    """The part of edge `resolution` from the corner (top, left) of a changed image [H, H], mirrored or not; uint8.
+
+    One interpolation does all: of what lies outside the part nothing is computed, and what moves into it from beyond
+    is the image's own. Beyond the image's border its pixels are repeated. change: a row of `draw`.
+    """
     import cv2
 
-    s = strength
-    return A.Compose(
-        [
-            A.Affine(
-                rotate=(-15 * s, 15 * s),
-                translate_percent=(-0.08 * s, 0.08 * s),
-                scale=(1 - 0.15 * s, 1 + 0.15 * s),
-                border_mode=cv2.BORDER_REPLICATE,
-                p=0.8,
-            ),
-            A.RandomBrightnessContrast(brightness_limit=0.2 * s, contrast_limit=0.2 * s, p=0.5),
-        ],
-        seed=seed,
-    )
+    degrees, right, down, zoom, contrast, brightness = change.tolist()
+    top, left = corner.tolist()
+    if change[:4].any():
+        centre = (len(image) - 1) / 2
+        matrix = cv2.getRotationMatrix2D((centre, centre), degrees, 1 + zoom)
+        matrix[:, 2] += right * len(image) - left, down * len(image) - top
+        if mirrored:
+            matrix[0] = -matrix[0]
+            matrix[0, 2] += resolution - 1
+        part = cv2.warpAffine(image, matrix, (resolution, resolution), borderMode=cv2.BORDER_REPLICATE)
+    else:
+        part = image[top : top + resolution, left : left + resolution][:, :: -1 if mirrored else 1]
+    if change[4:].any():
+        levels = (np.arange(256) * (1 + contrast) + 255 * brightness).clip(0, 255)
+        part = levels.astype(np.uint8)[part]
+    return part
 
 
 def mixed(

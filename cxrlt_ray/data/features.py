@@ -34,7 +34,7 @@ from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.privacy import own_dir, private_dir
 from cxrlt_ray.storage import Store
 
-VERSION = 2  # of the layout and of what is computed; part of KEY
+VERSION = 3  # of the layout and of what is computed; part of KEY
 FEATURES, DESCRIPTION, USE, SUFFIX = "features", "features.json", ".use", ".safetensors"
 SHARE_OF_DISK = 0.25  # of what is free, for all stores together
 KEEP_FREE = 5e9  # bytes of the disk that stores leave free

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from cxrlt_ray.data import augment
 from cxrlt_ray.data.decode import resize
 
-KEPT_AUGMENTATIONS = 4  # by a thread; those of other strengths are of trials that have ended
-_local = threading.local()
-
-Augmentation = Callable[..., dict[str, np.ndarray]]  # of albumentations: called with image=, returns {"image": ...}
+AS_IT_IS = np.zeros(len(augment.LIMITS))  # an image that nothing is done to
 
 
 @dataclass(frozen=True)
 class ImageTransform:
     """What is done to images: resized to `resolution` / `crop`, augmented, cropped to `resolution`, by a seed.
-
-    What a rotation or a shift brings in from beyond the border falls outside most crops.
 
     crop: share of the edge that is kept; at a random position with a seed, else from the centre. flip: probability of
     being mirrored. augment: strength 0 (none) to 1; strong: that of the images which are marked so. seed: without one
@@ -56,32 +50,21 @@ class ImageTransform:
         as without a seed: the crop from the centre, neither mirrored nor augmented.
         """
         random = None if self.seed is None else np.random.default_rng([*self.seed, step])
-        augmentations: dict[bool, Any] = {}
-        for is_strong, strength in ((False, self.augment), (True, self.strong)):
-            if random is not None and strength > 0 and (not is_strong or (strong is not None and strong.any())):
-                augmentations[is_strong] = _augmentation(strength)
-                augmentations[is_strong].set_random_seed(int(random.integers(2**32)))
         edge = edge_of(self.resolution, self.crop)
         spare = edge - self.resolution
         corners = np.full((count, 2), spare // 2) if random is None else random.integers(0, spare + 1, (count, 2))
         flips = np.zeros(count, bool) if random is None else random.random(count) < self.flip
         if unchanged is None:
             unchanged = np.zeros(count, bool)
-        corners[unchanged], flips[unchanged] = spare // 2, False
+        strength = np.full(count, self.augment)
+        if strong is not None:
+            strength[strong] = self.strong
+        corners[unchanged], flips[unchanged], strength[unchanged] = spare // 2, False, 0
+        changes = np.zeros((count, 1)) * AS_IT_IS if random is None else augment.draw(random, strength)
         batch = np.empty((count, self.resolution, self.resolution), np.uint8)
-        for k, original in enumerate(images):
-            image = resize(original, edge)
-            augmentation = augmentations.get(strong is not None and bool(strong[k]))
-            if augmentation and not unchanged[k]:
-                image = augmentation(image=image)["image"]
-            image = _part(image, self.resolution, corners[k])
-            batch[k] = image[:, ::-1] if flips[k] else image
+        for k, image in enumerate(images):
+            batch[k] = augment.view(resize(image, edge), self.resolution, corners[k], flips[k], changes[k])
         return batch
-
-    def import_augmentation(self) -> None:
-        """Import what `batch` needs now, rather than in several threads at once."""
-        if strength := self.augment or self.strong:
-            _augmentation(strength)
 
 
 @dataclass(frozen=True)
@@ -105,7 +88,7 @@ class AugmentedView:
         """The view of an image, uint8 [resolution, resolution]."""
         spare = self.edge - self.resolution
         corner = np.array([int(spare * share) for share in self.position])
-        return _part(resize(image, self.edge), self.resolution, corner)
+        return augment.view(resize(image, self.edge), self.resolution, corner, False, AS_IT_IS)
 
 
 @dataclass(frozen=True)
@@ -125,21 +108,3 @@ Look = AugmentedView | ImageCopy  # what is made of an image, by itself alone
 def edge_of(resolution: int, crop: float) -> int:
     """The edge of the image, in pixels, from which a part of edge `resolution` is cropped."""
     return round(resolution / crop)
-
-
-def _part(image: np.ndarray, resolution: int, corner: np.ndarray) -> np.ndarray:
-    """The image's part of edge `resolution` from the corner (top, left)."""
-    top, left = corner
-    return image[top : top + resolution, left : left + resolution]
-
-
-def _augmentation(strength: float) -> Any:
-    """The thread's own transform of this strength: it holds random state, and costs 70 ms to make."""
-    from cxrlt_ray.data.augment import augmentation
-
-    augmentations = _local.__dict__.setdefault("augmentations", {})
-    if strength not in augmentations:
-        if len(augmentations) >= KEPT_AUGMENTATIONS:
-            augmentations.clear()
-        augmentations[strength] = augmentation(strength, 0)
-    return augmentations[strength]

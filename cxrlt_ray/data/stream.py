@@ -274,7 +274,6 @@ def _read(features: StoredFeatures, work: _Work) -> np.ndarray:
 
 def _in_threads(shards: Shards, transform: ImageTransform, work: list[_Work], ingest: Ingest) -> Iterator[np.ndarray]:
     """Batches made by threads of this process."""
-    transform.import_augmentation()
     return _ahead(partial(_make, shards, transform, ingest.memory), work, ingest.threads)
 
 

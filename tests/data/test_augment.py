@@ -1,12 +1,13 @@
-"""Mixing images: the papers' formulas, and labels that are not there."""
+"""What is done to one image, against albumentations; mixing two: the papers' formulas, and labels not there."""
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from cxrlt_ray.data.augment import mixed
+from cxrlt_ray.data.augment import LIMITS, MOVED, TONED, draw, mixed, view
 from cxrlt_ray.data.image_transform import ImageTransform
 from cxrlt_ray.objectives.losses import LOSSES
 
@@ -76,3 +77,45 @@ def test_nothing_black_comes_in_from_beyond_the_border():
     for crop in (1.0, 0.8):
         seen = ImageTransform(48, crop=crop, augment=1.0, seed=(0,)).batch(white, 64, 0)
         assert seen.min() > 255 * 0.6  # brightness and contrast alone
+
+
+SMOOTH = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 96), np.uint8), (0, 0), 6)
+SMOOTH = cv2.normalize(SMOOTH, None, 40, 210, cv2.NORM_MINMAX)
+CHANGE = np.array([12, 6 / 96, -3 / 96, 0.1, 0.15, -0.1])
+
+
+def test_what_is_drawn_keeps_to_the_limits_of_each_images_strength():
+    strength = np.repeat([0.0, 0.5, 1.0], 2000)
+    changes = draw(random(), strength)
+    assert (np.abs(changes) <= LIMITS * strength[:, None]).all()
+    assert (np.abs(changes[4000:]).max(0) > 0.95 * LIMITS).all()
+    assert np.abs(changes[4000:].mean(0) / LIMITS).max() < 0.04
+    assert (changes[2000:, :4] != 0).all(1).mean() == pytest.approx(MOVED, abs=0.03)
+    assert (changes[2000:, 4:] != 0).all(1).mean() == pytest.approx(TONED, abs=0.03)
+
+
+def test_a_crop_of_a_changed_image_is_the_changed_image_cropped_and_a_mirrored_one_its_mirror_image():
+    whole = view(SMOOTH, 96, np.array([0, 0]), False, CHANGE).astype(int)
+    part = view(SMOOTH, 64, np.array([10, 25]), False, CHANGE).astype(int)
+    mirrored = view(SMOOTH, 64, np.array([10, 25]), True, CHANGE).astype(int)
+    assert np.abs(part - whole[10:74, 25:89]).max() <= 1
+    assert np.abs(mirrored - part[:, ::-1]).max() <= 1
+    assert np.abs(part - SMOOTH[10:74, 25:89]).max() > 20
+
+
+@pytest.mark.parametrize("column", range(len(LIMITS)))
+def test_each_change_is_what_albumentations_does(column):
+    albumentations = pytest.importorskip("albumentations")
+    change = np.where(np.arange(len(LIMITS)) == column, CHANGE, 0)
+    degrees, right, down, zoom, contrast, brightness = change.tolist()
+    shift = {"x": (right, right), "y": (down, down)}
+    moves = {"rotate": (degrees, degrees), "translate_percent": shift, "scale": (1 + zoom, 1 + zoom)}
+    same = albumentations.Compose(
+        [
+            albumentations.Affine(**moves, border_mode=cv2.BORDER_REPLICATE, p=1.0),
+            albumentations.RandomBrightnessContrast((brightness, brightness), (contrast, contrast), p=1.0),
+        ]
+    )
+    ours = view(SMOOTH, 96, np.array([0, 0]), False, change).astype(int)
+    difference = np.abs(ours - same(image=SMOOTH)["image"].astype(int))
+    assert difference[8:-8, 8:-8].max() <= 3
