@@ -204,8 +204,8 @@ def _prepare(
 
     specs = space.specs()
     models.check_weights(specs, data.learnt)
-    for spec, targets in space.adapted():
-        models.check_targets(spec, targets)
+    for spec, part in space.parts():
+        models.check_part(spec, part)
     ray = start_ray(request.address)
     sizes = record.sizes_of_shards if existing else sizes_to_prepare(request, space)
     encoders = trial_encoders(space)

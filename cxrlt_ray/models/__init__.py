@@ -12,7 +12,7 @@ fusion.py            the views of a study -> one row of logits; register a fusio
 text_heads.py        heads that know a finding by its text alone
 label_embeddings.py  label embeddings of a file or a text encoder, for those heads
 classifier.py        Classifier, the parts joined
-adapters.py          the part of a backbone that a stage trains: all, none, or adapters
+adapters.py          the part of a backbone that a stage trains: all, not its first layers, none, or adapters
 checkpoint.py        a saved model: a folder with model.safetensors and model.json
 cost.py              floating-point operations and parameters, without memory
 asking.py            a trained model, asked for findings that it was not trained on
@@ -21,14 +21,14 @@ carry_over.py        the model of a trial's next stage
 heatmaps.py          where in an image a logit comes from, and whether training has anything to do with it
 """
 
-from cxrlt_ray.models.adapters import check_targets, train_part
+from cxrlt_ray.models.adapters import check_part, hold, train_part
 from cxrlt_ray.models.asking import asked
 from cxrlt_ray.models.carry_over import carry
 from cxrlt_ray.models.checkpoint import load, save
 from cxrlt_ray.models.classifier import Classifier, check, filled
-from cxrlt_ray.models.cost import feature_shape, flops, size
+from cxrlt_ray.models.cost import feature_shape, flops, share_of_layers, size
 from cxrlt_ray.models.factory import build, check_weights
-from cxrlt_ray.models.spec import ModelSpec
+from cxrlt_ray.models.spec import ModelSpec, TrainedPart
 from cxrlt_ray.models.text_heads import FiLM, Pair, QueryDecoder
 
 __all__ = [
@@ -37,17 +37,20 @@ __all__ = [
     "ModelSpec",
     "Pair",
     "QueryDecoder",
+    "TrainedPart",
     "asked",
     "build",
     "carry",
     "check",
-    "check_targets",
+    "check_part",
     "check_weights",
     "feature_shape",
     "filled",
     "flops",
+    "hold",
     "load",
     "save",
+    "share_of_layers",
     "size",
     "train_part",
 ]

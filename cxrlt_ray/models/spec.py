@@ -45,3 +45,18 @@ class ModelSpec:
     def label_texts(self) -> tuple[str | None, str | None, str | None]:
         """Where label embeddings come from: two models with the same have the same of a finding."""
         return (self.queries, self.text, self.prompts if self.text else None)
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """What of a backbone is trained.
+
+    frozen: nothing. layers: all but so many first ones (`first_layers`). rank: where above 0, adapters of this rank
+    and `alpha` alone, in the layers named `targets`.
+    """
+
+    frozen: bool = False
+    layers: int = 0
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()

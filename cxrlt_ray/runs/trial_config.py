@@ -52,6 +52,7 @@ class TrialConfig(Config):
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     frozen_backbone: bool = False
+    frozen_layers: Annotated[int, Field(ge=0)] = 0  # of the backbone, from the stem on, that stay as they were
     image_lora: Annotated[int, Field(ge=0)] = 0  # rank of adapters in the backbone, which alone train; 0: all of it
     image_lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     image_lora_targets: str = "qkv"  # names of layers, joined by +; timm's vision transformers have qkv
@@ -124,6 +125,9 @@ class TrialConfig(Config):
             raise ValueError(f"tta: '{sorted(strange)[0]}' is none of {', '.join(LOOKS)}, joined by +, or none")
         if self.image_lora and self.frozen_backbone:
             raise ValueError("image_lora trains adapters of the backbone, which frozen_backbone forbids: give one")
+        if self.frozen_layers and (self.frozen_backbone or self.image_lora):
+            other = "frozen_backbone" if self.frozen_backbone else "image_lora"
+            raise ValueError(f"frozen_layers are of a backbone whose other layers are trained: leave out {other}")
         if self.objective not in (known := registry.all_objectives()):
             raise ValueError(f"there is no objective '{self.objective}'; there are {', '.join(known)}")
         if fault := registry.fault_of(self.objective, self.objective_settings):
@@ -250,10 +254,12 @@ class TrialConfig(Config):
         return ObjectiveSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ObjectiveSpec)})
 
     @property
-    def trained_part(self) -> tuple[bool, int, float, tuple[str, ...]]:
-        """What `models.train_part` takes: of the backbone, whether it is frozen, and what adapters it has."""
+    def trained_part(self) -> Any:
+        """The models.TrainedPart of the backbone."""
+        from cxrlt_ray.models import TrainedPart
+
         targets = tuple(self.image_lora_targets.split("+"))
-        return self.frozen_backbone, self.image_lora, self.image_lora_alpha, targets
+        return TrainedPart(self.frozen_backbone, self.frozen_layers, self.image_lora, self.image_lora_alpha, targets)
 
     @property
     def metric(self) -> Metric:

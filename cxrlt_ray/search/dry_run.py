@@ -57,7 +57,7 @@ def _build(system: str, number: int, stage: TrialConfig, spec: ModelSpec, findin
     with torch.device("meta"):
         # a file is read, a text encoder is not loaded for it
         model = models.Classifier(spec, len(findings) if spec.text else tuple(findings))
-        models.train_part(model.backbone, *stage.trained_part)
+        models.train_part(model.backbone, stage.trained_part)
         model.train()
         objective.check(model)
         # a contrast reads a text encoder's weights and what its batch holds: the classifier alone takes the step

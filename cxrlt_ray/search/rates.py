@@ -185,14 +185,31 @@ def probe(configs: Iterable[TrialConfig], findings: int, threads: int, gpu: bool
     return Probe(devices.label(device, threads), rates)
 
 
+def gain_of_frozen(stage: TrialConfig) -> float:
+    """How many times as many images/s a stage trains as one of the whole backbone.
+
+    Frozen layers have no backward pass, which costs PASSES - 1 forward ones; of the time of a forward pass they take
+    their share of the floating-point operations.
+    """
+    share = float(stage.frozen_backbone)
+    if stage.frozen_layers:
+        from cxrlt_ray import models
+
+        share = models.share_of_layers(stage.spec(), stage.frozen_layers)
+    return PASSES / (PASSES - (PASSES - 1) * share)
+
+
 def trained_rates(record: TrialRecord) -> list[tuple[TrialConfig, float]]:
-    """The stages of a trial that trained its backbone on single images, with the images/s of each one's last epoch."""
+    """The stages of a trial that trained its backbone on single images, with the images/s of each one's last epoch.
+
+    They are of training the whole backbone: those of a stage with frozen layers are divided by what these save.
+    """
     if record.config is None:
         return []
     last = {epoch.stage: epoch.images_per_second for epoch in record.epochs}
     stages = record.config.staged()
     return [
-        (stages[number], speed)
+        (stages[number], speed / gain_of_frozen(stages[number]))
         for number, speed in last.items()
         if speed > 0  # a record has one decimal
         and not stages[number].frozen_backbone

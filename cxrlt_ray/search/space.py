@@ -225,10 +225,10 @@ class Space:
         stages = (stage for config in self.kinds() for stage in config.staged())
         return [stage for stage in stages if find_objective(stage.objective).needs.texts]
 
-    def adapted(self) -> list[tuple[Any, tuple[str, ...]]]:
-        """The models.ModelSpec of every backbone that is trained by adapters, and the names of the layers with them."""
-        stages = (stage for config in self.kinds() for stage in config.staged() if stage.image_lora)
-        return list(dict.fromkeys((stage.spec(), stage.trained_part[3]) for stage in stages))
+    def parts(self) -> list[tuple[Any, Any]]:
+        """The models.ModelSpec of every backbone that is trained in part, and the models.TrainedPart."""
+        stages = (stage for config in self.kinds() for stage in config.staged())
+        return list(dict.fromkeys((s.spec(), s.trained_part) for s in stages if s.image_lora or s.frozen_layers))
 
     def heeds(self, need: str) -> bool:
         """Whether an objective of the space heeds what a run may have: a field of Needs, such as boxes, statements."""
@@ -327,7 +327,7 @@ class Space:
         asked_by = {name for domains in self.domains.values() for domain in domains for name in domain.when}
         shaping = {field.name for field in dataclasses.fields(ModelSpec)} - {"drop_rate", *OF_TEXT} | asked_by
         # what a trial takes, and how long
-        shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "image_lora", "epochs", "objective"}
+        shaping |= {"cohorts", "tta", "refit", "frozen_backbone", "frozen_layers", "image_lora", "epochs", "objective"}
         corners = [{**_first_values(self), **point} for point in self._crossed(shaping)]
         yield from corners
         for key, value in self._choices_of_text(asked_by):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from cxrlt_ray.data.manifest import MAIN, Manifest
 from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.trial_config import ALL, OUTSIDE, TrialConfig
-from cxrlt_ray.search.rates import PASSES, ModelRate
+from cxrlt_ray.search.rates import PASSES, ModelRate, gain_of_frozen
 
 # images of published cohorts, where a plan is for a number of images and the cohorts are only named
 COHORTS = {
@@ -74,12 +74,12 @@ class Workload:
 def epoch_seconds(rate: ModelRate, workload: Workload, stage: TrialConfig | None = None) -> float:
     """One epoch of a trial: training images at the rate, validation images at a forward pass's.
 
-    stage: whose cohorts train, and of whose frozen backbone training is hardly more than the forward pass.
+    stage: whose cohorts train, and whose frozen backbone or layers save time.
     """
     train = workload.train if stage is None else workload.trained(stage.cohorts)
-    training = rate.rate * (PASSES if stage is not None and stage.frozen_backbone else 1)
+    training = rate.rate
     if stage is not None:
-        training /= shown_images(stage, rate.flops)
+        training *= gain_of_frozen(stage) / shown_images(stage, rate.flops)
     return workload.folds * (train / training + workload.val / (PASSES * rate.rate))
 
 

@@ -117,8 +117,7 @@ def train_stage(
         clock.lap("features")
         started, images, losses, number = time.monotonic(), 0, [], 0
         wrapped.train()
-        if config.frozen_backbone or schedule.last_epoch < config.frozen_steps:
-            model.backbone.eval()
+        _hold(model, config, schedule.last_epoch)
         for number, (inputs, targets) in enumerate(streams.epoch(shown, epoch), 1):
             clock.first("first_batch")
             beat()
@@ -186,6 +185,7 @@ def _stepper(
         objective.after_step(network)
         if schedule.last_epoch == config.frozen_steps and not config.frozen_backbone:
             model.backbone.train()
+            _hold(model, config, schedule.last_epoch)
         if watch is not None:
             watch(schedule.last_epoch, loss, network, objective)
 
@@ -206,7 +206,7 @@ def _begun(
     worker, make = worker_of(job), find_objective(config.objective)
     evidence = evidence_of(job, training, make.needs, fold)
     objective = make(config.objective_spec(), training.targets, training.soft, evidence)
-    train_part(model.backbone, *config.trained_part)
+    train_part(model.backbone, config.trained_part)
     network = objective.network(model).to(worker.device)
     _take_up(network, carried)
     texts = text_draws(job, config, objective, fold, config.seed + 1000 * fold)
@@ -215,6 +215,16 @@ def _begun(
     table = objective.table()
     streams = Streams(job, config, training, table, fold, worker, objective.needs, texts, unchanged=unchanged)
     return objective, network, streams
+
+
+def _hold(model: Classifier, config: TrialConfig, step: int) -> None:
+    """Put in evaluation what of a backbone in training stays as it is at this step of the stage."""
+    from cxrlt_ray.models import hold
+
+    if config.frozen_backbone or step < config.frozen_steps:
+        model.backbone.eval()
+    else:
+        hold(model.backbone, config.frozen_layers)
 
 
 def _take_up(network: torch.nn.Module, carried: Mapping[str, torch.Tensor]) -> None:

@@ -181,6 +181,7 @@ def known_pieces(job: Job, config: TrialConfig, device: torch.device) -> tuple[S
     parts = [kind.backbone, f"{kind.resolution}px", kind.head, *own, kind.fusion, config.precision]
     parts.append(str(len(job.trained)))
     parts += ["frozen"] * config.frozen_backbone
+    parts += [f"frozen{config.frozen_layers}"] * bool(config.frozen_layers)
     parts += [f"lora{config.image_lora}"] * bool(config.image_lora)
     parts += ["ema"] * bool(config.ema_decay)
     parts += [config.objective] * (config.objective != "multilabel")

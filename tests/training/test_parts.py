@@ -13,11 +13,12 @@ from small_job import job_in
 from cxrlt_ray import models
 from cxrlt_ray.data.prepare import prepare
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.models import ModelSpec
+from cxrlt_ray.models import ModelSpec, TrainedPart
 from cxrlt_ray.objectives.multilabel import MultiLabel
 from cxrlt_ray.objectives.registry import ObjectiveSpec
 from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
+from cxrlt_ray.search.rates import gain_of_frozen
 from cxrlt_ray.training.trial import train
 
 VIT = {"backbone": "test_vit", "pretrained": False, "resolution": 32, "epochs": 2, "batch_size": 16, "lr": 1e-2}
@@ -76,8 +77,8 @@ def test_adapters_that_fit_nothing_are_refused():
     with pytest.raises(ValueError, match="which frozen_backbone forbids"):
         TrialConfig(**VIT, image_lora=2, frozen_backbone=True)
     with pytest.raises(UsageError, match="no layer is named 'qkv'; there are"):
-        models.check_targets(ModelSpec("test_convnext", 32, pretrained=False), ("qkv",))
-    models.check_targets(ModelSpec("test_vit", 32, pretrained=False), ("qkv",))
+        models.check_part(ModelSpec("test_convnext", 32, pretrained=False), TrainedPart(rank=2, targets=("qkv",)))
+    models.check_part(ModelSpec("test_vit", 32, pretrained=False), TrainedPart(rank=2, targets=("qkv",)))
 
 
 @pytest.mark.parametrize(("learns", "learnt"), [("head", [0, 1]), ("tail", [2])])
@@ -112,3 +113,62 @@ def test_a_part_that_has_no_finding_is_refused():
         MultiLabel(ObjectiveSpec(learns="tail"), np.array([[0], [1]], np.int8))
     with pytest.raises(ValueError, match="zero_shot learns all findings of a task"):
         TrialConfig(**VIT, objective="zero_shot", head="pair", text="minilm", learns="tail")
+
+
+RESNET = VIT | {"backbone": "test_resnet", "augment": 0.0}
+
+
+@pytest.mark.parametrize("before", [{}, {"frozen_steps": 2}])
+def test_the_first_layers_and_their_batch_norms_stay_as_they_were(before, cohort, tmp_path):
+    trial = TrialConfig(**RESNET, frozen_layers=2, **before)
+    train(job_in(tmp_path, cohort), "T0000", trial, {}, lambda report: None)
+    torch.manual_seed(trial.seed)
+    begun, left = models.build(trial.spec(), 2).state_dict(), tensors(tmp_path)
+    first = {name for name in begun if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))}
+    assert any(name.endswith("running_mean") for name in first)
+    assert all(torch.equal(left[name], begun[name]) for name in first)
+    others = [name for name in set(begun) - first if name.endswith(("weight", "running_mean"))]
+    assert not [name for name in others if torch.equal(left[name], begun[name])]
+
+
+def test_a_cut_trial_whose_first_layers_are_frozen_goes_on_as_it_was(cohort, tmp_path):
+    trial = TrialConfig(
+        **RESNET, frozen_layers=2, ema_decay=0.9, stages=({"epochs": 2}, {"epochs": 1, "frozen_layers": 0})
+    )
+    train(job_in(tmp_path / "whole", cohort), "T0000", trial, {}, lambda report: None)
+    train_with_cuts(job_in(tmp_path / "cut", cohort), trial)
+    whole, cut = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("other", ["frozen_backbone", "image_lora"])
+def test_first_layers_are_frozen_where_others_are_trained(other):
+    with pytest.raises(ValueError, match=f"leave out {other}"):
+        TrialConfig(**RESNET, frozen_layers=1, **{other: 1})
+
+
+def test_more_first_layers_than_there_are_and_backbones_without_layers_are_refused():
+    resnet = ModelSpec("test_resnet", 32, pretrained=False)
+    models.check_part(resnet, TrainedPart(layers=4))
+    with pytest.raises(UsageError, match=r"frozen_layers: 5, where the backbone .* has 5: leave one to train"):
+        models.check_part(resnet, TrainedPart(layers=5))
+    with pytest.raises(UsageError, match="does not name its layers: give it `frozen_layers: 0`"):
+        models.train_part(torch.nn.Linear(2, 2), TrainedPart(layers=1))
+
+
+def test_frozen_layers_save_their_share_of_the_backward_pass():
+    spec = ModelSpec("resnet18", 64, pretrained=False)
+    shares = [models.share_of_layers(spec, count) for count in range(5)]
+    convnext = ModelSpec("test_convnext", 32, pretrained=False)  # whose blocks have parameters beside their layers'
+    assert models.share_of_layers(convnext, 2) < models.share_of_layers(convnext, 5) <= 1
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    # by hand, in multiplications: conv1 7*7*3*64 at 32 x 32 places, layer1 4 * 3*3*64*64 at 16 x 16
+    stem, layer1 = 9408 * 32**2, 4 * 36864 * 16**2
+    whole = models.flops(spec, 1) / 2
+    assert shares[1] == pytest.approx(stem / whole, rel=1e-3)
+    assert shares[2] == pytest.approx((stem + layer1) / whole, rel=1e-3)
+    config = TrialConfig(backbone="resnet18", pretrained=False, resolution=64, epochs=1, frozen_layers=2)
+    assert gain_of_frozen(config) == pytest.approx(3 / (3 - 2 * shares[2]))
+    assert gain_of_frozen(config.model_copy(update={"frozen_layers": 0})) == 1
+    assert gain_of_frozen(config.model_copy(update={"frozen_layers": 0, "frozen_backbone": True})) == 3
