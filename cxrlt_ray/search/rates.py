@@ -133,7 +133,10 @@ class Rates:
 
 
 def measure(config: TrialConfig, findings: int, device: torch.device, seconds: float) -> float:
-    """Images/s of training steps on made-up images that lie on the device already, over about `seconds`."""
+    """Images/s of training steps on made-up images that lie on the device already, over about `seconds`.
+
+    They are of the whole backbone: of one whose first layers are frozen, what these save is taken off again.
+    """
     import torch
 
     from cxrlt_ray import models
@@ -141,7 +144,9 @@ def measure(config: TrialConfig, findings: int, device: torch.device, seconds: f
 
     spec = config.spec()
     model = models.Classifier(spec, findings).to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    models.train_part(model.backbone, models.TrainedPart(layers=config.frozen_layers))
+    models.hold(model.backbone, config.frozen_layers)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
     amp = devices.autocast(config.precision, device)
     images = torch.randint(0, 255, (config.batch_size, spec.resolution, spec.resolution), dtype=torch.uint8)
     images, targets = images.to(device), torch.zeros(config.batch_size, findings, device=device)
@@ -160,7 +165,8 @@ def measure(config: TrialConfig, findings: int, device: torch.device, seconds: f
     while count < 2 or time.monotonic() - start < seconds:
         step()
         count += 1
-    return count * config.batch_size / (time.monotonic() - start)
+    speed = count * config.batch_size / (time.monotonic() - start)
+    return speed / gain_of_frozen(config.model_copy(update={"frozen_backbone": False}))
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,9 @@ def probe(configs: Iterable[TrialConfig], findings: int, threads: int, gpu: bool
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     if threads and device.type == "cpu":
         torch.set_num_threads(threads)
-    kinds = {(stage.backbone, stage.resolution): stage for config in configs for stage in config.staged()}
+    stages = [stage for config in configs for stage in config.staged()]
+    stages.sort(key=lambda stage: not stage.frozen_backbone)  # where there are both, of the backbone that is trained
+    kinds = {(stage.backbone, stage.resolution): stage for stage in stages}
     rates = {kind: measure(config, findings, device, seconds / len(kinds)) for kind, config in kinds.items()}
     return Probe(devices.label(device, threads), rates)
 
