@@ -389,7 +389,7 @@ def test_a_trial_on_several_devices_is_planned_to_be_faster_and_takes_no_fewer_d
 @pytest.mark.parametrize(("shared", "share"), [({}, 1), ({"workers_per_trial": 4}, 4), ({"gpus_per_trial": 0.5}, 0.5)])
 def test_the_rate_that_is_kept_is_of_one_device(tmp_path, cluster, shared, share):
     planner = planned(tmp_path, **shared)
-    config = planner.configs[0]
+    config = planner.configs[0].model_copy(update={"frozen_layers": 0})
     record = TrialRecord(name="T0000", state="finished", config=config, environment={"device": "NVIDIA-H100"})
     record.epochs = [EpochRecord(fold=0, stage=0, epoch=0, images_per_second=800.0)]
     planner.keep_rates([Trial(Store(str(tmp_path)), record)])
