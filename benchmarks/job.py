@@ -83,12 +83,11 @@ def _plain(dataset: str, run: Path, seconds: float, seed: int) -> float:
     """One trial of the first start point; its epochs are those that the time holds."""
     import yaml
 
-    from cxrlt_ray import config
+    from cxrlt_ray.search.plan import draw_trials
+    from cxrlt_ray.search.space_file import load_space
 
-    content = config.read_yaml(config.find("search_spaces", "laptop"))
-    first = content["start"][0]
-    names = {name: domain for name, domain in content["parameters"].items() if not isinstance(domain, dict)}
-    names |= {"pretrained": True, "patience": 0} | first
+    (first,) = draw_trials(load_space("laptop"), 1)
+    names = first.model_dump(exclude_defaults=True, exclude={"epochs", "seed"}) | {"patience": 0}
     space = {"trials": 1, "epochs": 500, "parameters": {name: {"value": value} for name, value in names.items()}}
     path = BUILD / "plain.yaml"
     path.write_text(yaml.safe_dump(space))
