@@ -34,7 +34,7 @@ from cxrlt_ray.runs.store import Run, Trial, drop_checkpoints, keep_index
 from cxrlt_ray.search.asha import scheduler_of
 from cxrlt_ray.search.disk import DiskRoom
 from cxrlt_ray.search.optuna_study import OptunaStudy
-from cxrlt_ray.search.pacing import Pace
+from cxrlt_ray.search.pacing import SHORTEST, Pace
 from cxrlt_ray.search.progress import Progress
 from cxrlt_ray.search.resources import Resources
 from cxrlt_ray.search.space import Space
@@ -301,7 +301,7 @@ class StudySearcher(Searcher):
     def _length(self, number: int, params: dict[str, Any], trials: list[Trial]) -> dict[str, Any]:
         """A trial's epochs where they are not the space's own: it was begun with them, or the time left holds others.
 
-        until: the time (time.time()) until which they last, and how many there are at most; None: as planned.
+        until: what makes a TimeLeft; None: as planned.
         """
         begun = next((trial.record.config for trial in trials if trial_number(trial) == number), None)
         if begun is not None or self.pace is None:
@@ -309,7 +309,7 @@ class StudySearcher(Searcher):
         config = self.optuna_study.space.to_config(params)
         others = [trial for trial in trials if trial_number(trial) != number]
         length = self.pace.length(config, others)
-        until = (time.time() + self.pace.left, self.pace.most) if length.all_left else None
+        until = (time.time() + self.pace.left, self.pace.most, SHORTEST) if length.all_left else None
         return {"epochs": length.epochs, "until": until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

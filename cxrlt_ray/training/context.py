@@ -32,15 +32,23 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """How long a trial's epochs last: `until`, by time.time(), and `most` at most. They follow the rate it comes to."""
+    """How long a trial's epochs last: `until`, by time.time(), and `most` at most. They follow the rate it comes to.
+
+    shortest: what another trial takes at least, as a share of what this one has taken.
+    """
 
     until: float
     most: int
+    shortest: float = 0.0
 
     def epochs(self, done: int, seconds: float) -> int:
         """As many as the time holds, those done counted, where one takes so many seconds; one more than are done."""
         further = int((self.until - time.time()) / max(seconds, 1e-9))
         return min(self.most, done + max(1, further))
+
+    def holds_another(self, seconds: float) -> bool:
+        """Whether another trial could follow one that ends now, after so many seconds."""
+        return self.until - time.time() >= self.shortest * seconds
 
 
 @dataclass

@@ -263,7 +263,14 @@ class _Fold(Course):
             raise _Length(epochs)
 
     def is_over(self, number: int, stage: TrialConfig) -> bool:
-        """Whether no epoch has been better, by `patience_gain`, for `patience` epochs."""
+        """Whether no epoch has been better, by `patience_gain`, for `patience` epochs.
+
+        A trial that has all the time left goes on where that would be too little for another: its rate is still to
+        fall, and the time would be lost.
+        """
+        time_left, taken = self.trial.time_left, time.time() - (self.record.began or 0.0)
+        if time_left is not None and not time_left.holds_another(taken):
+            return False
         return self.record.out_of_patience(self.fold, number, stage.patience, stage.patience_gain)
 
     def _scored(self, stage: TrialConfig, epoch: Epoch) -> tuple[np.ndarray, float]:

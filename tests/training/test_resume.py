@@ -135,6 +135,14 @@ def test_a_trial_whose_epochs_were_counted_anew_goes_on_with_as_many(cohort, tmp
     pd.testing.assert_frame_equal(cut[4], whole[4], check_exact=True)
 
 
+@pytest.mark.parametrize(("shortest", "epochs"), [(1e-9, 3), (1e9, 5)])
+def test_patience_ends_a_trial_that_has_all_the_time_where_another_could_follow(cohort, tmp_path, shortest, epochs):
+    time_left = TimeLeft(time.time() + 1e6, 5, shortest)
+    still = {"lr": 1e-12, "weight_decay": 0.0, "patience": 2}
+    train(job_in(tmp_path, cohort), "T0000", config(**still), {}, lambda told: None, time_left)
+    assert len(left(tmp_path)[2]) == epochs
+
+
 def test_trials_of_folds_keep_their_epochs(cohort, tmp_path):
     time_left = TimeLeft(time.time() + 1e6, most=5)
     train(job_in(tmp_path, cohort, 2), "T0000", config(epochs=2), {}, lambda told: None, time_left)
