@@ -15,7 +15,7 @@ from cxrlt_ray.evaluation.estimate import Estimate, Sample
 from cxrlt_ray.runs.predictions import augmented_name
 
 AUGMENTED = augmented_name("val", True)
-CHEAP = 2  # passes, which need not gain more than chance: few images cannot show what one mirror image gains
+CHEAP = 2  # passes: the image and its mirror image
 DRAWS = 200  # of subjects, for what it gains: 39,293 images x 40 findings take about 1 s a trial on 2 cores
 
 
@@ -23,8 +23,9 @@ def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say
     """The pool with trials' predictions under test-time augmentation in the place of the plain ones, as `tta` says.
 
     on: of every trial that has them and can score `split` so.  off: of none.  auto: of those whose validation mAP they
-    raise: two passes (the mirror image) at all, more of them by more than one standard error of the difference
-    (bootstrap by subject); a line says each one's gain and price. This choice sees all validation subjects, as epoch
+    raise by more than one standard error of the difference (bootstrap by subject). The mirror image of a model that has
+    learnt from mirrored images is taken unless it loses as much: the mean of two scores that differ by chance alone
+    errs less than one, and few images cannot show it. A line says each one's gain and price. This choice sees all validation subjects, as epoch
     choice did, and cross-fitting does not undo it: it is one bit a trial, and the margin keeps luck from being paid for
     many times at every image. Raises UsageError where `on` finds none.
     """
@@ -83,7 +84,8 @@ def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Say) -> bool:
     gain = Estimate.of_difference(augmented - plain, difference, Sample.of(pool.targets, pool.groups))
     record = pool.trials[m].record.tta
     passes, price = (record.augmentations, record.price) if record else (1, 1.0)
-    taken = bool(gain.value > (np.nanstd(difference) if passes > CHEAP else 0))
+    cheap = passes <= CHEAP and pool.trials[m].config.flip > 0
+    taken = bool(gain.value > np.nanstd(difference) * (-1 if cheap else 1))
     interval = f"[{_signed(gain.low)}, {_signed(gain.high)}]" if gain.known else cli.TOO_FEW
     say(
         f"{pool.names[m]} TTA of {passes} passes: {_signed(gain.value)} {interval} at "

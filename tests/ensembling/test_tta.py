@@ -57,21 +57,27 @@ def test_scores_in_the_same_order_gain_nothing_and_are_refused(made):
     assert "+.000 [+.000, +.000] at 2.1 times the price: refused" in told[0]
 
 
-@pytest.mark.parametrize(("passes", "taken"), [(2, True), (10, False)])
-def test_a_gain_within_a_standard_error_is_worth_one_further_pass_and_no_more(made, passes, taken):
+@pytest.mark.parametrize(
+    ("passes", "flip", "sign", "taken"),
+    [(2, 0.5, 1, True), (2, 0.5, -1, True), (2, 0.0, 1, False), (2, 0.0, -1, False), (10, 0.5, 1, False)],
+)
+def test_a_standard_error_decides_for_a_known_mirror_image_and_against_all_else(made, passes, flip, sign, taken):
     trial = made[0].trials()[0]
     trial.record.tta = trial.record.tta.model_copy(update={"augmentations": passes})
+    trial.record.config = trial.record.config.model_copy(update={"flip": flip})
     trial.store.write_json("trial.json", trial.record.model_dump(mode="json"))
     frame, plain = trial.predictions(), gathered(made)
     before = macro(plain, plain.predictions[0])
     changed = (frame + np.random.default_rng(seed).normal(0, 0.02, frame.shape) for seed in range(100))
     little = (
-        scores for scores in changed if 0.0003 < macro(plain, scores.loc[plain.image_id].to_numpy()) - before < 0.001
+        scores
+        for scores in changed
+        if 0.0003 < sign * (macro(plain, scores.loc[plain.image_id].to_numpy()) - before) < 0.001
     )
     write_predictions(trial.store, frame.index, next(little).to_numpy(), "val-tta")
     told = []
     found = under_tta(gathered(made), "auto", say=told.append)
-    assert told[0].startswith(f"T0000 TTA of {passes} passes: +.")
+    assert told[0].startswith(f"T0000 TTA of {passes} passes: {'+' if sign > 0 else '-'}.")
     assert found.tta[0] is taken
 
 
