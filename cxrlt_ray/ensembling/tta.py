@@ -25,9 +25,9 @@ def under_tta(pool: Pool, tta: str, split: str | None = None, seed: int = 0, say
     on: of every trial that has them and can score `split` so.  off: of none.  auto: of those whose validation mAP they
     raise by more than one standard error of the difference (bootstrap by subject). The mirror image of a model that has
     learnt from mirrored images is taken unless it loses as much: the mean of two scores that differ by chance alone
-    errs less than one, and few images cannot show it. A line says each one's gain and price. This choice sees all validation subjects, as epoch
-    choice did, and cross-fitting does not undo it: it is one bit a trial, and the margin keeps luck from being paid for
-    many times at every image. Raises UsageError where `on` finds none.
+    errs less than one, and few images cannot show it. A line says each one's gain and price. This choice sees all
+    validation subjects, as epoch choice did, and cross-fitting does not undo it: it is one bit a trial, and the margin
+    keeps luck from being paid for many times at every image. Raises UsageError where `on` finds none.
     """
     if tta == "off":
         return pool
