@@ -1,4 +1,4 @@
-"""Which trials of an ensemble score under test-time augmentation: those whose validation mAP it raises."""
+"""Which trials of an ensemble score under test-time augmentation: those whose validation mAP shows no reason not to."""
 
 from __future__ import annotations
 
