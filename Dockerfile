@@ -35,8 +35,7 @@ COPY cluster /opt/cxrlt_ray/cluster
 # as cxrlt_ray.stream gives it to a Ray of its own; here KubeRay starts Ray
 ENV PATH=/opt/venv/bin:$PATH \
     RAY_idle_worker_killing_time_threshold_ms=600000 \
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 \
-    NO_ALBUMENTATIONS_UPDATE=1
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 
 # by number, so that Kubernetes sees that it is not root
 USER 1000

@@ -7,6 +7,7 @@ Two worker processes or two threads on two cores; all in turn, `--rounds` rounds
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -41,8 +42,6 @@ def torch_loader(source: Shards, ids: np.ndarray, augment: float) -> Callable[[]
             return len(ids)
 
         def __getitem__(self, k: int):
-            import os
-
             import cv2
 
             cv2.setNumThreads(1)
@@ -64,6 +63,7 @@ def torch_loader(source: Shards, ids: np.ndarray, augment: float) -> Callable[[]
 
 def augmentation(strength: float, seed: int):
     """By albumentations, what our own stream does at this strength: of images [H, W], as transform(image=image)."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would look for a newer version on the internet
     import albumentations
     import cv2
 

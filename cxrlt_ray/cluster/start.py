@@ -39,7 +39,6 @@ ENVIRONMENT = {
     # Ray ends idle processes after a second; a data task's costs 5 to 15 s of imports to start again
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "8",
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would look for a newer version on the internet
 }
 # of a Ray of one machine: it listens on the loopback alone; Ray's own switch, named after where it is on by itself
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlt_ray.cli import say, with_progress
+from cxrlt_ray.cluster.processors import available_processors
 from cxrlt_ray.cluster.start import DATA_CPUS, data_context
 from cxrlt_ray.data.image_transform import AugmentedView
 from cxrlt_ray.data.manifest import codes
@@ -203,6 +204,8 @@ class Scorer:
         from cxrlt_ray.models.asking import Both
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(available_processors())  # Ray gives an actor of half a CPU one thread
         self.shards, self.members = shards, []
         self.count = len(members[0].findings) + members[0].more
         for stored in members:
