@@ -7,7 +7,7 @@ lasts, `epochs` among them; what it does not name is as it was in the stage befo
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,9 @@ from cxrlt_ray.data.manifest import MAIN
 from cxrlt_ray.objectives import registry
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.objectives.registry import Objective, ObjectiveSpec
+
+if TYPE_CHECKING:
+    from cxrlt_ray.models.spec import ModelSpec, TrainedPart
 
 Scalar = bool | int | float | str | None
 OUTSIDE, ALL = "outside", "all"  # of `cohorts`, beside MAIN; else names joined by +
@@ -224,7 +227,7 @@ class TrialConfig(Config):
         """Of all stages."""
         return sum(stage.epochs for stage in self.staged())
 
-    def spec(self) -> Any:
+    def spec(self) -> ModelSpec:
         """The models.ModelSpec of this trial (of its first state, where there are stages)."""
         from cxrlt_ray.models import ModelSpec
         from cxrlt_ray.models.heads import HEADS
@@ -254,7 +257,7 @@ class TrialConfig(Config):
         return ObjectiveSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ObjectiveSpec)})
 
     @property
-    def trained_part(self) -> Any:
+    def trained_part(self) -> TrainedPart:
         """The models.TrainedPart of the backbone."""
         from cxrlt_ray.models import TrainedPart
 
@@ -279,7 +282,7 @@ class TrialConfig(Config):
             return None
         return self.feature_copies if self.augment or self.flip or self.crop < 1 else 0
 
-    def specs(self) -> list[Any]:
+    def specs(self) -> list[ModelSpec]:
         """The models.ModelSpec of every stage; the first alone takes pretrained weights."""
         first, *others = [stage.spec() for stage in self.staged()]
         return [first, *(dataclasses.replace(spec, pretrained=False, checkpoint=None) for spec in others)]

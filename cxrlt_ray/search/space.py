@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -25,6 +25,9 @@ from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.records import Promote
 from cxrlt_ray.runs.trial_config import Scalar, TrialConfig
 from cxrlt_ray.search.budget import SearchSize
+
+if TYPE_CHECKING:
+    from cxrlt_ray.models.spec import ModelSpec, TrainedPart
 
 OF_TEXT = {"queries", "text", "prompts", "query_layers", "query_width", "query_self_attention", "query_pooled"}
 REDUCTION = 3  # ASHA keeps the best third at each rung
@@ -188,8 +191,8 @@ class Space:
                 stages.setdefault(number, {})[field] = value
         yield from (stage for stage in stages.values() if "epochs" in stage)
 
-    def specs(self) -> list[Any]:
-        """The models.ModelSpec of every kind of model that the space can make; raises UsageError for a bad mixture."""
+    def specs(self) -> list[ModelSpec]:
+        """The ModelSpec of every kind of model that the space can make; raises UsageError for a bad mixture."""
         return list(dict.fromkeys(spec for config in self.kinds() for spec in config.specs()))
 
     def kinds(self) -> list[TrialConfig]:
@@ -215,31 +218,28 @@ class Space:
             raise UsageError(f"search space {self.name}: its trials are judged by {titles}, which do not compare.")
         return metrics[0]
 
+    def _every_stage(self) -> Iterator[TrialConfig]:
+        return (stage for config in self.kinds() for stage in config.staged())
+
     def learns_soft_targets(self) -> str:
         """An objective of the space that learns soft targets, or nothing."""
-        stages = (stage for config in self.kinds() for stage in config.staged())
-        return next((stage.objective for stage in stages if find_objective(stage.objective).needs.soft_targets), "")
+        return next((s.objective for s in self._every_stage() if find_objective(s.objective).needs.soft_targets), "")
 
     def reading(self) -> list[TrialConfig]:
         """The stages of the space whose objective reads texts."""
-        stages = (stage for config in self.kinds() for stage in config.staged())
-        return [stage for stage in stages if find_objective(stage.objective).needs.texts]
+        return [stage for stage in self._every_stage() if find_objective(stage.objective).needs.texts]
 
-    def parts(self) -> list[tuple[Any, Any]]:
-        """The models.ModelSpec of every backbone that is trained in part, and the models.TrainedPart."""
-        stages = (stage for config in self.kinds() for stage in config.staged())
-        return list(dict.fromkeys((s.spec(), s.trained_part) for s in stages if s.image_lora or s.frozen_layers))
+    def parts(self) -> list[tuple[ModelSpec, TrainedPart]]:
+        """Every backbone that is trained in part."""
+        in_part = (s for s in self._every_stage() if s.image_lora or s.frozen_layers)
+        return list(dict.fromkeys((stage.spec(), stage.trained_part) for stage in in_part))
 
     def heeds(self, need: str) -> bool:
         """Whether an objective of the space heeds what a run may have: a field of Needs, such as boxes, statements."""
-        stages = (stage for config in self.kinds() for stage in config.staged())
-        return any(getattr(find_objective(stage.objective).needs, need) for stage in stages)
+        return any(getattr(find_objective(stage.objective).needs, need) for stage in self._every_stage())
 
     def sizes(self) -> list[int]:
-        """The edges in pixels to which the resolutions that are searched can be capped, largest first.
-
-        Where none is searched: the largest edge.
-        """
+        """The edges in pixels to which searched resolutions can be capped, largest first; without any, the largest."""
         domains = [domain for name, domains in self.domains.items() if _is_resolution(name) for domain in domains]
         ends = {int(end) for domain in domains if domain.searched for end in domain.ends()}
         return sorted(ends or {max(spec.resolution for spec in self.specs())}, reverse=True)
@@ -277,7 +277,7 @@ class Space:
 
     def cohorts(self) -> set[str]:
         """The values of `cohorts` that stages have."""
-        return {stage.cohorts for config in self.kinds() for stage in config.staged()}
+        return {stage.cohorts for stage in self._every_stage()}
 
     def grace(self, steps: int) -> int:
         """ASHA's first rung of `steps` reports: trials are compared in their last stage, as stages' scores are not."""
