@@ -67,16 +67,18 @@ def augmentation(strength: float, seed: int):
     import albumentations
     import cv2
 
-    s = strength
+    from cxrlt_ray.data.augment import LIMITS, MOVED, TONED
+
+    degrees, shift, _, zoom, contrast, brightness = (LIMITS * strength).tolist()
     moves = albumentations.Affine(
-        rotate=(-15 * s, 15 * s),
-        translate_percent=(-0.08 * s, 0.08 * s),
-        scale=(1 - 0.15 * s, 1 + 0.15 * s),
+        rotate=(-degrees, degrees),
+        translate_percent=(-shift, shift),
+        scale=(1 - zoom, 1 + zoom),
         keep_ratio=True,
         border_mode=cv2.BORDER_REPLICATE,
-        p=0.8,
+        p=MOVED,
     )
-    tones = albumentations.RandomBrightnessContrast(brightness_limit=0.2 * s, contrast_limit=0.2 * s, p=0.5)
+    tones = albumentations.RandomBrightnessContrast(brightness, contrast, p=TONED)
     return albumentations.Compose([moves, tones], seed=seed)
 
 
@@ -157,8 +159,6 @@ def shuffle_quality(source: Shards, ids: np.ndarray) -> list[str]:
 
 def processor_time() -> dict[str, float]:
     """CPU seconds so far of this process and of all of Ray's, by kind."""
-    import os
-
     seconds: dict[str, float] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:

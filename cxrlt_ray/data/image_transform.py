@@ -60,7 +60,7 @@ class ImageTransform:
         if strong is not None:
             strength[strong] = self.strong
         corners[unchanged], flips[unchanged], strength[unchanged] = spare // 2, False, 0
-        changes = np.zeros((count, 1)) * AS_IT_IS if random is None else augment.draw(random, strength)
+        changes = np.zeros((count, len(AS_IT_IS))) if random is None else augment.draw(random, strength)
         batch = np.empty((count, self.resolution, self.resolution), np.uint8)
         for k, image in enumerate(images):
             batch[k] = augment.view(resize(image, edge), self.resolution, corners[k], flips[k], changes[k])

@@ -74,7 +74,7 @@ def _augmented(pool: Pool, split: str | None, say: Say) -> Iterator[tuple[int, n
 
 
 def _gains(pool: Pool, m: int, values: np.ndarray, seed: int, say: Say) -> bool:
-    """Whether trial m's predictions under test-time augmentation are better than its plain ones by what they cost."""
+    """Whether trial m's predictions under test-time augmentation are taken for its plain ones, as `auto` does."""
     from cxrlt_ray.selection.average_precision import precisions
 
     systems = [np.ascontiguousarray(pool.predictions[m]), values]
