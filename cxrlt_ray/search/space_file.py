@@ -4,6 +4,7 @@
     trials: 12
     epochs: 6                                          # of a trial without stages
     optional_backbones: [tf_efficientnet_lite0]        # left out, with a note, where its package is missing
+    fallback_backbones: [test_convnext]                # left out where an optional one is at hand
     parameters:
       backbone: {choices: [tf_efficientnet_lite0, test_convnext]}
       pretrained:                                      # several rules: the first whose `when` holds
@@ -66,6 +67,7 @@ class SpaceFile(Config):
     trials: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=1)] = 1
     optional_backbones: tuple[str, ...] = ()
+    fallback_backbones: tuple[str, ...] = ()
     parameters: dict[str, Scalar | Domain | tuple[Domain, ...]]
     stages: tuple[dict[str, Any], ...] = ()
     folds: Annotated[int, Field(ge=0)] = 0  # of every trial, unless --folds says otherwise
@@ -80,6 +82,8 @@ class SpaceFile(Config):
             raise ValueError("`epochs` and `stages` are both given: stages have epochs of their own")
         if not self.stages and "epochs" not in self.model_fields_set:
             raise ValueError("key 'epochs' is missing (or `stages`, with epochs of their own)")
+        if self.fallback_backbones and not self.optional_backbones:
+            raise ValueError("`fallback_backbones` without `optional_backbones`: there is nothing to fall back from")
         return self
 
 
@@ -123,8 +127,10 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
     if mistakes:
         raise UsageError(f"{path}: {'; '.join(mistakes)}.")
     missing = _missing(content.optional_backbones)
-    start = tuple(space.starting(point) for point in content.start if point.get("backbone") not in missing)
-    space = _without(dataclasses.replace(space, start=start), missing, path)
+    unneeded = () if len(missing) == len(content.optional_backbones) else content.fallback_backbones
+    left_out = {*missing, *unneeded}
+    start = tuple(space.starting(point) for point in content.start if point.get("backbone") not in left_out)
+    space = _without(dataclasses.replace(space, start=start), left_out, missing, path)
     if content.stages:
         space = dataclasses.replace(space, epochs=max(config.total_epochs for config in space.kinds()))
     return space
@@ -300,17 +306,17 @@ def _missing(optional: tuple[str, ...]) -> list[str]:
     return [name for name in optional if weights.packaged(name) and not weights.installed(name)]
 
 
-def _without(space: Space, missing: list[str], path: Path) -> Space:
-    """The space without the backbones `missing`, and a note on each."""
+def _without(space: Space, backbones: set[str], missing: list[str], path: Path) -> Space:
+    """The space without some of its backbones, and a note on each of `missing`, which are among them."""
     from cxrlt_ray.models.weights import OFFLINE
 
-    if not missing:
+    if not backbones:
         return space
     left = []
     for domain in space.domains["backbone"]:
-        installed = tuple(name for name in domain.ends() if name not in missing)
-        if installed:
-            left.append(domain.model_copy(update={"choices": installed}) if domain.choices is not None else domain)
+        kept = tuple(name for name in domain.ends() if name not in backbones)
+        if kept:
+            left.append(domain.model_copy(update={"choices": kept}) if domain.choices is not None else domain)
     if not left:
         raise UsageError(f"{path}: every backbone needs weights that are not installed: {OFFLINE}.")
     notes = tuple(f"Left out: {name}, whose weights are not installed ({OFFLINE})" for name in missing)

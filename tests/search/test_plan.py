@@ -83,7 +83,7 @@ def test_trials_are_drawn_from_the_space_its_start_points_first():
     configs = plan.draw_trials(space, 20)
     assert len(configs) == 20
     assert configs[0] == space.to_config(space.start[0])
-    assert len({config.backbone for config in configs}) > 1
+    assert len({config.lr for config in configs}) > 10
 
 
 def test_rates_measured_before_are_used_and_scale_the_others(tmp_path):
@@ -346,7 +346,7 @@ def test_rates_that_are_not_known_are_measured_before_a_search_is_fitted_and_not
     assert planner(tmp_path).fit(1e6, 1600).size.full
     assert not measured
     fit = planner(tmp_path).fit(240, 1600)
-    assert sorted(measured) == [("test_convnext", 96), ("test_resnet", 96), ("tf_efficientnet_lite0", 96)]
+    assert measured == [("tf_efficientnet_lite0", 96)]
     assert not fit.size.full
     assert planner(tmp_path).first_rate().source.startswith("scaled from 1 measured")  # kept, for 112 px too
 

@@ -137,6 +137,22 @@ def test_without_its_package_the_pretrained_backbone_is_left_out_and_said(monkey
     assert len(loaded.start) == 1
 
 
+@pytest.mark.parametrize("name", ["laptop", "laptop_text"])
+def test_fallback_backbones_are_only_tried_where_the_optional_ones_cannot_be_had(name, monkeypatch):
+    monkeypatch.setattr(weights, "installed", lambda backbone: True)
+    assert {each.backbone for each in sampled(load_space(name), 50)} == {"tf_efficientnet_lite0"}
+    assert {point["backbone"] for point in load_space(name).start} == {"tf_efficientnet_lite0"}
+    monkeypatch.setattr(weights, "installed", lambda backbone: False)
+    assert {each.backbone for each in sampled(load_space(name), 50)} >= {"test_convnext"}
+
+
+def test_fallback_backbones_need_optional_ones(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("trials: 1\nepochs: 1\nfallback_backbones: [test_resnet]\nparameters: {backbone: test_resnet}\n")
+    with pytest.raises(UsageError, match=r"fallback_backbones.*without.*optional_backbones"):
+        load_space(str(path))
+
+
 STAGED = """
 trials: 4
 parameters:
