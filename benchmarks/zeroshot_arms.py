@@ -20,12 +20,14 @@ TEXT, WIDTH = "minilm", 384
 STATED = "zero_shot_stated_grounding"
 TOKENS = 128  # of a report; most are shorter
 TRAINED = 0.7  # about the share of a cohort's images that train
+BATCH, PAIRS = 16, 32  # images a step of training, as in `laptop`; of pretraining, which has negatives by them
 
 
 @dataclass(frozen=True)
 class Arm:
     """A trial. track: of the sweep; "" where no text is read. stage: the pretraining on reports. team: that it is like.
 
+    draw: what of a report pretraining reads.
     reports: own, or shuffled between studies. labels: all, or seen: the findings of task 3 have none. random: label
     embeddings are random numbers. objective: of those that answer by text.
     """
@@ -40,6 +42,12 @@ class Arm:
     labels: str = "seen"
     random: bool = False
     objective: str = "zero_shot"
+    draw: str = "report"
+
+    @property
+    def compares(self) -> bool:
+        """Whether it asks by the similarity that pretraining learnt."""
+        return self.head == "similarity"
 
     @property
     def reads(self) -> bool:
@@ -57,7 +65,8 @@ def _heads(track: str) -> list[Arm]:
         Arm(f"pair, {track}", track, "pair", "question", "clip", "G"),
         Arm(f"query_decoder, {track}", track, "query_decoder", "description", "clip", "B, H"),
         Arm(f"film, {track}", track, "film", "phrases", "clip", "I"),
-        Arm(f"mama, {track}", track, "query_text", "keywords", "mama", "C"),
+        Arm(f"mama, {track}", track, "similarity", "keywords", "mama", "C"),
+        Arm(f"siglip, {track}", track, "similarity", "phrases", "siglip", draw="sentence"),
     ]
 
 
@@ -88,6 +97,7 @@ class Size:
     backbone: str
     resolution: int
     apart: int
+    cpus: float | None = None  # of a trial; it changes no result
 
     @property
     def name(self) -> str:
@@ -155,7 +165,7 @@ def _request(folder: Path, arm: Arm, size: Size, data: Path, seed: int) -> dict[
         "space": str(space(folder, arm, size, seed)),
         "trials": 1,
     }
-    request["seed"] = seed
+    request |= {"seed": seed, "cpus_per_trial": size.cpus}
     if arm.asks:
         reports = shuffled_reports(folder, data, seed) if arm.reports == "shuffled" else data
         request |= {"track": arm.track, "finding_folds": size.folds}
@@ -176,13 +186,18 @@ def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
         "backbone": size.backbone,
         "pretrained": not size.backbone.startswith("test_"),
         "resolution": size.resolution,
-        "batch_size": 32,
-        "lr": 1e-3,
+        "batch_size": BATCH,
+        "lr": 1.4e-3,
         "weight_decay": 0.01,
-        "augment": 0.2,
+        "augment": 0.4,
+        "crop": 0.875,
+        "warmup_fraction": 0.3,
+        "ema_decay": 0.99,
         "flip": 0.0,  # reports say right and left
         "loss": "bce",
     }
+    if size.backbone.startswith("tf_efficientnet_lite0"):
+        parameters["frozen_layers"] = 3  # as in `laptop`
     content: dict[str, Any] = {"trials": 1, "prune": False, "parameters": parameters}
     own: dict[str, Any] = {"head": arm.head, "objective": arm.objective if arm.asks else "multilabel"}
     if arm.head == "query_decoder":
@@ -190,12 +205,14 @@ def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
     if arm.asks:
         own |= {"queries": str(random_texts(folder, seed))} if arm.random else {"text": TEXT, "prompts": arm.prompts}
     if arm.stage:
-        first = {"objective": arm.stage, "head": "linear", "pool": "avg", "text": TEXT, "text_draw": "report"}
-        first |= {"max_tokens": TOKENS}
+        kept = own if arm.compares else {"head": "linear", "text": TEXT}
+        first = {**kept, "objective": arm.stage, "pool": "avg", "text_draw": arm.draw}
+        first |= {"max_tokens": TOKENS, "batch_size": PAIRS}
         if arm.stage == "mama":  # C: 8,000 of 40,000 steps of image and report alone; the default would be all of ours
-            first["mama_start"] = int(size.images * TRAINED / parameters["batch_size"]) * before // 5
+            first["mama_start"] = int(size.images * TRAINED / PAIRS) * before // 5
         reset = {"pool": "own", "text": None} if arm.random else {"pool": "own"}
-        content["stages"] = [{"epochs": before, **first}, {"epochs": after, "fresh_head": True, **reset, **own}]
+        second = {"batch_size": BATCH, "fresh_head": not arm.compares, **reset, **own}
+        content["stages"] = [{"epochs": before, **first}, {"epochs": after, **second}]
     else:
         parameters |= own
         content["epochs"] = before + after

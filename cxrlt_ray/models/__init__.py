@@ -29,7 +29,7 @@ from cxrlt_ray.models.classifier import Classifier, check, filled
 from cxrlt_ray.models.cost import feature_shape, flops, share_of_layers, size
 from cxrlt_ray.models.factory import build, check_weights
 from cxrlt_ray.models.spec import ModelSpec, TrainedPart
-from cxrlt_ray.models.text_heads import FiLM, Pair, QueryDecoder
+from cxrlt_ray.models.text_heads import FiLM, Pair, QueryDecoder, Similarity
 
 __all__ = [
     "Classifier",
@@ -37,6 +37,7 @@ __all__ = [
     "ModelSpec",
     "Pair",
     "QueryDecoder",
+    "Similarity",
     "TrainedPart",
     "asked",
     "build",

@@ -3,6 +3,7 @@
     query_decoder  a transformer decoder whose queries are the label embeddings (teams B and H)
     pair           image and text features joined, a network on every pair (team G)
     film           the text modulates image features and weighs them by an attention map (team I)
+    similarity     the cosine of image and text, in the space that `clip`, `siglip` or `mama` has learnt (team C)
 
 No weight belongs to a finding, so that a model answers for any that has an embedding (asking.py). `query_text` in
 heads.py is of this kind too. Every embedding is brought to the norm sqrt(E), as layers expect it: its direction counts.
@@ -24,8 +25,8 @@ from cxrlt_ray.models.spec import OWN_POOL, ModelSpec
 
 
 def of_length(embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings [C, E], each of norm sqrt(E); zeros stay zeros."""
-    return normalize(embeddings, dim=1) * math.sqrt(embeddings.shape[1])
+    """Embeddings [..., E], each of norm sqrt(E); zeros stay zeros."""
+    return normalize(embeddings, dim=-1) * math.sqrt(embeddings.shape[-1])
 
 
 class TextHead(Head):
@@ -193,3 +194,42 @@ class FiLM(TextHead):
         constant = whole @ of_global.T + beta @ of_local.T + self.look.bias  # [B, c, H]
         hidden = (local @ per_finding.T).unflatten(2, (len(gamma), -1)) + constant.unsqueeze(1)  # [B, N, c, H]
         return self.weigh(relu(hidden)).squeeze(3).transpose(1, 2).float().sigmoid()
+
+
+@register_head("similarity")
+class Similarity(TextHead):
+    """The cosine of image and text, as CLIP is asked without labels (Radford et al. 2021), and as team C asked MaMA.
+
+    logit = scale (cos(embed(x), ask(c)) - threshold(c)) of the mean token x and label embedding c, both projected to
+    WIDTH. A stage of `clip`, `siglip` or `mama` before it trains both projections and the scale on images and their
+    texts (objectives/pretraining.py); without one they begin at random. The threshold depends on the text alone: it
+    moves a finding's probability, and never the order of images.
+    """
+
+    needs_map = False
+    WIDTH, SCALE, THRESHOLD = 512, 10.0, 0.3
+
+    def __init__(self, features: int, findings: int, spec: ModelSpec, embeddings: torch.Tensor | None = None) -> None:
+        super().__init__(features, findings, spec, embeddings)
+        self.pool = POOLS["avg" if spec.pool == OWN_POOL else spec.pool]()
+        text = self.embeddings.shape[1]
+        self.embed, self.ask = nn.Linear(features, self.WIDTH), nn.Linear(text, self.WIDTH)
+        self.log_scale, self.threshold = nn.Parameter(torch.tensor(math.log(self.SCALE))), nn.Linear(text, 1)
+        nn.init.zeros_(self.threshold.weight)
+        nn.init.constant_(self.threshold.bias, self.THRESHOLD)
+        self.drop = nn.Dropout(spec.drop_rate)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C]."""
+        image = normalize(self.embed(self.drop(self.pool(tokens))), dim=1)
+        text = normalize(self.ask(self.texts), dim=1)
+        return self.log_scale.exp() * (image @ text.T - self.threshold(self.texts).T)
+
+    @torch.no_grad()
+    def take(self, embed: nn.Linear, ask: nn.Linear, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """The projections of image and text, the scale, and the bias of logits where there is one, of a contrast."""
+        self.embed.load_state_dict(embed.state_dict())
+        self.ask.load_state_dict(ask.state_dict())
+        self.log_scale.copy_(scale.log())
+        if bias is not None:
+            self.threshold.bias.fill_(-float(bias / scale))

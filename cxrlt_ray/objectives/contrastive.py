@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.metric import Metric
 from cxrlt_ray.objectives.registry import ABOVE_ZERO, COUNT, NOT_NEGATIVE, Needs, Objective, Setting, register_objective
 
@@ -50,7 +51,7 @@ class Contrastive(Objective):
 
     def classifier(self, network: torch.nn.Module) -> Classifier:
         """The classifier of the image tower."""
-        return cast("ContrastiveNetwork", network).image.model
+        return cast("ContrastiveNetwork", network).classifier()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """As the text encoder of `network` does it; where vectors are stored, float [B, E], and a mask [B, 1]."""
@@ -93,10 +94,26 @@ class Contrastive(Objective):
             queries, keys, number = (side[number != NO_TEXT] for side in (queries, keys, number))
         return reciprocal_rank(queries, keys, number)
 
-    def _text_tower(self, width: int) -> TextTower:
+    def check(self, model: Classifier) -> None:
+        """Raises UsageError where a head `similarity` compares in a space of another width."""
+        from cxrlt_ray.models import Similarity
+
+        head = model.head
+        if self.needs.texts and isinstance(head, Similarity) and (width := self._width()) != head.WIDTH:
+            name = next(iter(self.settings))
+            raise UsageError(f"head similarity compares {head.WIDTH} numbers: {name} must be as many, not {width}.")
+
+    def _width(self) -> int:
+        """Of the space of the contrast: the first setting."""
+        return int(self.setting(next(iter(self.settings))))
+
+    def _text_tower(self, model: Classifier) -> TextTower:
+        from cxrlt_ray.models import Similarity
         from cxrlt_ray.objectives.towers import TextTower
 
-        self._texts = TextTower(self.spec.text_spec(), width)
+        self.check(model)
+        head = model.head if isinstance(model.head, Similarity) else None
+        self._texts = TextTower(self.spec.text_spec(), self._width(), head)
         return self._texts
 
 
@@ -114,8 +131,7 @@ class Clip(Contrastive):
         from cxrlt_ray.objectives.pretraining import ImageText
         from cxrlt_ray.objectives.towers import ImageTower
 
-        width = int(self.setting(next(iter(self.settings))))
-        return ImageText(ImageTower(model, width), self._text_tower(width), self.sigmoid)
+        return ImageText(ImageTower(model, self._width()), self._text_tower(model), self.sigmoid)
 
 
 @register_objective("siglip")
@@ -238,8 +254,8 @@ class Mama(Contrastive):
         from cxrlt_ray.objectives.terms.local import FORMS
         from cxrlt_ray.objectives.towers import ImageTower
 
-        width, form = int(self.setting("mama_width")), FORMS[int(self.setting("mama_slides"))]
+        form = FORMS[int(self.setting("mama_slides"))]
         start, temperature = int(self.setting("mama_start")), self.setting("mama_temperature")
         queue, momentum = int(self.setting("mama_queue")), self.setting("mama_momentum")
-        towers = ImageTower(model, width), self._text_tower(width)
+        towers = ImageTower(model, self._width()), self._text_tower(model)
         return MultiView(*towers, start, temperature, form, queue, momentum)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from cxrlt_ray.models import Classifier, Similarity
 from cxrlt_ray.objectives.terms.contrast import LogScale, info_nce, sigmoid_loss
 from cxrlt_ray.objectives.terms.local import FORMS, local_alignment
 from cxrlt_ray.objectives.terms.views import KeyQueue, barlow_twins, follow, moco, nt_xent
@@ -32,13 +33,33 @@ class ContrastiveNetwork(nn.Module):
     def after_step(self) -> None:
         """Called after each step of the optimizer."""
 
+    def classifier(self) -> Classifier:
+        """The classifier of the image tower."""
+        return self.image.model
+
+
+class AgainstTexts(ContrastiveNetwork):
+    """A contrast of images and texts. scale, bias: of its logits; bias: where it has one."""
+
+    text: TextTower
+    scale: LogScale
+    bias: nn.Parameter | None
+
+    def classifier(self) -> Classifier:
+        """The classifier of the image tower; a head `similarity` has the space of the contrast now."""
+        head, project = self.image.model.head, self.image.project
+        if isinstance(head, Similarity):
+            assert isinstance(project, nn.Linear)
+            head.take(project, self.text.project, self.scale(), self.bias)
+        return self.image.model
+
 
 def in_full_precision(device: torch.device) -> torch.autocast:
     """The context of terms: a cosine times 100 needs more than bfloat16's three digits."""
     return torch.autocast(device.type, enabled=False)
 
 
-class ImageText(ContrastiveNetwork):
+class ImageText(AgainstTexts):
     """Images against texts, by InfoNCE or by the sigmoid loss. Terms [1]. Inputs: pixels, ids, mask, numbers."""
 
     def __init__(self, image: ImageTower, text: TextTower, sigmoid: bool = False) -> None:
@@ -139,7 +160,7 @@ class MomentumViews(ContrastiveNetwork):
         follow(self.slow, self.image, self.momentum)
 
 
-class MultiView(ContrastiveNetwork):
+class MultiView(AgainstTexts):
     """MaMA: L_VT of the first image, and from a step on L_VT of the second, L_VV between both, and SLA of the first.
 
     Terms [4] in this order. Inputs: pixels twice, studies, ids, mask, numbers. Until `start` steps are done the second
@@ -162,7 +183,7 @@ class MultiView(ContrastiveNetwork):
         super().__init__()
         assert form in FORMS
         self.image, self.text, self.start, self.temperature, self.form = image, text, start, temperature, form
-        self.scale, self.of_words, self.of_patches = LogScale(), LogScale(), LogScale()
+        self.scale, self.of_words, self.of_patches, self.bias = LogScale(), LogScale(), LogScale(), None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.slow = copy.deepcopy(image).requires_grad_(False) if keys else None
         self.queue, self.momentum = KeyQueue(keys, image.width) if keys else None, momentum

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from cxrlt_ray.models import Classifier
+from cxrlt_ray.models import Classifier, Similarity
 from cxrlt_ray.models.features import width_of
+from cxrlt_ray.models.text_heads import of_length
 from cxrlt_ray.text.encoder_spec import FROZEN, TextSpec
 from cxrlt_ray.text.encoders import POOLS, Tokens, build_text_encoder
 
@@ -17,7 +19,8 @@ from cxrlt_ray.text.encoders import POOLS, Tokens, build_text_encoder
 class ImageTower(nn.Module):
     """A classifier's features, their mean over positions, and a projection: one linear layer, or two with a ReLU.
 
-    The classifier's head and fusion take no part: they are not trained, and go on into the next stage as they are.
+    The classifier's head and fusion take no part: they are not trained, and go on into the next stage as they are; but
+    head `similarity` gives the linear layer that the projection begins as, and takes the trained one (pretraining.py).
     """
 
     def __init__(self, model: Classifier, width: int, hidden: bool = False) -> None:
@@ -26,6 +29,8 @@ class ImageTower(nn.Module):
         features = width_of(model.backbone)
         layers = [nn.Linear(features, features), nn.ReLU()] if hidden else []
         self.project: nn.Module = nn.Sequential(*layers, nn.Linear(features, width))
+        if not hidden and isinstance(model.head, Similarity) and width == model.head.WIDTH:
+            self.project = copy.deepcopy(model.head.embed)
         for part in (model.head, model.fusion):
             if part is not None:
                 part.requires_grad_(False)
@@ -44,12 +49,14 @@ class TextTower(nn.Module):
     """A text encoder and one linear layer, for a text's vector and for each of its tokens'.
 
     The weights of a frozen encoder are left out of the state dict: they are read with it, and never change.
+    head: where it is given, the linear layer begins as its own, and vectors have the length that it gives them.
     """
 
-    def __init__(self, spec: TextSpec, width: int) -> None:
+    def __init__(self, spec: TextSpec, width: int, head: Similarity | None = None) -> None:
         super().__init__()
         self.encoder = build_text_encoder(spec)
-        self.project = nn.Linear(self.encoder.width, width)
+        self.project = nn.Linear(self.encoder.width, width) if head is None else copy.deepcopy(head.ask)
+        self.of_length = head is not None
         self.frozen = spec.tuning == FROZEN
         if self.frozen:
             self.register_state_dict_post_hook(_without_encoder)
@@ -62,12 +69,15 @@ class TextTower(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[B, width] of tokens [B, L], or of the encoder's vectors float [B, E]."""
-        return self.project(ids if ids.is_floating_point() else self._pooled(*self._hidden(ids, mask)))
+        return self._projected(ids if ids.is_floating_point() else self._pooled(*self._hidden(ids, mask)))
 
     def words(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The texts [B, width], and every token of them [B, L, width]."""
         hidden, kept = self._hidden(ids, mask)
-        return self.project(self._pooled(hidden, kept)), self.project(hidden)
+        return self._projected(self._pooled(hidden, kept)), self._projected(hidden)
+
+    def _projected(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self.project(of_length(vectors) if self.of_length else vectors)
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

@@ -152,6 +152,8 @@ class TrialConfig(Config):
             return f"takes {what}: leave fusion and mix at none"
         if needs.texts and self.text is None and not self.stages:
             return "reads texts: give it a text encoder, such as `text: minilm`"
+        if needs.texts and (fault := self._comparing_fault()):
+            return fault
         if needs.texts and self.compile == "on":
             return "reads texts of every length, for each of which a network is compiled anew: leave compile at auto"
         if needs.eager and set_ and not needs.single:
@@ -168,6 +170,16 @@ class TrialConfig(Config):
         if self.text_tuning != "lora" and self.lora_targets:
             return f"has text_tuning: {self.text_tuning}, which has no use for lora_targets: take `text_tuning: lora`"
         return ""
+
+    def _comparing_fault(self) -> str:
+        """What does not fit a head that takes over the space of a contrast, or nothing."""
+        if self.head != "similarity":
+            return ""
+        what = "gives head similarity its space, in which findings are known by the encoder as it is"
+        for name in ("text_tuning", "text_pooling"):
+            if (value := getattr(self, name)) != (default := type(self).model_fields[name].default):
+                return f"{what}: leave {name} at {default}, not {value}"
+        return f"{what}: give `text` and `prompts`, not queries" if self.queries else ""
 
     def _reading_fault(self, needs: registry.Needs) -> str:
         """What does not fit an objective that looks into a head which reads texts, or nothing."""

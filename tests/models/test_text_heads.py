@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.models import FiLM, ModelSpec, Pair, QueryDecoder, asked, build, carry, load, save, size
+from cxrlt_ray.models import FiLM, ModelSpec, Pair, QueryDecoder, Similarity, asked, build, carry, load, save, size
 from cxrlt_ray.models.asking import Both
 from cxrlt_ray.models.cost import feature_shape
 from cxrlt_ray.models.heads import HEADS
@@ -182,6 +182,20 @@ def test_pair_is_a_network_on_joined_features():
             torch.testing.assert_close(logits[b, c], head.read(torch.relu(head.join(joined)))[0])
 
 
+# similarity
+
+
+def test_similarity_is_the_scaled_cosine_above_the_texts_threshold():
+    head, x = head_of("similarity", rand(3, 6)), rand(2, 9, 12)
+    nn.init.normal_(head.threshold.weight)
+    logits = head(x)
+    for b in range(2):
+        for c in range(3):
+            text = head.embeddings[c] / head.embeddings[c].norm() * 6**0.5
+            cosine = nn.functional.cosine_similarity(head.embed(x[b].mean(dim=0)), head.ask(text), dim=0)
+            torch.testing.assert_close(logits[b, c], head.log_scale.exp() * (cosine - head.threshold(text)[0]))
+
+
 # film
 
 
@@ -304,4 +318,5 @@ def test_a_stage_with_other_texts_takes_them_and_keeps_the_weights():
 
 
 def test_classes_are_those_that_are_registered():
-    assert (HEADS["query_decoder"], HEADS["pair"], HEADS["film"]) == (QueryDecoder, Pair, FiLM)
+    classes = {"query_decoder": QueryDecoder, "pair": Pair, "film": FiLM, "similarity": Similarity}
+    assert {name: HEADS[name] for name in classes} == classes

@@ -14,6 +14,7 @@ from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.objectives.contrastive import Contrastive
 from cxrlt_ray.objectives.registry import ObjectiveSpec, all_objectives, find_objective
 from cxrlt_ray.objectives.retrieval import reciprocal_rank
+from cxrlt_ray.text.encoders import build_text_encoder
 
 CONTRASTIVE = [name for name, kind in all_objectives().items() if issubclass(kind, Contrastive)]
 FINDINGS = ("Mass", "Nodule")
@@ -32,6 +33,21 @@ def made(name, bert, tuning="tuned", pool="avg", **settings):
     objective = find_objective(name)(spec, np.empty((0, 2), np.int8))
     model = models.build(ModelSpec("test_convnext", resolution=32, pretrained=False, pool=pool), FINDINGS)
     return objective, objective.network(model)
+
+
+ASKED = ("no bulla .", "the heart is enlarged")
+
+
+def compared(name, bert, **settings):
+    """The objective and its network on a classifier that answers by similarity, for the findings ASKED."""
+    torch.manual_seed(0)
+    spec = ObjectiveSpec(name, settings, text=bert, max_tokens=32)
+    encoder = build_text_encoder(spec.text_spec())
+    with torch.no_grad():
+        embeddings = encoder(encoder.tokenize(ASKED))
+    asking = ModelSpec("test_convnext", 32, pretrained=False, head="similarity", pool="avg", queries="labels.npz")
+    objective = find_objective(name)(spec, np.empty((0, 2), np.int8))
+    return objective, objective.network(models.build(asking, FINDINGS, embeddings))
 
 
 def batch(objective, texts=("the heart is enlarged", "no bulla .", "scoliosis of spine left", "lung clear"), seed=0):
@@ -70,6 +86,38 @@ def test_all_that_is_trained_has_a_gradient_and_the_head_takes_no_part(name, pre
     model = objective.classifier(network)
     assert any(p.grad.abs().sum() > 0 for p in model.backbone.parameters())
     assert not any(p.requires_grad for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "mama"])
+def test_a_head_that_compares_is_given_the_space_that_was_learnt(name, bert):
+    objective, network = compared(name, bert)
+    optimizer = torch.optim.AdamW((p for p in network.parameters() if p.requires_grad), lr=1e-2)
+    for seed in range(3):
+        objective.loss(network(*batch(objective, seed=seed)), []).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    network.eval()
+    images = batch(objective)[0]
+    with torch.no_grad():
+        encoded = network.encode(*batch(objective, texts=[*ASKED, *ASKED]))
+        cosines = F.normalize(encoded[0], dim=1) @ F.normalize(encoded[1], dim=1)[:2].T
+        logits = network.scale() * cosines
+        model = objective.classifier(network)
+        given = model(images)
+    offset = given - logits  # the threshold: of the text alone
+    torch.testing.assert_close(offset, offset[:1].expand_as(offset), rtol=0, atol=1e-4)
+    if network.bias is not None:
+        torch.testing.assert_close(given, logits + network.bias, rtol=0, atol=1e-4)
+    # another stage of contrast goes on from there
+    with torch.no_grad():
+        again = objective.network(model).eval().encode(*batch(objective, texts=[*ASKED, *ASKED]))
+    torch.testing.assert_close(again[0], encoded[0])
+    torch.testing.assert_close(again[1], encoded[1])
+
+
+def test_a_head_that_compares_is_refused_a_space_of_another_width(bert):
+    with pytest.raises(UsageError, match="head similarity compares 512 numbers: clip_width must be as many, not 64"):
+        compared("clip", bert, clip_width=64)
 
 
 @torch.no_grad()

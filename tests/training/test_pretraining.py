@@ -211,6 +211,15 @@ def test_what_does_not_fit_an_objective_is_refused_in_a_sentence(cohort):
         ({"text": None}, "reads texts: give it a text encoder, such as `text: minilm`"),
         ({"compile": "on"}, "leave compile at auto"),
         ({"lora_targets": "query"}, "has text_tuning: tuned, which has no use for lora_targets"),
+        ({"head": "similarity"}, "gives head similarity its space.* leave text_tuning at frozen, not tuned"),
+        (
+            {"head": "similarity", "text_tuning": "frozen", "text_pooling": "cls"},
+            "leave text_pooling at auto, not cls",
+        ),
+        (
+            {"head": "similarity", "text_tuning": "frozen", "queries": "labels.npz"},
+            "give `text` and `prompts`, not queries",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             config(cohort, "clip", **options)
