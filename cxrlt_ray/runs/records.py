@@ -296,6 +296,7 @@ class RunRecord(Record):
     soft_targets: str | None = None
     transductive: bool = False  # test images trained, by pseudo-labels
     reports: str | None = None  # where the texts in its corpus came from
+    reworded: str | None = None  # where their second wordings came from
     boxes: str | None = None  # provenance of boxes of findings in its images
     scrub: str | None = None  # the list of other wordings that were scrubbed from them
     warm_from: tuple[str, ...] = ()  # earlier runs whose best settings are tried first

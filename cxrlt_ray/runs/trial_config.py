@@ -68,6 +68,7 @@ class TrialConfig(Config):
     objective_settings: dict[str, float] = Field(default={})
     # the texts that an objective reads, by the encoder `text`
     text_draw: Literal["report", "section", "sentence", "statement"] = "report"  # of a study's report, each epoch
+    text_reworded: Annotated[float, Field(ge=0, le=1)] = 0.5  # how often of its second wording (--reworded) instead
     text_pooling: Literal["auto", "cls", "mean", "last", "projected"] = "auto"
     text_tuning: Literal["frozen", "tuned", "lora"] = "frozen"
     lora_rank: Annotated[int, Field(ge=1)] = 8

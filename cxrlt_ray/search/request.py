@@ -69,6 +69,7 @@ class SweepRequest(Config):
     checksum: Annotated[bool, cli.option("compare images by their contents", "--checksum")] = False
     soft_targets: Annotated[str | None, cli.option("a table of predictions that objective distill learns")] = None
     reports: Annotated[str | None, cli.option("the cohort's reports, for objectives that read: tree or table")] = None
+    reworded: Annotated[str | None, cli.option("reports in other words, such as translated and back: a table")] = None
     boxes: Annotated[str | None, cli.option("where findings are, for grounding")] = None
     ingest: Annotated[str, cli.option("streaming: threads, ray, or auto: ray on a cluster of several nodes")] = "auto"
     cache_gb: Annotated[float | None, cli.option("decoded images kept in a machine's memory; a quarter of it")] = None

@@ -43,6 +43,7 @@ _FIXED: dict[str, Any] = {
     "warm_from": lambda request: tuple(request.warm_from or ()),
     "soft_targets": lambda request: _provenance(request.soft_targets),
     "reports": lambda request: None if request.reports is None else Store(request.reports).absolute().uri,
+    "reworded": lambda request: None if request.reworded is None else Store(request.reworded).absolute().uri,
     "boxes": lambda request: None if request.boxes is None else provenance_of(request.boxes, "--boxes"),
     "scrub": lambda request: None if request.scrub is None else Store(request.scrub).absolute().uri,
     "labels": lambda request: None if request.labels is None else provenance_of(request.labels, "--labels"),

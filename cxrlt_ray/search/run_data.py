@@ -93,6 +93,11 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
         raise UsageError(
             f"--scrub: search space {space.name} reads no reports, so that nothing is scrubbed: leave it out."
         )
+    if request.reworded is not None and not reading:
+        raise UsageError(
+            f"--reworded: search space {space.name} has no objective that draws texts of reports (clip does): leave it "
+            "out."
+        )
     if request.track == MINED and lacking:
         raise UsageError(f"--track {MINED} mines labels from reports: give `--reports PATH`.")
     if reading and lacking and not request.starts_nothing:
@@ -109,12 +114,15 @@ def check_boxes(request: SweepRequest, space: Space) -> None:
         raise UsageError(f"--boxes: search space {space.name} has no objective that learns them (grounding does).")
 
 
-def read_corpus(reports: str, manifest: Manifest, address: str | None) -> Corpus:
-    """The texts of the manifest's studies; prints what there is to know of them. Raises UsageError as build_corpus."""
+def read_corpus(reports: str, manifest: Manifest, address: str | None, reworded: str | None = None) -> Corpus:
+    """The texts of the manifest's studies; prints what there is to know of them. Raises UsageError as build_corpus.
+
+    reworded: a table of them in other words.
+    """
     from cxrlt_ray.text.build import build_corpus
 
     with tempfile.TemporaryDirectory() as folder:
-        corpus, notes = build_corpus(reports, manifest, Store(folder), address=address)
+        corpus, notes = build_corpus(reports, manifest, Store(folder), second=reworded, address=address)
     for note in notes:
         print(note)
     return corpus
@@ -168,7 +176,9 @@ def run_data(
         print(*soft.check(manifest, findings), sep="\n")
         print(*check_teacher(soft, manifest, data, findings, folds, request.seed, space), sep="\n")
     reports = request.reports or data
-    corpora = corpora_of(read_corpus(reports, manifest, request.address), asking, request) if reading else {}
+    corpora: dict[str, Corpus] = {}
+    if reading:
+        corpora = corpora_of(read_corpus(reports, manifest, request.address, request.reworded), asking, request)
     boxes = None
     if request.boxes is not None:
         boxes = boxes_for(request.boxes, manifest, asking.seen if asking else task.findings)

@@ -184,6 +184,7 @@ def write_run(
             "asking": data.asking,
             "scrub": None if request.scrub is None else Store(request.scrub).absolute().uri,
             "reports": None if data.reports is None else Store(data.reports).absolute().uri,
+            "reworded": None if request.reworded is None else Store(request.reworded).absolute().uri,
             **record_of_labels(data.labels, data.labellings),
             "shards": tuple(ShardsRecord(name=size.name(), size=size.size) for size in shards),
         }

@@ -129,14 +129,18 @@ class Corpus:
             raise UsageError(f"there is no kind of text '{kind}': there are {', '.join(KINDS)}.")
         return [self._drawn(int(row), KINDS[kind], seed, epoch, mask, second) if row >= 0 else "" for row in rows]
 
-    def drawable(self, manifest: Manifest, kind: str) -> list[str]:
-        """All texts that `draw` gives, by default, of images of a manifest that are not of its test split."""
+    def drawable(self, manifest: Manifest, kind: str, second: bool = False) -> list[str]:
+        """All texts that `draw` gives of images of a manifest that are not of its test split.
+
+        second: of second wordings too. All meta fields are masked, as they are by default.
+        """
         texts = {"": None}
         rows = self.rows_of(manifest.where((manifest.table["split"] != "test").to_numpy()))
         for row in np.unique(rows[rows >= 0]).tolist():
-            at = int(self._first[row])
-            for begin, end in self._places(at, KINDS[kind]):
-                texts[self._masked(at, begin, end)] = None
+            wordings = (self._row_of[wording][row] for wording in ((FIRST, SECOND) if second else (FIRST,)))
+            for at in (int(at) for at in wordings if at >= 0):
+                for begin, end in self._places(at, KINDS[kind]):
+                    texts[self._masked(at, begin, end)] = None
         return list(texts)
 
     def statements(self, row: int, wording: int = FIRST) -> list[Said]:

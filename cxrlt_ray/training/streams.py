@@ -222,7 +222,8 @@ def validation_batches(
     """
     alone = Worker(0, 1, worker_of(job).device)
     images = with_reports(images, objective.needs, config.objective)
-    texts = text_draws(job, config, objective, fold, config.seed)
+    own = config.model_copy(update={"text_reworded": 0.0})  # trials are compared by reports as they are
+    texts = text_draws(job, own, objective, fold, config.seed)
     table = np.empty((len(images), 0), np.float32)
     streams = Streams(job, config, images, table, 0, alone, objective.needs, texts)
     shown = drawn(config.model_copy(update={"sampler": "natural", "epochs": 1}), images, 0, 0)

@@ -32,12 +32,13 @@ class TextDraws:
     tokenize: Tokenize
     kind: str
     seed: int
+    second: float
 
     def batch(self, reports: np.ndarray, epoch: int) -> tuple[torch.Tensor, ...]:
         """The two tensors of `tokenize`, and numbers of the texts, int64 [B], of reports int64 [B], -1 for none."""
         import torch
 
-        texts = self.corpus.draw(reports, self.kind, self.seed, epoch)
+        texts = self.corpus.draw(reports, self.kind, self.seed, epoch, second=self.second)
         return (*self.tokenize(texts), torch.from_numpy(text_numbers(texts)))
 
 
@@ -55,8 +56,9 @@ def text_draws(job: Job, config: TrialConfig, objective: Objective, fold: int, s
     corpus = corpus_of(job, fold)
     assert corpus is not None  # with_reports has seen to it
     if objective.needs.vectors:
-        objective.expect(partial(corpus.drawable, manifest_of(job.run), config.text_draw), storage_of(job.shards[0]))
-    return TextDraws(corpus, objective.tokenize, config.text_draw, seed)
+        texts = partial(corpus.drawable, manifest_of(job.run), config.text_draw, config.text_reworded > 0)
+        objective.expect(texts, storage_of(job.shards[0]))
+    return TextDraws(corpus, objective.tokenize, config.text_draw, seed, config.text_reworded)
 
 
 def with_reports(images: Images, needs: Needs, objective: str) -> Images:

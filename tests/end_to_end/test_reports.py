@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from text_models import bert_folder
 
 from cxrlt_ray import sweep
 from cxrlt_ray.errors import UsageError
+from cxrlt_ray.labelling.reports import read_reports
 from cxrlt_ray.phantom import write_phantom
 from cxrlt_ray.runs.store import load_run, runs
 from cxrlt_ray.text.corpus import CORPUS, Corpus
@@ -49,10 +51,13 @@ def asked(phantom, tmp_path, first="clip", **options):
 
 
 def test_a_run_keeps_its_texts_and_a_stage_that_reads_them_hands_its_backbone_on(ray, phantom, tmp_path, capsys):
-    run = sweep.run(asked(phantom, tmp_path, reports=str(phantom)))
-    assert "Reports: " in capsys.readouterr().out
+    studies = sorted({report.study_id for report in read_reports(str(phantom))})[:50]
+    pd.DataFrame({"study_id": studies, "text": "Cardiomegaly, in other words."}).to_csv(tmp_path / "other.csv")
+    run = sweep.run(asked(phantom, tmp_path, reports=str(phantom), reworded=str(tmp_path / "other.csv")))
+    assert "50 with a second wording" in capsys.readouterr().out
     record = load_run(str(tmp_path / "runs"), "mine").record
     assert record.reports == str(phantom)
+    assert record.reworded == str(tmp_path / "other.csv")
     assert len(Corpus.read(run.store, CORPUS).studies) == run.manifest().table["study_id"].nunique()
     (trial,) = run.trials()
     assert trial.state == "finished"
@@ -63,6 +68,8 @@ def test_a_run_keeps_its_texts_and_a_stage_that_reads_them_hands_its_backbone_on
     assert trial.has_predictions()
     with pytest.raises(UsageError, match="was made with --reports"):
         sweep.run(asked(phantom, tmp_path, reports="elsewhere", resume=True))
+    with pytest.raises(UsageError, match="was made with --reworded"):
+        sweep.run(asked(phantom, tmp_path, reworded="elsewhere.csv", resume=True))
     # a run that goes on needs no --reports
     again = sweep.run(asked(phantom, tmp_path, resume=True, trials=2))
     assert [trial.state for trial in again.trials()] == ["finished", "finished"]
@@ -73,6 +80,8 @@ def test_reports_that_are_missing_or_of_no_use_are_refused_before_anything_start
         sweep.run(asked(phantom, tmp_path))
     with pytest.raises(UsageError, match="--reports: search space tiny has no objective that reads texts"):
         sweep.run(asked(phantom, tmp_path, first="multilabel", reports=str(phantom)))
+    with pytest.raises(UsageError, match="--reworded: search space tiny has no objective that draws texts"):
+        sweep.run(asked(phantom, tmp_path, first="multilabel", reworded=str(phantom)))
     assert runs(str(tmp_path / "runs")) == []
     assert not (tmp_path / "runs" / "shards").exists()
 

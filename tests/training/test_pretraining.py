@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import write_images
@@ -22,11 +23,11 @@ from cxrlt_ray.runs.store import read_trial
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus
-from cxrlt_ray.text.corpus import KINDS
+from cxrlt_ray.text.corpus import KINDS, Corpus
 from cxrlt_ray.text.encoder_spec import POOLINGS, TUNINGS, TextSpec
 from cxrlt_ray.text.encoders import TextEncoder
 from cxrlt_ray.training.job import Job, corpus_of, manifest_of, training_images, validation_images
-from cxrlt_ray.training.streams import Streams, drawn
+from cxrlt_ray.training.streams import Streams, drawn, validation_batches
 from cxrlt_ray.training.texts import text_draws, text_numbers, with_reports
 from cxrlt_ray.training.trial import train
 from cxrlt_ray.training.workers import Worker
@@ -202,6 +203,34 @@ def test_stored_vectors_are_what_the_encoder_gives(cohort, tmp_path):
     assert vectors.dtype == torch.float32
     assert len(vectors) == len(mask) == len(texts)
     torch.testing.assert_close(network.text(vectors, mask), draws["tokens"], rtol=1e-2, atol=2e-3)  # half precision
+
+
+def test_second_wordings_are_drawn_as_often_as_asked_in_training_and_never_where_trials_are_judged(
+    cohort, tmp_path, monkeypatch
+):
+    job = job_in(tmp_path, cohort)
+    others = pd.read_csv(cohort[2]).assign(text="In other words.")
+    others.to_csv(tmp_path / "other.csv", index=False)
+    build_corpus(cohort[2], cohort[0], job.run, second=str(tmp_path / "other.csv"))
+    drawn_texts = []
+    draw = Corpus.draw
+    monkeypatch.setattr(
+        Corpus, "draw", lambda *given, **named: drawn_texts.extend(texts := draw(*given, **named)) or texts
+    )
+    for share in (0.5, 0.0):
+        trial = config(cohort, "clip", text_tuning="frozen", text_reworded=share)
+        streams, training = streams_of(job, trial)
+        for epoch in range(4):
+            list(streams.epoch(drawn(trial, training, epoch, 0), epoch))
+        assert np.mean([text == "In other words." for text in drawn_texts]) == pytest.approx(share, abs=0.15)
+        drawn_texts.clear()
+        objective = find_objective("clip")(trial.objective_spec(), np.empty((0, 2)))
+        objective.network(models.build(trial.spec(), job.trained))
+        judged = validation_images(manifest_of(job.run), job, 0)
+        list(validation_batches(job, trial, judged, objective, 0))
+        assert drawn_texts
+        assert "In other words." not in drawn_texts
+        drawn_texts.clear()
 
 
 def test_what_does_not_fit_an_objective_is_refused_in_a_sentence(cohort):
