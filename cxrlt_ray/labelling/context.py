@@ -15,6 +15,8 @@ from cxrlt_ray.labelling.phrases import Match, Words
 
 LIST_WORDS = {"and", "or", "nor"}
 DENYING_LIST = {"or", "nor"}  # "no opacity, nodule or density suspicious for a mass"
+# "No pneumothorax, small right effusion": what is small or unchanged is there, unless a list of denials goes on
+PRESENT = {"small", "tiny", "trace", "minimal", "mild", "moderate", "stable", "unchanged", "persistent", "chronic"}
 DENIED_DOUBT = 3  # words at most from a denial to the doubt that it denies
 
 
@@ -66,10 +68,13 @@ def _ended(mention: Match, place: Place, places: Sequence[Place], text: Words) -
     """Whether another statement begins between a mention and a trigger.
 
     Words say so that open one; or a comma or "and" behind a verb that denies what stands before it, of which the
-    trigger is a part: "the right pneumothorax has resolved, the left one persists".
+    trigger is a part: "the right pneumothorax has resolved, the left one persists"; or a comma with a word of PRESENT
+    behind it.
     """
     begin, end = min(mention.end, place.end), max(mention.begin, place.begin)
     if begin < end and any(p.means == "end" and begin <= p.begin and p.end <= end for p in places):
+        return True
+    if place.means == "negative" and place.end <= mention.begin and _states_anew(mention, place, text):
         return True
     verbs = (p for p in places if p.means == "negative" and not p.before and p[:2] != place[:2])
     return mention.begin >= place.end and any(
@@ -78,6 +83,18 @@ def _ended(mention: Match, place: Place, places: Sequence[Place], text: Words) -
         and (any(text.after_comma[verb.end : mention.begin + 1]) or "and" in text.words[verb.end : mention.begin])
         for verb in verbs
     )
+
+
+def _states_anew(mention: Match, denial: Place, text: Words) -> bool:
+    """Whether a comma behind a denial begins a statement of what is there, before the mention.
+
+    Not in a list that ends with "or" or "and": "no pneumothorax, small effusion or edema". "And no ..." ends none.
+    """
+    words = text.words
+    begins = (k for k in range(denial.end, mention.begin + 1) if text.after_comma[k] and words[k] in PRESENT)
+    if (begin := next(begins, None)) is None:
+        return False
+    return not any(word in LIST_WORDS and words[k + 1] != "no" for k, word in enumerate(words[:-1]) if k > begin)
 
 
 def _denying(doubt: Place, places: Sequence[Place], text: Words) -> Place:

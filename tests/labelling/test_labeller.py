@@ -18,6 +18,13 @@ def rules():
     ("text", "finding", "value"),
     [
         ("No pneumothorax, pleural effusion or focal consolidation.", "Consolidation", 0),
+        ("No pneumothorax, small right pleural effusion.", "Pleural Effusion", 1),
+        ("Without pneumothorax, small effusion, mild pulmonary edema.", "Edema", 1),
+        ("No pneumothorax, stable cardiomegaly, and no effusion.", "Cardiomegaly", 1),
+        ("No pneumothorax, stable cardiomegaly, and no effusion.", "Pleural Effusion", 0),
+        ("No pneumothorax, small effusion or edema.", "Pleural Effusion", 0),
+        ("No pneumothorax, effusion, or mild edema.", "Edema", 0),
+        ("No focal consolidation, large effusion.", "Pleural Effusion", 0),
         ("Heart size is normal.", "Cardiomegaly", 0),
         ("The heart is not enlarged.", "Cardiomegaly", 0),
         ("No effusion but a small pneumothorax.", "Pneumothorax", 1),
