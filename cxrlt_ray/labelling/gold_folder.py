@@ -174,7 +174,7 @@ def adjudication(design: Design, open_cells: np.ndarray, readings: Mapping[str, 
 def adjudicated(path: str, design: Design, values: np.ndarray, open_cells: np.ndarray) -> tuple[np.ndarray, int]:
     """The consensus with the labels of a filled-in adjudication list, and how many are still open.
 
-    Raises UsageError for rows of other items or findings.
+    Raises UsageError for rows of other items or findings, and for a label that is given twice and differs.
     """
     store, name = Store.holding(path)
     file = read_table_file(store, name, text=(ITEM, "finding"))
@@ -190,7 +190,11 @@ def adjudicated(path: str, design: Design, values: np.ndarray, open_cells: np.nd
     settled = values.copy()
     known = labels.known & open_cells[rows, columns]
     settled[rows[known], columns[known]] = labels.codes[known]
-    return settled, int(open_cells.sum() - known.sum())
+    if twice := int((settled[rows[known], columns[known]] != labels.codes[known]).sum()):
+        raise UsageError(f"{path}: {counted(twice, 'label')} given twice and differently: leave one row of each.")
+    cells = np.zeros_like(open_cells)
+    cells[rows[known], columns[known]] = True
+    return settled, int((open_cells & ~cells).sum())
 
 
 def gold_table(design: Design, values: np.ndarray) -> pd.DataFrame:

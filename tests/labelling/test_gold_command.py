@@ -83,7 +83,7 @@ def test_merge_weighs_labellers_on_all_studies_and_says_how_readers_agree(tmp_pa
     assert "s6000" not in printed
 
 
-def test_what_readers_differ_on_is_open_until_it_is_adjudicated(tmp_path, truth):
+def test_what_readers_differ_on_is_open_until_it_is_adjudicated(tmp_path, truth, capsys):
     drawn(tmp_path)
     filled(tmp_path, truth, "reader1")
     filled(tmp_path, truth, "reader2", wrong=0.1)
@@ -99,6 +99,16 @@ def test_what_readers_differ_on_is_open_until_it_is_adjudicated(tmp_path, truth)
     merged(tmp_path, adjudicated=str(tmp_path / "done.csv"))
     table = pd.read_csv(tmp_path / "gold" / "gold.csv").set_index("study_id")
     assert (table[FINDINGS] == right).all(axis=None)
+
+    # the same rows twice are the same labels; one that differs is not known
+    pd.concat([listed, listed]).to_csv(tmp_path / "twice.csv", index=False)
+    capsys.readouterr()
+    merged(tmp_path, adjudicated=str(tmp_path / "twice.csv"))
+    assert " 0 open" in capsys.readouterr().out
+    other = listed.head(1).assign(label=1 - listed["label"].iloc[0])
+    pd.concat([listed, other]).to_csv(tmp_path / "differ.csv", index=False)
+    with pytest.raises(UsageError, match="1 label given twice and differently"):
+        merged(tmp_path, adjudicated=str(tmp_path / "differ.csv"))
 
 
 def test_of_three_readers_the_majority_decides(tmp_path, truth):
