@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=112)
     parser.add_argument("--size", type=int, default=128, help="of the drawn pictures")
     parser.add_argument("--apart", type=int, default=60, help="test studies of each of the five, at least")
-    parser.add_argument("--cpus", type=float, help="of a trial: with 1 the command runs twice, for other seeds")
+    parser.add_argument("--cpus", type=float, help="of a trial; all without")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     args = parser.parse_args()

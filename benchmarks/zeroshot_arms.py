@@ -137,7 +137,8 @@ def train(folder: Path, arm: Arm, size: Size, data: Path, seed: int) -> Trained:
     else:
         request = _request(folder, arm, size, data, seed)
     with contextlib.redirect_stdout(io.StringIO()):
-        swept = sweep.run(sweep.SweepRequest(**request, storage=str(storage), name=name))
+        how = {"storage": str(storage), "name": name, "cpus_per_trial": size.cpus}
+        swept = sweep.run(sweep.SweepRequest(**request, **how))
         stacked = ensemble.run(ensemble.EnsembleRequest(run=name, storage=str(storage), split="test", rounds=10))
     assert swept is not None
     (trial,) = swept.trials()
@@ -165,7 +166,7 @@ def _request(folder: Path, arm: Arm, size: Size, data: Path, seed: int) -> dict[
         "space": str(space(folder, arm, size, seed)),
         "trials": 1,
     }
-    request |= {"seed": seed, "cpus_per_trial": size.cpus}
+    request["seed"] = seed
     if arm.asks:
         reports = shuffled_reports(folder, data, seed) if arm.reports == "shuffled" else data
         request |= {"track": arm.track, "finding_folds": size.folds}
@@ -210,7 +211,7 @@ def space(folder: Path, arm: Arm, size: Size, seed: int) -> Path:
         first |= {"max_tokens": TOKENS, "batch_size": PAIRS}
         if arm.stage == "mama":  # C: 8,000 of 40,000 steps of image and report alone; the default would be all of ours
             first["mama_start"] = int(size.images * TRAINED / PAIRS) * before // 5
-        reset = {"pool": "own", "text": None} if arm.random else {"pool": "own"}
+        reset = {"pool": "avg" if arm.compares else "own"} | ({"text": None} if arm.random else {})
         second = {"batch_size": BATCH, "fresh_head": not arm.compares, **reset, **own}
         content["stages"] = [{"epochs": before, **first}, {"epochs": after, **second}]
     else:

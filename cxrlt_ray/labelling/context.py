@@ -15,7 +15,7 @@ from cxrlt_ray.labelling.phrases import Match, Words
 
 LIST_WORDS = {"and", "or", "nor"}
 DENYING_LIST = {"or", "nor"}  # "no opacity, nodule or density suspicious for a mass"
-# "No pneumothorax, small right effusion": what is small or unchanged is there, unless a list of denials goes on
+# what a radiologist says of what is there, and seldom of what is not
 PRESENT = {"small", "tiny", "trace", "minimal", "mild", "moderate", "stable", "unchanged", "persistent", "chronic"}
 DENIED_DOUBT = 3  # words at most from a denial to the doubt that it denies
 
@@ -43,8 +43,27 @@ def _hides(longer: Place, place: Place) -> bool:
     return within and (same_way or longer.means == "pass" or place.means == "end")
 
 
+def ends_of_denials(places: Sequence[Place], mentions: Sequence[Match], text: Words) -> list[Place]:
+    """Where a comma begins a statement of what is there: "no pneumothorax, small right effusion". places: `longest`'s.
+
+    What is denied stands between the denial and the comma, a word of PRESENT behind it; and no "or" or "and" goes on
+    with the list until the next denial: "no pneumothorax, small effusion or edema" denies all three.
+    """
+    denials = [place for place in places if place.means == "negative" and place.before]
+    ends = []
+    for k in (k for k, word in enumerate(text.words) if text.after_comma[k] and word in PRESENT):
+        denied = any(d.end <= m.begin and m.end <= k for d in denials for m in mentions)
+        until = min((d.begin for d in denials if d.begin > k), default=len(text.words))
+        if until < len(text.words) and text.words[until - 1] in LIST_WORDS:
+            until -= 1  # "and no ..."
+        if denied and not LIST_WORDS.intersection(text.words[k:until]):
+            ends.append(Place(k, k, "end", before=False, after=False, reach=0))
+    return ends
+
+
 def nearest(mention: Match, places: Sequence[Place], text: Words) -> Place | None:
-    """The trigger that decides on a mention; None where there is none. places: as `longest` gives them.
+    """The trigger that decides on a mention; None where there is none. places: sorted, those of
+    `longest` and `ends_of_denials`.
 
     Of two at the same distance a denial prevails over what is of no concern to this image. "No opacity suspicious for
     pneumonia" denies it.
@@ -68,13 +87,10 @@ def _ended(mention: Match, place: Place, places: Sequence[Place], text: Words) -
     """Whether another statement begins between a mention and a trigger.
 
     Words say so that open one; or a comma or "and" behind a verb that denies what stands before it, of which the
-    trigger is a part: "the right pneumothorax has resolved, the left one persists"; or a comma with a word of PRESENT
-    behind it.
+    trigger is a part: "the right pneumothorax has resolved, the left one persists".
     """
     begin, end = min(mention.end, place.end), max(mention.begin, place.begin)
     if begin < end and any(p.means == "end" and begin <= p.begin and p.end <= end for p in places):
-        return True
-    if place.means == "negative" and place.end <= mention.begin and _states_anew(mention, place, text):
         return True
     verbs = (p for p in places if p.means == "negative" and not p.before and p[:2] != place[:2])
     return mention.begin >= place.end and any(
@@ -83,18 +99,6 @@ def _ended(mention: Match, place: Place, places: Sequence[Place], text: Words) -
         and (any(text.after_comma[verb.end : mention.begin + 1]) or "and" in text.words[verb.end : mention.begin])
         for verb in verbs
     )
-
-
-def _states_anew(mention: Match, denial: Place, text: Words) -> bool:
-    """Whether a comma behind a denial begins a statement of what is there, before the mention.
-
-    Not in a list that ends with "or" or "and": "no pneumothorax, small effusion or edema". "And no ..." ends none.
-    """
-    words = text.words
-    begins = (k for k in range(denial.end, mention.begin + 1) if text.after_comma[k] and words[k] in PRESENT)
-    if (begin := next(begins, None)) is None:
-        return False
-    return not any(word in LIST_WORDS and words[k + 1] != "no" for k, word in enumerate(words[:-1]) if k > begin)
 
 
 def _denying(doubt: Place, places: Sequence[Place], text: Words) -> Place:

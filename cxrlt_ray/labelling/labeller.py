@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cxrlt_ray.labelling.closure import NORMAL, closed, is_normal, stronger
-from cxrlt_ray.labelling.context import Place, longest, nearest
+from cxrlt_ray.labelling.context import Place, ends_of_denials, longest, nearest
 from cxrlt_ray.labelling.labels import FOREIGN, LAST
 from cxrlt_ray.labelling.language import is_foreign
 from cxrlt_ray.labelling.phrases import Match, Matcher, Words, words_of
@@ -115,6 +115,7 @@ class Labeller:
         if not mentions:
             return
         places = longest(places)
+        places = sorted([*places, *ends_of_denials(places, [match for match, _ in mentions], words)])
         for match, entry in _outermost(mentions, excluded):
             place = nearest(match, _acting(entry, match, places), words)
             value = _value(entry, place)

@@ -221,9 +221,11 @@ class Similarity(TextHead):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, C]."""
-        image = normalize(self.embed(self.drop(self.pool(tokens))), dim=1)
-        text = normalize(self.ask(self.texts), dim=1)
-        return self.log_scale.exp() * (image @ text.T - self.threshold(self.texts).T)
+        image, text = self.embed(self.drop(self.pool(tokens))), self.ask(self.texts)
+        device = "cpu" if image.is_meta else image.device.type  # a plan's tensors have no precision
+        with torch.autocast(device, enabled=False):  # cosines lie closer together than bfloat16's numbers
+            cosines = normalize(image.float(), dim=1) @ normalize(text.float(), dim=1).T
+            return self.log_scale.exp() * (cosines - self.threshold(self.texts).T)
 
     @torch.no_grad()
     def take(self, embed: nn.Linear, ask: nn.Linear, scale: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -30,7 +30,7 @@ class ImageTower(nn.Module):
         layers = [nn.Linear(features, features), nn.ReLU()] if hidden else []
         self.project: nn.Module = nn.Sequential(*layers, nn.Linear(features, width))
         if not hidden and isinstance(model.head, Similarity) and width == model.head.WIDTH:
-            self.project = copy.deepcopy(model.head.embed)
+            self.project = _begun_as(model.head.embed)
         for part in (model.head, model.fusion):
             if part is not None:
                 part.requires_grad_(False)
@@ -55,7 +55,7 @@ class TextTower(nn.Module):
     def __init__(self, spec: TextSpec, width: int, head: Similarity | None = None) -> None:
         super().__init__()
         self.encoder = build_text_encoder(spec)
-        self.project = nn.Linear(self.encoder.width, width) if head is None else copy.deepcopy(head.ask)
+        self.project = nn.Linear(self.encoder.width, width) if head is None else _begun_as(head.ask)
         self.of_length = head is not None
         self.frozen = spec.tuning == FROZEN
         if self.frozen:
@@ -85,6 +85,11 @@ class TextTower(nn.Module):
 
     def _pooled(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return POOLS[self.encoder.pooling](hidden, mask)
+
+
+def _begun_as(layer: nn.Linear) -> nn.Linear:
+    """A layer that begins as a head's, which is not trained itself, and is trained."""
+    return copy.deepcopy(layer).requires_grad_(True)
 
 
 def _without_encoder(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

@@ -26,7 +26,15 @@ OPTIONS = (
     "max_bad",
     "sizes",
 )
-FILES = ("soft_targets", "reports", "boxes", "scrub", "labels", "descriptions")  # options whose values are files
+FILES = (
+    "soft_targets",
+    "reports",
+    "reworded",
+    "boxes",
+    "scrub",
+    "labels",
+    "descriptions",
+)  # options whose values are files
 AS_READ = ("format",)  # options that are found by looking where they are not given: not repeated
 
 

@@ -7,6 +7,7 @@ lasts, `epochs` among them; what it does not name is as it was in the stage befo
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -162,7 +163,7 @@ class TrialConfig(Config):
         if needs.eager and self.compile == "on":
             drawn = "sentences" if needs.rows else "crops or masks"
             return f"draws its {drawn} at random, for each of which a network is compiled: leave compile at auto"
-        if needs.map and self.pool == "own" and self.head == "linear":
+        if needs.map and self.pool == "own" and self.head in ("linear", "pair", "similarity"):  # without a map
             return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
         if self.learns != "all" and objective.predicts and not objective.learns_part and not self.stages:
             return f"learns all findings of a task: leave learns at all, not {self.learns}"
@@ -177,6 +178,8 @@ class TrialConfig(Config):
         if self.head != "similarity":
             return ""
         what = "gives head similarity its space, in which findings are known by the encoder as it is"
+        if self.pool not in ("own", "avg"):
+            return f"{what}, and images by their mean: take `pool: avg`, not {self.pool}"
         for name in ("text_tuning", "text_pooling"):
             if (value := getattr(self, name)) != (default := type(self).model_fields[name].default):
                 return f"{what}: leave {name} at {default}, not {value}"
@@ -228,7 +231,19 @@ class TrialConfig(Config):
                 now[kind] = {**now[kind], **{name: value for name, value in settings.items() if name in names}}
             stages.append(TrialConfig.model_validate(now))
             now["fresh_head"] = False
+        for before, after in itertools.pairwise(stages):
+            before.check_space(after)
         return stages
+
+    def check_space(self, after: TrialConfig) -> None:
+        """Raises ValueError where the stage after this one cannot go on with the space of its contrast."""
+        if self.head != "similarity" or after.head != self.head or after.fresh_head:
+            return
+        for name in ("pool", "text"):
+            if (one := getattr(self, name)) != (other := getattr(after, name)):
+                raise ValueError(
+                    f"head similarity has the space of the stage before: leave {name} at {one}, not {other}"
+                )
 
     @property
     def edge(self) -> int:

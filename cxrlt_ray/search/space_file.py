@@ -127,8 +127,11 @@ def load_space(name: str, epochs: int | None = None, smoke: bool = False, storag
     if mistakes:
         raise UsageError(f"{path}: {'; '.join(mistakes)}.")
     missing = _missing(content.optional_backbones)
-    unneeded = () if len(missing) == len(content.optional_backbones) else content.fallback_backbones
-    left_out = {*missing, *unneeded}
+    values = {value for domain in domains["backbone"] for value in domain.ends()}
+    if small is None and (strange := set(content.fallback_backbones) - values):
+        raise UsageError(f"{path}: key 'fallback_backbones': '{sorted(strange)[0]}' is no value of backbone.")
+    at_hand = values.intersection(content.optional_backbones) - set(missing)
+    left_out = {*missing, *(content.fallback_backbones if at_hand else ())}
     start = tuple(space.starting(point) for point in content.start if point.get("backbone") not in left_out)
     space = _without(dataclasses.replace(space, start=start), left_out, missing, path)
     if content.stages:

@@ -102,7 +102,7 @@ class Corpus:
     def notes(self) -> list[str]:
         """How many reports there are, and what is special about them, for a person."""
         first = self._first
-        count, copies = len(first), self.table.num_rows - len(first)
+        count, copies = len(first), int(self.has_second.sum())
         lines = [f"Reports: {count:,} studies{f', {copies:,} with a second wording' if copies else ''}."]
         for name, what in (("empty", "have no text"), ("foreign", "are not in English: they state nothing")):
             if number := int(self._flags(name)[first].sum()):
@@ -235,7 +235,7 @@ class Corpus:
         """The table's row of each study and wording, int64 [S]; -1 without one."""
         import pyarrow as pa
 
-        others = np.flatnonzero(self.table["wording"].to_numpy() == SECOND)
+        others = np.flatnonzero((self.table["wording"].to_numpy() == SECOND) & ~self._flags("empty"))
         ids = pd.Index(self._ids.take(pa.array(others)).to_pandas().astype("str"))
         place = rows_of_studies(ids, pd.Series(self.studies))
         return self._first, np.where(place >= 0, np.append(others, -1)[place], -1)

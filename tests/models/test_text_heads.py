@@ -196,6 +196,14 @@ def test_similarity_is_the_scaled_cosine_above_the_texts_threshold():
             torch.testing.assert_close(logits[b, c], head.log_scale.exp() * (cosine - head.threshold(text)[0]))
 
 
+def test_similarities_that_lie_close_together_stay_apart_in_half_precision():
+    head, x = head_of("similarity", rand(1, 6)), rand(1, 9, 12) + 0.01 * rand(300, 9, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(x.float())
+    assert logits.dtype == torch.float32
+    assert len(logits.unique()) > 100
+
+
 # film
 
 

@@ -91,12 +91,16 @@ def test_all_that_is_trained_has_a_gradient_and_the_head_takes_no_part(name, pre
 @pytest.mark.parametrize("name", ["clip", "siglip", "mama"])
 def test_a_head_that_compares_is_given_the_space_that_was_learnt(name, bert):
     objective, network = compared(name, bert)
+    begun = {id(layer): layer.weight.detach().clone() for layer in (network.image.project, network.text.project)}
     optimizer = torch.optim.AdamW((p for p in network.parameters() if p.requires_grad), lr=1e-2)
     for seed in range(3):
         objective.loss(network(*batch(objective, seed=seed)), []).backward()
         optimizer.step()
         optimizer.zero_grad()
     network.eval()
+    for layer in (network.image.project, network.text.project):
+        assert all(parameter.requires_grad for parameter in layer.parameters())
+        assert not torch.equal(layer.weight, begun[id(layer)])
     images = batch(objective)[0]
     with torch.no_grad():
         encoded = network.encode(*batch(objective, texts=[*ASKED, *ASKED]))

@@ -153,6 +153,19 @@ def test_fallback_backbones_need_optional_ones(tmp_path):
         load_space(str(path))
 
 
+def test_a_fallback_backbone_stays_where_no_optional_one_is_tried_and_must_be_one_of_the_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "installed", lambda backbone: True)
+    text = config.find("search_spaces", "laptop_text").read_text()
+    choices = "{choices: [tf_efficientnet_lite0, test_convnext]}"
+    assert choices in text
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace(choices, "test_convnext").partition("start:")[0])
+    assert {spec.backbone for spec in load_space(str(path)).specs()} == {"test_convnext"}
+    path.write_text(text.replace("fallback_backbones: [test_convnext]", "fallback_backbones: [test_convnexd]"))
+    with pytest.raises(UsageError, match="'fallback_backbones': 'test_convnexd' is no value of backbone"):
+        load_space(str(path))
+
+
 STAGED = """
 trials: 4
 parameters:

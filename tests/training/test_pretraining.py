@@ -249,11 +249,17 @@ def test_what_does_not_fit_an_objective_is_refused_in_a_sentence(cohort):
             {"head": "similarity", "text_tuning": "frozen", "queries": "labels.npz"},
             "give `text` and `prompts`, not queries",
         ),
+        ({"head": "similarity", "text_tuning": "frozen", "pool": "gem"}, "take `pool: avg`, not gem"),
     ):
         with pytest.raises(ValueError, match=words):
             config(cohort, "clip", **options)
     with pytest.raises(ValueError, match="mama compares patches: take `pool: avg`"):
         config(cohort, "mama", pool="own")
+    with pytest.raises(ValueError, match="mama compares patches: take `pool: avg`"):
+        config(cohort, "mama", pool="own", head="similarity", text_tuning="frozen")
+    stages = ({"epochs": 1}, {"epochs": 1, "objective": "zero_shot", "pool": "own"})
+    with pytest.raises(ValueError, match="has the space of the stage before: leave pool at avg, not own"):
+        config(cohort, "clip", head="similarity", text_tuning="frozen", stages=stages)
     with pytest.raises(ValueError, match="simclr takes another image of a study beside an image"):
         config(cohort, "simclr", mix="mixup")
 
