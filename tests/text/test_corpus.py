@@ -55,7 +55,7 @@ COHORT = manifest_of(["s1", "s2", "s3", "s4", "s5"])
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Corpus, list[str]]:
     folder = tmp_path_factory.mktemp("corpus")
-    copy = {"s1": "FINDINGS: The heart has grown. There is no pneumothorax.", "s77": "FINDINGS: Clear."}
+    copy = {"s1": "FINDINGS: The heart has grown. There is no pneumothorax.", "s77": "FINDINGS: Clear.", "s3": "  "}
     second = table_at(folder / "second.csv", copy)
     return build_corpus(table_at(folder / "reports.csv", REPORTS), COHORT, Store(str(folder)), second=second)
 
@@ -139,6 +139,12 @@ def test_masking_and_the_second_wording_are_drawn_with_their_probability(corpus)
     copies = ["grown" in corpus.draw(rows, "report", 0, epoch, second=0.3)[0] for epoch in range(400)]
     assert 0.2 < np.mean(copies) < 0.4
     assert drawn(corpus, "s2", "report", second=1.0) == drawn(corpus, "s2", "report")
+    assert drawn(corpus, "s3", "report", second=1.0) == drawn(corpus, "s3", "report")  # the other wording is empty
+    everything = corpus.drawable(COHORT, "sentence", second=True)
+    assert set(everything) - set(corpus.drawable(COHORT, "sentence")) == {
+        "The heart has grown.",
+        "There is no pneumothorax.",
+    }
 
 
 def test_statements_name_finding_and_value(corpus):

@@ -173,6 +173,24 @@ def test_a_trial_that_is_cut_in_pretraining_goes_on_as_if_it_had_not_been(object
     assert one.score is not None
 
 
+@pytest.mark.parametrize("objective", ["siglip", "mama"])
+def test_a_head_that_compares_goes_on_from_the_space_of_the_contrast(objective, cohort, tmp_path):
+    width = {**SMALL[objective], f"{objective}_width": 512}
+    given = {"head": "similarity", "text_tuning": "frozen", "objective_settings": {}}
+    stages = ({"epochs": 1, "objective": objective, **width}, {"epochs": 1, "objective": "multilabel", "lr": 1e-9})
+    trial = config(cohort, "multilabel", stages=stages, **given)
+    train(job_in(tmp_path / "whole", cohort), "T0000", trial, {}, lambda report: None)
+    train_with_cuts(job_in(tmp_path / "cut", cohort), trial)
+    trial = config(cohort, objective, epochs=1, **{**given, "objective_settings": width})
+    train(job_in(tmp_path / "contrast", cohort), "T0000", trial, {}, lambda report: None)
+    weights = {
+        at: load_file(tmp_path / at / "trials/T0000/fold-0/model.safetensors") for at in ("whole", "cut", "contrast")
+    }
+    for name in ("head.embed.weight", "head.ask.weight", "head.log_scale"):
+        np.testing.assert_array_equal(weights["cut"][name], weights["whole"][name])
+        np.testing.assert_allclose(weights["contrast"][name], weights["whole"][name], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frozen_encoder_reads_each_text_once_for_all_epochs_and_trials(kind, cohort, tmp_path, monkeypatch):
     job = job_in(tmp_path, cohort)
