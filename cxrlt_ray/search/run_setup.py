@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from cxrlt_ray import config
+from cxrlt_ray.data.asking import MINED, REPORTS
 from cxrlt_ray.data.shards import Shards, parse_sizes
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
@@ -95,7 +96,8 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
 def _default_space(request: SweepRequest, gpus: bool) -> str:
     """The space of a sweep that names none."""
     if request.asked:
-        return "task3" if gpus else "laptop_text"
+        reads = request.track == REPORTS or (request.reports is not None and request.track != MINED)
+        return "task3" if gpus else "laptop_reports" if reads else "laptop_text"
     return ("task2" if request.task == "task2" else "task1") if gpus else "laptop"
 
 

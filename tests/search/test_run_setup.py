@@ -11,13 +11,15 @@ import time
 import pytest
 from conftest import write_images
 
+from cxrlt_ray import config
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.runs.records import RunRecord, TrialRecord
 from cxrlt_ray.runs.store import Run, create_run
 from cxrlt_ray.search.request import SweepRequest
+from cxrlt_ray.search.resources import plan_resources
 from cxrlt_ray.search.resume import resume_command, resumed
-from cxrlt_ray.search.run_setup import claimed_name, sizes_to_prepare
+from cxrlt_ray.search.run_setup import claimed_name, sizes_to_prepare, space_for
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.search.trial_states import trial_name
 from cxrlt_ray.search.tuner import missing_trials
@@ -43,6 +45,23 @@ def test_shards_have_the_edges_that_crops_are_taken_from(tmp_path, capsys):
     assert sizes_to_prepare(asked(tmp_path), load_space(str(space))) == [64, 128]
     assert sizes_to_prepare(asked(tmp_path, sizes="96"), load_space(str(space))) == [96]
     assert "trials at up to 128 px will enlarge these images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "space"),
+    [
+        ({"task": "task1"}, "laptop"),
+        ({"task": "task3"}, "laptop_text"),
+        ({"task": "task3", "track": "reports"}, "laptop_reports"),
+        ({"task": "task3", "reports": "reports.csv"}, "laptop_reports"),
+        ({"task": "task3", "track": "mined", "reports": "reports.csv"}, "laptop_text"),
+        ({"task": "task1", "ask": "Bulla", "track": "reports"}, "laptop_reports"),
+    ],
+)
+def test_without_a_gpu_the_space_is_that_of_the_task_and_of_what_is_read(options, space, capsys):
+    loaded, content = space_for(SweepRequest(**options), None, plan_resources(2, 0))
+    assert f"Search space: {space} (no GPU here)" in capsys.readouterr().out
+    assert (loaded.name, content) == (space, config.find("search_spaces", space).read_bytes())
 
 
 def test_sweeps_that_begin_in_the_same_second_have_names_of_their_own(tmp_path, second):
