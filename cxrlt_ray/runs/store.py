@@ -6,6 +6,7 @@ RUN/space.yaml                   the search space as it was
 RUN/soft_targets.parquet         predictions that objectives may learn, where --soft-targets gave any
 RUN/corpus.parquet               the texts of its studies, where --reports gave any; corpus-K.parquet: of a fold
 RUN/boxes.parquet                where findings are in its images, where --boxes gave any
+RUN/mined.parquet                labels of seen findings by its reports, where track mined has folds
 RUN/descriptions.yaml            the user's own descriptions of findings, where --descriptions gave any
 RUN/label_embeddings.safetensors of all findings by text encoder and prompts, where a head reads texts
 RUN/optuna.db                    the search's state, for optuna-dashboard; made anew from the trials where it lacks
@@ -30,6 +31,7 @@ import pandas as pd
 
 from cxrlt_ray.data.image_boxes import ImageBoxes
 from cxrlt_ray.data.manifest import Manifest
+from cxrlt_ray.data.mined_labels import MinedLabels
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.soft_targets import SoftTargets
 from cxrlt_ray.data.tasks import Task
@@ -249,8 +251,9 @@ def create_run(
     soft: SoftTargets | None = None,
     corpora: Mapping[str, Corpus] | None = None,
     boxes: ImageBoxes | None = None,
+    mined: MinedLabels | None = None,
 ) -> Run:
-    """Make RUN/ with manifest.parquet, soft targets, `corpora` by file name, boxes, the `files` and, last, run.json.
+    """Make RUN/ with manifest.parquet, all that is given (`corpora` and `files` by file name) and, last, run.json.
 
     The record is written with the time, the manifest's fingerprint and the provenance of soft targets and boxes.
 
@@ -270,6 +273,8 @@ def create_run(
         corpus.write(store, name)
     if boxes is not None:
         boxes.write(store)
+    if mined is not None:
+        mined.write(store)
     changes = {
         "created": now(),
         "fingerprint": manifest.fingerprint,

@@ -26,6 +26,7 @@ from cxrlt_ray.data.asking import (
     own_names,
 )
 from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.mined_labels import MinedLabels
 from cxrlt_ray.data.readers.columns import counted
 from cxrlt_ray.data.tasks import ALL_FINDINGS, Task
 from cxrlt_ray.errors import UsageError
@@ -85,17 +86,25 @@ def _asked_names(request: SweepRequest, findings: Sequence[str], described: Own)
     return tuple(own.get(name, name) for name in names)
 
 
-def with_mined(manifest: Manifest, asking: Asking, reports: str, address: str | None) -> Manifest:
+def with_mined(
+    manifest: Manifest, asking: Asking, reports: str, address: str | None
+) -> tuple[Manifest, MinedLabels | None]:
     """The manifest with labels of the asked findings where models are trained and chosen, as reports say.
 
+    Beside it those of the findings in folds, as far as there are rules for them; None where no finding is in a fold.
     Raises UsageError where no study that trains or validates has a report, and where mined labels are to choose and
     there is no positive one of validation.
     """
     from cxrlt_ray.labelling.reports import read_reports
+    from cxrlt_ray.labelling.rules import ruled_findings
+    from cxrlt_ray.text.descriptions import own_labels
     from cxrlt_ray.text.mining import beside, mine, of_splits
 
-    mined = mine(read_reports(reports), asking.asked, address=address)
-    table = beside(manifest, of_splits(mined, manifest))
+    folded = [name for k in range(asking.folds) for name in asking.of_fold(k)]
+    ruled = tuple(name for name in folded if own_labels(ruled_findings(None), (name,)))
+    every = of_splits(mine(read_reports(reports), (*asking.asked, *ruled), address=address), manifest)
+    mined = dataclasses.replace(every, table=every.table[list(asking.asked)])
+    table = beside(manifest, mined)
     for finding in asking.asked:
         targets = table.of_split(*CHOSEN_ON).targets((finding,))
         print(f"  {finding}: {(targets == 1).sum():,} positive and {(targets == 0).sum():,} negative images mined")
@@ -104,7 +113,13 @@ def with_mined(manifest: Manifest, asking: Asking, reports: str, address: str | 
             f"--choose-by {MINED}: no validation report affirms {', '.join(asking.asked[:5])}, so that nothing can be "
             "chosen by them: leave --choose-by out, and folds of seen findings choose."
         )
-    return table
+    if not ruled:
+        return table, None
+    print(
+        f"  A fold's findings are learned from mined labels too, and judged by real ones: {len(ruled)} of {len(folded)}"
+    )
+    others = beside(manifest, dataclasses.replace(every, table=every.table[list(ruled)])).of_split(*CHOSEN_ON).table
+    return table, MinedLabels(others.set_index("image_id")[list(ruled)])
 
 
 def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> dict[str, Corpus]:

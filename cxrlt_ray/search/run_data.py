@@ -13,6 +13,7 @@ from cxrlt_ray.data.asking import MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, Aski
 from cxrlt_ray.data.given_labels import GivenLabels
 from cxrlt_ray.data.image_boxes import ImageBoxes, boxes_for
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest
+from cxrlt_ray.data.mined_labels import MinedLabels
 from cxrlt_ray.data.soft_targets import SoftTargets, read_soft_targets
 from cxrlt_ray.data.tasks import Task, normal_among
 from cxrlt_ray.data.two_labellings import TwoLabellings
@@ -39,7 +40,7 @@ class RunData:
 
     cohorts: the directories of others by name; data: of the main one. labels: what changed the cohort's own, if any;
     labellings: both, side by side. corpora: the texts of its studies by file name, read from `reports`, if the space
-    reads any. boxes: of its training images.
+    reads any. boxes: of its training images. mined: labels that folds learn, on track mined.
     """
 
     manifest: Manifest
@@ -53,6 +54,7 @@ class RunData:
     reports: str | None = None
     boxes: ImageBoxes | None = None
     labellings: TwoLabellings | None = None
+    mined: MinedLabels | None = None
 
     @property
     def learnt(self) -> tuple[str, ...]:
@@ -166,7 +168,7 @@ def run_data(
     cohorts = others_of(space, request.cohorts, stand_ins, request.seed, drawn)
     data = request.data or phantom(request.storage, request.seed, drawn)
     labels = labels_of(request)
-    manifest, task, asking, labellings = _read(request, data, cohorts, folds, labels, soft)
+    manifest, task, asking, mined, labellings = _read(request, data, cohorts, folds, labels, soft)
     if request.smoke and request.data is not None:
         manifest = few(manifest, drawn, request.seed)
     for note in check_generators(manifest, data, cohorts):
@@ -185,7 +187,7 @@ def run_data(
         print(*boxes.notes, sep="\n")
     read = reading or (asking is not None and asking.track == MINED)
     texts = reports if read else None
-    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, texts, boxes, labellings)
+    return RunData(manifest, task, data, cohorts, soft, labels, asking, corpora, texts, boxes, labellings, mined)
 
 
 def data_of(run: Run) -> RunData:
@@ -201,8 +203,8 @@ def _read(
     folds: int,
     labels: GivenLabels | None,
     soft: SoftTargets | None,
-) -> tuple[Manifest, Task, Asking | None, TwoLabellings | None]:
-    """The manifest as this run splits it, the task, what is asked for by text, and labels beside the data's own.
+) -> tuple[Manifest, Task, Asking | None, MinedLabels | None, TwoLabellings | None]:
+    """The manifest as this run splits it, the task, what is asked for by text, mined labels, and both labellings.
 
     Prints the reader's notes.
     """
@@ -229,13 +231,13 @@ def _read(
             "Folds: generated images were learnt from training subjects, who validate in turn: validation scores are "
             "optimistic; give --folds 0"
         )
-    task, asking = load_task(request.task, manifest.findings), None
+    task, asking, mined = load_task(request.task, manifest.findings), None, None
     learnt = task
     if request.asked:
         asking = asking_of(request, manifest)
         print(*lines(asking, manifest), sep="\n")
         if asking.track == MINED:
-            manifest = with_mined(manifest, asking, request.reports or data, request.address)
+            manifest, mined = with_mined(manifest, asking, request.reports or data, request.address)
         task, manifest = task_of(request, task, asking), out_of_reach(manifest, asking)
         learnt = dataclasses.replace(task, findings=asking.seen)
     if request.likeness:
@@ -253,7 +255,7 @@ def _read(
     if folds > subjects:
         raise CxrltError(f"--folds {folds}: there are {subjects} subjects to divide into folds; give fewer folds.")
     manifest = _with_holdout(manifest, learnt.findings, request.holdout, request.seed, folds)
-    return manifest, task, asking, cohort.labellings
+    return manifest, task, asking, mined, cohort.labellings
 
 
 def phantom(storage: str, seed: int, images: int, what: str = "No --data: the built-in phantom cohort") -> str:

@@ -192,7 +192,7 @@ def write_run(
         }
     )
     files = {"space.yaml": space_file, **texts.files()}
-    return create_run(request.storage, record, data.manifest, files, data.soft, data.corpora, data.boxes)
+    return create_run(request.storage, record, data.manifest, files, data.soft, data.corpora, data.boxes, data.mined)
 
 
 def with_contamination(record: RunRecord, space: Space, data: RunData, shards: tuple[Shards, ...]) -> RunRecord:

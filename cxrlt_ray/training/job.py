@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.asking import CORPUS, Asking
+from cxrlt_ray.data.asking import CORPUS, MINED, Asking
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest, codes
+from cxrlt_ray.data.mined_labels import MINED_FILE, MinedLabels
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.data.soft_targets import FILE, SoftTargets, read_from
 from cxrlt_ray.data.splits import assign_folds
@@ -168,7 +169,17 @@ def training_images(
         rows = rows & table["view"].isin(FRONTAL).to_numpy()
     corpus = corpus_of(job, fold)
     images = images_of(manifest, job.trained, soft, corpus, fold).at(np.flatnonzero(rows))
-    return images.without(np.isin(job.trained, list(job.asking.hidden(fold)))) if job.asking else images
+    return _hidden(images, job, job.asking, fold) if job.asking else images
+
+
+def _hidden(images: Images, job: Job, asking: Asking, fold: int) -> Images:
+    """The images without labels that the model of `fold` is not to learn; on track mined with mined ones instead."""
+    left = images.without(np.isin(job.trained, list(asking.hidden(fold))))
+    mined = _mined_labels(job.run) if asking.track == MINED else None
+    if mined is None:
+        return left
+    known, own = mined.at(left.image_id, job.trained), np.isin(job.trained, asking.of_fold(fold))
+    return replace(left, targets=np.where(own, known, left.targets))
 
 
 def validation_images(manifest: Manifest, job: Job, fold: int) -> Images:
@@ -231,6 +242,12 @@ def manifest_of(run: Store) -> Manifest:
 def soft_targets_of(run: Store) -> SoftTargets:
     """The run's soft targets, read once by a process; they never change."""
     return read_from(run, FILE)
+
+
+@lru_cache(maxsize=1)
+def _mined_labels(run: Store) -> MinedLabels | None:
+    """The run's mined labels of the findings in folds; None in a run without, such as one of an earlier version."""
+    return MinedLabels.read(run) if run.exists(MINED_FILE) else None
 
 
 def corpus_of(job: Job, fold: int) -> Corpus | None:

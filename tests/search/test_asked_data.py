@@ -8,14 +8,16 @@ import pytest
 
 from cxrlt_ray.data.asking import ALWAYS, CORPUS, MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, TRACKS, Asking
 from cxrlt_ray.data.manifest import MAIN, Manifest
+from cxrlt_ray.data.mined_labels import MinedLabels
 from cxrlt_ray.data.tasks import Task
-from cxrlt_ray.errors import UsageError
+from cxrlt_ray.errors import CxrltError, UsageError
 from cxrlt_ray.search.asking import asking_of, corpora_of, lines, out_of_reach, task_of, with_mined
 from cxrlt_ray.search.request import SweepRequest
 from cxrlt_ray.search.run_data import check_reports
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus
+from cxrlt_ray.training.job import Job, training_images, validation_images
 
 
 def manifest(other: str = "Bulla") -> Manifest:
@@ -138,6 +140,40 @@ def test_mined_labels_without_a_positive_of_validation_cannot_choose(tmp_path):
     with_mined(seen_cohort(), asking(MINED), reports, None)  # folds choose
     (tmp_path / "reports.csv").write_text("study_id,text\ns0,No scoliosis.\ns1,There is scoliosis.\n")
     with_mined(seen_cohort(), chosen, reports, None)
+
+
+def test_on_track_mined_a_fold_learns_its_findings_as_reports_say_and_is_judged_by_their_labels(tmp_path):
+    rows = [f"s{k},{'There is a mass.' if k < 5 else 'No mass.' if k < 10 else 'Clear.'} Scoliosis." for k in range(18)]
+    (tmp_path / "reports.csv").write_text("\n".join(["study_id,text", *rows]) + "\n")
+    made = Asking(("Bulla", "Scoliosis"), ("Mass", "Hernia", "Thing"), (0, 1, 0), MINED)
+    cohort = seen_cohort()
+    cohort = Manifest(cohort.table.assign(Thing=cohort.table["Mass"]), (*cohort.findings, "Thing"), "table", "")
+    manifest, mined = with_mined(cohort, made, str(tmp_path / "reports.csv"), None)
+    mined.write(Store(str(tmp_path)))
+    job = Job(Store(str(tmp_path)), None, made.predicted, "", trained_findings=made.trained, asking=made)
+    for fold, own, other in ((0, "Mass", "Hernia"), (1, "Hernia", "Mass")):
+        training, validation = training_images(manifest, job, fold), validation_images(manifest, job, fold)
+        labels = manifest.table.set_index("image_id")
+        columns = {name: training.targets[:, made.trained.index(name)] for name in made.trained}
+        np.testing.assert_array_equal(columns[other], labels.loc[training.image_id, other])
+        numbers = [int(name[1:]) for name in training.image_id]
+        said = {
+            "Mass": [int(k < 5) if k < 18 else -1 for k in numbers],
+            "Hernia": [0 if k < 18 else -1 for k in numbers],
+        }
+        np.testing.assert_array_equal(columns[own], said[own])
+        if fold == 0:  # there are no rules for it: it is asked for by its text alone
+            assert set(columns["Thing"]) == {-1}
+        judged = validation.targets[:, made.predicted.index(own)]
+        np.testing.assert_array_equal(judged, labels.loc[validation.image_id, own])
+    asked = training.targets[:, made.trained.index("Scoliosis")]
+    assert set(asked.tolist()) == {1, -1}
+
+
+def test_a_table_of_mined_labels_that_is_damaged_is_refused(tmp_path):
+    (tmp_path / "mined.parquet").write_bytes(b"no table")
+    with pytest.raises(CxrltError, match=r"mined.parquet is no table of mined labels"):
+        MinedLabels.read(Store(str(tmp_path)))
 
 
 def test_folds_are_as_many_as_unrelated_findings_allow():
