@@ -238,7 +238,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000, help="of each cohort, all splits")
     parser.add_argument("--epochs", type=int, nargs=2, default=[3, 6], help="of pretraining on reports, of training")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    # of 2,000 images, the test split of seed 1 has two studies too few for 60 of each finding
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 2, 3])
     parser.add_argument("--arms", nargs="+", metavar="NAME", help=f"of {', '.join(repr(arm.name) for arm in ARMS)}")
     parser.add_argument("--folds", type=int, default=1, help="of seen findings: so many models a trial")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
