@@ -126,18 +126,19 @@ def store_vectors(space: Space, corpora: Iterable[Corpus], manifest: Manifest, s
 
     kinds = list(dict.fromkeys(_stored_texts(space)))
     for corpus in corpora:
-        for spec, draw, second in kinds:
+        second = bool(corpus.has_second.any())  # where a space searches how often, some trials draw them
+        for spec, draw in kinds:
             open_embeddings(corpus.drawable(manifest, draw, second), spec, Store(storage))
 
 
-def _stored_texts(space: Space) -> Iterator[tuple[TextSpec, str, bool]]:
-    """The frozen encoders of objectives to which a text's vector is enough, the kind of text, whether reworded too."""
+def _stored_texts(space: Space) -> Iterator[tuple[TextSpec, str]]:
+    """The frozen encoders of objectives to which a text's vector is enough, with the kind of text."""
     from cxrlt_ray.objectives.registry import find_objective
     from cxrlt_ray.text.encoder_spec import FROZEN, TextSpec
 
     for stage in (stage for config in space.kinds() for stage in config.staged()):
         needs = find_objective(stage.objective).needs
         if needs.vectors and stage.text_tuning == FROZEN:
-            yield stage.objective_spec().text_spec(), stage.text_draw, stage.text_reworded > 0
+            yield stage.objective_spec().text_spec(), stage.text_draw
         if needs.rows:
-            yield TextSpec(encoder=str(stage.text)), "statement", False
+            yield TextSpec(encoder=str(stage.text)), "statement"
