@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 
+from cxrlt_ray.data.asking import MINED, SCRUBBED
 from cxrlt_ray.page.facts import StoredEnsemble
 from cxrlt_ray.page.records import SectionFacts
 from cxrlt_ray.runs.records import RunRecord
@@ -35,6 +36,7 @@ FILES = (
     "labels",
     "descriptions",
 )  # options whose values are files
+OF_LABELS = ("labels_mode", "labels_blank")
 AS_READ = ("format",)  # options that are found by looking where they are not given: not repeated
 
 
@@ -75,11 +77,15 @@ def making_commands(run: Run, ensemble: StoredEnsemble | None) -> tuple[Command,
     if record.epochs and "stages" not in record.space:
         words += ["--epochs", str(record.epochs)]
     words += [word for name in OPTIONS for word in _option(record, name)]
-    words += ["--finding-folds", str(record.finding_folds)] if record.finding_folds else []
+    words += _asking_options(record)
     for name in sorted(record.cohorts):
         words += ["--cohort", f"{name}=DATA_OF_{name}"]
     for name in FILES:
         words += [f"--{name.replace('_', '-')}", name.upper()] if getattr(record, name) else []
+    words += [word for name in OF_LABELS for word in _option(record, name)] if record.labels else []
+    if record.quality != RunRecord.model_fields["quality"].default:
+        words += ["--quality", str(record.quality or "lossless")]
+    words += [word for name in record.warm_from for word in ("--warm-from", name)]
     words += ["--smoke"] if record.smoke else []
     commands = [Command(what="The sweep", command=_line("sweep", [*words, "--name", run.name, *_storage(run)]))]
     if ensemble is not None:
@@ -103,6 +109,13 @@ def _option(record: RunRecord, name: str) -> list[str]:
     if name in AS_READ or value in (None, RunRecord.model_fields[name].default):
         return []
     return [f"--{name.replace('_', '-')}", str(value)]
+
+
+def _asking_options(record: RunRecord) -> list[str]:
+    """Of findings that are asked for by text."""
+    words = ["--finding-folds", str(record.finding_folds)] if record.finding_folds else []
+    words += ["--track", record.track] if record.track not in (None, SCRUBBED) else []
+    return [*words, "--choose-by", MINED] if record.choose_by == MINED else words
 
 
 def _storage(run: Run) -> list[str]:

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from cxrlt_ray.data.asking import ALWAYS, MINED, Asking
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.page.reproduction import making_commands
 from cxrlt_ray.runs.records import RunRecord
@@ -29,8 +30,22 @@ def test_a_file_that_a_run_was_given_is_asked_for_again(name, tmp_path):
     assert option not in made(tmp_path)
 
 
-def test_every_option_is_one_of_the_sweep(tmp_path):
-    words = made(tmp_path, **dict.fromkeys(FILES, "file"), ask="Bulla", seed=3, holdout=0.2)
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"seed": 3, "holdout": 0.2}, {"--seed": "3", "--holdout": "0.2"}),
+        ({"quality": 0}, {"--quality": "lossless"}),
+        ({"quality": 80}, {"--quality": "80"}),
+        ({"warm_from": ("earlier",)}, {"--warm-from": "earlier"}),
+        ({"labels": "file", "labels_mode": "join", "labels_blank": "null"}, {"--labels-mode": "join"}),
+        ({"asking": Asking(("Bulla",), ("Mass", "Edema"), (0, 1), "reports")}, {"--track": "reports"}),
+        ({"asking": Asking(("Bulla",), ("Mass",), (ALWAYS,), MINED, True)}, {"--track": MINED, "--choose-by": MINED}),
+        ({"asking": Asking(("Bulla",), ("Mass", "Edema"), (0, 1))}, {"--track": None, "--choose-by": None}),
+    ],
+)
+def test_what_a_run_was_given_is_given_again_and_the_sweep_knows_it(options, given, tmp_path):
+    words = made(tmp_path, **options)
     known = {f"--{name.replace('_', '-')}" for name in SweepRequest.model_fields}
     assert {word for word in words if word.startswith("--")} <= known
-    assert words[words.index("--seed") + 1] == "3"
+    for option, value in given.items():
+        assert (words[words.index(option) + 1] if option in words else None) == value
