@@ -74,7 +74,7 @@ def making_commands(run: Run, ensemble: StoredEnsemble | None) -> tuple[Command,
     space = record.space.rpartition("/")[2]
     words += ["--space", space] if space else []
     words += ["--trials", str(record.trials)]
-    if record.epochs and "stages" not in record.space:
+    if record.epochs:  # stages have epochs of their own
         words += ["--epochs", str(record.epochs)]
     words += [word for name in OPTIONS for word in _option(record, name)]
     words += _asking_options(record)
