@@ -7,7 +7,7 @@ import dataclasses
 import optuna
 import pytest
 
-from cxrlt_ray import config
+from cxrlt_ray import config, models
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import weights
@@ -126,6 +126,8 @@ def test_an_unknown_space_is_refused_with_those_there_are():
 def test_a_shipped_space_is_valid_and_samples(name):
     loaded = load_space(name)
     assert {each.backbone for each in sampled(loaded, 200)} == {spec.backbone for spec in loaded.specs()}
+    for spec in loaded.specs():
+        models.check(spec)
 
 
 def test_without_its_package_the_pretrained_backbone_is_left_out_and_said(monkeypatch):
