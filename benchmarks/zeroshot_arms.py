@@ -27,9 +27,8 @@ BATCH, PAIRS = 16, 32  # images a step of training, as in `laptop`; of pretraini
 class Arm:
     """A trial. track: of the sweep; "" where no text is read. stage: the pretraining on reports. team: that it is like.
 
-    draw: what of a report pretraining reads.
     reports: own, or shuffled between studies. labels: all, or seen: the findings of task 3 have none. random: label
-    embeddings are random numbers. objective: of those that answer by text.
+    embeddings are random numbers. objective: of those that answer by text. draw: what of a report pretraining reads.
     """
 
     name: str

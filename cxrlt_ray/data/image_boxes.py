@@ -6,7 +6,6 @@ hold at any size, since images are resized to squares without a margin.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,12 +15,12 @@ import pandas as pd
 from cxrlt_ray.data.boxes import read_boxes
 from cxrlt_ray.data.image_sizes import original_sizes
 from cxrlt_ray.data.manifest import Manifest
-from cxrlt_ray.errors import CxrltError, UsageError
+from cxrlt_ray.errors import UsageError
 from cxrlt_ray.storage import Store
 from cxrlt_ray.storage.provenance import provenance_of
+from cxrlt_ray.storage.tables import read_table, write_table
 
 FILE = "boxes.parquet"  # in a run
-KEY = b"cxrlt_ray"  # of the metadata
 EDGES = ("left", "top", "right", "bottom")
 
 
@@ -57,27 +56,13 @@ class ImageBoxes:
 
     def write(self, store: Store, name: str = FILE) -> None:
         """Write them as a Parquet file, whole or not at all."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.Table.from_pandas(self.table, preserve_index=False)
-        table = table.replace_schema_metadata({KEY: json.dumps({"provenance": self.provenance}).encode()})
-        with store.place(name) as path:
-            pq.write_table(table, path, write_page_checksum=True)
+        write_table(store, name, self.table, {"provenance": self.provenance})
 
     @classmethod
     def read(cls, store: Store, name: str = FILE) -> ImageBoxes:
         """What `write` wrote. Raises CxrltError for a file that is no such table."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with store.fetched(name) as path:
-                table = pq.read_table(path, page_checksum_verification=True)
-            about = json.loads((table.schema.metadata or {})[KEY])
-            return cls(table.select(["image_id", "finding", *EDGES]).to_pandas(), str(about["provenance"]))
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise CxrltError(f"{store.uri}/{name} is no table of boxes ({type(error).__name__}).") from None
+        table, provenance = read_table(store, name, "boxes", "provenance", ["image_id", "finding", *EDGES])
+        return cls(table, str(provenance))
 
 
 def boxes_for(uri: str, manifest: Manifest, findings: Sequence[str]) -> ImageBoxes:

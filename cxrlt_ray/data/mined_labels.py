@@ -6,7 +6,6 @@ its fold's findings from mined labels, and is judged by the real ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,9 @@ import pandas as pd
 
 from cxrlt_ray.errors import CxrltError
 from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.tables import read_table, write_table
 
 MINED_FILE, VERSION = "mined.parquet", 1
-KEY = b"cxrlt_ray"  # of the metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,27 +32,12 @@ class MinedLabels:
 
     def write(self, store: Store) -> None:
         """Write them as a Parquet file, whole or not at all."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.Table.from_pandas(self.table.rename_axis("image_id").reset_index(), preserve_index=False)
-        table = table.replace_schema_metadata({KEY: json.dumps({"version": VERSION}).encode()})
-        with store.place(MINED_FILE) as path:
-            pq.write_table(table, path, write_page_checksum=True)
+        write_table(store, MINED_FILE, self.table.rename_axis("image_id").reset_index(), {"version": VERSION})
 
     @classmethod
     def read(cls, store: Store) -> MinedLabels:
         """What `write` wrote. Raises CxrltError for a file that is no such table, or of another version."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with store.fetched(MINED_FILE) as path:
-                table = pq.read_table(path, page_checksum_verification=True)
-            if json.loads((table.schema.metadata or {})[KEY])["version"] != VERSION:
-                raise ValueError("another version")
-            return cls(table.replace_schema_metadata(None).to_pandas().set_index("image_id").astype("Int8"))
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise CxrltError(
-                f"{store.uri}/{MINED_FILE} is no table of mined labels ({type(error).__name__})."
-            ) from None
+        table, version = read_table(store, MINED_FILE, "mined labels", "version")
+        if version != VERSION:
+            raise CxrltError(f"{store.uri}/{MINED_FILE} is of version {version}, not {VERSION}: start a new run.")
+        return cls(table.set_index("image_id").astype("Int8"))

@@ -49,9 +49,10 @@ def ends_of_denials(places: Sequence[Place], mentions: Sequence[Match], text: Wo
     What is denied stands between the denial and the comma, a word of PRESENT behind it; and no "or" or "and" goes on
     with the list until the next denial: "no pneumothorax, small effusion or edema" denies all three.
     """
-    denials = [place for place in places if place.means == "negative" and place.before]
+    begins = [k for k, word in enumerate(text.words) if text.after_comma[k] and word in PRESENT]
+    denials = [place for place in places if place.means == "negative" and place.before] if begins else []
     ends = []
-    for k in (k for k, word in enumerate(text.words) if text.after_comma[k] and word in PRESENT):
+    for k in begins:
         denied = any(d.end <= m.begin and m.end <= k for d in denials for m in mentions)
         until = min((d.begin for d in denials if d.begin > k), default=len(text.words))
         if until < len(text.words) and text.words[until - 1] in LIST_WORDS:
@@ -62,11 +63,10 @@ def ends_of_denials(places: Sequence[Place], mentions: Sequence[Match], text: Wo
 
 
 def nearest(mention: Match, places: Sequence[Place], text: Words) -> Place | None:
-    """The trigger that decides on a mention; None where there is none. places: sorted, those of
-    `longest` and `ends_of_denials`.
+    """The trigger that decides on a mention; None where there is none.
 
-    Of two at the same distance a denial prevails over what is of no concern to this image. "No opacity suspicious for
-    pneumonia" denies it.
+    places: those of `longest` and of `ends_of_denials`, sorted. Of two at the same distance a denial prevails over what
+    is of no concern to this image. "No opacity suspicious for pneumonia" denies it.
     """
     best, least = None, (1_000, False)
     for place in places:

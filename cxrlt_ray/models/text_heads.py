@@ -21,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool1d, normalize, relu
 from cxrlt_ray.models.attention import PreNormDecoderLayer, width_for
 from cxrlt_ray.models.features import POOLS
 from cxrlt_ray.models.heads import Head, register_head
+from cxrlt_ray.models.precision import in_full_precision
 from cxrlt_ray.models.spec import OWN_POOL, ModelSpec
 
 
@@ -222,8 +223,7 @@ class Similarity(TextHead):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, C]."""
         image, text = self.embed(self.drop(self.pool(tokens))), self.ask(self.texts)
-        device = "cpu" if image.is_meta else image.device.type  # a plan's tensors have no precision
-        with torch.autocast(device, enabled=False):  # cosines lie closer together than bfloat16's numbers
+        with in_full_precision(image.device):
             cosines = normalize(image.float(), dim=1) @ normalize(text.float(), dim=1).T
             return self.log_scale.exp() * (cosines - self.threshold(self.texts).T)
 

@@ -17,10 +17,10 @@ from torch import nn
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import Classifier
 from cxrlt_ray.models.patch_tokens import patch_edge, patch_tokens, summary
+from cxrlt_ray.models.precision import in_full_precision
 from cxrlt_ray.objectives.crops import Look, random_crops
 from cxrlt_ray.objectives.draws import Draws
 from cxrlt_ray.objectives.lightly_parts import dino_head, prototypes_of
-from cxrlt_ray.objectives.pretraining import in_full_precision
 from cxrlt_ray.objectives.terms.distillation import (
     centred,
     cross_view,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from cxrlt_ray.models.precision import in_full_precision
 from cxrlt_ray.objectives.terms.contrast import LogScale
 from cxrlt_ray.objectives.terms.entities import entity_contrast
 from cxrlt_ray.text.encoders import TextEncoder
@@ -22,5 +23,5 @@ class EntityNetwork(nn.Module):
     def forward(self, left: Sequence[str], right: Sequence[str], concept: torch.Tensor) -> torch.Tensor:
         """The contrast of B pairs of texts of concepts int64 [B]; pairs of one concept are positives of each other."""
         first, second = (self.encoder(self.encoder.tokenize(texts)) for texts in (left, right))
-        with torch.autocast(first.device.type, enabled=False):  # bfloat16 has three digits of a cosine times 100
+        with in_full_precision(first.device):
             return entity_contrast(first, second, concept.to(first.device), self.scale())

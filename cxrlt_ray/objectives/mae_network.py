@@ -13,10 +13,10 @@ from torch import nn
 
 from cxrlt_ray.models import Classifier
 from cxrlt_ray.models.patch_tokens import patch_edge, patch_tokens
+from cxrlt_ray.models.precision import in_full_precision
 from cxrlt_ray.objectives.crops import Look, random_crops
 from cxrlt_ray.objectives.draws import Draws
 from cxrlt_ray.objectives.lightly_parts import mae_decoder
-from cxrlt_ray.objectives.pretraining import in_full_precision
 from cxrlt_ray.objectives.terms.gather import Share, joint_mean, share_of
 from cxrlt_ray.objectives.terms.masking import kept_patches, masked_errors, patch_pixels
 

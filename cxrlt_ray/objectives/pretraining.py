@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cxrlt_ray.models import Classifier, Similarity
+from cxrlt_ray.models.precision import in_full_precision
 from cxrlt_ray.objectives.terms.contrast import LogScale, info_nce, sigmoid_loss
 from cxrlt_ray.objectives.terms.local import FORMS, local_alignment
 from cxrlt_ray.objectives.terms.views import KeyQueue, barlow_twins, follow, moco, nt_xent
@@ -52,11 +53,6 @@ class AgainstTexts(ContrastiveNetwork):
             assert isinstance(project, nn.Linear)
             head.take(project, self.text.project, self.scale(), self.bias)
         return self.image.model
-
-
-def in_full_precision(device: torch.device) -> torch.autocast:
-    """The context of terms: a cosine times 100 needs more than bfloat16's three digits."""
-    return torch.autocast(device.type, enabled=False)
 
 
 class ImageText(AgainstTexts):

@@ -29,7 +29,7 @@ class ImageTower(nn.Module):
         features = width_of(model.backbone)
         layers = [nn.Linear(features, features), nn.ReLU()] if hidden else []
         self.project: nn.Module = nn.Sequential(*layers, nn.Linear(features, width))
-        if not hidden and isinstance(model.head, Similarity) and width == model.head.WIDTH:
+        if not hidden and isinstance(model.head, Similarity):
             self.project = _begun_as(model.head.embed)
         for part in (model.head, model.fusion):
             if part is not None:

@@ -27,15 +27,8 @@ OPTIONS = (
     "max_bad",
     "sizes",
 )
-FILES = (
-    "soft_targets",
-    "reports",
-    "reworded",
-    "boxes",
-    "scrub",
-    "labels",
-    "descriptions",
-)  # options whose values are files
+# options whose values are files
+FILES = ("soft_targets", "reports", "reworded", "boxes", "scrub", "labels", "descriptions")
 OF_LABELS = ("labels_mode", "labels_blank")
 AS_READ = ("format",)  # options that are found by looking where they are not given: not repeated
 
@@ -112,10 +105,11 @@ def _option(record: RunRecord, name: str) -> list[str]:
 
 
 def _asking_options(record: RunRecord) -> list[str]:
-    """Of findings that are asked for by text."""
-    words = ["--finding-folds", str(record.finding_folds)] if record.finding_folds else []
-    words += ["--track", record.track] if record.track not in (None, SCRUBBED) else []
-    return [*words, "--choose-by", MINED] if record.choose_by == MINED else words
+    """Of findings that are asked for by text. Where mined labels choose there are no folds of findings to give."""
+    track = ["--track", record.track] if record.track not in (None, SCRUBBED) else []
+    if record.choose_by == MINED:
+        return [*track, "--choose-by", MINED]
+    return [*track, "--finding-folds", str(record.finding_folds)] if record.finding_folds else track
 
 
 def _storage(run: Run) -> list[str]:

@@ -163,7 +163,7 @@ class TrialConfig(Config):
         if needs.eager and self.compile == "on":
             drawn = "sentences" if needs.rows else "crops or masks"
             return f"draws its {drawn} at random, for each of which a network is compiled: leave compile at auto"
-        if needs.map and self.pool == "own" and self.head in ("linear", "pair", "similarity"):  # without a map
+        if needs.map and self.pool == "own" and not self._keeps_map():
             return "compares patches: take `pool: avg`, which keeps the backbone's feature map"
         if self.learns != "all" and objective.predicts and not objective.learns_part and not self.stages:
             return f"learns all findings of a task: leave learns at all, not {self.learns}"
@@ -172,6 +172,12 @@ class TrialConfig(Config):
         if self.text_tuning != "lora" and self.lora_targets:
             return f"has text_tuning: {self.text_tuning}, which has no use for lora_targets: take `text_tuning: lora`"
         return ""
+
+    def _keeps_map(self) -> bool:
+        """Whether the head needs the backbone's feature map, so that `pool: own` keeps it."""
+        from cxrlt_ray.models.heads import HEADS
+
+        return self.head not in HEADS or HEADS[self.head].needs_map
 
     def _comparing_fault(self) -> str:
         """What does not fit a head that takes over the space of a contrast, or nothing."""
@@ -232,10 +238,10 @@ class TrialConfig(Config):
             stages.append(TrialConfig.model_validate(now))
             now["fresh_head"] = False
         for before, after in itertools.pairwise(stages):
-            before.check_space(after)
+            before._check_space(after)
         return stages
 
-    def check_space(self, after: TrialConfig) -> None:
+    def _check_space(self, after: TrialConfig) -> None:
         """Raises ValueError where the stage after this one cannot go on with the space of its contrast."""
         if self.head != "similarity" or after.head != self.head or after.fresh_head:
             return

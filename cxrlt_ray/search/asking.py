@@ -101,10 +101,9 @@ def with_mined(
     from cxrlt_ray.text.mining import beside, mine, of_splits
 
     folded = [name for k in range(asking.folds) for name in asking.of_fold(k)]
-    ruled = tuple(name for name in folded if own_labels(ruled_findings(None), (name,)))
+    ruled = tuple(own_labels(ruled_findings(None), folded))
     every = of_splits(mine(read_reports(reports), (*asking.asked, *ruled), address=address), manifest)
-    mined = dataclasses.replace(every, table=every.table[list(asking.asked)])
-    table = beside(manifest, mined)
+    table = beside(manifest, dataclasses.replace(every, table=every.table[list(asking.asked)]))
     for finding in asking.asked:
         targets = table.of_split(*CHOSEN_ON).targets((finding,))
         print(f"  {finding}: {(targets == 1).sum():,} positive and {(targets == 0).sum():,} negative images mined")

@@ -136,11 +136,11 @@ class Corpus:
         """
         texts = {"": None}
         rows = self.rows_of(manifest.where((manifest.table["split"] != "test").to_numpy()))
-        for row in np.unique(rows[rows >= 0]).tolist():
-            wordings = (self._row_of[wording][row] for wording in ((FIRST, SECOND) if second else (FIRST,)))
-            for at in (int(at) for at in wordings if at >= 0):
-                for begin, end in self._places(at, KINDS[kind]):
-                    texts[self._masked(at, begin, end)] = None
+        studies = np.unique(rows[rows >= 0])
+        of_table = [self._row_of[wording][studies] for wording in ((FIRST, SECOND) if second else (FIRST,))]
+        for at in (int(at) for at in np.concatenate(of_table) if at >= 0):
+            for begin, end in self._places(at, KINDS[kind]):
+                texts[self._masked(at, begin, end)] = None
         return list(texts)
 
     def statements(self, row: int, wording: int = FIRST) -> list[Said]:

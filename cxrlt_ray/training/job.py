@@ -169,17 +169,18 @@ def training_images(
         rows = rows & table["view"].isin(FRONTAL).to_numpy()
     corpus = corpus_of(job, fold)
     images = images_of(manifest, job.trained, soft, corpus, fold).at(np.flatnonzero(rows))
-    return _hidden(images, job, job.asking, fold) if job.asking else images
+    return _for_fold(images, job, job.asking, fold) if job.asking else images
 
 
-def _hidden(images: Images, job: Job, asking: Asking, fold: int) -> Images:
+def _for_fold(images: Images, job: Job, asking: Asking, fold: int) -> Images:
     """The images without labels that the model of `fold` is not to learn; on track mined with mined ones instead."""
     left = images.without(np.isin(job.trained, list(asking.hidden(fold))))
     mined = _mined_labels(job.run) if asking.track == MINED else None
     if mined is None:
         return left
-    known, own = mined.at(left.image_id, job.trained), np.isin(job.trained, asking.of_fold(fold))
-    return replace(left, targets=np.where(own, known, left.targets))
+    own, targets = asking.of_fold(fold), left.targets.copy()
+    targets[:, [job.trained.index(name) for name in own]] = mined.at(left.image_id, own)
+    return replace(left, targets=targets)
 
 
 def validation_images(manifest: Manifest, job: Job, fold: int) -> Images:

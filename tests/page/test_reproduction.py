@@ -39,7 +39,10 @@ def test_a_file_that_a_run_was_given_is_asked_for_again(name, tmp_path):
         ({"warm_from": ("earlier",)}, {"--warm-from": "earlier"}),
         ({"labels": "file", "labels_mode": "join", "labels_blank": "null"}, {"--labels-mode": "join"}),
         ({"asking": Asking(("Bulla",), ("Mass", "Edema"), (0, 1), "reports")}, {"--track": "reports"}),
-        ({"asking": Asking(("Bulla",), ("Mass",), (ALWAYS,), MINED, True)}, {"--track": MINED, "--choose-by": MINED}),
+        (
+            {"asking": Asking(("Bulla",), ("Mass",), (ALWAYS,), MINED, True), "finding_folds": 1},
+            {"--track": MINED, "--choose-by": MINED, "--finding-folds": None},  # which are refused beside it
+        ),
         ({"asking": Asking(("Bulla",), ("Mass", "Edema"), (0, 1))}, {"--track": None, "--choose-by": None}),
     ],
 )
