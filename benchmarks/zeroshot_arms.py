@@ -96,13 +96,15 @@ class Size:
     backbone: str
     resolution: int
     apart: int
+    enriched: float = 0.0
     cpus: float | None = None  # of a trial; it changes no result
 
     @property
     def name(self) -> str:
         """Of the folder: arms of another size are not compared."""
         epochs = "-".join(map(str, self.epochs))
-        return f"{self.images}x{self.size}a{self.apart}-{self.backbone}-{self.resolution}-{epochs}e{self.folds}f"
+        drawn = f"{self.images}x{self.size}a{self.apart}" + (f"r{self.enriched:g}" if self.enriched else "")
+        return f"{drawn}-{self.backbone}-{self.resolution}-{epochs}e{self.folds}f"
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,25 @@ SPLITS = ("train", "val", "test")
 
 
 def cohorts(
-    images: int, size: int, seeds: Sequence[int], held_out: Iterable[str] = (), apart: int | None = None
+    images: int,
+    size: int,
+    seeds: Sequence[int],
+    held_out: Iterable[str] = (),
+    apart: int | None = None,
+    enriched: float = 0.0,
 ) -> list[Path]:
     """The directories of the cohorts of `seeds`, drawn where they are not there yet.
 
     apart: in how many test studies each finding of task 3 is at least; 60 without, 0 for as many as there happen to be.
+    enriched: in what share of the training and validation studies each is at least.
     """
     from cxrlt_ray.phantom import write_phantom
     from cxrlt_ray.phantom.options import combined
 
-    options = combined(True, held_out, apart=apart)
+    options = combined(True, held_out, apart=apart, enriched=enriched)
     # another choice of texts is another cohort
     named = options.changed()["held_out"].rpartition(" ")[2]
-    own = "" if apart is None else f"-apart{apart}"
+    own = ("" if apart is None else f"-apart{apart}") + (f"-enriched{enriched:g}" if enriched else "")
     folders = [BUILD / f"{images}x{size}-{seed}-{named}{own}" for seed in seeds]
     for folder, seed in zip(folders, seeds, strict=True):
         write_phantom(folder, images, size, seed, options=options)
@@ -55,10 +61,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--enriched", type=float, default=0.0, help="share of the studies to learn from with each")
     parser.add_argument("--held-out", type=Path, help="file of texts, one a line")
     args = parser.parse_args()
     texts = args.held_out.read_text(encoding="utf-8").splitlines() if args.held_out else []
-    for folder in cohorts(args.images, args.size, args.seeds, [text for text in texts if text.strip()]):
+    held_out = [text for text in texts if text.strip()]
+    for folder in cohorts(args.images, args.size, args.seeds, held_out, enriched=args.enriched):
         print(f"{folder}\n{counts(folder).to_string()}\n")
 
 

@@ -138,6 +138,9 @@ def main(
         int | None, cli.option("fewest test studies of each of task 3's findings, drawn independently of others")
     ] = None,
     true_counts: Annotated[bool | None, cli.option("task 3's findings as frequent as in the challenge")] = None,
+    enriched: Annotated[
+        float | None, cli.option("fewest training and validation studies of each of task 3's findings, as a share")
+    ] = None,
     boxes: Annotated[bool | None, cli.option(f"write {BOXES}: where each sign is drawn")] = None,
     hidden_bias: Annotated[float, cli.option("share by which one sign is fainter in one group of patients")] = 0.0,
     hidden_finding: Annotated[str, cli.option("with --hidden-bias: whose sign")] = PLAIN.hidden_finding,
@@ -162,6 +165,7 @@ def main(
         indirect=indirect,
         apart=apart,
         true_counts=true_counts,
+        enriched=enriched,
         boxes=boxes,
         hidden_bias=hidden_bias,
         hidden_finding=hidden_finding,

@@ -138,6 +138,7 @@ def draw_cohort(images: int, seed: int, options: PhantomOptions = PLAIN) -> Phan
     Raises UsageError where the test split has too few studies for `options.apart`.
     """
     prevalence = PREVALENCE | (TRUE_PREVALENCE if options.true_counts else {})
+    learned = prevalence | {name: max(prevalence[name], options.enriched) for name in TASK3}
     rng = np.random.default_rng([seed, 1])
     sizes = {name: _study_sizes(count, rng) for name, count in split_sizes(images).items()}
     studies, subjects, factors = _people(sizes, rng)
@@ -150,7 +151,8 @@ def draw_cohort(images: int, seed: int, options: PhantomOptions = PLAIN) -> Phan
         if name == "test" and options.apart:
             truth[rows] = _findings_apart(latent[rows], subject[rows], prevalence, options.apart, seed)
         else:
-            truth[rows] = _findings(latent[rows], subject[rows], prevalence, dict.fromkeys(ALL_FINDINGS, FLOOR[name]))
+            shares = prevalence if name == "test" else learned
+            truth[rows] = _findings(latent[rows], subject[rows], shares, dict.fromkeys(ALL_FINDINGS, FLOOR[name]))
     labels = _with_noise(truth, np.flatnonzero(split == "train"), rng)
     strength = rng.uniform(0.3, 1.0, truth.shape).astype(np.float32)
     side = (rng.random(truth.shape, np.float32) < 0.5).astype(np.int8)

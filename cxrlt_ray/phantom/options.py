@@ -28,6 +28,8 @@ class PhantomOptions:
     apart: if not 0, each finding of task 3 is drawn in the test split independently of all others but Normal, in this
     many studies or more.
     true_counts: the findings of task 3 are as frequent as the challenge's results suggest (labels.TRUE_PREVALENCE).
+    enriched: if not 0, each finding of task 3 is in this share of the training and validation studies or more, in [0,
+    ENRICHED]: a small cohort then has as many of them as the release has, whose tail is a few hundred images.
     boxes: write boxes.csv, where each sign was drawn.
     hidden_bias: the share by which the sign of hidden_finding is fainter in hidden_group, in [0, 1]; 0: not at all, and
     the other two do not count. hidden_finding: one that is painted (signs.PAINTS). hidden_group: F, M or an age band.
@@ -38,6 +40,7 @@ class PhantomOptions:
     held_out: tuple[str, ...] = ()
     apart: int = 0
     true_counts: bool = False
+    enriched: float = 0.0
     boxes: bool = False
     hidden_bias: float = 0.0
     hidden_finding: str = "Pleural Effusion"
@@ -62,6 +65,8 @@ def checked(options: PhantomOptions) -> PhantomOptions:
         value = getattr(options, name)
         if not 0 <= value <= 1:
             raise UsageError(f"--{name.replace('_', '-')} {value:g} is out of range: give a share from 0 to 1.")
+    if not 0 <= options.enriched <= ENRICHED:
+        raise UsageError(f"--enriched {options.enriched:g} is out of range: give a share from 0 to {ENRICHED:g}.")
     if options.apart < 0:
         raise UsageError(f"--apart {options.apart} is negative: give a number of studies, or 0 for none.")
     if options.hidden_group not in GROUPS:
@@ -95,6 +100,7 @@ def words(text: str) -> str:
     return f" {plain} " if plain else ""
 
 
+ENRICHED = 0.2  # five findings, many of them alone: a larger share leaves no room for the others
 HIDDEN = ("hidden_bias", "hidden_finding", "hidden_group")
 SEXES = ("F", "M")
 GROUPS = (*SEXES, *AGE_BANDS.values())

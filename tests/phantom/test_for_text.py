@@ -194,6 +194,18 @@ def test_counts_of_task_3_near_the_truth_with_a_floor():
     assert all(positives(small, split, name) for split in ("train", "val", "test") for name in TASK3)
 
 
+def test_an_enriched_cohort_has_more_of_task_3_to_learn_from_and_is_tested_as_any_other():
+    plain, enriched = (draw_cohort(8_000, 3, PhantomOptions(true_counts=True, enriched=share)) for share in (0, 0.06))
+    split = enriched.studies["split"].to_numpy()
+    for name in ("train", "val"):
+        shares = enriched.truth[split == name][:, FIVE].mean(axis=0)
+        least = [max(0.06, TRUE_PREVALENCE[finding]) for finding in TASK3]
+        assert shares == pytest.approx(least, abs=0.006)
+    assert (enriched.truth[split == "test"] == plain.truth[split == "test"]).all()
+    heart, muscle = ALL_FINDINGS.index("Cardiomegaly"), ALL_FINDINGS.index("Cardiomyopathy")
+    assert enriched.truth[enriched.truth[:, muscle] & (split != "test"), heart].all()
+
+
 def test_too_small_a_test_split_is_refused_with_what_to_give(tmp_path):
     with pytest.raises(UsageError, match=r"--apart 60 .* test split has \d+ studies: give --images"):
         phantom.write_phantom(tmp_path / "x", 400, 32, options=FOR_TEXT, say=lambda _: None)
@@ -217,6 +229,7 @@ def test_the_preset_takes_single_options_beside_it():
         ({"unmentioned": 1.5}, "--unmentioned 1.5 is out of range"),
         ({"indirect": -0.1}, "--indirect -0.1 is out of range"),
         ({"apart": -3}, "--apart -3 is negative"),
+        ({"enriched": 0.5}, "--enriched 0.5 is out of range: give a share from 0 to 0.2"),
     ],
 )
 def test_options_out_of_range_are_refused(given, told):
