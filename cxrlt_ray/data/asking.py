@@ -2,8 +2,8 @@
 
 No label of an asked finding may choose anything. What chooses epochs, trials, prompts and weights instead are folds of
 seen findings: the model of a fold is trained without the labels of that fold's findings and asked for them by text,
-as it will be for the asked ones. On track mined it learns them as it learns the asked ones: from labels that reports
-give (mined_labels.py).
+as it will be for the asked ones. On tracks mined and outside it learns them as it learns the asked ones: from labels
+that reports give (mined_labels.py), or that other cohorts have.
 """
 
 from __future__ import annotations

@@ -63,11 +63,11 @@ def _had_reports(place: str) -> bool:
 
 
 def _learnt(place: str, record: TrialRecord) -> list[str]:
-    """The findings whose labels a checkpoint has learnt."""
+    """The findings whose labels a checkpoint has learnt, its own fold's among them on the tracks of LABELLED."""
     folder, _, name = place.rpartition("/")
     trained, run = record.trained_findings or record.findings, Store(folder.rpartition("/trials/")[0] or ".")
     asking = RunRecord.read(run, "run.json").asking if run.exists("run.json") else None
-    if asking is None:
+    if asking is None or asking.track in LABELLED:
         return list(trained)
     fold = int(name.removeprefix(FOLD)) if name.startswith(FOLD) else asking.folds
     return [finding for finding in trained if finding not in asking.hidden(fold)]

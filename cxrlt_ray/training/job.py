@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrlt_ray.data.asking import CORPUS, MINED, Asking
+from cxrlt_ray.data.asking import CORPUS, MINED, OUTSIDE_LABELS, Asking
 from cxrlt_ray.data.manifest import FRONTAL, MAIN, Manifest, codes
 from cxrlt_ray.data.mined_labels import MINED_FILE, MinedLabels
 from cxrlt_ray.data.shards import Shards
@@ -169,17 +169,22 @@ def training_images(
         rows = rows & table["view"].isin(FRONTAL).to_numpy()
     corpus = corpus_of(job, fold)
     images = images_of(manifest, job.trained, soft, corpus, fold).at(np.flatnonzero(rows))
-    return _for_fold(images, job, job.asking, fold) if job.asking else images
+    others = (manifest.cohorts != MAIN).to_numpy()[rows]
+    return _for_fold(images, job, job.asking, fold, others) if job.asking else images
 
 
-def _for_fold(images: Images, job: Job, asking: Asking, fold: int) -> Images:
-    """The images without labels that the model of `fold` is not to learn; on track mined with mined ones instead."""
+def _for_fold(images: Images, job: Job, asking: Asking, fold: int, others: np.ndarray) -> Images:
+    """The images without labels that the model of `fold` is not to learn.
+
+    Of its own findings it has the labels that the track has of asked ones: on track mined mined ones, on track outside
+    those of other cohorts' images, `others` bool [N].
+    """
     left = images.without(np.isin(job.trained, list(asking.hidden(fold))))
-    mined = _mined_labels(job.run) if asking.track == MINED else None
-    if mined is None:
-        return left
-    own, targets = asking.of_fold(fold), left.targets.copy()
-    targets[:, [job.trained.index(name) for name in own]] = mined.at(left.image_id, own)
+    own, targets = [job.trained.index(name) for name in asking.of_fold(fold)], left.targets.copy()
+    if asking.track == OUTSIDE_LABELS:
+        targets[:, own] = np.where(others[:, None], images.targets[:, own], np.int8(-1))
+    elif asking.track == MINED and (mined := _mined_labels(job.run)) is not None:
+        targets[:, own] = mined.at(left.image_id, asking.of_fold(fold))
     return replace(left, targets=targets)
 
 

@@ -170,6 +170,22 @@ def test_on_track_mined_a_fold_learns_its_findings_as_reports_say_and_is_judged_
     assert set(asked.tolist()) == {1, -1}
 
 
+@pytest.mark.parametrize(
+    ("track", "expected"), [(OUTSIDE_LABELS, [-1, 1, 0]), (SCRUBBED, [-1, -1, -1]), (REPORTS, [-1, -1, -1])]
+)
+def test_on_track_outside_a_fold_learns_its_findings_from_other_cohorts_alone(tmp_path, track, expected):
+    table = manifest().table
+    table = table.assign(study_id=table["image_id"], subject_id=table["image_id"], view="PA")
+    made = Asking(("Bulla",), ("Mass", "Scoliosis"), (0, ALWAYS), track)
+    cohort = out_of_reach(Manifest(table, ("Mass", "Scoliosis", "Bulla"), "table", ""), made)
+    job = Job(Store(str(tmp_path)), None, made.predicted, "", trained_findings=made.trained, asking=made)
+    training = training_images(cohort, job, 0, "all")
+    assert training.image_id.tolist() == ["i0", "i3", "i4"]
+    assert training.targets[:, made.trained.index("Mass")].tolist() == expected
+    assert training.targets[:, made.trained.index("Scoliosis")].tolist() == [1, -1, -1]
+    assert validation_images(cohort, job, 0).targets[:, made.predicted.index("Mass")].tolist() == [0]
+
+
 def test_a_table_of_mined_labels_that_is_damaged_is_refused(tmp_path):
     (tmp_path / "mined.parquet").write_bytes(b"no table")
     with pytest.raises(CxrltError, match=r"mined.parquet is no table of mined labels"):

@@ -70,3 +70,11 @@ def test_a_model_of_a_run_that_hid_the_same_may_go_on(trial):
     check(trial, ("Nodule",), seen=("Mass", "Hernia"))  # Mass was hidden from the model of fold 0
     with pytest.raises(UsageError, match="have learnt labels of Edema"):
         check(trial, ("Nodule",), seen=("Edema", "Hernia"))
+
+
+def test_a_model_that_has_learnt_mined_labels_of_its_fold_may_not(trial):
+    run = type(trial)(trial.uri.rpartition("/trials/")[0])
+    asking = {"asked": ["Nodule"], "seen": ["Mass", "Edema"], "fold": [0, 1], "track": MINED}
+    run.write_json("run.json", {**run.read_json("run.json"), "asking": asking})
+    with pytest.raises(UsageError, match="have learnt labels of Mass"):
+        check(trial, ("Bulla",), seen=("Mass", "Hernia"))
