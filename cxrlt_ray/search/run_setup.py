@@ -96,8 +96,10 @@ def space_for(request: SweepRequest, existing: Run | None, resources: Resources)
 def _default_space(request: SweepRequest, gpus: bool) -> str:
     """The space of a sweep that names none."""
     if request.asked:
-        reads = request.track == REPORTS or (request.reports is not None and request.track != MINED)
-        return "task3" if gpus else "laptop_reports" if reads else "laptop_text"
+        of_reports = (request.reports if request.track != MINED else None, request.reworded, request.scrub)
+        reads = request.track == REPORTS or any(given is not None for given in of_reports)
+        without, with_reports = ("task3", "team_g_task3") if gpus else ("laptop_text", "laptop_reports")
+        return with_reports if reads else without
     return ("task2" if request.task == "task2" else "task1") if gpus else "laptop"
 
 

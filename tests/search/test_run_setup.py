@@ -56,12 +56,21 @@ def test_shards_have_the_edges_that_crops_are_taken_from(tmp_path, capsys):
         ({"task": "task3", "reports": "reports.csv"}, "laptop_reports"),
         ({"task": "task3", "track": "mined", "reports": "reports.csv"}, "laptop_text"),
         ({"task": "task1", "ask": "Bulla", "track": "reports"}, "laptop_reports"),
+        ({"task": "task3", "track": "mined", "reports": "reports.csv", "reworded": "again.csv"}, "laptop_reports"),
+        ({"task": "task3", "scrub": "words.yaml"}, "laptop_reports"),
     ],
 )
 def test_without_a_gpu_the_space_is_that_of_the_task_and_of_what_is_read(options, space, capsys):
     loaded, content = space_for(SweepRequest(**options), None, plan_resources(2, 0))
     assert f"Search space: {space} (no GPU here)" in capsys.readouterr().out
     assert (loaded.name, content) == (space, config.find("search_spaces", space).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("options", "space"), [({}, "task3"), ({"reports": "reports.csv"}, "team_g_task3"), ({"track": "mined"}, "task3")]
+)
+def test_with_a_gpu_too_it_is_one_that_reads_reports_where_they_are_given(options, space):
+    assert space_for(SweepRequest(task="task3", **options), None, plan_resources(2, 1))[0].name == space
 
 
 def test_sweeps_that_begin_in_the_same_second_have_names_of_their_own(tmp_path, second):
