@@ -257,7 +257,7 @@ class Planner:
     def _fit(self, budget: float, workload: Workload, fewest: int) -> Fit:
         pricer, trials = _Pricer(self, workload), len(self.configs)
         fewest = min(trials, max(fewest, self.resources.max_concurrent))  # trials side by side cost no time
-        return fit_to_budget(budget, trials, pricer.epochs, self.space.sizes(), pricer.seconds, fewest)
+        return fit_to_budget(budget, trials, pricer.epochs, pricer.sizes(fewest), pricer.seconds, fewest)
 
     def _probe_unknown(self, seconds: float) -> None:
         """Measure, in about so many seconds, each backbone of which no rate is known here, at its smallest size."""
@@ -321,12 +321,26 @@ class _Pricer:
         concurrent, first = self.planner.resources.max_concurrent, space.grace(space.epochs)
         return MARGIN * simulate(seconds, space.epochs, concurrent, space.prune, first_rung=first).wall
 
+    def sizes(self, fewest: int) -> list[int]:
+        """The caps of the resolutions, largest first, each of which makes images of the first `fewest` trials smaller."""
+        sizes, before = [], None
+        for pixels in self.space.sizes():
+            drawn = [stage.resolution for config in self._drawn(pixels)[:fewest] for stage in config.staged()]
+            if drawn != before:
+                sizes.append(pixels)
+            before = drawn
+        return sizes
+
+    def _drawn(self, pixels: int) -> list[TrialConfig]:
+        """Trials as they may be drawn where resolutions are capped."""
+        if pixels not in self._draws:
+            space, count = self.space.capped(pixels), len(self.planner.configs)
+            self._draws[pixels] = draw_trials(space, count, self.planner.seed)
+        return self._draws[pixels]
+
     def _epoch_seconds(self, size: SearchSize) -> list[list[float]]:
         """Seconds of each epoch of trials as they may be drawn."""
-        if size.pixels not in self._draws:
-            space, count = self.space.capped(size.pixels), len(self.planner.configs)
-            self._draws[size.pixels] = draw_trials(space, count, self.planner.seed)
-        configs = self._draws[size.pixels][: size.trials]
+        configs = self._drawn(size.pixels)[: size.trials]
         if not self.space.staged:
             configs = [config.model_copy(update={"epochs": size.epochs}) for config in configs]
         rates = self.planner.rates_of(configs, self.planner.device)

@@ -353,12 +353,22 @@ def test_rates_that_are_not_known_are_measured_before_a_search_is_fitted_and_not
 
 def test_a_space_can_be_capped_to_its_smaller_resolutions():
     space = load_space("laptop")
-    assert space.sizes() == [224, 128, 112, 96]  # the largest is the probe's
+    assert space.sizes() == [224, 160, 128, 112, 96]
     for pixels, largest in ((112, 112), (96, 96), (10, 96)):
         capped = space.capped(pixels)
         drawn = plan.draw_trials(capped, 20)
         assert max(config.resolution for config in drawn if not config.frozen_backbone) == largest
         assert [point.get("lr") for point in capped.start] == [point.get("lr") for point in space.start]
+
+
+def test_sizes_that_the_first_trial_does_not_have_are_not_given_up_before_its_epochs(demo, tmp_path):
+    slow = planner(tmp_path, 4)
+    first = slow.configs[0]
+    assert (first.resolution, slow.space.sizes()[0]) == (112, 224)
+    fit = slow.fit(100, 1600)
+    assert (fit.size.trials, fit.size.pixels) == (1, 96)
+    at_8 = [fit for budget in range(280, 440, 20) if (fit := slow.fit(budget, 1600).size).epochs == 8]
+    assert {size.pixels for size in at_8} == {224, 96}  # from all sizes at once to the one that saves time
 
 
 def planned(tmp_path, **shared):
