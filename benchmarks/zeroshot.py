@@ -2,9 +2,10 @@
 
 Five findings have no labels in training: each arm answers for them on three cohorts, one a seed, and is scored by lift
 (AP / prevalence) on test images in which they come without their usual company. Trained arms (zeroshot_arms.py) are one
-trial each, by `sweep` and `ensemble`. Made of them: `proxy`, the seen finding whose description is nearest, and ConSE,
-seen probabilities weighed by similarity, both of arm `seen`, their prompts and neighbours chosen on folds of seen
-findings; `permuted`, a model asked for each finding with the prompt of another.
+trial each, by `sweep` and `ensemble`. Made of arm `seen`: `ill`, 1 - p(Normal) for each of the five, which is what a
+model reaches that tells them from healthy studies alone; `proxy`, the seen finding whose description is nearest, and
+ConSE, seen probabilities weighed by similarity, their prompts and neighbours chosen on folds of seen findings. Made of
+the others: `permuted`, a model asked for each finding with the prompt of another.
 
 Results are kept in build/zeroshot by arm and seed: a run that was cut goes on. `--minutes M` begins no trial that would
 end after M minutes, and prints what there is. Intervals are by subject, over the seeds that both arms have.
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 STYLES = ("name", "names", "description", "keywords")  # of the prompts by which seen findings are compared
 NEAREST, PROXY, CONSE, PERMUTED, CHANCE = "proxy, nearest by name", "proxy", "ConSE", "permuted", "chance"
+ILL = "ill, 1 - p(Normal)"
 By = dict[str, dict[int, LogLift]]  # arm -> seed -> its lift
 
 
@@ -123,7 +125,7 @@ def scored(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], size: Size) 
 
 
 def from_seen(result: Trained, data: Path, seed: int) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """Scores of the test images by proxy and ConSE, tables [N, 5] by image_id, and their choices in words."""
+    """Scores of the test images by ill, proxy and ConSE, tables [N, 5] by image_id, and their choices in words."""
     from cxrlt_ray.data.cohort import read_cohort
     from cxrlt_ray.data.tasks import TASK1, TASK3
     from cxrlt_ray.evaluation.lift import prevalences
@@ -143,8 +145,9 @@ def from_seen(result: Trained, data: Path, seed: int) -> tuple[dict[str, pd.Data
         PROXY: choose(targets, table, seen, fold, (1,)),
         CONSE: choose(targets, table, seen, fold, NEIGHBOURS),
     }
-    scores, words = {}, {}
     probabilities = result.scores[list(TASK1)].to_numpy(np.float64)
+    ill = np.repeat(1 - probabilities[:, [TASK1.index("Normal")]], len(TASK3), axis=1)
+    scores, words = {ILL: pd.DataFrame(ill, result.scores.index, list(TASK3))}, {}
     for name, choice in chosen.items():
         similarity = cosines(every[choice.style][len(TASK1) :], seen[choice.style])
         values = conse(probabilities, similarity, choice.neighbours)
@@ -177,7 +180,7 @@ def comparisons(by: By, arms: Sequence[Arm]) -> list[str]:
     pairs = []
     for arm in (arm for arm in arms if arm.track == "reports" and arm.reports == "own" and not arm.random):
         scrubbed = arm.name.replace("reports", "scrubbed")
-        others = (f"{arm.name}, {PERMUTED}", PROXY, CONSE, scrubbed)
+        others = (f"{arm.name}, {PERMUTED}", ILL, PROXY, CONSE, scrubbed)
         pairs += [(arm.name, other) for other in others if other != arm.name]
     pairs += [(CONTROLLED, other) for other in (SHUFFLED, RANDOM, MINED)] + [(SENTENCES, FINDINGS)]
     rows = [["arm", "above", "lift, times", "seeds"], ["---"] * 4]
@@ -276,7 +279,7 @@ def main() -> None:
     publish(section, title, ".", lines, args.write)
 
 
-ORDER = [CHANCE, NEAREST, PROXY, CONSE, *(arm.name for arm in ARMS)]
+ORDER = [CHANCE, ILL, NEAREST, PROXY, CONSE, *(arm.name for arm in ARMS)]
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.start import forget_decoded, share_processors, start_ray
+from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.shards import Shards
 from cxrlt_ray.doctor import preflight
 from cxrlt_ray.errors import CxrltError, Diverged, UsageError
@@ -78,6 +79,8 @@ def _pretrain(
     from cxrlt_ray import models
 
     data = _data(request, settings)
+    if existing is not None:
+        _check_same(out / STATE / "run", data)
     config, again = settings.config, f"python -m cxrlt_ray.pretrain --resume --out {shlex.quote(out.uri)}"
     models.check_weights(config.specs())
     shards = _prepare(request, settings, data)
@@ -211,6 +214,20 @@ def _record(
         cohorts=list(data.uses),
         seen=[own, *(seen for _, before in records_of(source) for seen in before.seen)],
     )
+
+
+def _check_same(run: Store, data: PretrainData) -> None:
+    """Raises UsageError where the images are not those that the pretraining has learnt from until now."""
+    if not run.exists("manifest.parquet"):
+        return
+    with run.fetched("manifest.parquet") as path:
+        kept = Manifest.read(path)
+    if kept.fingerprint != data.manifest.fingerprint:
+        raise UsageError(
+            f"--resume: the cohorts have {len(data.manifest.table):,} images now, and this pretraining began with "
+            f"{len(kept.table):,}, or others of them are to learn from or to measure by. Bring them back to what they "
+            "were, or begin anew with another --out."
+        )
 
 
 def _write_state(job: Job, data: PretrainData, record: PretrainRecord, out: Store) -> None:

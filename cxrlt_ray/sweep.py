@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli, output
 from cxrlt_ray.cluster.start import share_processors
+from cxrlt_ray.data.asking import CORPUS
 from cxrlt_ray.data.features import features_bound, features_folder
 from cxrlt_ray.data.manifest import Manifest
 from cxrlt_ray.data.readers.columns import counted
@@ -296,7 +297,7 @@ def _search(
         ingest=ingest,
         trained_findings=record.asking.trained if record.asking else (),
         soft_targets=record.soft_targets is not None,
-        corpus=record.reports is not None,
+        corpus=run.store.exists(CORPUS),
         boxes=record.boxes is not None,
         features=features,
         asking=record.asking,

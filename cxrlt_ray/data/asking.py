@@ -47,7 +47,7 @@ class Asking:
     @property
     def folds(self) -> int:
         """K: how many models a trial trains."""
-        return max(*self.fold, 0) + 1
+        return max((*self.fold, 0)) + 1
 
     @property
     def trained(self) -> tuple[str, ...]:

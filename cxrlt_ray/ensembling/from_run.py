@@ -14,7 +14,7 @@ from cxrlt_ray.ensembling.shortlist import first_pass_of
 from cxrlt_ray.ensembling.tta import under_tta
 from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.cost import gflops
-from cxrlt_ray.runs.pretrain_record import BEGAN, contaminations, records_of
+from cxrlt_ray.runs.pretrain_record import BEGAN, contaminations, judged_splits, records_of
 from cxrlt_ray.runs.store import Run
 from cxrlt_ray.selection import takes_costs
 
@@ -52,7 +52,8 @@ def contaminations_of(run: Run, manifest: Manifest, pool: Pool, members: list[bo
     if not known:
         return kept
     data, shards = run.record.data or "", run.shards()[0]
-    anew = [seen for weights in begun for seen in contaminations(weights, manifest, data, shards)]
+    splits = judged_splits(run.record.folds)
+    anew = [seen for weights in begun for seen in contaminations(weights, manifest, data, shards, splits)]
     return list(dict.fromkeys([*anew, *(seen for seen in kept if seen.weights not in known)]))
 
 

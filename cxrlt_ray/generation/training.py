@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def train_generator(
 
     from cxrlt_ray.generation.loading import build
 
-    if (out / GENERATOR).is_file() and not _partial(out).exists():
+    if (out / GENERATOR).is_file() and not (_partial(out) / STATE).is_file():
         raise UsageError(f"--out {out} holds a generator: give another folder.")
     if out.exists() and not (out / GENERATOR).is_file():
         raise UsageError(f"--out {out} exists and holds no generator: give another folder.")
@@ -294,5 +295,4 @@ def _leave(state: State, lesson: Lesson, record: GeneratorRecord, settings: str,
     with torch.no_grad():
         torch._foreach_copy_(list(state.model.unet.parameters()), own)
     if not record.stopped:
-        (partial / STATE).unlink(missing_ok=True)
-        partial.rmdir()
+        shutil.rmtree(partial, ignore_errors=True)  # a process that was killed may have left a half-written state

@@ -22,7 +22,7 @@ from cxrlt_ray.data.mapping import FOLDER, load_mapping
 from cxrlt_ray.data.readers import Request, choose_reader
 from cxrlt_ray.data.readers.files import common_root, plain
 from cxrlt_ray.errors import CxrltError, UsageError
-from cxrlt_ray.privacy import PHANTOM_MARKER
+from cxrlt_ray.privacy import GENERATED_MARKER, PHANTOM_MARKER
 from cxrlt_ray.runs.pretrain_record import CohortUse
 
 TRAIN, TRAIN_VAL, ALL_SPLITS = "train", "train+val", "all"
@@ -94,6 +94,11 @@ def read_cohorts(cohorts: Mapping[str, str], splits: str, monitored: int, seed: 
 def _read(name: str, path: str, splits: str, seed: int) -> tuple[Manifest, CohortUse, list[str]]:
     """A cohort's images of `splits`, what is recorded of it, and notes."""
     store = directory(path)
+    if store.exists(GENERATED_MARKER):
+        raise UsageError(
+            f"cohort {name} holds generated images: whose images their generator has learnt would not be known of the "
+            "weights. Pretrain on real ones."
+        )
     try:
         known = name in config.names(FOLDER) and not store.exists(PHANTOM_MARKER)
         reader, _ = choose_reader(store, load_mapping(name).reader if known else None, labelled=False, mend=MEND)

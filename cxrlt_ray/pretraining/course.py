@@ -208,7 +208,9 @@ class Pretraining(Course):
             return
         from safetensors.torch import save_file
 
-        state = model.backbone.state_dict()
+        from cxrlt_ray.models.adapters import weights_of
+
+        state = weights_of(model.backbone)
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
         if bad := [name for name, tensor in tensors.items() if not np.isfinite(float(tensor.float().sum()))]:
             raise Diverged(f"diverged: weights of the backbone are not finite ({bad[0]}); lower lr.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cxrlt_ray.data.batching import steps
+from cxrlt_ray.pretraining.course import with_steps
 from cxrlt_ray.runs.trial_config import TrialConfig
 from cxrlt_ray.search.rates import Rates
 from cxrlt_ray.storage import Store
@@ -34,6 +35,7 @@ def plan_stages(
     from cxrlt_ray import models
 
     rates = Rates(storage)
+    config = with_steps(config, images, config.batch_size * workers, workers)
     for stage in config.staged():
         count = len(steps(images, stage.batch_size * workers, workers))
         total = -(-count // stage.accumulation) * stage.epochs

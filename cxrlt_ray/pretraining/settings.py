@@ -86,14 +86,15 @@ def load_settings(
     path = find(FOLDER, name or _file_of(method))
     content = validate(PretrainFile, read_yaml(path), path)
     parameters, stages, watched = dict(content.parameters), list(content.stages), dict(content.monitor)
-    if options.get("checkpoint") or options.get("pretrained") or parameters.get("checkpoint"):
+    given = {key: value for key, value in options.items() if value is not None}
+    begun = parameters | given | _assigned(assignments)
+    if begun.get("checkpoint") or begun.get("pretrained"):
         parameters |= content.continued
         watched |= {k.removeprefix(MONITOR): parameters.pop(k) for k in list(parameters) if k.startswith(MONITOR)}
     if smoke:
         parameters |= content.smoke.parameters
         watched |= content.smoke.monitor
         stages = list(content.smoke.stages)
-    given = {key: value for key, value in options.items() if value is not None}
     if stages and (fixed := given.keys() & {"epochs", "steps", "resolution"}):
         raise UsageError(
             f"--{min(fixed)}: {path} has stages, which have their own: give `--set stages.0.{min(fixed)}=...`."
@@ -120,6 +121,12 @@ def _file_of(method: str | None) -> str:
     if method not in names(FOLDER):
         raise UsageError(f"--method {method} has no file {FOLDER}/{method}.yaml: give one by --config.")
     return method
+
+
+def _assigned(texts: Sequence[str]) -> dict[str, Any]:
+    """What KEY=VALUE give to the keys of all stages."""
+    pairs = (text.partition("=") for text in texts)
+    return {key: _value(written) for key, _, written in pairs if "." not in key}
 
 
 def _assign(text: str, parameters: dict[str, Any], stages: list[dict[str, Scalar]], watched: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cxrlt_ray import cli, output
-from cxrlt_ray.data.asking import MINED, Asking
+from cxrlt_ray.data.asking import MINED, OUTSIDE_LABELS, Asking
 from cxrlt_ray.ensembling.compare import CROSS_FITTED, OPTIMISTIC, Comparison, SetScores, SystemScore
 from cxrlt_ray.ensembling.costs import FrontierPoint
 from cxrlt_ray.evaluation.estimate import Estimate
@@ -63,6 +63,8 @@ def _about_asking(asking: Asking) -> tuple[str, str]:
     if asking.by_mined:
         chosen = "Cross-fitted says no more than optimistic here: labels mined from validation reports chose and score."
     read = "No label of an asked finding was read: not in training, not in validation."
+    if asking.track == OUTSIDE_LABELS:
+        read = "Of asked findings, labels that other cohorts have were read in training, and none of the main cohort's."
     if asking.track == MINED:
         read = "Of asked findings, labels mined from reports were read in training, and no label that the data has."
     return chosen, read

@@ -23,7 +23,7 @@ class Contamination(BaseModel):
     @property
     def sentence(self) -> str:
         """For a person."""
-        judged = "the score" if self.split != "val" else "validation"
+        judged = {"val": "validation", "train": "validation by folds of them"}.get(self.split, "the score")
         return (
             f"Warning: {self.weights} was pretrained on {self.subjects:,} of the {self.of_subjects:,} {self.split} "
             f"subjects ({self.images:,} of the {self.of_images:,} images are the same files): {judged} promises too "

@@ -25,6 +25,11 @@ BEGAN = ", which began from "  # between the sources of weights, in a trial's re
 CHOSEN = ("val", "holdout", "development", "test")  # splits whose images a run is judged on
 
 
+def judged_splits(folds: int) -> tuple[str, ...]:
+    """The splits whose images judge a run: with folds of images the training split does, a fold at a time."""
+    return (*CHOSEN, "train") if folds > 1 else CHOSEN
+
+
 class SeenImages(BaseModel):
     """The images of one pretraining, as hashes; those that it began from have their own."""
 

@@ -130,7 +130,7 @@ def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> 
         return {CORPUS: corpus}
     own = own_descriptions(request)
     phrases = read_phrases(request.scrub) if request.scrub else {}
-    _check_named(phrases, asking, corpus, request.scrub)
+    _check_named(phrases, asking, corpus, request.scrub, own)
     base = corpus.scrubbed(asking.asked, request.address, phrases, own)
     print(f"Scrubbed of {', '.join(asking.asked[:5])}: {base.about.removed:,} sentences left out of the reports")
     folds = {
@@ -140,12 +140,12 @@ def corpora_of(corpus: Corpus, asking: Asking | None, request: SweepRequest) -> 
     return {CORPUS: base, **folds}
 
 
-def _check_named(phrases: Mapping[str, object], asking: Asking, corpus: Corpus, path: str | None) -> None:
+def _check_named(phrases: Mapping[str, object], asking: Asking, corpus: Corpus, path: str | None, own: Own) -> None:
     """Raises UsageError for a list of wordings of what is no finding: it would be read, and nothing scrubbed by it."""
     from cxrlt_ray.text.descriptions import nearest, own_labels
 
     known = tuple(dict.fromkeys((*asking.trained, *corpus.about.findings, *ALL_FINDINGS)))
-    if unknown := [name for name in phrases if name not in own_labels(known, phrases)]:
+    if unknown := [name for name in phrases if name not in own_labels(known, phrases, own)]:
         raise UsageError(
             f"{path}: key '{unknown[0]}' is no finding that is asked for, seen or known by rules; nearest: "
             f"{nearest(unknown[0], known)}."

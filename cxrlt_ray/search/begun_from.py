@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from cxrlt_ray.data.asking import CORPUS, LABELLED, SCRUBBED, Asking
+from cxrlt_ray.data.asking import CORPUS, LABELLED, MINED, OUTSIDE_LABELS, SCRUBBED, Asking
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.objectives.registry import find_objective
 from cxrlt_ray.runs.records import RunRecord, TrialRecord
@@ -26,12 +26,12 @@ def check_begun_from(specs: Iterable[ModelSpec], asking: Asking) -> None:
     """Raises UsageError for weights of a trial that learnt labels, or on track scrubbed texts, that this run hides."""
     from cxrlt_ray.text.descriptions import own_labels
 
-    hidden = asking.predicted if asking.track not in LABELLED else asking.predicted[: -len(asking.asked)]
     for source in dict.fromkeys(spec.checkpoint for spec in specs if spec.pretrained and spec.checkpoint):
+        _check_of_a_trial(source)
         for place, record in _trials_behind(source):
             needs = [find_objective(stage.objective).needs for stage in record.config.staged()] if record.config else []
             learnt = any(need.labels or need.soft_targets or need.pseudo_labels for need in needs)
-            known = list(own_labels(_learnt(place, record), hidden)) if learnt else []
+            known = list(own_labels(_learnt(place, record), _hidden(place, asking))) if learnt else []
             if known:
                 raise UsageError(
                     f"weights of {place} have learnt labels of {', '.join(known[:5])}, which this run hides from its "
@@ -43,6 +43,26 @@ def check_begun_from(specs: Iterable[ModelSpec], asking: Asking) -> None:
                     f"weights of {place} have read reports: on track {SCRUBBED} no model has read what names a finding "
                     "that is hidden from it. Pretrain in a stage of this run, or give --track reports."
                 )
+
+
+def _check_of_a_trial(source: str) -> None:
+    """Raises UsageError for the weights of a run's stage, beside which no record says what they have learnt."""
+    run, _, kept = source.removesuffix(WEIGHTS).rpartition("/stages/")
+    if run and "/" not in kept and Store(run).exists("run.json"):
+        raise UsageError(
+            f"weights of {run}/stages do not say what they have learnt, which may be labels that this run hides: begin "
+            f"from a trial of that run (init_from: {run.rpartition('/')[2]}/T0000)."
+        )
+
+
+def _hidden(place: str, asking: Asking) -> tuple[str, ...]:
+    """The findings whose labels a checkpoint may not have learnt.
+
+    On track outside its labels of asked findings may be other cohorts', on track mined those of a run on that track.
+    """
+    own = _asking_of(place)
+    of_same = asking.track == OUTSIDE_LABELS or (own is not None and own.track == asking.track == MINED)
+    return asking.predicted[: -len(asking.asked)] if of_same else asking.predicted
 
 
 def _trials_behind(source: str) -> Iterator[tuple[str, TrialRecord]]:
@@ -64,10 +84,15 @@ def _had_reports(place: str) -> bool:
 
 def _learnt(place: str, record: TrialRecord) -> list[str]:
     """The findings whose labels a checkpoint has learnt, its own fold's among them on the tracks of LABELLED."""
-    folder, _, name = place.rpartition("/")
-    trained, run = record.trained_findings or record.findings, Store(folder.rpartition("/trials/")[0] or ".")
-    asking = RunRecord.read(run, "run.json").asking if run.exists("run.json") else None
+    name = place.rpartition("/")[2]
+    trained, asking = record.trained_findings or record.findings, _asking_of(place)
     if asking is None or asking.track in LABELLED:
         return list(trained)
     fold = int(name.removeprefix(FOLD)) if name.startswith(FOLD) else asking.folds
     return [finding for finding in trained if finding not in asking.hidden(fold)]
+
+
+def _asking_of(place: str) -> Asking | None:
+    """What the run of a checkpoint's folder asked for."""
+    run = Store(place.rpartition("/trials/")[0] or ".")
+    return RunRecord.read(run, "run.json").asking if run.exists("run.json") else None

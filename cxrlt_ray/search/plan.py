@@ -322,7 +322,7 @@ class _Pricer:
         return MARGIN * simulate(seconds, space.epochs, concurrent, space.prune, first_rung=first).wall
 
     def sizes(self, fewest: int) -> list[int]:
-        """The caps of the resolutions, largest first, each of which makes images of the first `fewest` trials smaller."""
+        """The caps of resolutions, largest first; each makes images of the first `fewest` trials smaller."""
         sizes, before = [], None
         for pixels in self.space.sizes():
             drawn = [stage.resolution for config in self._drawn(pixels)[:fewest] for stage in config.staged()]

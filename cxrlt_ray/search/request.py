@@ -147,6 +147,10 @@ class SweepRequest(Config):
             problems.append(f"--choose-by is folds, or {MINED} on --track {MINED}; not '{self.choose_by}'.")
         if self.asked and self.folds:
             problems.append("--folds are of images: a sweep that asks for findings by text has --finding-folds.")
+        if self.asked and self.holdout:
+            problems.append(
+                "--holdout keeps labels to score by, and a sweep reads none of what it asks for: leave it out."
+            )
         return problems
 
     def _problems_of_search(self) -> list[str]:

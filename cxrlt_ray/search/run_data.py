@@ -91,7 +91,7 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
         )
     if request.track == REPORTS and not reading and lacking:
         raise UsageError(f"--track {REPORTS} learns from reports: give `--reports PATH`.")
-    if request.scrub is not None and not reading:
+    if request.scrub is not None and not (reading or (heeding and not lacking)):
         raise UsageError(
             f"--scrub: search space {space.name} reads no reports, so that nothing is scrubbed: leave it out."
         )

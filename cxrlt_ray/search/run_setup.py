@@ -15,7 +15,7 @@ from cxrlt_ray.data.asking import MINED, REPORTS
 from cxrlt_ray.data.shards import Shards, parse_sizes
 from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.runs.pretrain_record import contaminations
+from cxrlt_ray.runs.pretrain_record import contaminations, judged_splits
 from cxrlt_ray.runs.records import Promote, RunRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, check_free, create_run
 from cxrlt_ray.search.budget import SearchSize
@@ -205,7 +205,8 @@ def with_contamination(record: RunRecord, space: Space, data: RunData, shards: t
     from cxrlt_ray.models import weights
 
     begun = sorted({origin_of(weights.source(spec)) for spec in space.specs() if spec.pretrained and spec.checkpoint})
-    seen = [known for source in begun for known in contaminations(source, data.manifest, data.data, shards[0])]
+    splits = judged_splits(record.folds)
+    seen = [known for source in begun for known in contaminations(source, data.manifest, data.data, shards[0], splits)]
     seen = list(dict.fromkeys(seen))
     for contamination in seen:
         print(contamination.sentence)

@@ -40,14 +40,15 @@ def trial_seed(trials: Iterable[Trial], number: int, seed: int) -> tuple[int, st
 def settle_trial(run: Run, number: int, error: bool = False, cut: bool = False) -> Trial:
     """Write the last state of a trial that Tune has ended to its record, with the reasons of its retries.
 
-    error: it ended by a fault. cut: a time budget ended it: what it has stands as if it had been pruned.
+    error: it ended by a fault. cut: a time budget ended it: what it has stands as if it had been pruned, unless it has
+    all its epochs and only test-time augmentation is missing.
     """
     trial = run.trial(trial_name(number))
     record = trial.record.model_copy(update={"retries": retries_of(trial)})
     if by_sweep := record.state == RUNNING:
         judged = bool(record.epochs_of()) and not error
         # Tune stops a trial at its last report, before the trial writes its own last state
-        whole = judged and not cut and has_no_more_to_do(trial, run.record.models)
+        whole = judged and (has_all_epochs if cut else has_no_more_to_do)(trial, run.record.models)
         record.state = FINISHED if whole else PRUNED if judged else FAILED
     if record.state == FAILED and record.reason is None:
         record.reason = record.retries[-1].reason if record.retries else "it was stopped before an epoch was done"
@@ -103,8 +104,14 @@ def has_no_more_to_do(trial: Trial, models: int) -> bool:
 
     models: that the trial trains on folds; 1 without folds.
     """
+    config = trial.record.config
+    return config is not None and config.tta == "none" and has_all_epochs(trial, models)
+
+
+def has_all_epochs(trial: Trial, models: int) -> bool:
+    """Whether a trial's record has the last epoch of the last model that it trains."""
     epochs, config = trial.record.epochs_of(), trial.record.config
-    if not epochs or models > 1 or config is None or config.refit or config.tta != "none":
+    if not epochs or models > 1 or config is None or config.refit:
         return False
     stages, last = config.staged(), epochs[-1]
     if last.epoch + 1 == config.total_epochs:

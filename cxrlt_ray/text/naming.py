@@ -58,12 +58,17 @@ def read_phrases(path: str) -> dict[str, tuple[str, ...]]:
     return content
 
 
-def own_phrases(findings: Iterable[str], phrases: Mapping[str, Sequence[str]] | None) -> tuple[str, ...]:
-    """Those phrases of a user's list that are of `findings`, in the rules' grammar; an alias is its finding."""
+def own_phrases(
+    findings: Iterable[str], phrases: Mapping[str, Sequence[str]] | None, own: Own = None
+) -> tuple[str, ...]:
+    """Those phrases of a user's list that are of `findings`, in the rules' grammar; an alias is its finding.
+
+    own: the user's descriptions, whose aliases count too.
+    """
     lists = phrases or {}
-    wanted = set(meanings(findings).values())
+    wanted = set(meanings(findings, own).values())
     return tuple(
-        as_phrase(text) for name, meaning in meanings(lists).items() if meaning in wanted for text in lists[name]
+        as_phrase(text) for name, meaning in meanings(lists, own).items() if meaning in wanted for text in lists[name]
     )
 
 

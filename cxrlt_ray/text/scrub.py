@@ -88,7 +88,7 @@ def check_words(
     known = {rule.finding for rule in rules.every}
     described = look_up(findings, own)
     for name in findings:
-        if name not in known and described[name] is None and not own_phrases([name], phrases):
+        if name not in known and described[name] is None and not own_phrases([name], phrases, own):
             raise UsageError(
                 f"there are no rules and no description for finding '{name}', by whose words reports are scrubbed: say "
                 f"how reports name it by `sweep --scrub FILE` with a line `{name}: [...]`, or by --descriptions."

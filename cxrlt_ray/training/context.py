@@ -41,9 +41,12 @@ class TimeLeft:
     most: int
     shortest: float = 0.0
 
-    def epochs(self, done: int, seconds: float) -> int:
-        """As many as the time holds, those done counted, where one takes so many seconds; one more than are done."""
-        further = int((self.until - time.time()) / max(seconds, 1e-9))
+    def epochs(self, done: int, seconds: float, afterwards: float = 0.0) -> int:
+        """As many as the time holds, those done counted, where one takes so many seconds; one more than are done.
+
+        afterwards: seconds that follow the last one.
+        """
+        further = int((self.until - time.time() - afterwards) / max(seconds, 1e-9))
         return min(self.most, done + max(1, further))
 
     def holds_another(self, seconds: float) -> bool:

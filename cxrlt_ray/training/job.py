@@ -126,7 +126,7 @@ def images_of(
     """All images of a manifest, with their labels (and soft targets) of `findings`, and their places in a corpus.
 
     fold: whose teacher gave the soft targets. Pseudo-labels stand only where there is no label; of a test image that
-    has any, no label is given.
+    has any, no label and no report is given.
     """
     table, targets = manifest.table, manifest.targets(findings)
     image_id = table["image_id"].to_numpy()
@@ -136,7 +136,9 @@ def images_of(
         return Images(image_id, targets, *codes(table), None, report, generated)
     values = soft.at(image_id, findings, fold)
     if soft.transductive:
-        targets[transductive_rows(manifest, soft)] = -1
+        rows = transductive_rows(manifest, soft)
+        targets[rows] = -1
+        report = None if report is None else np.where(rows, -1, report)
     if soft.teacher is not None:
         values = np.where(targets >= 0, np.float32(np.nan), values)
     return Images(image_id, targets, *codes(table), values, report, generated)

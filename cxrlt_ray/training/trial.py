@@ -40,6 +40,7 @@ from cxrlt_ray.training import device as device_
 from cxrlt_ray.training import resume
 from cxrlt_ray.training.context import Report, Stopped, TimeLeft, TrialContext
 from cxrlt_ray.training.course import Course
+from cxrlt_ray.training.inference import augmented_views
 from cxrlt_ray.training.job import Images, Job, manifest_of, validation_images
 from cxrlt_ray.training.resume import ResumeState
 from cxrlt_ray.training.stage import Epoch
@@ -259,8 +260,15 @@ class _Fold(Course):
         if time_left is None or done not in REPLANNED or done >= stage.epochs:
             return
         seconds = (self.judged[-1] - self.judged[0]) / (len(self.judged) - 1)
-        if (epochs := time_left.epochs(done, seconds)) != stage.epochs:
+        if (epochs := time_left.epochs(done, seconds, self._augmented_seconds(stage))) != stage.epochs:
             raise _Length(epochs)
+
+    def _augmented_seconds(self, stage: TrialConfig) -> float:
+        """What test-time augmentation will take: the validation images once as they are, and in all views."""
+        if self.trial.config.tta == "none":
+            return 0.0
+        passes = 1 + len(augmented_views(stage.resolution, stage.crop, self.trial.config.tta))
+        return passes * self.clock.parts["validation"] / len(self.record.epochs)
 
     def is_over(self, number: int, stage: TrialConfig) -> bool:
         """Whether no epoch has been better, by `patience_gain`, for `patience` epochs.

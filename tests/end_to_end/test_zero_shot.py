@@ -119,6 +119,23 @@ def test_a_seen_finding_is_predicted_by_the_model_that_was_trained_without_it(ra
     assert not np.array_equal(scores[0][other], scores[1][other])
 
 
+def test_mined_labels_train_a_space_that_reads_no_report(ray, tmp_path, embeddings, capsys):
+    """As `sweep task3 --track mined` without a space does: reports are read for labels, no trial has texts."""
+    data = write_cohort(tmp_path / "data")
+    table = pd.read_csv(data / "labels.csv", dtype={"study_id": str}).drop_duplicates("study_id")
+    said = {name: np.where(table[name] == 1, f"There is {name.lower()}.", f"No {name.lower()}.") for name in ASKED}
+    texts = [" ".join(sentences) for sentences in zip(*said.values(), strict=True)]
+    reports = tmp_path / "reports.csv"
+    pd.DataFrame({"study_id": table["study_id"], "text": texts}).to_csv(reports, index=False)
+    request = asked(data, tmp_path, embeddings, trials=1, epochs=1, track="mined", reports=str(reports))
+    sweep.run(request)
+    again = {"task": "auto", "name": "mine", "storage": request.storage, "resume": True, "trials": 2}
+    run = sweep.run(sweep.SweepRequest(**again))
+    assert [trial.state for trial in run.trials()] == ["finished", "finished"]
+    ensemble.run(ensemble.EnsembleRequest(select="greedy", storage=request.storage, rounds=50))
+    assert "labels mined from reports were read in training, and no label that the data has" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -127,6 +144,7 @@ def test_a_seen_finding_is_predicted_by_the_model_that_was_trained_without_it(ra
         ({"ask": None, "finding_folds": None}, "sweep task3, or say what to ask for by --ask"),
         ({"finding_folds": 9}, "4 findings have labels to train on: 9 folds"),
         ({"folds": 3}, "--folds are of images"),
+        ({"holdout": 0.3}, "--holdout keeps labels to score by"),
         ({"ask": "Bulla,Bulla"}, "each once"),
         ({"ask": None}, "--finding-folds is for"),
         ({"task": "task3"}, "task3 asks for its own findings"),

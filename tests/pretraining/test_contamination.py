@@ -141,6 +141,9 @@ def test_a_sweep_that_begins_with_these_weights_says_so_and_records_it(cohort, t
     assert [(seen.split, seen.subjects) for seen in record.seen] == [("test", 8)]
     assert "Warning: " + weights in capsys.readouterr().out
     assert RunRecord.model_validate_json(record.model_dump_json()) == record
+    folded = with_contamination(RunRecord(name="r", task=Task("x", ("Mass",)), folds=3), space, run_data, (shards,))
+    assert [seen.split for seen in folded.seen] == ["test", "train"]  # whose folds judge
+    assert "validation by folds of them promises too much" in capsys.readouterr().out
     (tmp_path / "s.yaml").write_text(
         "trials: 1\nepochs: 1\nparameters: {backbone: test_convnext, resolution: 32, pretrained: false}\n"
     )

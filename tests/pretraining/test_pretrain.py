@@ -21,6 +21,7 @@ from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.objectives import registry
 from cxrlt_ray.pretraining import course
 from cxrlt_ray.pretraining.cohorts import read_cohorts
+from cxrlt_ray.pretraining.plan import plan_stages
 from cxrlt_ray.pretraining.settings import check_backbone, load_settings
 from cxrlt_ray.runs.pretrain_record import PretrainRecord
 from cxrlt_ray.storage import Store
@@ -149,6 +150,57 @@ def test_a_run_that_is_cut_by_a_full_disk_and_by_ctrl_c_ends_with_the_same_weigh
     assert again.config == whole.config
     with pytest.raises(UsageError, match="has finished"):
         pretrain.run(pretrain.PretrainRequest(resume=True, out=f"{storage}/cut"))
+
+
+def test_a_run_whose_cohort_has_changed_does_not_go_on(storage, monkeypatch):
+    grown = labelled_folder(storage / "grown", 32)
+
+    def full(self, name):
+        if name.startswith("resume-"):
+            raise CxrltError(f"{name} cannot be written: No space left on device.") from Full()
+        return place(self, name)
+
+    with monkeypatch.context() as broken:
+        place = Store.place
+        broken.setattr(Store, "place", full)
+        with pytest.raises(CxrltError, match="No space left"):
+            pretrain.run(request(storage, "changed", cohort=[f"own={grown}"]))
+    labelled_folder(storage / "grown", 40)
+    again = pretrain.PretrainRequest(resume=True, out=f"{storage}/changed")
+    with pytest.raises(UsageError, match=r"the cohorts have \d+ images now, and this pretraining began with \d+"):
+        pretrain.run(again)
+    labelled_folder(storage / "grown", 32)
+    assert pretrain.run(again).state == "finished"
+
+
+def test_adapters_are_added_to_the_weights_that_are_left(storage):
+    own = {"method": "mae", "backbone": "test_vit", "epochs": 1, "cohort": [f"own={storage}/labelled"]}
+    assignments = ["monitor.every=0", "image_lora=2", "drop_path=0"]
+    pretrain.run(request(storage, "adapted", **own, assignments=assignments))
+    left = f"{storage}/adapted/backbone.safetensors"
+    assert models.build(ModelSpec("test_vit", 32, checkpoint=left), 2)
+
+
+def test_steps_beyond_the_files_epochs_are_planned_as_they_are_run(tmp_path):
+    config = load_settings(None, "mae", {"steps": 5000, "backbone": "test_vit", "resolution": 32}).config
+    (stage,) = plan_stages(config, 300, 1, "cpu-2", 2, Store(str(tmp_path)))
+    assert stage.steps == 5000
+
+
+@pytest.mark.parametrize("assignment", ["pretrained=true", "checkpoint=weights.safetensors"])
+def test_weights_given_by_set_are_continued_as_those_of_an_option(assignment):
+    own = load_settings(None, "dinov2", {}, [assignment]).config
+    name, _, value = assignment.partition("=")
+    by_option = load_settings(None, "dinov2", {name: value}).config
+    assert own.frozen_steps == by_option.frozen_steps > 0
+    assert own.lr == by_option.lr < load_settings(None, "dinov2", {}).config.lr
+
+
+def test_generated_images_are_not_pretrained_on(storage):
+    folder = labelled_folder(storage / "drawn", 16)
+    Path(folder, "generate.json").write_text("{}")
+    with pytest.raises(UsageError, match="cohort synthetic holds generated images"):
+        pretrain.run(request(storage, "refused", cohort=[f"synthetic={folder}"]))
 
 
 def test_continuing_keeps_the_backbone_while_heads_warm_up_and_inherits_what_was_seen(storage, whole, capsys):

@@ -7,7 +7,7 @@ import json
 import pytest
 from drawn_run import FINDINGS, make_run
 
-from cxrlt_ray.data.asking import MINED, REPORTS, SCRUBBED, Asking
+from cxrlt_ray.data.asking import MINED, OUTSIDE_LABELS, REPORTS, SCRUBBED, Asking
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.models import ModelSpec
 from cxrlt_ray.search.begun_from import check_begun_from
@@ -38,7 +38,9 @@ def test_labels_of_what_is_hidden_are_refused_and_those_of_all_else_are_not(tria
     with pytest.raises(UsageError, match="have learnt labels of Mass,"):  # of a fold that chooses
         check(trial, ("Bulla",), seen=("Mass", "Hernia"))
     check(trial, ("Bulla",))
-    check(trial, ("Nodule",), track=MINED)  # on which its labels train anyhow
+    check(trial, ("Nodule",), track=OUTSIDE_LABELS)  # they may be another cohort's
+    with pytest.raises(UsageError, match="have learnt labels of Nodule"):  # the data's, not mined ones
+        check(trial, ("Nodule",), track=MINED)
     changed(trial, objective="simclr")
     check(trial, ("Nodule",))
     assert "Nodule" in FINDINGS
@@ -78,3 +80,11 @@ def test_a_model_that_has_learnt_mined_labels_of_its_fold_may_not(trial):
     run.write_json("run.json", {**run.read_json("run.json"), "asking": asking})
     with pytest.raises(UsageError, match="have learnt labels of Mass"):
         check(trial, ("Bulla",), seen=("Mass", "Hernia"))
+    check(trial, ("Nodule",), track=MINED)  # mined labels of the asked ones are what it is to learn
+
+
+def test_weights_of_a_runs_stage_are_refused_as_nothing_says_what_they_have_learnt(trial):
+    run = trial.uri.rpartition("/trials/")[0]
+    spec = ModelSpec("test_convnext", 32, checkpoint=f"{run}/stages/0123abcd/model.safetensors")
+    with pytest.raises(UsageError, match="stages do not say what they have learnt"):
+        check_begun_from([spec], Asking(("Bulla",), ("Hernia", "Edema"), (0, -1), REPORTS))

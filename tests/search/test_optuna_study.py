@@ -299,6 +299,18 @@ def test_a_trial_that_its_surroundings_ended_keeps_its_state_and_one_of_its_own_
         assert trial.store.exists("resume-000001.safetensors") is not own_fault
 
 
+@pytest.mark.parametrize(("epochs", "cut", "state"), [(3, True, "finished"), (3, False, "pruned"), (2, True, "pruned")])
+def test_a_trial_cut_by_the_time_budget_after_its_last_epoch_lacks_its_augmented_scores_alone(
+    run, space, epochs, cut, state
+):
+    number, params = OptunaStudy(run, space, 0).next()
+    trained(run, number, params, epochs)
+    trial = run.trial(trial_name(number))
+    config = trial.record.config.model_copy(update={"tta": "flip", "epochs": 3})
+    trial.write(trial.record.model_copy(update={"config": config}))
+    assert settle_trial(run, number, cut=cut).state == state
+
+
 def stopped_now(run, space):
     """What a sweep has that was asked to stop."""
     stop = StopRequest()

@@ -120,6 +120,13 @@ def test_a_trial_has_the_epochs_that_its_time_holds_by_the_first_ones_rate(cohor
     assert told == [1, *range(1, epochs + 1)]
 
 
+def test_what_follows_the_last_epoch_has_its_time_too():
+    time_left = TimeLeft(time.time() + 100.5, most=50)
+    assert time_left.epochs(3, 10.0) == 13
+    assert time_left.epochs(3, 10.0, afterwards=35.0) == 9
+    assert time_left.epochs(3, 10.0, afterwards=1e6) == 4
+
+
 def test_a_trial_whose_epochs_were_counted_anew_goes_on_with_as_many(cohort, tmp_path):
     job, time_left = job_in(tmp_path, cohort), TimeLeft(time.time() + 1e6, most=5)
     report, _ = ended_after(3)  # the first epoch, again, the second
