@@ -88,6 +88,18 @@ def test_a_time_budget_leaves_a_generator_that_goes_on(trained, lesson, tmp_path
         train_generator(CONFIG, lesson, out, quiet)
 
 
+def test_what_a_killed_process_was_writing_does_not_stand_in_the_way(trained, lesson, tmp_path):
+    out = tmp_path / "g"
+    train_generator(CONFIG, lesson, out, quiet, budget=0.0)
+    (tmp_path / "g.partial" / "state.safetensors.new").write_bytes(b"cut short")
+    train_generator(CONFIG, lesson, out, quiet)
+    assert same(out, trained)
+    assert not (tmp_path / "g.partial").exists()
+    (tmp_path / "g.partial").mkdir()  # without a state there is nothing to go on with
+    with pytest.raises(UsageError, match="holds a generator"):
+        train_generator(CONFIG, lesson, out, quiet)
+
+
 def test_another_seed_gives_other_weights(trained, lesson, tmp_path):
     train_generator(CONFIG, lesson, tmp_path / "g", quiet, seed=1)
     assert not same(tmp_path / "g", trained)
