@@ -89,10 +89,12 @@ def train(images: torch.Tensor, targets: torch.Tensor, val: tuple[torch.Tensor, 
         optimizer.zero_grad()
 
     state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    begun = time.monotonic()
-    for _ in range(6):  # how long an epoch takes, its validation included
+    for _ in range(6):  # slower than those that follow
         step(torch.randint(len(images), (BATCH,)))
-    rate = (time.monotonic() - begun) / 6
+    begun = time.monotonic()
+    for _ in range(12):  # how long an epoch takes, its validation included
+        step(torch.randint(len(images), (BATCH,)))
+    rate = (time.monotonic() - begun) / 12
     begun = time.monotonic()
     predict(model, val[0])
     steps = len(images) // BATCH
