@@ -175,7 +175,7 @@ def test_a_run_whose_cohort_has_changed_does_not_go_on(storage, monkeypatch):
 
 def test_adapters_are_added_to_the_weights_that_are_left(storage):
     own = {"method": "mae", "backbone": "test_vit", "epochs": 1, "cohort": [f"own={storage}/labelled"]}
-    assignments = ["monitor.every=0", "image_lora=2", "drop_path=0"]
+    assignments = ["monitor.every=4", "monitor.images=16", "image_lora=2", "drop_path=0"]
     pretrain.run(request(storage, "adapted", **own, assignments=assignments))
     left = f"{storage}/adapted/backbone.safetensors"
     assert models.build(ModelSpec("test_vit", 32, checkpoint=left), 2)
