@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +19,7 @@ from cxrlt_ray.search.run_data import check_reports
 from cxrlt_ray.search.space_file import load_space
 from cxrlt_ray.storage import Store
 from cxrlt_ray.text.build import build_corpus
-from cxrlt_ray.training.job import Job, training_images, validation_images
+from cxrlt_ray.training.job import Job, images_of, training_images, validation_images
 
 
 def manifest(other: str = "Bulla") -> Manifest:
@@ -124,6 +126,37 @@ def test_a_list_to_scrub_of_what_is_no_finding_is_refused(tmp_path):
     (tmp_path / "words.yaml").write_text("bulla: [air cyst]\n")
     scrubbed = corpora_of(corpus, made, request)[CORPUS]
     assert scrubbed.draw(np.array([0]), "report", 0, 0) == ["FINDINGS: Clear lungs."]
+    (tmp_path / "own.yaml").write_text(
+        "finding: Bulla\naliases: [Air sac]\nnames: [bulla]\nappearance: Round.\nkeywords: [a, b, c]\n"
+    )
+    (tmp_path / "words.yaml").write_text("Air sac: [air cyst]\n")  # by an alias of the user's own
+    own = SweepRequest(task="auto", ask="Air sac", scrub=request.scrub, descriptions=str(tmp_path / "own.yaml"))
+    for asked in ("Air sac", "Bulla"):
+        scrubbed = corpora_of(corpus, Asking((asked,), ("Mass",), (ALWAYS,)), own)[CORPUS]
+        assert scrubbed.draw(np.array([0]), "report", 0, 0) == ["FINDINGS: Clear lungs."]
+
+
+def test_a_list_to_scrub_is_taken_by_a_space_that_learns_sentences(tmp_path):
+    request = SweepRequest(task="task3", data="cohort", reports="reports", scrub="words.yaml")
+    assert check_reports(request, load_space("team_i_task3"))
+    with pytest.raises(UsageError, match="--scrub: search space laptop_text reads no reports"):
+        check_reports(SweepRequest(task="task3", data="cohort", scrub="words.yaml"), load_space("laptop_text"))
+
+
+def test_a_test_image_that_trains_by_pseudo_labels_brings_no_report():
+    table = manifest().table
+    table = table.assign(study_id=table["image_id"], subject_id=table["image_id"], view="PA")
+    cohort = Manifest(table, ("Mass",), "table", "")
+    soft = SimpleNamespace(transductive=True, teacher=None, table=pd.DataFrame(index=["i2", "i3"]))
+    soft.at = lambda ids, findings, fold: np.full((len(ids), len(findings)), np.nan, np.float32)
+    corpus = SimpleNamespace(rows_of=lambda manifest: np.arange(len(manifest.table)))
+    images = images_of(cohort, ("Mass",), soft, corpus)
+    assert images.report.tolist() == [0, 1, -1, 3, 4]  # i2 is of the test split
+    assert images.targets[2].tolist() == [-1]
+
+
+def test_without_a_seen_finding_there_is_one_model():
+    assert Asking(("Bulla",), (), (), MINED, by_mined=True).folds == 1
 
 
 def test_reports_of_another_cohort_give_no_mined_labels(tmp_path):
