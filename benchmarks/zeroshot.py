@@ -9,7 +9,7 @@ the others: `permuted`, a model asked for each finding with the prompt of anothe
 
 Results are kept in build/zeroshot by arm and seed: a run that was cut goes on. `--minutes M` begins no trial that would
 end after M minutes, and prints what there is. Intervals are by subject, over the seeds that both arms have.
-`--enriched .05` gives the five to more training studies, as many as the release has of its tail: a section of its own.
+`--enriched .1` gives the five to more training studies, nearly as many as the release has of Bulla: another section.
 A trial of 2,000 images and 3 + 6 epochs shows about 1,400 training images nine times: 3 to 4 minutes at 90 images/s.
 """
 

@@ -29,7 +29,7 @@ class PhantomOptions:
     many studies or more.
     true_counts: the findings of task 3 are as frequent as the challenge's results suggest (labels.TRUE_PREVALENCE).
     enriched: if not 0, each finding of task 3 is in this share of the training and validation studies or more, in [0,
-    ENRICHED]: a small cohort then has as many of them as the release has, whose tail is a few hundred images.
+    ENRICHED]: a small cohort can have as many of the rarest as the release, which has them in some hundred studies.
     boxes: write boxes.csv, where each sign was drawn.
     hidden_bias: the share by which the sign of hidden_finding is fainter in hidden_group, in [0, 1]; 0: not at all, and
     the other two do not count. hidden_finding: one that is painted (signs.PAINTS). hidden_group: F, M or an age band.

@@ -24,14 +24,12 @@ WEIGHTS, FOLD = "/model.safetensors", "fold-"
 
 def check_begun_from(specs: Iterable[ModelSpec], asking: Asking) -> None:
     """Raises UsageError for weights of a trial that learnt labels, or on track scrubbed texts, that this run hides."""
-    from cxrlt_ray.text.descriptions import own_labels
-
     for source in dict.fromkeys(spec.checkpoint for spec in specs if spec.pretrained and spec.checkpoint):
         _check_of_a_trial(source)
         for place, record in _trials_behind(source):
             needs = [find_objective(stage.objective).needs for stage in record.config.staged()] if record.config else []
             learnt = any(need.labels or need.soft_targets or need.pseudo_labels for need in needs)
-            known = list(own_labels(_learnt(place, record), _hidden(place, asking))) if learnt else []
+            known = _known(place, record, asking) if learnt else []
             if known:
                 raise UsageError(
                     f"weights of {place} have learnt labels of {', '.join(known[:5])}, which this run hides from its "
@@ -55,13 +53,21 @@ def _check_of_a_trial(source: str) -> None:
         )
 
 
-def _hidden(place: str, asking: Asking) -> tuple[str, ...]:
-    """The findings whose labels a checkpoint may not have learnt.
+def _known(place: str, record: TrialRecord, asking: Asking) -> list[str]:
+    """The findings whose labels a checkpoint has learnt and may not have."""
+    from cxrlt_ray.text.descriptions import own_labels
+
+    run = Store(place.rpartition("/trials/")[0] or ".")
+    before = RunRecord.read(run, "run.json").asking if run.exists("run.json") else None
+    return list(own_labels(_learnt(place, record, before), _hidden(before, asking)))
+
+
+def _hidden(before: Asking | None, asking: Asking) -> tuple[str, ...]:
+    """The findings whose labels a checkpoint may not have learnt. before: what its own run asked for.
 
     On track outside its labels of asked findings may be other cohorts', on track mined those of a run on that track.
     """
-    own = _asking_of(place)
-    of_same = asking.track == OUTSIDE_LABELS or (own is not None and own.track == asking.track == MINED)
+    of_same = asking.track == OUTSIDE_LABELS or (before is not None and before.track == asking.track == MINED)
     return asking.predicted[: -len(asking.asked)] if of_same else asking.predicted
 
 
@@ -82,17 +88,10 @@ def _had_reports(place: str) -> bool:
     return Store(place.rsplit("/", 3)[0]).exists(CORPUS)
 
 
-def _learnt(place: str, record: TrialRecord) -> list[str]:
+def _learnt(place: str, record: TrialRecord, before: Asking | None) -> list[str]:
     """The findings whose labels a checkpoint has learnt, its own fold's among them on the tracks of LABELLED."""
-    name = place.rpartition("/")[2]
-    trained, asking = record.trained_findings or record.findings, _asking_of(place)
-    if asking is None or asking.track in LABELLED:
+    name, trained = place.rpartition("/")[2], record.trained_findings or record.findings
+    if before is None or before.track in LABELLED:
         return list(trained)
-    fold = int(name.removeprefix(FOLD)) if name.startswith(FOLD) else asking.folds
-    return [finding for finding in trained if finding not in asking.hidden(fold)]
-
-
-def _asking_of(place: str) -> Asking | None:
-    """What the run of a checkpoint's folder asked for."""
-    run = Store(place.rpartition("/trials/")[0] or ".")
-    return RunRecord.read(run, "run.json").asking if run.exists("run.json") else None
+    fold = int(name.removeprefix(FOLD)) if name.startswith(FOLD) else before.folds
+    return [finding for finding in trained if finding not in before.hidden(fold)]

@@ -171,8 +171,9 @@ def training_images(
         rows = rows & table["view"].isin(FRONTAL).to_numpy()
     corpus = corpus_of(job, fold)
     images = images_of(manifest, job.trained, soft, corpus, fold).at(np.flatnonzero(rows))
-    others = (manifest.cohorts != MAIN).to_numpy()[rows]
-    return _for_fold(images, job, job.asking, fold, others) if job.asking else images
+    if job.asking is None:
+        return images
+    return _for_fold(images, job, job.asking, fold, (manifest.cohorts != MAIN).to_numpy()[rows])
 
 
 def _for_fold(images: Images, job: Job, asking: Asking, fold: int, others: np.ndarray) -> Images:
