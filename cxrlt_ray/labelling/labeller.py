@@ -23,6 +23,7 @@ from cxrlt_ray.labelling.sentences import sentences
 
 CACHED = 100_000  # sentences that are kept
 VALUES = {"positive": POSITIVE, "uncertain": UNCERTAIN, "negative": NEGATIVE, "blank": None}
+QUALIFYING = ("negative", "uncertain", "blank")
 
 
 class Span(NamedTuple):
@@ -91,6 +92,11 @@ class Labeller:
                 self._cache.clear()
             known = self._cache[sentence] = tuple(self._mentions(sentence))
         return known
+
+    def qualifies(self, sentence: str) -> bool:
+        """Whether words in a sentence deny, doubt or set aside what it may mention, whatever that is."""
+        triggers = (self._entries[match.number].trigger for match in self._matcher.matches(words_of(sentence)))
+        return any(trigger is not None and trigger.means in QUALIFYING for trigger in triggers)
 
     def _spans(self, text: str, parts: Iterable[Section]) -> Iterator[Span]:
         number = 0

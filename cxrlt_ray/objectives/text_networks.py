@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,6 +13,9 @@ from cxrlt_ray.models.text_heads import QueryDecoder, of_length
 from cxrlt_ray.objectives.draws import Draws
 from cxrlt_ray.objectives.stated_phrases import StatedPhrases
 from cxrlt_ray.objectives.terms.gather import share_of
+
+if TYPE_CHECKING:
+    from cxrlt_ray.objectives.stated_phrases import Embeddings
 
 
 class Located(nn.Module):
@@ -43,7 +45,7 @@ class GroundedPhrases(nn.Module):
     """A classifier whose head gives attention maps, asked for findings and for sentences of the batch's own reports.
 
     phrases: whose embeddings [S, E] `embeddings` gives by number. targets: int8 [N, C], the training images' labels.
-    count: sentences that are drawn of an image's report.
+    count: sentences that are drawn of an image's report. alike: standard deviations, as of `least_alike`.
     """
 
     batch: torch.Tensor
@@ -52,14 +54,16 @@ class GroundedPhrases(nn.Module):
         self,
         model: Classifier,
         phrases: StatedPhrases,
-        embeddings: Callable[[np.ndarray], np.ndarray],
+        embeddings: Embeddings,
         targets: np.ndarray,
         count: int,
+        alike: float,
         seed: int,
     ) -> None:
         super().__init__()
         self.model, self.phrases, self.embeddings, self.targets = model, phrases, embeddings, targets
         self.count, self.seed = count, seed
+        self.least = phrases.least_alike(embeddings, alike, seed)
         self.register_buffer("batch", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -72,7 +76,8 @@ class GroundedPhrases(nn.Module):
             self.batch += 1
         at = rows.cpu().numpy()
         asked = self.phrases.drawn(at, draws.uniform(self.count).cpu().numpy())
-        stated = torch.from_numpy(self.phrases.labels(at, self.targets[at], asked)).to(images.device)
+        alike = self.phrases.alike(at, asked, self.embeddings, self.least)
+        stated = torch.from_numpy(self.phrases.labels(at, self.targets[at], asked, alike)).to(images.device)
         logits, maps = self.model.with_maps(images, torch.from_numpy(self.embeddings(asked)).to(images.device))
         labels = torch.cat([stated.new_full((len(rows), logits.shape[1] - len(asked)), -1), stated], dim=1)
         parts = (logits.unsqueeze(2), maps.flatten(2), labels.unsqueeze(2))

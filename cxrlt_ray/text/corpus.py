@@ -145,15 +145,20 @@ class Corpus:
 
     def statements(self, row: int, wording: int = FIRST) -> list[Said]:
         """All that a study's report states; nothing where it has no such wording."""
+        said = self.sentences(row, wording)
+        return [Said(text, finding, value) for text, values in said for finding, value in values.items()]
+
+    def sentences(self, row: int, wording: int = FIRST) -> list[tuple[str, dict[str, int]]]:
+        """A report's sentences, their meta fields masked, and what each says of findings, as in Said."""
         at = int(self._row_of[wording][row])
         if at < 0:
             return []
-        begins, ends = self._list("sentence_begin", at), self._list("sentence_end", at)
-        columns = (self._list(f"statement_{name}", at) for name in ("sentence", "finding", "value"))
-        return [
-            Said(self._masked(at, int(begins[sentence]), int(ends[sentence])), self.about.findings[finding], int(value))
-            for sentence, finding, value in zip(*columns, strict=True)
-        ]
+        columns = (self._list(f"statement_{name}", at).tolist() for name in ("sentence", "finding", "value"))
+        values: dict[int, dict[str, int]] = {}
+        for sentence, finding, value in zip(*columns, strict=True):
+            values.setdefault(sentence, {})[self.about.findings[finding]] = value
+        places = KINDS["sentence"](self, at)
+        return [(self._masked(at, *place), values.get(k, {})) for k, place in enumerate(places)]
 
     def scrubbed(
         self,

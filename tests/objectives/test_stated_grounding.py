@@ -26,6 +26,7 @@ REPORTS = (
 )
 TARGETS = np.array([[1, 0], [1, 1], [0, 0], [-1, -1], [0, 1]], np.int8)
 LEFT, NODULE, BOTH = "There is a mass in the left lung.", "A nodule is seen.", "Mass, no nodule."
+DOUBTED = "Possible nodule."
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,19 @@ def phrases(evidence, targets=TARGETS):
     return made, {text: number for number, text in enumerate(made.texts)}
 
 
+def lists_of(lists, made):
+    return [{made.texts[number] for number in lists.of(row)} for row in range(len(made.reported))]
+
+
+NOTHING_ALIKE = np.zeros((5, 3), bool)
+
+
 def test_sentences_that_affirm_a_finding_are_phrases_of_their_own_images(evidence):
     made, number = phrases(evidence)
-    assert set(number) == {LEFT, NODULE, BOTH}
-    own = [set(made.phrase[made.first[n] : made.first[n + 1]]) for n in range(5)]
-    assert own == [{number[LEFT]}, {number[NODULE], number[BOTH]}, set(), {number[LEFT]}, set()]
+    assert set(number) == {LEFT, NODULE, BOTH, DOUBTED}
+    assert lists_of(made.own, made) == [{LEFT}, {NODULE, BOTH}, set(), {LEFT}, set()]
+    assert lists_of(made.said, made) == [{LEFT}, {NODULE, BOTH}, set(), {LEFT, DOUBTED}, set()]
+    assert made.reported.tolist() == [True, True, True, True, False]
     assert made.affirmed[number[BOTH]].tolist() == [True, False]
     assert made.denied[number[BOTH]].tolist() == [False, True]
 
@@ -56,7 +65,7 @@ def test_sentences_that_affirm_a_finding_are_phrases_of_their_own_images(evidenc
 def test_a_phrase_is_true_by_a_report_false_by_labels_and_else_not_known(evidence):
     made, number = phrases(evidence)
     asked = np.array([number[name] for name in (LEFT, NODULE, BOTH)])
-    labels = made.labels(np.arange(5), TARGETS, asked)
+    labels = made.labels(np.arange(5), TARGETS, asked, NOTHING_ALIKE)
     assert labels.tolist() == [
         [1, 0, -1],  # its own; it has no nodule; its mass may be described by the third as well
         [-1, 1, -1],  # its report says the third, its label of Nodule is 1: they contradict each other
@@ -64,13 +73,45 @@ def test_a_phrase_is_true_by_a_report_false_by_labels_and_else_not_known(evidenc
         [1, -1, -1],  # without labels only its own report is known
         [0, -1, 0],  # without report only its labels are
     ]
-    assert made.labels(np.array([3, 0]), TARGETS[[3, 0]], asked[::-1]).tolist() == labels[[3, 0], ::-1].tolist()
+    turned = made.labels(np.array([3, 0]), TARGETS[[3, 0]], asked[::-1], NOTHING_ALIKE[:2])
+    assert turned.tolist() == labels[[3, 0], ::-1].tolist()
 
 
-def test_a_finding_without_labels_makes_no_phrase(evidence):
+def test_a_sentence_on_a_finding_without_labels_is_false_where_a_report_says_nothing_like_it(evidence):
     hidden = TARGETS.copy()
     hidden[:, 0] = -1  # Mass is asked for by text alone
-    assert set(phrases(evidence, hidden)[1]) == {NODULE}
+    made, number = phrases(evidence, hidden)
+    asked, alike = np.array([number[name] for name in (LEFT, NODULE)]), np.zeros((5, 2), bool)
+    alike[1, 0] = True  # "Mass, no nodule."
+    labels = made.labels(np.arange(5), hidden, asked, alike)
+    assert labels[:, 0].tolist() == [1, -1, 0, 1, -1]  # the last has no report
+    assert labels[:, 1].tolist() == made.labels(np.arange(5), TARGETS, asked, alike)[:, 1].tolist()
+
+
+def test_sentences_of_what_no_rule_knows_are_phrases_unless_they_deny_or_doubt(tmp_path):
+    manifest = write_images(tmp_path / "images", 2)
+    texts = ["The vertebrae wind from side to side. Wires stand out. Possible mass.", "The vertebrae do not wind."]
+    table = pd.DataFrame({"study_id": manifest.table["study_id"], "text": texts})
+    table.to_csv(tmp_path / "reports.csv", index=False)
+    corpus, _ = build_corpus(str(tmp_path / "reports.csv"), manifest, Store(str(tmp_path)))
+    made = StatedPhrases.of(Evidence(FINDINGS, corpus, corpus.rows_of(manifest)), TARGETS[:2])
+    assert lists_of(made.own, made) == [{"The vertebrae wind from side to side.", "Wires stand out."}, set()]
+    assert lists_of(made.said, made)[0] - lists_of(made.own, made)[0] == {"Possible mass."}
+    assert not made.affirmed[made.own.of(0)].any()
+
+
+def test_reports_are_alike_by_the_cosine_of_their_sentences_doubted_ones_too(evidence):
+    made, number = phrases(evidence)
+    rows = {LEFT: (1.0, 0.0, 0.0), BOTH: (0.8, 0.6, 0.0), NODULE: (0.0, 1.0, 0.0), DOUBTED: (0.0, 2.0, 0.2)}
+    table = np.array([rows[text] for text in made.texts])
+    asked = np.array([number[LEFT], number[NODULE]])
+    alike = made.alike(np.arange(5), asked, table.__getitem__, 0.7)
+    assert alike.tolist() == [[True, False], [True, True], [False, False], [True, True], [False, False]]
+    units = table / np.linalg.norm(table, axis=1, keepdims=True)
+    pairs = (units @ units.T)[np.triu_indices(4, 1)]
+    for deviations in (0.0, 1.5):
+        expected = pairs.mean() + deviations * pairs.std()
+        assert made.least_alike(table.__getitem__, deviations, 0) == pytest.approx(expected)
 
 
 def test_draws_are_of_the_images_own_reports(evidence):
@@ -78,7 +119,7 @@ def test_draws_are_of_the_images_own_reports(evidence):
     uniform = np.random.default_rng(0).random((2, 50))
     assert made.drawn(np.array([1, 2]), uniform).tolist() == sorted([number[NODULE], number[BOTH]])
     assert made.drawn(np.array([2, 4]), uniform).tolist() == []
-    assert made.drawn(np.array([1]), np.array([[0.0]])).tolist() == [made.phrase[made.first[1]]]
+    assert made.drawn(np.array([1]), np.array([[0.0]])).tolist() == [made.own.of(1)[0]]
 
 
 def objective(evidence, name="stated_grounding", **settings):
