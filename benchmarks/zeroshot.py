@@ -26,12 +26,11 @@ import pandas as pd
 from report import publish
 from zeroshot_arms import (
     ARMS,
+    BESIDE,
     CONTROLLED,
-    FINDINGS,
     MINED,
     RANDOM,
     SEEN,
-    SENTENCES,
     SHUFFLED,
     SUPERVISED,
     Arm,
@@ -182,7 +181,7 @@ def comparisons(by: By, arms: Sequence[Arm]) -> list[str]:
         scrubbed = arm.name.replace("reports", "scrubbed")
         others = (f"{arm.name}, {PERMUTED}", ILL, PROXY, CONSE, scrubbed)
         pairs += [(arm.name, other) for other in others if other != arm.name]
-    pairs += [(CONTROLLED, other) for other in (SHUFFLED, RANDOM, MINED)] + [(SENTENCES, FINDINGS)]
+    pairs += [(CONTROLLED, other) for other in (SHUFFLED, RANDOM, MINED)] + list(BESIDE.items())
     rows = [["arm", "above", "lift, times", "seeds"], ["---"] * 4]
     for name, other in pairs:
         if both := sorted(set(by.get(name, {})) & set(by.get(other, {}))):

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 TEXT, WIDTH = "minilm", 384
-STATED = "zero_shot_stated_grounding"
+STATED = ("zero_shot_stated", "zero_shot_stated_grounding")  # objectives that read sentences
 TOKENS = 128  # of a report; most are shorter
 TRAINED = 0.7  # about the share of a cohort's images that train
 BATCH, PAIRS = 16, 32  # images a step of training, as in `laptop`; of pretraining, which has negatives by them
@@ -51,7 +51,7 @@ class Arm:
     @property
     def reads(self) -> bool:
         """Whether it learns from reports."""
-        return bool(self.stage) or self.objective == STATED
+        return bool(self.stage) or self.objective in STATED
 
     @property
     def asks(self) -> bool:
@@ -70,7 +70,8 @@ def _heads(track: str) -> list[Arm]:
 
 
 SEEN, SUPERVISED, MINED = Arm("seen"), Arm("supervised", labels="all"), "mined"
-SENTENCES, FINDINGS = "film, sentences", "film, findings"  # I without pretraining: what sentences of reports add
+# without pretraining: what sentences of reports add
+BESIDE = {"film, sentences": "film, findings", "bilinear, sentences": "bilinear, findings"}
 CONTROLLED, SHUFFLED, RANDOM = "pair, reports", "shuffled", "random texts"  # the controls have the first one's head
 ARMS = [
     SEEN,
@@ -80,8 +81,10 @@ ARMS = [
     Arm(MINED, "mined", "pair", "question", "clip", "G"),
     Arm(SHUFFLED, "reports", "pair", "question", "clip", "G", reports="shuffled"),
     Arm(RANDOM, "reports", "pair", "question", "clip", "G", random=True),
-    Arm(SENTENCES, "reports", "film", "phrases", team="I", objective=STATED),
-    Arm(FINDINGS, "scrubbed", "film", "phrases", team="I", objective="zero_shot_grounding"),
+    Arm("film, sentences", "reports", "film", "phrases", team="I", objective="zero_shot_stated_grounding"),
+    Arm("film, findings", "scrubbed", "film", "phrases", team="I", objective="zero_shot_grounding"),
+    Arm("bilinear, sentences", "reports", "bilinear", "phrases", objective="zero_shot_stated"),
+    Arm("bilinear, findings", "scrubbed", "bilinear", "phrases"),
 ]
 
 

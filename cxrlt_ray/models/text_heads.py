@@ -3,6 +3,7 @@
     query_decoder  a transformer decoder whose queries are the label embeddings (teams B and H)
     pair           image and text features joined, a network on every pair (team G)
     film           the text modulates image features and weighs them by an attention map (team I)
+    bilinear       a linear classifier whose weights are a linear map of the text
     similarity     the cosine of image and text, in the space that `clip`, `siglip` or `mama` has learnt (team C)
 
 No weight belongs to a finding, so that a model answers for any that has an embedding (asking.py). `query_text` in
@@ -195,6 +196,33 @@ class FiLM(TextHead):
         constant = whole @ of_global.T + beta @ of_local.T + self.look.bias  # [B, c, H]
         hidden = (local @ per_finding.T).unflatten(2, (len(gamma), -1)) + constant.unsqueeze(1)  # [B, N, c, H]
         return self.weigh(relu(hidden)).squeeze(3).transpose(1, 2).float().sigmoid()
+
+
+@register_head("bilinear")
+class Bilinear(TextHead):
+    """x^T W t + u . t + v of the mean token x and the direction t of the label embedding: a linear classifier whose
+    weights are made of the text (ALE, Akata et al. 2016, eq. 3, with a bias).
+
+    For up to E findings it fits what head `linear` can, and learns it as fast: where hidden layers join image and text
+    (pair, film, query_decoder), a few epochs of a small cohort are not enough (benchmarks/RESULTS.md).
+    """
+
+    needs_map = False
+    BIAS = -2.0  # the probability .12: most findings are absent
+
+    def __init__(self, features: int, findings: int, spec: ModelSpec, embeddings: torch.Tensor | None = None) -> None:
+        super().__init__(features, findings, spec, embeddings)
+        self.pool = POOLS["avg" if spec.pool == OWN_POOL else spec.pool]()
+        text = self.embeddings.shape[1]
+        self.weigh, self.bias = nn.Linear(features, text), nn.Linear(text, 1)
+        nn.init.zeros_(self.bias.weight)
+        nn.init.constant_(self.bias.bias, self.BIAS)
+        self.drop = nn.Dropout(spec.drop_rate)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C]."""
+        texts = normalize(self.embeddings, dim=1)
+        return self.weigh(self.drop(self.pool(tokens))) @ texts.T + self.bias(texts).T
 
 
 @register_head("similarity")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from cxrlt_ray.objectives.multilabel import MultiLabel
-from cxrlt_ray.objectives.registry import COUNT, NOT_NEGATIVE, Needs, Setting, register_objective
+from cxrlt_ray.objectives.registry import NOT_NEGATIVE, Needs, Setting, register_objective
+from cxrlt_ray.objectives.stated import ALIKE, PHRASES, READS, asking
 from cxrlt_ray.objectives.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
@@ -106,39 +107,20 @@ class ZeroShotGrounding(Grounding, ZeroShot):
 class StatedGrounding(Grounding):
     """`grounding` of the findings and of sentences that the batch's own reports state (team I's facts).
 
-    Of each image's report grounding_phrases sentences are drawn that affirm something; every sentence of the batch is
-    asked of every image. It is true of the images of its report and false where a label contradicts it. One that
-    affirms no finding with labels, as of findings that are asked for by text alone, is false of images whose reports
-    say nothing like it: no sentence with a cosine that is grounding_alike standard deviations above that of any two.
-    Else it has no loss (stated_phrases.py). Their embeddings are of the head's own text encoder, computed once and kept
-    beside the shards. Without reports it is `grounding`. A flipped image does not fit a sentence that says left: take
-    `flip: 0`.
+    Sentences are drawn, and are true or false, as those of `stated` are, by grounding_phrases and grounding_alike.
+    Without reports it is `grounding`. A flipped image does not fit a sentence that says left: take `flip: 0`.
     """
 
-    needs = replace(Grounding.needs, statements=True, rows=True, eager=True)
-    settings: ClassVar = {
-        **Grounding.settings,
-        "grounding_phrases": Setting(4, *COUNT),
-        "grounding_alike": Setting(1.5),
-    }
+    needs = replace(READS, heads=Grounding.needs.heads, own_loss=True, boxes=True)
+    settings: ClassVar = {**Grounding.settings, "grounding_phrases": PHRASES, "grounding_alike": ALIKE}
 
     def network(self, model: Classifier) -> torch.nn.Module:
         """The classifier, with its maps and the sentences."""
-        from cxrlt_ray.objectives.stated_phrases import StatedPhrases
         from cxrlt_ray.objectives.text_networks import GroundedPhrases
-        from cxrlt_ray.text.embeddings import open_embeddings
-        from cxrlt_ray.text.encoder_spec import TextSpec
 
-        assert self.spec.text is not None  # TrialConfig has seen to it
-        phrases = StatedPhrases.of(self.evidence, self.targets)
-        kept = open_embeddings(phrases.texts, TextSpec(encoder=self.spec.text), self.evidence.storage, by_ray=False)
-        count, alike = int(self.setting("grounding_phrases")), self.setting("grounding_alike")
         classifier = cast("Classifier", MultiLabel.network(self, model))
-
-        def embeddings(numbers: np.ndarray) -> np.ndarray:
-            return kept.at([phrases.texts[number] for number in numbers.tolist()])
-
-        return GroundedPhrases(classifier, phrases, embeddings, self.targets, count, alike, self.spec.seed)
+        phrases, alike = self.setting("grounding_phrases"), self.setting("grounding_alike")
+        return asking(GroundedPhrases, self, classifier, phrases, alike)
 
     def asked(self, outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of outputs [B, C + K, 2 + N] of GroundedPhrases, whose last number is a sentence's label."""

@@ -1,4 +1,7 @@
-"""Classifiers with more outputs than logits, for objectives that ask where a finding is. Both predict as they are."""
+"""Classifiers with more outputs than logits, for objectives that ask where a finding is, or for sentences of reports.
+
+All predict as they are.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from cxrlt_ray.models import Classifier
+from cxrlt_ray.models.asking import Both
 from cxrlt_ray.models.text_heads import QueryDecoder, of_length
 from cxrlt_ray.objectives.draws import Draws
 from cxrlt_ray.objectives.stated_phrases import StatedPhrases
@@ -41,8 +45,8 @@ class Located(nn.Module):
         return torch.cat([head.logits(decoded).unsqueeze(2).to(scores.dtype), scores], dim=2)
 
 
-class GroundedPhrases(nn.Module):
-    """A classifier whose head gives attention maps, asked for findings and for sentences of the batch's own reports.
+class Asking(nn.Module):
+    """A classifier that is asked for findings and for sentences that reports of a batch's images state.
 
     phrases: whose embeddings [S, E] `embeddings` gives by number. targets: int8 [N, C], the training images' labels.
     count: sentences that are drawn of an image's report. alike: standard deviations, as of `least_alike`.
@@ -66,10 +70,10 @@ class GroundedPhrases(nn.Module):
         self.least = phrases.least_alike(embeddings, alike, seed)
         self.register_buffer("batch", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """float32 [B, C + K, 2 + N] of images [B, H, W], which are training images `rows`, int64 [B].
+    def sentences(self, images: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [K, E] of sentences drawn for a batch, which are training images `rows`, int64 [B], and labels.
 
-        Of C findings and K sentences: logits, attention to N places, and labels, -1 for all findings.
+        Labels: int8 [B, C + K], -1 for all findings.
         """
         draws = Draws([self.seed, 0, int(self.batch)], share_of(images), images.device)
         if self.training:
@@ -77,11 +81,34 @@ class GroundedPhrases(nn.Module):
         at = rows.cpu().numpy()
         asked = self.phrases.drawn(at, draws.uniform(self.count).cpu().numpy())
         alike = self.phrases.alike(at, asked, self.embeddings, self.least)
-        stated = torch.from_numpy(self.phrases.labels(at, self.targets[at], asked, alike)).to(images.device)
-        logits, maps = self.model.with_maps(images, torch.from_numpy(self.embeddings(asked)).to(images.device))
-        labels = torch.cat([stated.new_full((len(rows), logits.shape[1] - len(asked)), -1), stated], dim=1)
-        parts = (logits.unsqueeze(2), maps.flatten(2), labels.unsqueeze(2))
-        return torch.cat([part.float() for part in parts], dim=2)
+        labels = self.phrases.labels(at, self.targets[at], asked, alike)
+        unasked = np.full(self.targets[at].shape, -1, np.int8)
+        texts = torch.from_numpy(self.embeddings(asked)).to(images.device)
+        return texts, torch.from_numpy(np.concatenate([unasked, labels], axis=1)).to(images.device)
+
+
+class StatedLogits(Asking):
+    """With logits alone, of any head that knows a finding by its text."""
+
+    def forward(self, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C + K, 2] of images [B, H, W] and their rows: logits and labels of C findings and K sentences."""
+        texts, labels = self.sentences(images, rows)
+        network = Both(self.model, texts) if len(texts) else self.model
+        logits = network(images)
+        return torch.stack([logits.float(), labels.float()], dim=2)
+
+
+class GroundedPhrases(Asking):
+    """With the head's attention maps."""
+
+    def forward(self, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C + K, 2 + N] of images [B, H, W] and their rows.
+
+        Of C findings and K sentences: logits, attention to N places, and labels.
+        """
+        texts, labels = self.sentences(images, rows)
+        logits, maps = self.model.with_maps(images, texts)
+        return torch.cat([part.float() for part in (logits.unsqueeze(2), maps.flatten(2), labels.unsqueeze(2))], dim=2)
 
 
 class Grounded(nn.Module):

@@ -141,4 +141,4 @@ def _stored_texts(space: Space) -> Iterator[tuple[TextSpec, str]]:
         if needs.vectors and stage.text_tuning == FROZEN:
             yield stage.objective_spec().text_spec(), stage.text_draw
         if needs.rows:
-            yield TextSpec(encoder=str(stage.text)), "statement"
+            yield TextSpec(encoder=str(stage.text)), "sentence"
