@@ -71,19 +71,20 @@ def _heads(track: str) -> list[Arm]:
 
 SEEN, SUPERVISED, MINED = Arm("seen"), Arm("supervised", labels="all"), "mined"
 # without pretraining: what sentences of reports add
-BESIDE = {"film, sentences": "film, findings", "bilinear, sentences": "bilinear, findings"}
-CONTROLLED, SHUFFLED, RANDOM = "pair, reports", "shuffled", "random texts"  # the controls have the first one's head
+BESIDE = {"film, sentences": "film, findings", "bilinear, reports": "bilinear, findings"}
+CONTROLLED, SHUFFLED, RANDOM = "bilinear, reports", "shuffled", "random texts"  # the controls have the first one's head
 ARMS = [
     SEEN,
     SUPERVISED,
     *_heads("reports"),
     *_heads("scrubbed"),
     Arm(MINED, "mined", "pair", "question", "clip", "G"),
-    Arm(SHUFFLED, "reports", "pair", "question", "clip", "G", reports="shuffled"),
-    Arm(RANDOM, "reports", "pair", "question", "clip", "G", random=True),
+    Arm(SHUFFLED, "reports", "bilinear", "phrases", reports="shuffled", objective="zero_shot_stated"),
+    Arm(RANDOM, "reports", "bilinear", "phrases", random=True),
     Arm("film, sentences", "reports", "film", "phrases", team="I", objective="zero_shot_stated_grounding"),
     Arm("film, findings", "scrubbed", "film", "phrases", team="I", objective="zero_shot_grounding"),
-    Arm("bilinear, sentences", "reports", "bilinear", "phrases", objective="zero_shot_stated"),
+    Arm("bilinear, reports", "reports", "bilinear", "phrases", objective="zero_shot_stated"),
+    Arm("bilinear, scrubbed", "scrubbed", "bilinear", "phrases", objective="zero_shot_stated"),
     Arm("bilinear, findings", "scrubbed", "bilinear", "phrases"),
 ]
 

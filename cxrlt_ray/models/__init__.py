@@ -30,9 +30,10 @@ from cxrlt_ray.models.classifier import Classifier, check, filled
 from cxrlt_ray.models.cost import feature_shape, flops, share_of_layers, size
 from cxrlt_ray.models.factory import build, check_weights
 from cxrlt_ray.models.spec import ModelSpec, TrainedPart
-from cxrlt_ray.models.text_heads import FiLM, Pair, QueryDecoder, Similarity
+from cxrlt_ray.models.text_heads import Bilinear, FiLM, Pair, QueryDecoder, Similarity
 
 __all__ = [
+    "Bilinear",
     "Classifier",
     "FiLM",
     "ModelSpec",

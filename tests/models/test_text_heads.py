@@ -11,7 +11,20 @@ import torch
 from torch import nn
 
 from cxrlt_ray.errors import UsageError
-from cxrlt_ray.models import FiLM, ModelSpec, Pair, QueryDecoder, Similarity, asked, build, carry, load, save, size
+from cxrlt_ray.models import (
+    Bilinear,
+    FiLM,
+    ModelSpec,
+    Pair,
+    QueryDecoder,
+    Similarity,
+    asked,
+    build,
+    carry,
+    load,
+    save,
+    size,
+)
 from cxrlt_ray.models.asking import Both
 from cxrlt_ray.models.cost import feature_shape
 from cxrlt_ray.models.heads import HEADS
@@ -113,6 +126,21 @@ def test_cost_is_known_without_an_encoder(monkeypatch):
         assert size(spec, 41)[1] - numbers == 384 + 1
         other = dataclasses.replace(spec, head="ml_decoder" if HEADS[head].needs_map else "linear", text=None)
         assert feature_shape(spec) == feature_shape(other)
+
+
+# bilinear
+
+
+def test_bilinear_is_any_linear_classifier_where_texts_are_independent():
+    linear, texts, x = nn.Linear(12, 4).double(), rand(4, 6).double(), rand(5, 1, 12).double()
+    head = head_of("bilinear", texts).double()
+    units = nn.functional.normalize(texts, dim=1)
+    with torch.no_grad():
+        inverse = torch.linalg.pinv(units)  # [6, 4]: units @ inverse = 1
+        head.weigh.weight.copy_(inverse @ linear.weight)
+        head.weigh.bias.zero_()
+        head.bias.weight.copy_((inverse @ (linear.bias - head.BIAS)).unsqueeze(0))
+        torch.testing.assert_close(head(x), linear(x[:, 0]))
 
 
 # query_decoder
@@ -326,5 +354,10 @@ def test_a_stage_with_other_texts_takes_them_and_keeps_the_weights():
 
 
 def test_classes_are_those_that_are_registered():
-    classes = {"query_decoder": QueryDecoder, "pair": Pair, "film": FiLM, "similarity": Similarity}
-    assert {name: HEADS[name] for name in classes} == classes
+    classes = {
+        "bilinear": Bilinear,
+        "query_decoder": QueryDecoder,
+        "pair": Pair,
+        "film": FiLM,
+        "similarity": Similarity,
+    }

@@ -1,4 +1,4 @@
-"""Objective `stated_grounding`: which sentences are phrases, what they are true of, and its loss."""
+"""Objectives `stated` and `stated_grounding`: which sentences are phrases, what they are true of, and their losses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import write_images
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cxrlt_ray.models import ModelSpec, build
+from cxrlt_ray.models.asking import Both
+from cxrlt_ray.models.heads import HEADS
 from cxrlt_ray.objectives.registry import Evidence, ObjectiveSpec, find_objective
 from cxrlt_ray.objectives.stated_phrases import StatedPhrases
 from cxrlt_ray.objectives.terms.grounding import area_loss, phrase_loss
@@ -127,9 +130,9 @@ def objective(evidence, name="stated_grounding", **settings):
     return find_objective(name)(spec, TARGETS, None, evidence)
 
 
-def model():
+def model(head="film"):
     torch.manual_seed(0)
-    return build(ModelSpec("test_resnet", 64, pretrained=False, head="film", text="minilm"), FINDINGS)
+    return build(ModelSpec("test_resnet", 64, pretrained=False, head=head, text="minilm"), FINDINGS)
 
 
 IMAGES = torch.randint(0, 255, (5, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -150,6 +153,41 @@ def test_the_loss_is_grounding_over_findings_and_sentences(evidence):
     loss.backward()
     assert all(part.weight.grad.abs().sum() > 0 for part in (network.model.head.gamma, network.model.head.weigh))
     assert made.classifier(network) is network.model
+
+
+@pytest.mark.parametrize("head", find_objective("stated").needs.heads)
+def test_stated_adds_the_cross_entropy_of_sentences_for_any_head_that_reads_text(evidence, head):
+    made = objective(evidence, "stated", stated_weight=0.5)
+    network = made.network(model(head)).eval()
+    outputs = network(IMAGES, torch.arange(5))
+    asked = made.network(model(head)).eval().sentences(IMAGES, torch.arange(5))[0]
+    logits, labels = outputs.unbind(2)
+    assert labels[:, :2].unique().tolist() == [-1]
+    twin = Both(network.model, asked)
+    assert torch.allclose(logits, twin(IMAGES), atol=1e-5)
+    known = labels[:, 2:] >= 0
+    assert 0 < int((labels[:, 2:] == 1).sum()) < int(known.sum()) < known.numel()
+    apart = binary_cross_entropy_with_logits(logits[:, 2:][known], labels[:, 2:][known])
+    targets = torch.from_numpy(TARGETS).float()
+    plain = objective(evidence, "multilabel").loss(logits[:, :2], [(1.0, targets)])
+    loss = made.loss(outputs, [(1.0, targets)])
+    assert float(loss.detach()) == pytest.approx(float((plain + 0.5 * apart).detach()), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None for p in network.model.head.parameters())
+
+
+def test_stated_without_reports_is_multilabel():
+    made, targets = objective(Evidence(FINDINGS), "stated"), torch.from_numpy(TARGETS).float()
+    network = made.network(model("bilinear")).eval()
+    outputs = network(IMAGES, torch.arange(5))
+    plain = objective(Evidence(FINDINGS), "multilabel").loss(network.model(IMAGES), [(1.0, targets)])
+    assert outputs.shape == (5, 2, 2)
+    assert float(made.loss(outputs, [(1.0, targets)]).detach()) == pytest.approx(float(plain.detach()), rel=1e-6)
+
+
+def test_all_heads_that_can_be_asked_by_text_can_be_stated():
+    able = {name for name, head in HEADS.items() if head.needs_embeddings}
+    assert set(find_objective("stated").needs.heads) == able
 
 
 def test_a_sentence_is_answered_as_a_finding_of_that_text_would_be():
