@@ -11,6 +11,7 @@ import numpy as np
 from cxrlt_ray.labelling.labeller import Labeller
 from cxrlt_ray.labelling.rules import NEGATIVE, POSITIVE, UNCERTAIN
 from cxrlt_ray.objectives.registry import Evidence
+from cxrlt_ray.text.corpus_table import SECOND
 from cxrlt_ray.text.descriptions import own_labels
 
 if TYPE_CHECKING:
@@ -150,9 +151,9 @@ def _columns(evidence: Evidence, targets: np.ndarray) -> dict[str, int]:
 def _sentences(
     corpus: Corpus, study: int, labeller: Labeller
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-    """The sentences of a report that are phrases, and those that it is unsure of, with what they say of findings."""
+    """The sentences of a report in both wordings that are phrases, and those that doubt, with what they say."""
     phrases, doubted = {}, {}
-    for text, values in corpus.sentences(study):
+    for text, values in (*corpus.sentences(study), *corpus.sentences(study, SECOND)):
         if POSITIVE in values.values() or not (values or labeller.qualifies(text)):
             phrases[text] = values
         elif UNCERTAIN in values.values():

@@ -95,10 +95,10 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
         raise UsageError(
             f"--scrub: search space {space.name} reads no reports, so that nothing is scrubbed: leave it out."
         )
-    if request.reworded is not None and not any(stage.text_reworded for stage in reading):
+    if request.reworded is not None and not (any(s.text_reworded for s in reading) or space.heeds("rows")):
         raise UsageError(
-            f"--reworded: search space {space.name} has no objective that draws texts of reports (clip does), or "
-            "`text_reworded: 0`: leave it out."
+            f"--reworded: search space {space.name} has no objective that draws texts of reports (clip and stated do), "
+            "or `text_reworded: 0`: leave it out."
         )
     if request.track == MINED and lacking:
         raise UsageError(f"--track {MINED} mines labels from reports: give `--reports PATH`.")

@@ -60,12 +60,15 @@ def test_asked_findings_are_grounded_and_the_run_keeps_the_boxes_of_seen_ones(ra
     assert np.isfinite(predictions[list(SEEN)].to_numpy()).any()
 
 
-def test_sentences_of_reports_are_phrases_and_their_embeddings_are_kept(ray, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("objective", "head"), [("zero_shot_stated_grounding", "film"), ("zero_shot_stated", "bilinear")]
+)
+def test_sentences_of_reports_are_phrases_and_their_embeddings_are_kept(ray, tmp_path, objective, head):
     table = pd.read_csv(write_cohort(tmp_path / "data") / "labels.csv")
     said = [f"There is {'a' if row.Mass else 'no'} mass. Lungs are clear." for row in table.itertuples()]
     table.assign(text=said)[["study_id", "text"]].to_csv(tmp_path / "reports.csv", index=False)
     given = {"reports": str(tmp_path / "reports.csv"), "track": "reports"}
-    run = sweep.run(request(tmp_path, "zero_shot_stated_grounding", "film", **given))
+    run = sweep.run(request(tmp_path, objective, head, **given))
     (trial,) = run.trials()
     assert trial.state == "finished"
     assert np.isfinite(trial.predictions().to_numpy()).all()

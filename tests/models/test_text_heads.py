@@ -354,10 +354,6 @@ def test_a_stage_with_other_texts_takes_them_and_keeps_the_weights():
 
 
 def test_classes_are_those_that_are_registered():
-    classes = {
-        "bilinear": Bilinear,
-        "query_decoder": QueryDecoder,
-        "pair": Pair,
-        "film": FiLM,
-        "similarity": Similarity,
-    }
+    classes = {"bilinear": Bilinear, "film": FiLM, "pair": Pair, "similarity": Similarity}
+    assert {name: HEADS[name] for name in classes} == classes
+    assert HEADS["query_decoder"] is QueryDecoder

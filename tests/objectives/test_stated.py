@@ -103,6 +103,17 @@ def test_sentences_of_what_no_rule_knows_are_phrases_unless_they_deny_or_doubt(t
     assert not made.affirmed[made.own.of(0)].any()
 
 
+def test_sentences_of_a_second_wording_are_phrases_too(tmp_path):
+    manifest = write_images(tmp_path / "images", 2)
+    for name, texts in (("first", ["There is a mass.", "No mass."]), ("second", ["A mass is there.", ""])):
+        table = pd.DataFrame({"study_id": manifest.table["study_id"], "text": texts})
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    first, second = (str(tmp_path / f"{name}.csv") for name in ("first", "second"))
+    corpus, _ = build_corpus(first, manifest, Store(str(tmp_path)), second=second)
+    made = StatedPhrases.of(Evidence(FINDINGS, corpus, corpus.rows_of(manifest)), TARGETS[:2])
+    assert lists_of(made.own, made) == [{"There is a mass.", "A mass is there."}, set()]
+
+
 def test_reports_are_alike_by_the_cosine_of_their_sentences_doubted_ones_too(evidence):
     made, number = phrases(evidence)
     rows = {LEFT: (1.0, 0.0, 0.0), BOTH: (0.8, 0.6, 0.0), NODULE: (0.0, 1.0, 0.0), DOUBTED: (0.0, 2.0, 0.2)}

@@ -31,7 +31,7 @@ from cxrlt_ray.training.streams import Streams, drawn
 from cxrlt_ray.training.trial import train
 from cxrlt_ray.training.workers import Worker
 
-HEADS = {"location": "query_decoder", "grounding": "film", "stated_grounding": "film"}
+HEADS = {"location": "query_decoder", "grounding": "film", "stated_grounding": "film", "stated": "bilinear"}
 
 
 @pytest.fixture(scope="module")
