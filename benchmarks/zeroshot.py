@@ -29,7 +29,6 @@ from zeroshot_arms import (
     BESIDE,
     CONTROLLED,
     MINED,
-    RANDOM,
     SEEN,
     SHUFFLED,
     SUPERVISED,
@@ -181,7 +180,7 @@ def comparisons(by: By, arms: Sequence[Arm]) -> list[str]:
         scrubbed = arm.name.replace("reports", "scrubbed")
         others = (f"{arm.name}, {PERMUTED}", ILL, PROXY, CONSE, scrubbed)
         pairs += [(arm.name, other) for other in others if other != arm.name]
-    pairs += [(CONTROLLED, other) for other in (SHUFFLED, RANDOM, MINED)] + list(BESIDE.items())
+    pairs += [(CONTROLLED, other) for other in (SHUFFLED, MINED)] + list(BESIDE.items())
     rows = [["arm", "above", "lift, times", "seeds"], ["---"] * 4]
     for name, other in pairs:
         if both := sorted(set(by.get(name, {})) & set(by.get(other, {}))):

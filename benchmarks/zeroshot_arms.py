@@ -51,7 +51,7 @@ class Arm:
     @property
     def reads(self) -> bool:
         """Whether it learns from reports."""
-        return bool(self.stage) or self.objective in STATED
+        return bool(self.stage) or self.objective in STATED or self.track == "mined"
 
     @property
     def asks(self) -> bool:
@@ -71,21 +71,21 @@ def _heads(track: str) -> list[Arm]:
 
 SEEN, SUPERVISED, MINED = Arm("seen"), Arm("supervised", labels="all"), "mined"
 # without pretraining: what sentences of reports add
-BESIDE = {"film, sentences": "film, findings", "bilinear, reports": "bilinear, findings"}
-CONTROLLED, SHUFFLED, RANDOM = "bilinear, reports", "shuffled", "random texts"  # the controls have the first one's head
+CONTROLLED, FINDINGS, SHUFFLED, RANDOM = "bilinear, reports", "bilinear, findings", "shuffled", "random texts"
+BESIDE = {"film, sentences": "film, findings", CONTROLLED: FINDINGS, FINDINGS: RANDOM}
 ARMS = [
     SEEN,
     SUPERVISED,
     *_heads("reports"),
     *_heads("scrubbed"),
-    Arm(MINED, "mined", "pair", "question", "clip", "G"),
+    Arm(MINED, "mined", "bilinear", "phrases"),
     Arm(SHUFFLED, "reports", "bilinear", "phrases", reports="shuffled", objective="zero_shot_stated"),
-    Arm(RANDOM, "reports", "bilinear", "phrases", random=True),
+    Arm(RANDOM, "scrubbed", "bilinear", "phrases", random=True),
     Arm("film, sentences", "reports", "film", "phrases", team="I", objective="zero_shot_stated_grounding"),
     Arm("film, findings", "scrubbed", "film", "phrases", team="I", objective="zero_shot_grounding"),
-    Arm("bilinear, reports", "reports", "bilinear", "phrases", objective="zero_shot_stated"),
+    Arm(CONTROLLED, "reports", "bilinear", "phrases", objective="zero_shot_stated"),
     Arm("bilinear, scrubbed", "scrubbed", "bilinear", "phrases", objective="zero_shot_stated"),
-    Arm("bilinear, findings", "scrubbed", "bilinear", "phrases"),
+    Arm(FINDINGS, "scrubbed", "bilinear", "phrases"),
 ]
 
 

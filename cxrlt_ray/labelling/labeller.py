@@ -24,6 +24,7 @@ from cxrlt_ray.labelling.sentences import sentences
 CACHED = 100_000  # sentences that are kept
 VALUES = {"positive": POSITIVE, "uncertain": UNCERTAIN, "negative": NEGATIVE, "blank": None}
 QUALIFYING = ("negative", "uncertain", "blank")
+ORDINARY = "ordinary"
 
 
 class Span(NamedTuple):
@@ -68,6 +69,7 @@ class Labeller:
         self.rules = rules
         self._entries = list(_entries(rules))
         self._matcher = Matcher([entry.phrase for entry in self._entries])
+        self._ordinary = Matcher(rules.context.ordinary)
         self._cache: dict[str, tuple[Span, ...]] = {}
         self._cached = cached
 
@@ -93,10 +95,12 @@ class Labeller:
             known = self._cache[sentence] = tuple(self._mentions(sentence))
         return known
 
-    def qualifies(self, sentence: str) -> bool:
-        """Whether words in a sentence deny, doubt or set aside what it may mention, whatever that is."""
-        triggers = (self._entries[match.number].trigger for match in self._matcher.matches(words_of(sentence)))
-        return any(trigger is not None and trigger.means in QUALIFYING for trigger in triggers)
+    def qualifiers(self, sentence: str) -> frozenset[str]:
+        """What words in a sentence make of whatever it may mention: of QUALIFYING, or ORDINARY."""
+        words = words_of(sentence)
+        triggers = (self._entries[match.number].trigger for match in self._matcher.matches(words))
+        means = {trigger.means for trigger in triggers if trigger is not None and trigger.means in QUALIFYING}
+        return frozenset(means | {ORDINARY for _ in self._ordinary.matches(words)})
 
     def _spans(self, text: str, parts: Iterable[Section]) -> Iterator[Span]:
         number = 0

@@ -75,9 +75,13 @@ class Trigger(Config):
 
 
 class ContextRule(Config):
-    """context.yaml: triggers in groups, by a name that the evidence shows."""
+    """context.yaml: triggers in groups, by a name that the evidence shows.
+
+    ordinary: phrases of sentences that say that things are as they should be, or nothing of the image.
+    """
 
     triggers: dict[str, Trigger]
+    ordinary: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +131,8 @@ def load_rules(
         names = dict.fromkeys([*known, *_further()])
         raise UsageError(f"no rules for finding '{unknown[0]}': there are rules for {', '.join(names)}.")
     triggers = validate(ContextRule, read_yaml(context), context)
-    _check_phrases({name: trigger.phrases for name, trigger in triggers.triggers.items()}, context)
+    groups = {name: trigger.phrases for name, trigger in triggers.triggers.items()}
+    _check_phrases({**groups, "ordinary": triggers.ordinary}, context)
     every = tuple(by_name[name] for name in known)
     return Rules(every, tuple(dict.fromkeys(asked)), triggers, frozenset(blockers), hierarchy)
 

@@ -214,7 +214,7 @@ class Bilinear(TextHead):
         super().__init__(features, findings, spec, embeddings)
         self.pool = POOLS["avg" if spec.pool == OWN_POOL else spec.pool]()
         text = self.embeddings.shape[1]
-        self.weigh, self.bias = nn.Linear(features, text), nn.Linear(text, 1)
+        self.weigh, self.bias = nn.Linear(features, text, bias=False), nn.Linear(text, 1)
         nn.init.zeros_(self.bias.weight)
         nn.init.constant_(self.bias.bias, self.BIAS)
         self.drop = nn.Dropout(spec.drop_rate)

@@ -28,13 +28,13 @@ PHRASES, ALIKE = Setting(4, *COUNT), Setting(1.5)  # sentences an image; standar
 class Stated(MultiLabel):
     """The multi-label loss over findings + stated_weight times the cross-entropy over sentences of reports.
 
-    Of each image's report stated_phrases sentences are drawn that affirm something; every sentence of the batch is
-    asked of every image, as a finding of that text would be. It is true of the images of its report and false where a
-    label contradicts it. One that affirms no finding with labels, as of findings that are asked for by text alone, is
-    false of images whose reports say nothing like it: no sentence with a cosine that is stated_alike standard
-    deviations above that of any two. Else it has no loss (stated_phrases.py). Embeddings are of the head's own text
-    encoder, computed once and kept beside the shards. Without reports it is `multilabel`. A flipped image does not fit
-    a sentence that says left: take `flip: 0`.
+    Of each image's report stated_phrases sentences are drawn that affirm something; every sentence of a worker's batch
+    is asked of each of its images, as a finding of that text would be. It is true of the images of its report and false
+    where a label contradicts it. One that affirms no finding that an image has a label of, such as those that are asked
+    for by text alone, is false of it if its report says nothing like it: no sentence with a cosine that is stated_alike
+    standard deviations above that of any two. Else it has no loss (stated_phrases.py). Embeddings are of the head's own
+    text encoder, computed once and kept beside the shards. Without reports it is `multilabel`. A flipped image does not
+    fit a sentence that says left: take `flip: 0`.
     """
 
     needs = replace(READS, heads=("bilinear", "film", "pair", "query_decoder", "query_text", "similarity"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,8 +62,8 @@ class StatedPhrases:
     def of(cls, evidence: Evidence, targets: np.ndarray) -> StatedPhrases:
         """Of the reports in `evidence`, on images with labels int8 [N, C]; none without reports.
 
-        A phrase affirms a finding, with labels or without; or it is of none that the rules know, and nothing in it
-        denies or doubts.
+        A phrase affirms a finding, with labels or without; or the rules know none in it, and nothing in it denies,
+        doubts, or says that things are as they should be. Reports in other languages are as good as none.
         """
         numbers: dict[str, int] = {}
         stated: list[np.ndarray] = []
@@ -70,10 +71,12 @@ class StatedPhrases:
         said: dict[int, list[int]] = {-1: []}
         report = np.full(len(targets), -1)
         if evidence.corpus is not None and evidence.report is not None:
-            report, column = evidence.report, _columns(evidence, targets)
-            labeller = Labeller(evidence.corpus.about.rule_set.load())
-            for study in np.unique(report[report >= 0]).tolist():
-                phrases, doubted = _sentences(evidence.corpus, study, labeller)
+            column = _columns(evidence, targets)
+            readable = (evidence.report >= 0) & ~np.append(evidence.corpus.foreign, False)[evidence.report]
+            report = np.where(readable, evidence.report, -1)
+            qualifiers = cache(Labeller(evidence.corpus.about.rule_set.load()).qualifiers)
+            for study in np.unique(report[readable]).tolist():
+                phrases, doubted = _sentences(evidence.corpus, study, qualifiers)
                 for text, values in {**doubted, **phrases}.items():
                     if numbers.setdefault(text, len(numbers)) == len(stated):
                         stated.append(_meanings(values, column, targets.shape[1]))
@@ -97,14 +100,14 @@ class StatedPhrases:
         """int8 [B, K]: 1 where phrase k is true of image b, 0 where it is false, -1 where that is not known.
 
         targets: labels int8 [B, C] of images `rows`. alike: of `alike`. True: its own report says so. False: it affirms
-        a finding that the image does not have, or denies one that it has, by its labels; or it affirms no finding with
-        labels, and the image's report says nothing like it. Where its own report contradicts its labels, and where
-        another report's sentence may fit it as well, it is not known.
+        a finding that the image does not have, or denies one that it has, by its labels; or it affirms none that the
+        image has a label of, and the image's report says nothing like it. Where its own report contradicts its labels,
+        and where another report's sentence may fit it as well, it is not known.
         """
         own = np.stack([np.isin(phrases, self.own.of(row)) for row in rows])
-        absent, present = ((targets == value).astype(np.float32) for value in (0, 1))
+        absent, present, labelled = (one.astype(np.float32) for one in (targets == 0, targets == 1, targets >= 0))
         false = absent @ self.affirmed[phrases].T + present @ self.denied[phrases].T > 0
-        unlabelled = ~self.affirmed[phrases].any(axis=1)
+        unlabelled = labelled @ self.affirmed[phrases].T == 0
         false |= unlabelled & self.reported[rows][:, None] & ~alike & ~own
         return np.where(own & ~false, 1, np.where(false & ~own, 0, -1)).astype(np.int8)
 
@@ -149,14 +152,14 @@ def _columns(evidence: Evidence, targets: np.ndarray) -> dict[str, int]:
 
 
 def _sentences(
-    corpus: Corpus, study: int, labeller: Labeller
+    corpus: Corpus, study: int, qualifiers: Callable[[str], frozenset[str]]
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
     """The sentences of a report in both wordings that are phrases, and those that doubt, with what they say."""
     phrases, doubted = {}, {}
     for text, values in (*corpus.sentences(study), *corpus.sentences(study, SECOND)):
-        if POSITIVE in values.values() or not (values or labeller.qualifies(text)):
+        if POSITIVE in values.values() or not (values or qualifiers(text)):
             phrases[text] = values
-        elif UNCERTAIN in values.values():
+        elif UNCERTAIN in values.values() or "uncertain" in qualifiers(text):
             doubted[text] = values
     return phrases, doubted
 

@@ -77,12 +77,12 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
     lacking = request.reports is None and request.data is not None and not request.resume
     if request.reports is not None and not able and request.track != MINED:
         raise UsageError(
-            f"--reports: search space {space.name} has no objective that reads texts (clip and location do)."
+            f"--reports: search space {space.name} has no objective that reads texts (clip, stated and location do)."
         )
     if request.track == REPORTS and not able:
         raise UsageError(
-            f"--track {REPORTS}: search space {space.name} has no objective that reads texts (clip does): the track is "
-            f"{SCRUBBED}."
+            f"--track {REPORTS}: search space {space.name} has no objective that reads texts (clip and stated do): the "
+            f"track is {SCRUBBED}."
         )
     if request.track == OUTSIDE_LABELS and space.cohorts() == {MAIN}:
         raise UsageError(
@@ -91,7 +91,10 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
         )
     if request.track == REPORTS and not reading and lacking:
         raise UsageError(f"--track {REPORTS} learns from reports: give `--reports PATH`.")
-    if request.scrub is not None and not (reading or (heeding and not lacking)):
+    if able and lacking and (request.scrub is not None or request.reworded is not None):
+        option = "--scrub" if request.scrub is not None else "--reworded"
+        raise UsageError(f"{option} is of the reports that a run reads: give `--reports PATH`.")
+    if request.scrub is not None and not able:
         raise UsageError(
             f"--scrub: search space {space.name} reads no reports, so that nothing is scrubbed: leave it out."
         )
@@ -107,6 +110,8 @@ def check_reports(request: SweepRequest, space: Space) -> bool:
             f"search space {space.name} has objective {reading[0].objective}, which needs reports: give `--reports "
             "PATH`."
         )
+    if heeding and lacking and not reading:
+        print(f"No --reports: search space {space.name} learns from labels alone")
     return bool(reading) or (heeding and (request.reports is not None or not request.data))
 
 

@@ -60,8 +60,13 @@ def provenance_of_descriptions(path: str | None) -> str | None:
 
 
 def trial_encoders(space: Space) -> list[TextSpec]:
-    """The text encoders that the space's trials load: those of objectives that read texts."""
-    return list(dict.fromkeys(stage.objective_spec().text_spec() for stage in space.reading()))
+    """The text encoders that the space's trials load: those of objectives that read texts, sentences or places."""
+    from cxrlt_ray.objectives.registry import find_objective
+    from cxrlt_ray.text.encoder_spec import TextSpec
+
+    stages = [(stage, find_objective(stage.objective).needs) for c in space.kinds() for stage in c.staged()]
+    read = [stage.objective_spec().text_spec() for stage, needs in stages if needs.texts]
+    return list(dict.fromkeys([*read, *(TextSpec(str(s.text)) for s, needs in stages if needs.places or needs.rows)]))
 
 
 def all_encoders(space: Space) -> list[TextSpec]:

@@ -94,6 +94,11 @@ class Corpus:
         return pd.Index(self._ids.take(pa.array(self._first)).to_pandas().astype("str"), name="study_id")
 
     @property
+    def foreign(self) -> np.ndarray:
+        """Which studies' reports are not in English: they state nothing that is read. Bool [S]."""
+        return self._flags("foreign")[self._first]
+
+    @property
     def has_second(self) -> np.ndarray:
         """Which studies have a second wording, bool [S]."""
         return self._row_of[SECOND] >= 0
@@ -157,8 +162,8 @@ class Corpus:
         values: dict[int, dict[str, int]] = {}
         for sentence, finding, value in zip(*columns, strict=True):
             values.setdefault(sentence, {})[self.about.findings[finding]] = value
-        places = KINDS["sentence"](self, at)
-        return [(self._masked(at, *place), values.get(k, {})) for k, place in enumerate(places)]
+        text_at = self._masker(at)
+        return [(text_at(*place), values.get(k, {})) for k, place in enumerate(KINDS["sentence"](self, at))]
 
     def scrubbed(
         self,
@@ -269,11 +274,15 @@ class Corpus:
 
     def _masked(self, at: int, begin: int, end: int, shown: Sequence[bool] | None = None) -> str:
         """text[begin:end] of a row of the table. shown: the meta fields [F] that are not masked."""
+        return self._masker(at, shown)(begin, end)
+
+    def _masker(self, at: int, shown: Sequence[bool] | None = None) -> Callable[[int, int], str]:
+        """`_masked` of one row, which is read once."""
         columns = (self._list(f"meta_{name}", at).tolist() for name in ("begin", "end", "field"))
         spans = [MetaSpan(*place) for place in zip(*columns, strict=True)]
-        fields = self.about.fields
-        return masked(
-            self._texts[at].as_py(), begin, end, spans, lambda k: None if shown and shown[k] else fields[k].mask
+        text, fields = self._texts[at].as_py(), self.about.fields
+        return lambda begin, end: masked(
+            text, begin, end, spans, lambda k: None if shown and shown[k] else fields[k].mask
         )
 
     def _drawn(self, study: int, places_of: Places, seed: int, epoch: int, mask: float, second: float) -> str:

@@ -138,7 +138,6 @@ def test_bilinear_is_any_linear_classifier_where_texts_are_independent():
     with torch.no_grad():
         inverse = torch.linalg.pinv(units)  # [6, 4]: units @ inverse = 1
         head.weigh.weight.copy_(inverse @ linear.weight)
-        head.weigh.bias.zero_()
         head.bias.weight.copy_((inverse @ (linear.bias - head.BIAS)).unsqueeze(0))
         torch.testing.assert_close(head(x), linear(x[:, 0]))
 

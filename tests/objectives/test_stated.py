@@ -73,7 +73,7 @@ def test_a_phrase_is_true_by_a_report_false_by_labels_and_else_not_known(evidenc
         [1, 0, -1],  # its own; it has no nodule; its mass may be described by the third as well
         [-1, 1, -1],  # its report says the third, its label of Nodule is 1: they contradict each other
         [0, 0, 0],
-        [1, -1, -1],  # without labels only its own report is known
+        [1, 0, 0],  # without labels only reports are known: its own says nothing like the others
         [0, -1, 0],  # without report only its labels are
     ]
     turned = made.labels(np.array([3, 0]), TARGETS[[3, 0]], asked[::-1], NOTHING_ALIKE[:2])
@@ -93,13 +93,16 @@ def test_a_sentence_on_a_finding_without_labels_is_false_where_a_report_says_not
 
 def test_sentences_of_what_no_rule_knows_are_phrases_unless_they_deny_or_doubt(tmp_path):
     manifest = write_images(tmp_path / "images", 2)
-    texts = ["The vertebrae wind from side to side. Wires stand out. Possible mass.", "The vertebrae do not wind."]
+    texts = [
+        "The vertebrae wind from side to side. Wires stand out. Possible mass. Possible S-shaped spine.",
+        "The vertebrae do not wind. The bones are intact. The abdomen is unremarkable. As above.",
+    ]
     table = pd.DataFrame({"study_id": manifest.table["study_id"], "text": texts})
     table.to_csv(tmp_path / "reports.csv", index=False)
     corpus, _ = build_corpus(str(tmp_path / "reports.csv"), manifest, Store(str(tmp_path)))
     made = StatedPhrases.of(Evidence(FINDINGS, corpus, corpus.rows_of(manifest)), TARGETS[:2])
     assert lists_of(made.own, made) == [{"The vertebrae wind from side to side.", "Wires stand out."}, set()]
-    assert lists_of(made.said, made)[0] - lists_of(made.own, made)[0] == {"Possible mass."}
+    assert lists_of(made.said, made)[0] - lists_of(made.own, made)[0] == {"Possible mass.", "Possible S-shaped spine."}
     assert not made.affirmed[made.own.of(0)].any()
 
 
@@ -112,6 +115,16 @@ def test_sentences_of_a_second_wording_are_phrases_too(tmp_path):
     corpus, _ = build_corpus(first, manifest, Store(str(tmp_path)), second=second)
     made = StatedPhrases.of(Evidence(FINDINGS, corpus, corpus.rows_of(manifest)), TARGETS[:2])
     assert lists_of(made.own, made) == [{"There is a mass.", "A mass is there."}, set()]
+
+
+def test_reports_in_other_languages_state_nothing(tmp_path):
+    manifest = write_images(tmp_path / "images", 1)
+    text = "Kein Pleuraerguss. Das Herz ist vergroessert und die Lunge ist nicht frei, sondern gestaut."
+    pd.DataFrame({"study_id": manifest.table["study_id"], "text": [text]}).to_csv(tmp_path / "reports.csv", index=False)
+    corpus, _ = build_corpus(str(tmp_path / "reports.csv"), manifest, Store(str(tmp_path)))
+    assert corpus.foreign.tolist() == [True]
+    made = StatedPhrases.of(Evidence(FINDINGS, corpus, corpus.rows_of(manifest)), TARGETS[:1])
+    assert (len(made.texts), made.reported.tolist()) == (0, [False])
 
 
 def test_reports_are_alike_by_the_cosine_of_their_sentences_doubted_ones_too(evidence):
@@ -227,7 +240,7 @@ def test_without_reports_it_is_grounding():
     [
         ({"text": None, "queries": "q.npz"}, "reads sentences of reports: give it a text encoder"),
         ({"queries": "q.npz"}, "by one text encoder"),
-        ({"mix": "cutmix"}, "looks at where a finding is"),
+        ({"mix": "cutmix"}, "asks an image for sentences of reports"),
         ({"compile": "on"}, "draws its sentences at random"),
         ({"objective_settings": {"grounding_phrases": 0}}, "grounding_phrases is 0, but must be a whole number from 1"),
     ],
