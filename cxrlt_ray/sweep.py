@@ -349,6 +349,11 @@ def _finish(request: SweepRequest, run: Run, reason: str) -> None:
         raise CxrltError(f"stopped {stopped}; continue with `{resume_command(run, request.storage, request)}`")
     if not ended:
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
+    if again := sum(not has_ended(trial) for trial in trials):
+        print(
+            f"{counted(again, 'trial')} failed by no fault of their own: "
+            f"`{resume_command(run, request.storage, request)}` goes on with them"
+        )
 
 
 def _say_next(request: SweepRequest, run: Run) -> None:

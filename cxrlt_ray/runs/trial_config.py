@@ -196,9 +196,7 @@ class TrialConfig(Config):
         if needs.heads and self.head not in needs.heads:
             return f"looks into head {' or '.join(needs.heads)}, not {self.head}: take `head: {needs.heads[0]}`"
         if needs.single and (self.fusion != "none" or self.mix != "none"):
-            what = (
-                "asks an image for sentences of reports" if needs.rows else "looks at where a finding is in an image"
-            )
+            what = "asks an image for sentences of reports" if needs.rows else "looks at where a finding is in an image"
             return f"{what}: leave fusion and mix at none"
         what = "texts of places" if needs.places else "sentences of reports"
         if (needs.places or needs.rows) and self.text is None:

@@ -34,16 +34,18 @@ class ResumableASHA(ForgetfulScheduler, ASHAScheduler):
     """ASHA that knows trials by the names they have in the store, and can be told what they had reported."""
 
     def recall(self, trials: list[Trial], metric: Metric = VAL_MAP) -> list[int]:
-        """Record the epochs of a run's trials; the numbers of those that run which it would have stopped by now."""
+        """Record the epochs of a run's trials; the numbers of those that run which it would have stopped at their last.
+
+        A trial that went on after an epoch had passed its rung, among the trials that were there by then.
+        """
         sign = 1.0 if metric.mode == "max" else -1.0
         stopped = []
         for trial in trials:
-            decisions = [
-                ray_private.asha_decision(self, trial.name, epoch, sign * score)
-                for epoch, score in learning_curve(trial)
-                if epoch < ray_private.asha_max_epochs(self) and score == score
-            ]
-            if TrialScheduler.STOP in decisions and trial.state == RUNNING and trial.record.retraining is None:
+            decision = None
+            for epoch, score in learning_curve(trial):
+                known = epoch < ray_private.asha_max_epochs(self) and score == score
+                decision = ray_private.asha_decision(self, trial.name, epoch, sign * score) if known else None
+            if decision == TrialScheduler.STOP and trial.state == RUNNING and trial.record.retraining is None:
                 stopped.append(trial_number(trial))
         return stopped
 

@@ -41,6 +41,7 @@ MADE = "made"  # a study's attribute: when its run was
 COPYING = 0.02  # of a sweep's time, to copy its study: what a copy lacks is made again from the trials
 STARTUP = 4  # trials that are drawn at random before TPE begins
 FAULTS = (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError)  # of a database, or what is in it
+UNREACHED = (SQLAlchemyError, optuna.exceptions.StorageInternalError)  # of a database that may answer again
 ENDED = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 
@@ -83,6 +84,8 @@ class OptunaStudy:
     def settle(self, number: int, error: bool = False, cut: bool = False) -> str:
         """Write a trial's last state to the store, then to the study; returns it. error, cut: see `settle_trial`."""
         trial = settle_trial(self.run, number, error, cut)
+        if number in self._waiting:  # it was cut off, and does not go on
+            self._waiting.remove(number)
         if self.study.get_trials(deepcopy=False)[number].state.is_finished():
             return trial.state
         if not self.costs:
@@ -213,7 +216,7 @@ class OptunaStudy:
         values = self._values(trial) if trial and state == TrialState.COMPLETE else None
         curve = dict(_known_curve(trial)) if trial and not self.costs else {}
         if trial and state == TrialState.PRUNED and not self.costs:
-            values = [trial.score]
+            values = [trial.score if trial.score == trial.score else list(curve.values())[-1]]
         return FrozenTrial(
             number=0,
             trial_id=0,
@@ -266,10 +269,14 @@ def _known_curve(trial: Trial) -> Iterator[tuple[int, float]]:
 
 
 def _optuna_state(trial: Trial) -> TrialState:
-    """Optuna's name for a trial's state; one without a score failed, whatever its record says."""
+    """Optuna's name for a trial's state; one of which no score is known failed, whatever its record says.
+
+    One that was pruned in its first fold has no score of all folds, but those of its epochs.
+    """
     if trial.state == RUNNING:
         return TrialState.RUNNING
-    return TrialState.FAIL if trial.score != trial.score else ENDED[trial.state]
+    known = trial.score == trial.score or (trial.state == PRUNED and any(_known_curve(trial)))
+    return ENDED[trial.state] if known else TrialState.FAIL
 
 
 def sqlite_storage(file: Path) -> optuna.storages.RDBStorage:

@@ -6,6 +6,7 @@ operations and what the device reaches (SPEEDS), scaled to what was measured on 
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Iterable
@@ -190,6 +191,9 @@ def probe(configs: Iterable[TrialConfig], findings: int, threads: int, gpu: bool
     stages.sort(key=lambda stage: not stage.frozen_backbone)  # where there are both, of the backbone that is trained
     kinds = {(stage.backbone, stage.resolution): stage for stage in stages}
     rates = {kind: measure(config, findings, device, seconds / len(kinds)) for kind, config in kinds.items()}
+    if device.type == "cuda":  # the sweep's own process has no use for it any more, trials have
+        gc.collect()
+        torch.cuda.empty_cache()
     return Probe(devices.label(device, threads), rates)
 
 

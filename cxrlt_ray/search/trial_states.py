@@ -40,16 +40,18 @@ def trial_seed(trials: Iterable[Trial], number: int, seed: int) -> tuple[int, st
 def settle_trial(run: Run, number: int, error: bool = False, cut: bool = False) -> Trial:
     """Write the last state of a trial that Tune has ended to its record, with the reasons of its retries.
 
-    error: it ended by a fault. cut: a time budget ended it: what it has stands as if it had been pruned, unless it has
-    all its epochs and only test-time augmentation is missing.
+    error: it ended by a fault. cut: a time budget ended it: what it has stands as if it had been pruned, unless nothing
+    but test-time augmentation or, with folds, a refit is missing.
     """
     trial = run.trial(trial_name(number))
     record = trial.record.model_copy(update={"retries": retries_of(trial)})
     if by_sweep := record.state == RUNNING:
         judged = bool(record.epochs_of()) and not error
         # Tune stops a trial at its last report, before the trial writes its own last state
-        whole = judged and (has_all_epochs if cut else has_no_more_to_do)(trial, run.record.models)
+        whole = judged and (is_whole if cut else has_no_more_to_do)(trial, run.record.models)
         record.state = FINISHED if whole else PRUNED if judged else FAILED
+        if whole and cut and record.config is not None and record.config.refit:
+            record.reason = "the time budget ended before its refit"
     if record.state == FAILED and record.reason is None:
         record.reason = record.retries[-1].reason if record.retries else "it was stopped before an epoch was done"
     if by_sweep:  # its process may be in an epoch still
@@ -106,6 +108,11 @@ def has_no_more_to_do(trial: Trial, models: int) -> bool:
     """
     config = trial.record.config
     return config is not None and config.tta == "none" and has_all_epochs(trial, models)
+
+
+def is_whole(trial: Trial, models: int) -> bool:
+    """Whether a trial that was cut has the predictions that its epochs are for: of all folds, or of its last epoch."""
+    return trial.record.score is not None if models > 1 else has_all_epochs(trial, models)
 
 
 def has_all_epochs(trial: Trial, models: int) -> bool:

@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
 from ray import tune
 from ray.tune.search import Searcher
-from sqlalchemy.exc import SQLAlchemyError
 
 from cxrlt_ray import output
 from cxrlt_ray.cluster import ray_private
@@ -33,7 +33,7 @@ from cxrlt_ray.runs.records import FAILED, RUNNING
 from cxrlt_ray.runs.store import Run, Trial, drop_checkpoints, keep_index
 from cxrlt_ray.search.asha import scheduler_of
 from cxrlt_ray.search.disk import DiskRoom
-from cxrlt_ray.search.optuna_study import OptunaStudy
+from cxrlt_ray.search.optuna_study import UNREACHED, OptunaStudy
 from cxrlt_ray.search.pacing import SHORTEST, Pace
 from cxrlt_ray.search.progress import Progress
 from cxrlt_ray.search.resources import Resources
@@ -112,7 +112,7 @@ def tune_trials(search: Search) -> str:
     optuna_study = OptunaStudy(run, space, search.seed, search.database, metric)
     scheduler, stopped = scheduler_of(space, _longest(search) + _reports_after_training(search), run, metric)
     for number in stopped:
-        optuna_study.settle(number)
+        patiently(partial(optuna_study.settle, number), also=UNREACHED)
     missing = missing_trials(run, search.trials)
     stop, deadline = StopRequest(), search.deadline
     watchdog = Watchdog(run, policy.hung_after, DATA_CPUS if search.job.ingest.engine == RAY else 0.0)
@@ -163,7 +163,7 @@ def tune_trials(search: Search) -> str:
     if deadline is not None and time.monotonic() >= deadline:
         for trial in run.trials():  # they stand where ASHA would have left them
             if trial.state == RUNNING:
-                optuna_study.settle(trial_number(trial), cut=True)
+                patiently(partial(optuna_study.settle, trial_number(trial), cut=True), also=UNREACHED)
         with suppress(CxrltError):
             optuna_study.copy()
         return ""
@@ -334,7 +334,7 @@ class StudySearcher(Searcher):
     def _with_patience(self, act: Callable[[], Result]) -> Result | None:
         """What `act` returns; where the storage does not heal, None, and the sweep ends."""
         try:
-            return patiently(act, also=(SQLAlchemyError,))
+            return patiently(act, also=UNREACHED)
         except CxrltError as error:
             self.fault = self.fault or error
             self.stop.begin_no_more(str(error))

@@ -37,7 +37,8 @@ def patiently(
         except (NotThere, UsageError):
             raise
         except failures as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            within = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)  # a database's own words
+            reason = str(within or error).strip().splitlines()[0]
             if time.monotonic() > until:
                 raise CxrltError(reason) from None
             if not announced:

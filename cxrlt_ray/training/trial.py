@@ -111,6 +111,7 @@ def _run(trial: TrialContext) -> int | None:
         return None
     if trial.predicts:
         record.score = trial.keep_predictions()
+        trial.update()  # what follows may be cut off
     elif trial.folds > 1:
         bests = [record.best_of(fold, record.stage).score for fold in range(trial.folds)]
         record.score = float(np.mean([score for score in bests if score is not None]))

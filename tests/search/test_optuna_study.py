@@ -30,6 +30,7 @@ from cxrlt_ray.search.stop import StopRequest
 from cxrlt_ray.search.trial_states import note_retry, reopen_trial, settle_trial, trial_name
 from cxrlt_ray.search.tuner import FaultPolicy, StudySearcher, _longest
 from cxrlt_ray.storage import Store
+from cxrlt_ray.storage.patience import patiently
 
 SPACE = """
 trials: 9
@@ -214,6 +215,71 @@ def test_asha_is_told_again_what_it_knew(run, space):
     trained(run, number, {**params, "lr": 90.0}, 1)  # far below the others: it would have been stopped
     asha = ResumableASHA("epoch", max_t=3, grace_period=1, reduction_factor=3)
     assert asha.recall(run.trials()) == [number]
+
+
+def test_asha_does_not_stop_a_trial_that_had_passed_its_rung(run, space):
+    """Which others had reported by then is not known any more: what a trial did after the rung is."""
+    searched(run, space, until=4)
+    number, params = OptunaStudy(run, space, 0).next()
+    trained(run, number, {**params, "lr": 90.0}, 2)
+    asha = ResumableASHA("epoch", max_t=3, grace_period=1, reduction_factor=3)
+    assert asha.recall(run.trials()) == []
+
+
+def test_a_trial_that_is_settled_while_it_waits_is_not_suggested_again(run, space):
+    searched(run, space, until=4)
+    first = OptunaStudy(run, space, 0)
+    numbers = [first.next()[0] for _ in range(2)]
+    trained(run, numbers[0], run.trial(trial_name(numbers[0])).record.params, 1)
+    study = OptunaStudy(run, space, 0)
+    assert study.settle(numbers[0]) == "pruned"
+    assert [study.next()[0] for _ in range(2)] == [numbers[1], numbers[1] + 1]
+
+
+def test_a_trial_pruned_in_its_first_fold_is_no_failure_to_the_sampler(tmp_path, space):
+    record = RECORD.model_copy(update={"folds": 3})
+    run = create_run(str(tmp_path / "runs"), record, write_images(tmp_path / "images", 8), {})
+    study = OptunaStudy(run, space, 0)
+    number, params = study.next()
+    trained(run, number, params, 1)
+    trial = run.trial(trial_name(number))
+    trial.write(trial.record.model_copy(update={"score": None}))
+    curve = [epoch.score for epoch in trial.record.epochs]
+    assert study.settle(number) == "pruned"
+    for again in (study.study, study._remade(optuna.storages.InMemoryStorage(), run.trials())):
+        (known, *_) = again.trials
+        assert (known.state, known.value) == (optuna.trial.TrialState.PRUNED, curve[-1])
+
+
+def test_a_database_that_fails_for_a_while_is_waited_for(capsys):
+    from sqlalchemy.exc import OperationalError
+
+    faults = iter([OperationalError("select", {}, Exception("the server is restarting"))])
+
+    def ask():
+        for fault in faults:
+            try:
+                raise fault
+            except OperationalError as within:
+                raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from within
+        return "answer"
+
+    assert patiently(ask, also=optuna_study.UNREACHED) == "answer"
+    assert "the server is restarting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("score", [None, 0.3])
+def test_a_trial_cut_after_its_last_fold_is_whole(tmp_path, space, score):
+    record = RECORD.model_copy(update={"folds": 3})
+    run = create_run(str(tmp_path / "runs"), record, write_images(tmp_path / "images", 8), {})
+    number, params = OptunaStudy(run, space, 0).next()
+    trained(run, number, params)
+    trial = run.trial(trial_name(number))
+    config = trial.record.config.model_copy(update={"refit": True})
+    trial.write(trial.record.model_copy(update={"score": score, "config": config}))
+    ended = settle_trial(run, number, cut=True)
+    assert ended.state == ("pruned" if score is None else "finished")
+    assert ended.record.reason == (None if score is None else "the time budget ended before its refit")
 
 
 @pytest.mark.parametrize(
