@@ -128,7 +128,7 @@ def _sweep(request: SweepRequest, existing: Run | None, name: str, deadline: flo
     reason = _train(request, search)
     own_run = with_all_trials(own_run)
     _keep_rates(planner, own_run, before)
-    _finish(request, own_run, reason)
+    _finish(own_run, reason, resume_command(own_run, request.storage, request, deadline))
     if not before:
         _compare(planner, forecast, own_run, time.monotonic() - started)
     _say_next(request, own_run)
@@ -327,15 +327,18 @@ def _train(request: SweepRequest, search: Search) -> str:
     except KeyboardInterrupt:
         reason = "by the second Ctrl-C"
     except CxrltError as error:
-        again = resume_command(run, request.storage, request)
+        again = resume_command(run, request.storage, request, search.deadline)
         raise CxrltError(f"{str(error).rstrip('.')}; when it is mended, continue with `{again}`") from None
     finally:
         forget_decoded()
     return reason
 
 
-def _finish(request: SweepRequest, run: Run, reason: str) -> None:
-    """Print the trials. Raises CxrltError if the sweep was stopped, or if no trial succeeded."""
+def _finish(run: Run, reason: str, going_on: str) -> None:
+    """Print the trials. Raises CxrltError if the sweep was stopped, or if no trial succeeded.
+
+    going_on: the command that continues the run.
+    """
     from cxrlt_ray.reporting.sweep import print_trials
 
     trials = run.trials()
@@ -346,14 +349,11 @@ def _finish(request: SweepRequest, run: Run, reason: str) -> None:
         begun = f", {running} more begun and saved" if running else ""
         so_far = f"with {ended} of {run.record.trials} trials done{begun}"
         stopped = f"{reason} {so_far}" if reason.startswith(("by", "before")) else f"{so_far}: {reason}"
-        raise CxrltError(f"stopped {stopped}; continue with `{resume_command(run, request.storage, request)}`")
+        raise CxrltError(f"stopped {stopped}; continue with `{going_on}`")
     if not ended:
         raise CxrltError(f"no trial of run {run.name} ended well; the table's notes say why.")
     if again := sum(not has_ended(trial) for trial in trials):
-        print(
-            f"{counted(again, 'trial')} failed by no fault of their own: "
-            f"`{resume_command(run, request.storage, request)}` goes on with them"
-        )
+        print(f"{counted(again, 'trial')} failed for no setting's fault: `{going_on}` tries again")
 
 
 def _say_next(request: SweepRequest, run: Run) -> None:

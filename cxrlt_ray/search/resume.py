@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -136,13 +137,18 @@ def claimed(run: Run) -> Iterator[None]:
         yield
 
 
-def resume_command(run: Run, storage: str, request: SweepRequest | None = None) -> str:
-    """The command that continues the run, where and how `request` was to run it."""
+def resume_command(run: Run, storage: str, request: SweepRequest | None = None, deadline: float | None = None) -> str:
+    """The command that continues the run, where and how `request` was to run it.
+
+    deadline: of a time budget, by time.monotonic(): the command has what is left of it, where that is a minute or more.
+    """
     words = [run.record.task_argument, "--resume", "--name", run.name, *_storage_option(storage)]
     for field in _HOW if request is not None else ():
         value = getattr(request, field)
         if value != SweepRequest.model_fields[field].default:
             words += [f"--{field.replace('_', '-')}", *([] if value is True else [str(value)])]
+    if deadline is not None and (minutes := int((deadline - time.monotonic()) / 60)) > 0:
+        words += ["--time-budget", f"{minutes}m"]
     return f"python -m cxrlt_ray.sweep {shlex.join(words)}"
 
 

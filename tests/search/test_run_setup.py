@@ -156,6 +156,14 @@ def test_the_command_that_goes_on_runs_where_and_how_the_sweep_did(tmp_path):
     assert all(given[f"--{name.replace('_', '-')}"] == str(value) for name, value in how.items())
 
 
+def test_the_command_that_goes_on_has_what_is_left_of_the_time_budget():
+    run = Run(Store("runs/mine"), RunRecord(name="mine", task=Task("auto", ("Mass",)), task_argument="auto"))
+    request = SweepRequest(task="auto", time_budget="8h")
+    for left, words in ((3 * 3600 + 30.0, ["--time-budget", "180m"]), (30.0, []), (-5.0, [])):
+        command = shlex.split(resume_command(run, "runs", request, time.monotonic() + left))
+        assert command[7:] == words
+
+
 def test_a_trial_beyond_those_planned_goes_on_after_its_sweep_was_killed(tmp_path):
     record = RunRecord(name="mine", task=Task("auto", ("Mass",)), task_argument="auto", trials=2)
     run = create_run(str(tmp_path / "runs"), record, write_images(tmp_path / "images", 8), {})
