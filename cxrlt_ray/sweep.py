@@ -250,7 +250,8 @@ def _pace(
 
     together, open_ended = planner.resources.max_concurrent, request.trials is None
     start = tuple(draw_trials(planner.space, len(planner.space.start), record.seed))
-    return Pace(deadline, planner.epoch_seconds(manifest), record.trials, longest, open_ended, together, start)
+    seconds = planner.epoch_seconds(manifest)
+    return Pace(deadline, seconds, record.trials, longest, open_ended, together, start, planner.folds)
 
 
 def _search(

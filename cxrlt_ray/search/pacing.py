@@ -43,6 +43,7 @@ class Pace:
     deadline: by `clock`. plan: seconds of each epoch of a trial, as planned. trials: how many were planned. longest:
     epochs that a trial has where there is time. open_ended: trials are begun as long as there is time, however many
     were planned. together: trials that run at a time. start: the space's start points, which are the first trials.
+    models: that a trial trains, on folds; an epoch is planned with all of them.
     """
 
     deadline: float
@@ -52,6 +53,7 @@ class Pace:
     open_ended: bool = False
     together: int = 1
     start: tuple[TrialConfig, ...] = ()
+    models: int = 1
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -120,7 +122,9 @@ class Pace:
             assert trial.record.config is not None
             if reads_features(trial.record.config):
                 continue
-            planned = sum(self.plan(trial.record.config)[: len(trial.record.epochs_of())])
+            count = len(trial.record.epochs_of())
+            share = len(trial.record.epochs) / max(self.models * count, 1)  # one that was pruned has its first fold
+            planned = share * sum(self.plan(trial.record.config)[:count])
             ratios.append(_seconds(trial) / max(planned, 1e-9))
         return statistics.median(ratios) if ratios else 1.0
 

@@ -63,6 +63,14 @@ def test_what_a_pruned_trial_took_is_compared_with_the_epochs_it_had():
     assert pace(100.0).correction([ended(60.0, "pruned", epochs=3)]) == pytest.approx(2.0)
 
 
+def test_a_trial_pruned_in_its_first_fold_took_the_time_of_one_model():
+    whole, pruned = ended(360.0), ended(20.0, "pruned", epochs=2)
+    whole.record.epochs += [epoch.model_copy(update={"fold": k}) for k in (1, 2) for epoch in whole.record.epochs]
+    for trial, ratio in ((whole, 360.0), (pruned, 60.0)):
+        planned = sum(pace(100.0).plan(trial.record.config)[: len(trial.record.epochs_of())])
+        assert replace(pace(100.0), models=3).correction([trial]) == pytest.approx(ratio / planned)
+
+
 def test_a_trial_that_was_begun_anew_says_nothing_of_speed():
     assert pace(100.0).correction([ended(9000.0, attempt=2)]) == 1.0
 
