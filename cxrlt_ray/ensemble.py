@@ -244,7 +244,8 @@ def _say_next(
     """Print the files written, the command that scores the submission, and the last line."""
     files = ["ensemble.json", "weights.csv", *made]
     lines = [f"Left in {store.uri}: {', '.join(files)}"]
-    if SUBMISSION in made:  # its run knows the images, labels and splits; the data, read anew, may give others
+    # its run knows the images, labels and splits; the data, read anew, may give others
+    if SUBMISSION in made and split in comparison.sets:
         other = "" if split == swept.task.scored_split else f" --split {split}"
         lines.append(f"Next: python -m cxrlt_ray.evaluate {shlex.quote(store.uri)}{other}")
     if pages:

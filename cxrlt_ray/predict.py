@@ -78,6 +78,9 @@ def run(request: PredictRequest) -> Predictions:
         _draw_maps(request, attention_maps(ensemble.trials[mapping], rows, names, shards, images.table), names)
     packed = ["submission.zip"] if request.zip else []
     left = ["predictions.parquet", "submission.csv", *packed, *(["asked.csv"] if names else [])]
+    for former in {"submission.zip", "asked.csv"} - set(left):  # of other images, under the same names
+        if store.exists(former):
+            store.delete(former)
     line = f"{len(ids):,} images scored by {len(ensemble.trials)} members: {request.out}/{', '.join(left)}"
     output.result(line, [f"{request.out}/{name}" for name in left], images=len(ids))
     return predictions

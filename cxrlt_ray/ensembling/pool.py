@@ -68,6 +68,8 @@ class Pool:
 def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = print) -> list[Trial]:
     """Trials that can be chosen: with validation predictions, and able to score `split` or having done so.
 
+    split: None where the data has no images of it: then those that can score new ones, if there are any.
+
     Pruned ones only if asked for, or where fewer than ENOUGH finished: chosen among, they cost an ensemble of what
     it finds on other subjects (benchmarks/search.py). Raises CxrltError where there is none.
     """
@@ -81,7 +83,9 @@ def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = pri
         return any(path.startswith(("fold-", f"{REFIT}/")) for path in files.get(trial.name, {}))
 
     judged = [trial for trial in run.trials() if trial.state in (FINISHED, PRUNED) and scores(trial, "val")]
-    able = [t for t in judged if split is None or has_checkpoint(t) or scores(t, split)]
+    able = [t for t in judged if has_checkpoint(t) or (split is not None and scores(t, split))]
+    if split is None and not able:
+        able = judged
     if len(able) < len(judged):
         say(f"Without checkpoints, which were dropped, and not chosen: {counted(len(judged) - len(able), 'trial')}")
     finished = [trial for trial in able if trial.state == FINISHED]

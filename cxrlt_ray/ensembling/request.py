@@ -44,6 +44,9 @@ OF_TABLES = {
     "out": "--out",
 }
 
+LEARNT = ("train", "val")  # whose images members learn, or are chosen on
+SCORED = tuple(split for split in SPLITS if split not in LEARNT)
+
 
 class EnsembleRequest(Config):
     """What is asked of `ensemble`: the options of the command, with their defaults.
@@ -135,8 +138,14 @@ class EnsembleRequest(Config):
             return f"{given[0]} goes with --from, the tables of predictions to choose from."
         if self.most is not None and self.most < 1:
             return f"--most is 1 or more trials to choose among, not {self.most}."
-        if self.split is not None and self.split not in (*SPLITS, "holdout"):
-            return f"--split is one of {', '.join(SPLITS)} and holdout, not '{self.split}'."
+        if self.split in LEARNT:
+            return (
+                f"--split {self.split}: members have learnt those images or were chosen on them, so that their scores "
+                "there are no forecast: take test or holdout. The cross-fitted scores of the validation images, by "
+                "weights that their subjects did not choose, are in every ensemble's predictions/val.parquet."
+            )
+        if self.split is not None and self.split not in (*SCORED, "holdout"):
+            return f"--split is one of {', '.join(SCORED)} and holdout, not '{self.split}'."
         return ""
 
 

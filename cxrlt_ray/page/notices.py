@@ -10,7 +10,7 @@ from cxrlt_ray import cli
 from cxrlt_ray.data.manifest import MAIN
 from cxrlt_ray.page.facts import Facts, public
 from cxrlt_ray.page.records import SectionFacts
-from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED
+from cxrlt_ray.runs.records import FAILED, FINISHED, PRUNED, TRANSDUCTIVE
 
 Level = Literal["bad", "warn", "note", "good"]
 ORDER: tuple[Level, ...] = ("bad", "warn", "note", "good")
@@ -29,7 +29,7 @@ class Notice(SectionFacts):
 
 def notices_of(facts: Facts) -> tuple[Notice, ...]:
     """All there is to know of the run, the gravest first."""
-    kinds = (_leaks, _copies, _contamination, _seen, _damage, _trials, _quarantine, _optimism, _faults)
+    kinds = (_transductive, _leaks, _copies, _contamination, _seen, _damage, _trials, _quarantine, _optimism, _faults)
     notices = [notice for kind in kinds for notice in kind(facts)]
     return tuple(sorted(notices, key=lambda notice: ORDER.index(notice.level)))
 
@@ -43,6 +43,11 @@ def shared_subjects(facts: Facts) -> dict[str, int]:
     names = sorted(splits)
     pairs = {f"{a} and {b}": len(splits[a] & splits[b]) for k, a in enumerate(names) for b in names[k + 1 :]}
     return {pair: count for pair, count in pairs.items() if count}
+
+
+def _transductive(facts: Facts) -> Iterator[Notice]:
+    if facts.run.record.transductive:
+        yield Notice(level="bad", title="Test images trained these models", text=TRANSDUCTIVE)
 
 
 def _leaks(facts: Facts) -> Iterator[Notice]:

@@ -53,7 +53,7 @@ def next_commands(run: Run, ensemble: StoredEnsemble | None, left: int) -> tuple
     folder = f"STORAGE/{run.name}/ensembles/{ensemble.record.name}"
     if ensemble.store.exists("submission.csv"):
         commands.append(Command(what="Score the submission by finding", command=_line("evaluate", [folder])))
-    if not ensemble.store.exists("explain.json"):
+    if not ensemble.store.exists("explain.json") and run.record.asking is None:
         what = "See what each member brings and what more trials are worth"
         commands.append(Command(what=what, command=ensemble_command(run, ensemble, "--explain")))
     words = ["--ensemble", f"{folder}/ensemble.json", "--data", "NEW_IMAGES"]

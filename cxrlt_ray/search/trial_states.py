@@ -11,6 +11,7 @@ from cxrlt_ray.runs.store import Run, Trial
 from cxrlt_ray.storage import Store
 from cxrlt_ray.training import resume
 
+PREDICTIONS = "predictions"
 RETRIES = "retries.json"  # beside a trial's record, until the trial ends
 
 
@@ -81,6 +82,8 @@ def reopen_trial(trial: Trial) -> None:
         changes["retraining"] = Retraining(state=state, curve=tuple(learning_curve(trial)))
         changes |= {"epochs": [], "score": None}
         resume.forget(trial.store)
+        for name in trial.store.list(PREDICTIONS):  # of the old weights, in whatever split
+            trial.store.delete(f"{PREDICTIONS}/{name}")
     verdict.withdraw(trial.store)
     trial.write(trial.record.model_copy(update=changes))
 

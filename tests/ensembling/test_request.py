@@ -87,8 +87,11 @@ def test_a_request_cannot_be_changed_and_has_no_other_options():
         request.zip = True
     with pytest.raises(ValueError, match="zipped"):
         EnsembleRequest(zipped=True)
-    with pytest.raises(UsageError, match="--split is one of train, val, test, development and holdout, not 'tets'"):
+    with pytest.raises(UsageError, match="--split is one of test, development and holdout, not 'tets'"):
         EnsembleRequest(split="tets")
+    for learnt in ("train", "val"):
+        with pytest.raises(UsageError, match=f"--split {learnt}: members have learnt those images .* no forecast"):
+            EnsembleRequest(split=learnt)
     with pytest.raises(UsageError, match="--most is 1 or more trials to choose among, not 0"):
         EnsembleRequest(most=0)
 

@@ -206,6 +206,15 @@ def test_a_trial_that_is_opened_again_is_suggested_again_under_its_number(run, s
     assert searched(run, space) == wanted
 
 
+def test_a_trial_that_is_trained_again_keeps_no_predictions_of_its_old_weights(run, space):
+    searched(run, space, until=2)
+    trial = run.trials()[1]
+    for split in ("val", "test", "test-tta"):
+        trial.store.write(f"predictions/{split}.parquet", b"scores")
+    reopen_trial(trial)
+    assert trial.store.list("predictions") == []
+
+
 def test_asha_is_told_again_what_it_knew(run, space):
     searched(run, space, until=4)
     asha = ResumableASHA("epoch", max_t=3, grace_period=1, reduction_factor=3)

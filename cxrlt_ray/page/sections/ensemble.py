@@ -13,6 +13,7 @@ from cxrlt_ray.page.facts import Facts, origin, public
 from cxrlt_ray.page.parts import Column, Figure, Part, Table, Texts
 from cxrlt_ray.page.records import Interval, SectionFacts
 from cxrlt_ray.page.sections.registry import register_section
+from cxrlt_ray.runs.ensemble_record import MemberRecord
 from cxrlt_ray.runs.predictions import augmented_name
 from cxrlt_ray.runs.store import Trial
 
@@ -100,8 +101,7 @@ def gather(facts: Facts) -> EnsembleFacts | str:
     names, correlation = _correlations(facts, [trials[m.trial] for m in heavy[:MOST] if m.trial in trials], augmented)
     likeness = _mean_likeness(names, correlation)
     members = [
-        _member(m.trial, sum(m.weights.values()) / len(findings), trials.get(m.trial), cost, likeness, why)
-        for m in heavy
+        _member(m, sum(m.weights.values()) / len(findings), trials.get(m.trial), cost, likeness, why) for m in heavy
     ]
     return EnsembleFacts(
         about=_about(facts),
@@ -116,6 +116,9 @@ def gather(facts: Facts) -> EnsembleFacts | str:
     )
 
 
+LEANS = {"global": "all findings'", "mean": "the mean of all", "sound": "the mean of the sound trials"}
+
+
 def _about(facts: Facts) -> str:
     assert facts.ensemble is not None
     record = facts.ensemble.record
@@ -123,7 +126,11 @@ def _about(facts: Facts) -> str:
     guard = record.chosen.guard if record.chosen else record.guard
     text = f"{record.name}: {len(record.members)} members, chosen by {chosen}, joined as {record.space}"
     if isinstance(guard, float) and guard > 0:
-        text += f"; a finding's own weights count against all findings' with a guard of {guard:g} positives"
+        text += (
+            f"; a finding's own weights count against {LEANS[record.lean]} with a guard of {guard:g} positive subjects"
+        )
+    if record.blend:
+        text += f"; the weights of {' and '.join(record.blend)} count as much"
     if record.joined_by != "none":
         text += f"; a study's images are joined by {record.joined_by}"
     return text + "."
@@ -144,14 +151,16 @@ def _explanation(facts: Facts) -> dict[str, Any]:
 
 
 def _member(
-    name: str,
+    member: MemberRecord,
     weight: float,
     trial: Trial | None,
     cost: dict[str, float],
     likeness: dict[str, float],
     why: dict[str, Any],
 ) -> Member:
-    config = trial.record.config if trial else None
+    name, config = member.trial, trial.record.config if trial else None
+    tta = trial.record.tta if trial and member.tta else None
+    gflops = None if name not in cost else cost[name] * (tta.augmentations if tta else 1)
     figures = why.get("members", {}).get(name, {})
     brings = {
         kind: Interval.model_validate(figures[kind]) for kind in ("alone", "marginal", "without") if kind in figures
@@ -163,7 +172,7 @@ def _member(
         loss=config.loss if config else "",
         weight=weight,
         score=trial.record.score if trial else None,
-        gflops=cost.get(name),
+        gflops=gflops,
         alike=likeness.get(name),
         **brings,
     )
