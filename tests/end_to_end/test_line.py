@@ -274,6 +274,17 @@ def test_pruned_trials_are_chosen_among_only_where_asked_for_or_too_few_finished
     assert names() == ["T0000", "T0001", "T0002"]
 
 
+def test_without_images_to_score_trials_that_can_score_new_ones_are_chosen(storage, tmp_path):
+    copy = tmp_path / "storage"
+    shutil.copytree(storage, copy)
+    trials = run_of(str(copy)).trials()
+    for trial, able in ((trials[0], ["T0001", "T0002"]), (trials[2], ["T0001"]), (trials[1], None)):
+        for folder in Path(trial.store.uri).glob("fold-*"):
+            shutil.rmtree(folder)
+        chosen = [trial.name for trial in candidates(run_of(str(copy)), None, pruned=True)]
+        assert chosen == (able or ["T0000", "T0001", "T0002"])  # where none is able, weights can still be made
+
+
 @pytest.mark.parametrize("select", ["mean", "best"])
 def test_other_selections_leave_ensembles_of_their_own(storage, chosen, select):
     ensemble.main(select=select, storage=storage, rounds=10, pruned=True)
@@ -298,7 +309,12 @@ def test_an_ensemble_of_another_kind_predicts_new_images_as_the_test_images(stor
     ensemble.main(select=str(path), storage=storage, rounds=10, pruned=True)
     folder = Path(storage) / "line" / "ensembles" / "mine"
     out = str(tmp_path / "out")
+    Path(out).mkdir()
+    for former in ("submission.zip", "asked.csv"):
+        (Path(out) / former).write_text("of other images")
     predict.main(str(folder / "ensemble.json"), phantom, split="test", storage=str(tmp_path / "other"), out=out)
+    assert not (Path(out) / "submission.zip").exists()
+    assert not (Path(out) / "asked.csv").exists()
     first, second = (
         pd.read_parquet(f"{each}/predictions.parquet").set_index("image_id").sort_index() for each in (folder, out)
     )
