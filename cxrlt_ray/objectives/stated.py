@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     A = TypeVar("A", bound=Asking)
 
 READS = Needs(single=True, whole=True, statements=True, rows=True, eager=True)
-PHRASES, ALIKE = Setting(4, *COUNT), Setting(1.5)  # sentences an image; standard deviations
+PHRASES, ALIKE = Setting(4, *COUNT), Setting(1.5, *NOT_NEGATIVE)  # sentences an image; standard deviations
 
 
 @register_objective("stated")
