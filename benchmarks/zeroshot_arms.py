@@ -70,8 +70,8 @@ def _heads(track: str) -> list[Arm]:
 
 
 SEEN, SUPERVISED, MINED = Arm("seen"), Arm("supervised", labels="all"), "mined"
-# without pretraining: what sentences of reports add
 CONTROLLED, FINDINGS, SHUFFLED, RANDOM = "bilinear, reports", "bilinear, findings", "shuffled", "random texts"
+# what sentences of reports add, without pretraining, and what texts of findings do
 BESIDE = {"film, sentences": "film, findings", CONTROLLED: FINDINGS, FINDINGS: RANDOM}
 ARMS = [
     SEEN,

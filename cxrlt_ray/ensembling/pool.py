@@ -68,10 +68,9 @@ class Pool:
 def candidates(run: Run, split: str | None, pruned: bool = False, say: Say = print) -> list[Trial]:
     """Trials that can be chosen: with validation predictions, and able to score `split` or having done so.
 
-    split: None where the data has no images of it: then those that can score new ones, if there are any.
-
-    Pruned ones only if asked for, or where fewer than ENOUGH finished: chosen among, they cost an ensemble of what
-    it finds on other subjects (benchmarks/search.py). Raises CxrltError where there is none.
+    Where the data has no such images, split is None: then able to score new ones, if any trial is. Pruned ones only if
+    asked for, or where fewer than ENOUGH finished: chosen among, they cost an ensemble of what it finds on other
+    subjects (benchmarks/search.py). Raises CxrltError where there is none.
     """
     # a trial that still runs would change under the ensemble, or be run anew by --resume
     files = run.files()  # one listing: of 10,000 trials on an object store single questions take minutes

@@ -204,7 +204,7 @@ class Bilinear(TextHead):
     weights are made of the text (ALE, Akata et al. 2016, eq. 3, with a bias).
 
     For up to E findings it fits what head `linear` can, and learns it as fast: where hidden layers join image and text
-    (pair, film, query_decoder), a few epochs of a small cohort are not enough (benchmarks/RESULTS.md).
+    (pair, film), a few epochs of a small cohort are not enough (docs/zeroshot.md).
     """
 
     needs_map = False
