@@ -10,6 +10,7 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,15 +20,18 @@ import yaml
 
 from cxrlt_ray import ensemble, models, report
 from cxrlt_ray.data.shards import encode, pack
+from cxrlt_ray.data.tasks import Task
 from cxrlt_ray.errors import UsageError
 from cxrlt_ray.page.costs import gflops_of
 from cxrlt_ray.page.facts import Facts, public
 from cxrlt_ray.page.records import Report
 from cxrlt_ray.page.render import gathered, render
+from cxrlt_ray.page.sections.ensemble import _about
 from cxrlt_ray.page.sections.registry import sections
 from cxrlt_ray.page.written import write_report
 from cxrlt_ray.runs.contamination import Contamination
 from cxrlt_ray.runs.cost import flops_of
+from cxrlt_ray.runs.ensemble_record import ChosenMethod, EnsembleRecord
 from cxrlt_ray.runs.predictions import read_predictions
 from cxrlt_ray.runs.records import EpochRecord, ShardsRecord
 from cxrlt_ray.runs.store import Run, best_first, load_run
@@ -436,3 +440,16 @@ def test_the_page_is_well_formed_and_its_ids_are_unique(storage):
 def test_the_templates_are_in_the_package():
     folder = Path(render.__code__.co_filename).parent / "templates"
     assert {path.name for path in folder.iterdir()} == {"page.html.j2", "page.css", "page.js", "model_card.j2"}
+
+
+@pytest.mark.parametrize(
+    ("guard", "track", "said"), [(100.0, None, True), (0.0, None, True), (None, None, False), (100.0, "reports", False)]
+)
+def test_a_blend_is_named_where_findings_have_weights_of_their_own(guard, track, said):
+    record = EnsembleRecord(
+        name="greedy", task=Task("auto", ("Mass",)), members=[], selector="greedy", blend=["simplex", "nnls"],
+        lean="sound", track=track, chosen=ChosenMethod(selector="greedy_bagged", guard=guard), aggregation="none",
+    )  # fmt: skip
+    text = _about(SimpleNamespace(ensemble=SimpleNamespace(record=record)))
+    assert ("the weights of simplex and nnls count as much" in text) == said
+    assert ("against the mean of the sound trials with a guard of 100 positive subjects" in text) == (guard == 100.0)

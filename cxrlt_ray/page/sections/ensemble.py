@@ -129,7 +129,7 @@ def _about(facts: Facts) -> str:
         text += (
             f"; a finding's own weights count against {LEANS[record.lean]} with a guard of {guard:g} positive subjects"
         )
-    if record.blend:
+    if record.blend and isinstance(guard, float) and record.track is None:  # where findings have weights of their own
         text += f"; the weights of {' and '.join(record.blend)} count as much"
     if record.joined_by != "none":
         text += f"; a study's images are joined by {record.joined_by}"
